@@ -1,0 +1,1 @@
+"""From a source to variants with evidence: export, fuse, quantize, verify."""

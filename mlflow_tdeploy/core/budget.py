@@ -1,0 +1,114 @@
+"""How far a variant may be from its reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+
+#: Metrics that get worse when they fall; every other known one gets worse when it rises.
+_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", "accuracy", "f1"})
+_LOWER_IS_BETTER = frozenset(
+    {"max_difference", "max_relative_difference", "max_score_difference", "accuracy_drop", "f1_drop", "non_finite"}
+)
+_LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Tell the direction of a known metric.
+
+    Raises:
+        InvalidInputError: The metric is not known.
+    """
+    if metric not in _HIGHER_IS_BETTER | _LOWER_IS_BETTER:
+        known = ", ".join(sorted(_HIGHER_IS_BETTER | _LOWER_IS_BETTER))
+        raise InvalidInputError(f"Unknown metric {metric!r} in a budget. Known: {known}.")
+    return metric in _HIGHER_IS_BETTER
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One bound, for example ``worst_cosine >= 0.99``."""
+
+    metric: str
+    op: Literal[">=", "<="]
+    bound: float
+
+    def __post_init__(self) -> None:
+        if self.op != (">=" if higher_is_better(self.metric) else "<="):
+            raise InvalidInputError(f"The limit '{self}' has the wrong direction: use '{_direction(self.metric)}'.")
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.op} {self.bound:g}"
+
+    def violation(self, metrics: Mapping[str, float]) -> str | None:
+        """Return why ``metrics`` break this limit, or None. What was not measured counts as broken."""
+        if self.metric not in metrics:
+            return f"{self.metric} was not measured (budget {self})"
+        value = metrics[self.metric]
+        kept = value >= self.bound if self.op == ">=" else value <= self.bound
+        return None if kept else f"{self.metric} is {value:.4g} (budget {self})"
+
+
+def _direction(metric: str) -> str:
+    return ">=" if higher_is_better(metric) else "<="
+
+
+@dataclass(frozen=True)
+class Budget:
+    """All limits of a model; a variant that breaks one is never chosen."""
+
+    limits: tuple[Limit, ...]
+
+    @classmethod
+    def of(cls, value: object) -> Budget:
+        """Make a budget from what a user writes.
+
+        Args:
+            value: A Budget, ``"worst_cosine >= 0.99"``, several of them separated by commas or in a list, or a
+                mapping from metric to bound (the direction follows from the metric).
+
+        Raises:
+            InvalidInputError: Not of that form, an unknown metric or a wrong direction.
+        """
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, Mapping):
+            return cls(tuple(_limit_of(name, bound) for name, bound in value.items()))
+        if isinstance(value, str):
+            value = value.split(",")
+        if not isinstance(value, Iterable):
+            raise InvalidInputError(f"A budget is text like 'worst_cosine >= 0.99' or a mapping, got {value!r}.")
+        return cls(tuple(_parse_limit(part) for part in value))
+
+    def violations(self, metrics: Mapping[str, float]) -> tuple[str, ...]:
+        """Return every broken limit as a sentence; numbers that are not finite always break it."""
+        found = [] if not metrics.get("non_finite") else [f"{metrics['non_finite']:.0f} values are NaN or infinite"]
+        found += [text for limit in self.limits if (text := limit.violation(metrics))]
+        return tuple(found)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.limits)) or "no limit"
+
+
+def _limit_of(metric: object, bound: object) -> Limit:
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)) or bound != bound:
+        raise InvalidInputError(f"The bound of {metric!r} must be a number, got {bound!r}.")
+    return Limit(str(metric), ">=" if higher_is_better(str(metric)) else "<=", float(bound))
+
+
+def _parse_limit(part: Any) -> Limit:
+    if isinstance(part, Limit):
+        return part
+    match = _LIMIT.fullmatch(part) if isinstance(part, str) else None
+    if match is None:
+        raise InvalidInputError(f"Cannot read the limit {part!r}. Write it like 'worst_cosine >= 0.99'.")
+    metric, op, bound = match.groups()
+    try:
+        number = float(bound)
+    except ValueError:
+        raise InvalidInputError(f"The bound of {metric!r} must be a number, got {bound!r}.") from None
+    return Limit(metric, ">=" if op in (">=", "≥") else "<=", number)

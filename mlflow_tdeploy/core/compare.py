@@ -1,0 +1,89 @@
+"""Differences between a reference's outputs and a variant's, gathered over many batches.
+
+Thresholds are elsewhere (:mod:`mlflow_tdeploy.core.budget`): a comparison only measures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+from mlflow_tdeploy.core.tensors import Array, Arrays
+
+
+class Comparison(ABC):
+    """Adds up differences batch by batch; each task says which outputs are compared and how."""
+
+    @abstractmethod
+    def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
+        """Take in one batch: the reference's outputs, the variant's outputs, and the inputs of both."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics so far, always finite numbers."""
+
+
+class Rows:
+    """Row-wise differences of two matrices, accumulated.
+
+    Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0) and by the
+    largest absolute difference. A value that is finite in the reference and not in the variant makes its
+    row's cosine -1 and is counted.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._worst = 1.0
+        self._sum = 0.0
+        self._max = 0.0
+        self._relative = 0.0
+        self._bad = 0
+
+    def add(self, reference: Array, got: Array) -> None:
+        """Compare ``got`` with ``reference``, both (rows, features)."""
+        if reference.shape != got.shape:
+            raise ValueError(f"cannot compare shapes {reference.shape} and {got.shape}")
+        if reference.size == 0:
+            return
+        ref, new = reference.astype(np.float64), got.astype(np.float64)
+        bad = np.isfinite(ref) & ~np.isfinite(new)
+        agree = ~np.isfinite(ref) | bad  # positions that say nothing about closeness
+        ref, new = np.where(agree, 0.0, ref), np.where(agree, 0.0, new)
+        cosine = np.where(bad.any(axis=1), -1.0, _cosine(ref, new))
+        difference = np.abs(ref - new)
+        self.count += len(ref)
+        self._worst = min(self._worst, float(cosine.min()))
+        self._sum += float(cosine.sum())
+        self._max = max(self._max, float(difference.max()))
+        scale = float(np.abs(ref).max())
+        self._relative = max(self._relative, float(difference.max()) / scale if scale else float(difference.max() > 0))
+        self._bad += int(bad.sum())
+
+    def metrics(self) -> dict[str, float]:
+        """Return worst and mean cosine, largest absolute and relative difference, and how many rows."""
+        return {
+            "worst_cosine": self._worst,
+            "mean_cosine": self._sum / self.count if self.count else 1.0,
+            "max_difference": self._max,
+            "max_relative_difference": self._relative,
+            "non_finite": float(self._bad),
+            "rows": float(self.count),
+        }
+
+
+def _cosine(a: Array, b: Array) -> Array:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    zero = norms == 0.0
+    same = np.where((a == b).all(axis=1), 1.0, 0.0)
+    return np.where(zero, same, np.clip((a * b).sum(axis=1) / np.where(zero, 1.0, norms), -1.0, 1.0))
+
+
+def same_outputs(reference: Arrays, got: Arrays) -> str | None:
+    """Return why two sets of outputs cannot be compared (a missing name, another shape), or None."""
+    for name, array in reference.items():
+        if name not in got:
+            return f"output '{name}' is missing"
+        if got[name].shape != array.shape:
+            return f"output '{name}' has shape {got[name].shape}, the reference's is {array.shape}"
+    return None

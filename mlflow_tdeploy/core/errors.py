@@ -1,0 +1,90 @@
+"""Every failure a user can see, as plain exceptions.
+
+``core`` knows no MLflow: each class names the MLflow error code it becomes, and the one place that
+translates (:func:`mlflow_tdeploy.registry_io.mlflow_errors`) reads it. A message says what failed,
+why, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class TDeployError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+    #: Name of the MLflow error code (``mlflow.protos.databricks_pb2``) this error becomes at the seam.
+    code: str = "INTERNAL_ERROR"
+
+
+class InvalidInputError(TDeployError):
+    """A value that the caller passed cannot be used; nothing was changed."""
+
+    code = "INVALID_PARAMETER_VALUE"
+
+
+class NotFoundError(TDeployError):
+    """Something named by the caller does not exist."""
+
+    code = "RESOURCE_DOES_NOT_EXIST"
+
+
+class ConflictError(TDeployError):
+    """Something of that name exists already and is never overwritten."""
+
+    code = "RESOURCE_ALREADY_EXISTS"
+
+
+class IntegrityError(TDeployError):
+    """A file is missing, truncated, changed or outside the bundle."""
+
+    code = "INVALID_STATE"
+
+
+class SchemaVersionError(TDeployError):
+    """The bundle was written by a newer version of this package."""
+
+    code = "FEATURE_DISABLED"
+
+
+class ManifestError(TDeployError):
+    """A JSON record of a bundle does not have the documented form."""
+
+    code = "INVALID_STATE"
+
+
+class BudgetError(TDeployError):
+    """A variant is further from its reference than the model's budget allows."""
+
+    code = "INVALID_STATE"
+
+
+class NoVariantError(TDeployError):
+    """No variant of the bundle can serve on this host under the given policy."""
+
+    code = "INVALID_STATE"
+
+
+class SessionError(TDeployError):
+    """A runtime could not open or run a variant."""
+
+    code = "INTERNAL_ERROR"
+
+
+class BuildError(TDeployError):
+    """A build step (export, fusion, quantization, verification) failed."""
+
+    code = "INTERNAL_ERROR"
+
+
+class ExportError(BuildError):
+    """A module could not be exported to ONNX, or the graph is not the module."""
+
+
+class MissingDependencyError(TDeployError):
+    """An optional package is needed and not installed; the message holds the install line."""
+
+    code = "INVALID_STATE"
+
+    def __init__(self, package: str, purpose: str, install: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}', which is not installed. Install it with: {install}")
+        self.package = package
+        self.install = install

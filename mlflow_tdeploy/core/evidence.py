@@ -1,0 +1,78 @@
+"""What was measured about a variant: append-only records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.variant import check_variant_id
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """Which data a measurement used.
+
+    Attributes:
+        name: Where it is from.
+        sha256: Digest of the data itself.
+        count: How many items.
+    """
+
+    name: str
+    sha256: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measurement.
+
+    Attributes:
+        variant: Id of the variant measured.
+        kind: ``accuracy`` (against the reference) or ``latency``.
+        metrics: Finite numbers by name; latencies in milliseconds.
+        data: What it was measured on.
+        host: The host it was measured on.
+        passed: For accuracy: whether the model's budget holds.
+        violations: Why not, one sentence per broken limit.
+        shapes: The shapes covered, for example ``batch=8,sequence=128``.
+        settings: What else belongs to the figure: threads, repetitions, token budget, runtime.
+        created: UTC time in ISO format.
+    """
+
+    variant: str
+    kind: Literal["accuracy", "latency"]
+    metrics: Mapping[str, float]
+    data: DataRecord | None = None
+    host: Fingerprint | None = None
+    passed: bool | None = None
+    violations: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        check_variant_id(self.variant)
+
+
+def latest_accuracy(evidence: Iterable[Evidence]) -> Evidence | None:
+    """Return the newest accuracy record, by time."""
+    records = [record for record in evidence if record.kind == "accuracy"]
+    return max(records, key=lambda record: record.created, default=None)
+
+
+def measured_latency(evidence: Iterable[Evidence], host: Fingerprint, runtime: str) -> float | None:
+    """Return the newest median latency in ms measured with ``runtime`` on this kind of host, if any."""
+    records = [
+        record
+        for record in evidence
+        if record.kind == "latency"
+        and record.host is not None
+        and record.host.kind == host.kind
+        and record.settings.get("runtime") == runtime
+        and "p50_ms" in record.metrics
+    ]
+    newest = max(records, key=lambda record: record.created, default=None)
+    return newest.metrics["p50_ms"] if newest else None

@@ -1,0 +1,89 @@
+"""One registry behind every extension point: tasks, runtimes, recipes."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named things of one kind, each registered once.
+
+    A package given as ``discover`` is imported module by module on first use (modules whose name
+    starts with ``_`` are shared helpers and are skipped): adding a task, a runtime or a recipe is
+    adding one file.
+
+    Args:
+        kind: What the things are called in messages, for example ``"task"``.
+        discover: Dotted name of the package whose modules register themselves.
+    """
+
+    def __init__(self, kind: str, discover: str | None = None) -> None:
+        self.kind = kind
+        self._discover = discover
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that registers the decorated thing under ``name``.
+
+        Raises:
+            ConflictError: ``name`` is taken by something else.
+        """
+
+        def add(item: T) -> T:
+            if name in self._items:
+                raise ConflictError(
+                    f"Cannot register the {self.kind} '{name}': that name is taken by {self._items[name]!r}. "
+                    f"Choose another name, or unregister the first."
+                )
+            self._items[name] = item
+            return item
+
+        return add
+
+    def unregister(self, name: str) -> None:
+        """Remove ``name``; absent names are ignored."""
+        self._items.pop(name, None)
+
+    def get(self, name: str) -> T:
+        """Return the thing called ``name``.
+
+        Raises:
+            InvalidInputError: Nothing has that name; the message lists what exists.
+        """
+        self._load()
+        try:
+            return self._items[name]
+        except (KeyError, TypeError):
+            raise InvalidInputError(
+                f"Unknown {self.kind} {name!r}. Available: {', '.join(sorted(self._items)) or 'none'}."
+            ) from None
+
+    def names(self) -> tuple[str, ...]:
+        """Return every registered name, sorted."""
+        self._load()
+        return tuple(sorted(self._items))
+
+    def __iter__(self) -> Iterator[T]:
+        self._load()
+        return iter([self._items[name] for name in sorted(self._items)])
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return name in self._items
+
+    def _load(self) -> None:
+        if self._discover is None:
+            return
+        package: ModuleType = importlib.import_module(self._discover)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self._discover}.{module.name}")
+        self._discover = None

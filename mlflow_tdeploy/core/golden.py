@@ -1,0 +1,88 @@
+"""Golden requests: inputs and the reference's answers, logged with the model.
+
+Stored as one JSON document whose arrays are references into one ``.npz`` file (never pickled).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import ManifestError
+from mlflow_tdeploy.core.tensors import Array, Arrays
+
+_KEY = "$array"
+
+
+@dataclass(frozen=True)
+class GoldenRequest:
+    """One request and the reference's answers to it.
+
+    Attributes:
+        inputs: What ``predict`` takes: texts, or a name → array mapping for ``tensors``.
+        feeds: The graph's input arrays for it (one batch).
+        outputs: The reference's output arrays for ``feeds``.
+        answer: What ``predict`` returned for the reference.
+    """
+
+    inputs: Any
+    feeds: Arrays
+    outputs: Arrays
+    answer: Any
+
+
+def dump(requests: tuple[GoldenRequest, ...]) -> tuple[str, bytes]:
+    """Return the JSON text and the ``.npz`` content of the requests."""
+    arrays: Arrays = {}
+    plain = [_flatten(vars(request), arrays, f"{index}") for index, request in enumerate(requests)]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{_escape(key): value for key, value in arrays.items()})  # type: ignore[arg-type]
+    return json.dumps({"requests": plain}, indent=1, ensure_ascii=False) + "\n", buffer.getvalue()
+
+
+def load(text: str | bytes, npz: bytes) -> tuple[GoldenRequest, ...]:
+    """Read what :func:`dump` wrote.
+
+    Raises:
+        ManifestError: The files are damaged.
+    """
+    try:
+        with np.load(io.BytesIO(npz), allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        return tuple(GoldenRequest(**_restore(entry, arrays)) for entry in json.loads(text)["requests"])
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+        raise ManifestError(f"The golden requests are damaged ({error}). Log the model again.") from error
+
+
+def _escape(key: str) -> str:
+    return key.replace("/", "|")
+
+
+def _flatten(value: Any, arrays: Arrays, path: str) -> Any:
+    if isinstance(value, np.ndarray):
+        arrays[path] = value
+        return {_KEY: _escape(path), "dtype": str(value.dtype)}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _flatten(item, arrays, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_flatten(item, arrays, f"{path}.{index}") for index, item in enumerate(value)]
+    return value
+
+
+def _restore(value: Any, arrays: Arrays) -> Any:
+    if isinstance(value, dict):
+        if _KEY in value:
+            array: Array = arrays[value[_KEY]]
+            return array
+        return {key: _restore(item, arrays) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restore(item, arrays) for item in value]
+    return value

@@ -1,0 +1,89 @@
+"""What a model is: written once, when it is logged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import ManifestError, SchemaVersionError
+from mlflow_tdeploy.core.records import from_json
+from mlflow_tdeploy.core.tensors import Signature
+from mlflow_tdeploy.core.variant import FileRecord, check_variant_id
+
+#: Raised when a record changes in a way that older readers would misread.
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """Where the model came from.
+
+    Attributes:
+        kind: ``transformers``, ``sentence-transformers``, ``torch`` or ``onnx``.
+        name: Hub id, folder name or class.
+        revision: Commit of the hub repository, when it is known.
+        architecture: Class name of the model.
+    """
+
+    kind: str
+    name: str
+    revision: str | None = None
+    architecture: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The bundle's description.
+
+    Attributes:
+        schema_version: Version of the record format.
+        task: Name of a task in :mod:`mlflow_tdeploy.core.tasks`.
+        task_config: The task's own settings (labels, tokenizer settings, …), JSON values only.
+        source: Where the model came from.
+        signature: Tensors and dimensions of every variant's graph.
+        budget: How far a variant may be from the reference.
+        reference: Id of the variant that evidence compares with.
+        assets: Tokenizer, labels and the like, below ``assets/``.
+        golden: The golden requests' files, below ``golden/``.
+        created: UTC time in ISO format.
+        made_with: Versions of the packages that logged it.
+    """
+
+    schema_version: int
+    task: str
+    task_config: Mapping[str, Any]
+    source: SourceRecord
+    signature: Signature
+    budget: Budget
+    reference: str
+    assets: tuple[FileRecord, ...] = ()
+    golden: tuple[FileRecord, ...] = ()
+    created: str = ""
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_variant_id(self.reference)
+
+    @classmethod
+    def read(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:
+        """Parse a manifest.
+
+        Raises:
+            SchemaVersionError: A newer version of this package wrote it.
+            ManifestError: It is damaged.
+        """
+        try:
+            version = json.loads(text).get("schema_version")
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise ManifestError(
+                f"{where} is not a JSON object ({error}). The file is damaged: log the model again."
+            ) from error
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                f"{where} has schema version {version}; this mlflow-tdeploy reads up to {SCHEMA_VERSION}. "
+                f"Upgrade with: pip install -U mlflow-tdeploy"
+            )
+        return from_json(cls, text, where)

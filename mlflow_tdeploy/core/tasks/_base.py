@@ -1,0 +1,166 @@
+"""The contract of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.compare import Comparison
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tensors import Arrays, At, Signature
+
+_PARAM_TYPES: dict[str, type | tuple[type, ...]] = {
+    "integer": (int, np.integer),
+    "string": str,
+    "double": (int, float, np.floating),
+    "boolean": (bool, np.bool_),
+}
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of ``predict``: becomes a ``ParamSpec`` of the MLflow signature."""
+
+    name: str
+    dtype: Literal["integer", "string", "double", "boolean"]
+    default: Any
+    help: str
+
+    def check(self, value: Any) -> Any:
+        """Return ``value`` if it has the declared type; None means the default.
+
+        Raises:
+            InvalidInputError: It has another type.
+        """
+        if value is None:
+            return self.default
+        wrong_bool = isinstance(value, (bool, np.bool_)) and self.dtype != "boolean"
+        if wrong_bool or not isinstance(value, _PARAM_TYPES[self.dtype]):
+            raise InvalidInputError(
+                f"The parameter '{self.name}' must be of type {self.dtype}, got {value!r}. {self.help}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Field:
+    """A column of an answer."""
+
+    name: str
+    dtype: Literal["string", "double", "long", "boolean"]
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """What ``predict`` returns, for the MLflow output schema.
+
+    Attributes:
+        kind: ``array`` (one float row per input), ``records`` (one row of ``fields`` per input), ``nested``
+            (one nested list of floats per input) or ``tensors`` (name → array).
+        width: Row length for ``array``; -1 when it varies.
+        fields: Columns for ``records``.
+    """
+
+    kind: Literal["array", "records", "nested", "tensors"]
+    width: int = -1
+    fields: tuple[Field, ...] = ()
+
+
+class Encoded(ABC):
+    """A request turned into numbers, not yet padded.
+
+    Attributes:
+        lengths: Cost of each item in tokens, for planning batches.
+    """
+
+    lengths: Sequence[int]
+
+    @abstractmethod
+    def collate(self, indices: Sequence[int]) -> Arrays:
+        """Return the graph's input arrays for these items, padded together. Rows beyond the items are filler."""
+
+
+class Task(ABC):
+    """From inputs to tensors and from tensors to answers. Instances are immutable and used by many threads.
+
+    Args:
+        config: The manifest's ``task_config``.
+        signature: The graph's signature.
+        assets: Folder with the tokenizer and other files.
+    """
+
+    name: ClassVar[str]
+    #: ``text`` (strings) or ``tensors`` (name → array).
+    input_kind: ClassVar[Literal["text", "tensors"]]
+    params: ClassVar[tuple[Param, ...]] = ()
+    default_budget: ClassVar[Budget]
+
+    def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
+        self.config = config
+        self.signature = signature
+        self.assets = assets
+
+    @abstractmethod
+    def items(self, inputs: Any) -> list[Any]:
+        """Validate what the user passed and return the items of the request.
+
+        Raises:
+            InvalidInputError: Empty, of a wrong type, or with a value that cannot be used; names the position.
+        """
+
+    @abstractmethod
+    def encode(self, items: Sequence[Any]) -> Encoded:
+        """Return the items as numbers."""
+
+    @abstractmethod
+    def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
+        """Return one answer per item of a batch; ``count`` rows are items, the rest is filler."""
+
+    @abstractmethod
+    def finish(self, answers: list[Any], params: Mapping[str, Any]) -> Any:
+        """Return the whole request's answer from the items' answers, in the caller's order."""
+
+    @abstractmethod
+    def answer_form(self) -> AnswerForm:
+        """Describe what ``predict`` returns with default parameters."""
+
+    @abstractmethod
+    def comparison(self) -> Comparison:
+        """Return a fresh comparison of graph outputs for this task."""
+
+    @abstractmethod
+    def example_feeds(self, at: At, *, ragged: bool, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Arrays:
+        """Return realistic graph inputs at a corner of the signature's ranges.
+
+        Args:
+            at: Which size of every dimension.
+            ragged: Whether rows have different lengths (where the task has a mask).
+            seed: Seed of what is random.
+            sizes: Sizes that replace those of ``at``, by dimension.
+        """
+
+    def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
+        """Return the task's quality metrics of predictions against labels; nothing by default."""
+        del answers, labels
+        return {}
+
+    def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return every parameter with its value or default.
+
+        Raises:
+            InvalidInputError: An unknown name or a wrong type.
+        """
+        given = dict(params or {})
+        checked = {param.name: param.check(given.pop(param.name, None)) for param in self.params}
+        if given:
+            known = ", ".join(param.name for param in self.params) or "none"
+            raise InvalidInputError(
+                f"Unknown parameter {min(map(str, given))!r} for task '{self.name}'. Known: {known}."
+            )
+        return checked

@@ -1,0 +1,197 @@
+"""What all text tasks share: reading texts, tokenizing, padding."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
+from mlflow_tdeploy.core.tasks._base import Encoded, Task
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
+
+#: Columns or keys under which a table of texts is recognized.
+_TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
+_ROW_FILE = "tokenizer.json"
+
+
+class TextTask(Task):
+    """A task whose items are texts and whose graph takes token ids.
+
+    ``config`` keys: ``max_length`` (tokens, special ones included), ``pad_id``, ``pad_type_id``, ``padding_side``,
+    ``truncation_side`` and ``strip`` (whether surrounding white space is removed, as sentence-transformers does).
+    """
+
+    input_kind: ClassVar[Literal["text", "tensors"]] = "text"
+
+    def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
+        super().__init__(config, signature, assets)
+        self._names = tuple(spec.name for spec in signature.inputs)
+        self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in signature.inputs}
+        self._left = config.get("padding_side") == "left"
+        self._pads = {"input_ids": int(config.get("pad_id", 0)), "token_type_ids": int(config.get("pad_type_id", 0))}
+        if unknown := set(self._names) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"}:
+            raise InvalidInputError(
+                f"Task '{self.name}' cannot fill the graph input '{min(unknown)}': text graphs take input_ids, "
+                f"attention_mask, token_type_ids and position_ids. Log it with task='tensors'."
+            )
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, truncating at the model's length and never padding."""
+        path = self.assets / _ROW_FILE
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise IntegrityError(f"Cannot read the tokenizer {path.name}: {error}. Log the model again.") from error
+        tokenizer.no_padding()
+        longest = min(int(self.config["max_length"]), self._dim("sequence", "max"))
+        tokenizer.enable_truncation(longest, direction=self.config.get("truncation_side", "right"))
+        return tokenizer
+
+    def items(self, inputs: Any) -> list[str]:
+        """Return the texts of a request: a string, a list, an array, a Series, a table or a mapping."""
+        texts = _texts(inputs)
+        if not texts:
+            raise InvalidInputError(f"The request is empty: task '{self.name}' needs at least one text.")
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InvalidInputError(_not_a_text(index, text))
+        return [text.strip() for text in texts] if self.config.get("strip") else texts
+
+    def encode(self, items: Sequence[str]) -> TextEncoded:
+        """Tokenize the texts."""
+        try:
+            encodings = self.tokenizer.encode_batch_fast(items) if len(items) > 1 else [self.tokenizer.encode(items[0])]
+        except TypeError as error:  # a lone surrogate is str for Python and not text for the tokenizer
+            bad = next((i for i, item in enumerate(items) if not _is_unicode(item)), None)
+            if bad is None:
+                raise
+            raise InvalidInputError(
+                f"Text {bad} is not valid Unicode (it has a lone surrogate) and cannot be encoded as UTF-8. "
+                f"Decode the bytes with errors='replace' first."
+            ) from error
+        return TextEncoded(self, encodings)
+
+    def example_feeds(self, at: At, *, ragged: bool, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Arrays:
+        """Return token ids of the vocabulary in random order, rows of random lengths where ragged."""
+        random = np.random.default_rng(seed)
+        wanted = dict(sizes or {})
+        batch = wanted.get("batch") or self._dim("batch", at)
+        width = wanted.get("sequence") or self._dim("sequence", at)
+        shortest = min(2, width)
+        lengths = random.integers(shortest, width + 1, batch) if ragged else np.full(batch, width)
+        lengths[0] = width
+        frame = self.tokenizer.encode("").ids  # the special tokens that surround every text
+        vocabulary = self.tokenizer.get_vocab_size(with_added_tokens=False)
+        rows = [_framed(random.integers(0, vocabulary, size).tolist(), frame) for size in lengths.tolist()]
+        return self.pad([(row, [0] * len(row)) for row in rows], width)
+
+    def pad(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Arrays:
+        """Return the graph's inputs for rows of (token ids, type ids), padded to ``width``.
+
+        Rows are added up to the smallest batch that the graph takes.
+        """
+        width = max(width, self._dim("sequence", "min"))
+        count = max(len(rows), self._dim("batch", "min"))
+        columns = {
+            "input_ids": [ids for ids, _ in rows],
+            "token_type_ids": [types for _, types in rows],
+            "attention_mask": [np.ones(len(ids), np.int8) for ids, _ in rows],
+            "position_ids": [np.arange(len(ids)) for ids, _ in rows],
+        }
+        return {name: self._fill(name, columns[name], count, width) for name in self._names}
+
+    def _fill(self, name: str, rows: Sequence[Sequence[int] | Array], count: int, width: int) -> Array:
+        array = np.full((count, width), self._pads.get(name, 0), dtype=self._dtypes[name])
+        for index, row in enumerate(rows):
+            if self._left:
+                array[index, width - len(row) :] = row
+            else:
+                array[index, : len(row)] = row
+        array[len(rows) :] = array[0]  # filler rows repeat a real one: a fully masked row can give NaN
+        return array
+
+    def _dim(self, name: str, at: At) -> int:
+        if self.signature.has_dim(name):
+            return self.signature.dim(name).at(at)
+        axis = 0 if name == "batch" else 1
+        size = self.signature.inputs[0].shape[axis]
+        return size if isinstance(size, int) else self.signature.dim(size).at(at)
+
+    @abstractmethod
+    def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]: ...
+
+
+class TextEncoded(Encoded):
+    """Tokenized texts."""
+
+    def __init__(self, task: TextTask, encodings: Sequence[Encoding]) -> None:
+        self._task = task
+        self._encodings = encodings
+        self.lengths = [len(encoding) for encoding in encodings]
+
+    def collate(self, indices: Sequence[int]) -> Arrays:
+        """Return the padded arrays of these texts."""
+        rows = [(self._encodings[index].ids, self._encodings[index].type_ids) for index in indices]
+        return self._task.pad(rows, max(len(ids) for ids, _ in rows))
+
+
+def _framed(ids: list[int], frame: list[int]) -> list[int]:
+    """Put the special tokens of an empty text around ``ids`` without changing the length."""
+    if not frame or len(ids) <= len(frame):
+        return ids
+    head, tail = frame[: (len(frame) + 1) // 2], frame[(len(frame) + 1) // 2 :]
+    return head + ids[len(head) : len(ids) - len(tail)] + tail
+
+
+def _texts(inputs: Any) -> list[Any]:
+    if isinstance(inputs, str):
+        return [inputs]
+    if hasattr(inputs, "columns"):  # a DataFrame, told by its shape: core does not import pandas
+        return list(inputs[_text_key(list(inputs.columns))])
+    if isinstance(inputs, Mapping):
+        return _texts(inputs[_text_key(list(inputs))])
+    if isinstance(inputs, (bytes, bytearray)):
+        raise InvalidInputError(_not_a_text(0, inputs))
+    if isinstance(inputs, np.ndarray):
+        return list(inputs.reshape(-1).tolist())
+    if hasattr(inputs, "tolist"):  # a Series
+        return list(inputs.tolist())
+    if isinstance(inputs, (list, tuple)):
+        return list(inputs)
+    raise InvalidInputError(
+        f"Cannot read texts from {type(inputs).__name__}: pass a string, a list of strings or a table."
+    )
+
+
+def _text_key(keys: list[Any]) -> Any:
+    if len(keys) == 1:
+        return keys[0]
+    found = [key for key in keys if key in _TEXT_KEYS]
+    if len(found) != 1:
+        raise InvalidInputError(
+            f"Cannot tell which column holds the texts: got {keys}. Pass one column, or name it 'text'."
+        )
+    return found[0]
+
+
+def _not_a_text(index: int, value: Any) -> str:
+    if value is None or value != value:  # NaN, also pandas' missing values where they compare so
+        return f"Text {index} is missing ({value!r}). Fill or drop missing values first."
+    if isinstance(value, (bytes, bytearray)):
+        return f"Text {index} is bytes. Decode it first, for example with .decode('utf-8')."
+    return f"Text {index} must be a string, got {type(value).__name__} ({str(value)[:40]})."
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""Any graph: takes and returns name → array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from mlflow_tdeploy.core.budget import Budget, Limit
+from mlflow_tdeploy.core.compare import Comparison, Rows
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype
+
+
+@TASKS.register("tensors")
+class Tensors(Task):
+    """One request is one batch of arrays; sizes out of range are refused before inference."""
+
+    name: ClassVar[str] = "tensors"
+    input_kind: ClassVar[Literal["text", "tensors"]] = "tensors"
+    default_budget: ClassVar[Budget] = Budget((Limit("worst_cosine", ">=", 0.99),))
+
+    def items(self, inputs: Any) -> list[Any]:
+        """Return the request's arrays, checked against the signature, as the only item."""
+        arrays = self._arrays(inputs)
+        for name, array in arrays.items():
+            if array.size == 0:
+                raise InvalidInputError(f"Input '{name}' is empty (shape {array.shape}).")
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                raise InvalidInputError(f"Input '{name}' has NaN values. Fill them first.")
+        self.signature.bind(arrays)
+        return [arrays]
+
+    def encode(self, items: Sequence[Any]) -> Encoded:
+        """Pass the arrays on."""
+        return _Whole(items)
+
+    def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the outputs by name."""
+        return [outputs]
+
+    def finish(self, answers: list[Any], params: Mapping[str, Any]) -> Arrays:
+        """Return the only answer."""
+        arrays: Arrays = answers[0]
+        return arrays
+
+    def answer_form(self) -> AnswerForm:
+        """Return tensors as the signature's outputs say."""
+        return AnswerForm("tensors")
+
+    def comparison(self) -> Comparison:
+        """Compare every output, one row per first axis."""
+        return _TensorComparison()
+
+    def example_feeds(self, at: At, *, ragged: bool, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Arrays:
+        """Return random arrays: normal floats, small non-negative integers, masks of ones (ragged: prefixes)."""
+        random = np.random.default_rng(seed)
+        feeds: Arrays = {}
+        for spec in self.signature.inputs:
+            shape = tuple(
+                size if isinstance(size, int) else (sizes or {}).get(size) or self.signature.dim(size).at(at)
+                for size in spec.shape
+            )
+            feeds[spec.name] = self._random(spec.name, numpy_dtype(spec.dtype), shape, ragged, random)
+        return feeds
+
+    def _random(
+        self, name: str, dtype: Any, shape: tuple[int, ...], ragged: bool, random: np.random.Generator
+    ) -> Array:
+        if "mask" in name:
+            mask = np.ones(shape, dtype=dtype)
+            if ragged and len(shape) == 2:
+                lengths = random.integers(1, shape[1] + 1, shape[0])
+                lengths[0] = shape[1]
+                mask *= (np.arange(shape[1]) < lengths[:, None]).astype(dtype)
+            return mask
+        if dtype.kind in "iu":
+            top = int(self.config.get("integer_ranges", {}).get(name, 2))
+            return np.asarray(random.integers(0, top, shape).astype(dtype))
+        if dtype.kind == "b":
+            return np.asarray(random.integers(0, 2, shape).astype(bool))
+        return np.asarray(random.standard_normal(shape).astype(dtype))
+
+    def _arrays(self, inputs: Any) -> Arrays:
+        if hasattr(inputs, "columns"):  # a DataFrame: one column per input
+            inputs = {str(name): np.asarray(inputs[name].tolist()) for name in inputs.columns}
+        if not isinstance(inputs, Mapping):
+            if len(self.signature.inputs) != 1:
+                names = ", ".join(spec.name for spec in self.signature.inputs)
+                raise InvalidInputError(f"This model has several inputs: pass a mapping from name to array ({names}).")
+            inputs = {self.signature.inputs[0].name: inputs}
+        return {str(name): _as_array(str(name), value, self._dtype_of(str(name))) for name, value in inputs.items()}
+
+    def _dtype_of(self, name: str) -> str | None:
+        return next((spec.dtype for spec in self.signature.inputs if spec.name == name), None)
+
+
+class _Whole(Encoded):
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+        self.lengths = [1] * len(items)
+
+    def collate(self, indices: Sequence[int]) -> Arrays:
+        arrays: Arrays = self._items[indices[0]]
+        return arrays
+
+
+class _TensorComparison(Comparison):
+    def __init__(self) -> None:
+        self._rows = Rows()
+
+    def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
+        for name, array in reference.items():
+            rows = array.shape[0] if array.ndim > 1 else 1
+            self._rows.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
+
+    def metrics(self) -> dict[str, float]:
+        return self._rows.metrics()
+
+
+def _as_array(name: str, value: Any, dtype: str | None) -> Array:
+    """Return ``value`` as an array; only plain lists take the signature's dtype, arrays keep theirs."""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value
+    if value is None:
+        raise InvalidInputError(f"Input '{name}' is None.")
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:
+            array = np.asarray(np.stack(list(array)))
+        if dtype is None or array.dtype.kind not in "biuf":
+            raise ValueError(f"values of type {array.dtype}")
+        return array.astype(numpy_dtype(dtype), casting="same_kind" if array.dtype.kind == "f" else "unsafe")
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"Input '{name}' is not a regular array of numbers ({error}).") from error

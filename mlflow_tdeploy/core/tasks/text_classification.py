@@ -1,0 +1,113 @@
+"""Labels and scores, as the Hugging Face pipeline ``text-classification`` returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mlflow_tdeploy.core.budget import Budget, Limit
+from mlflow_tdeploy.core.compare import Comparison, Rows
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Param
+from mlflow_tdeploy.core.tasks._text import TextTask
+from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
+
+OUTPUT = "logits"
+_FUNCTIONS = ("softmax", "sigmoid", "none")
+
+
+@TASKS.register("text-classification")
+class TextClassification(TextTask):
+    """Returns ``{"label", "score"}`` per text; lists of them where ``top_k`` is not 1.
+
+    ``config`` keys beside the tokenizer's: ``labels`` (names by class index) and ``function_to_apply``
+    (``softmax``, ``sigmoid`` or ``none``, chosen from the model's config as the pipeline does).
+    """
+
+    name: ClassVar[str] = "text-classification"
+    default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02),))
+    params: ClassVar[tuple[Param, ...]] = (
+        Param("top_k", "integer", 1, "How many labels per text, best first; 0 for all."),
+        Param("function_to_apply", "string", "", "softmax, sigmoid or none; empty for the model's own."),
+    )
+
+    def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
+        super().__init__(config, signature, assets)
+        self._labels = [str(label) for label in config["labels"]]
+        self._function = str(config.get("function_to_apply", "softmax"))
+
+    def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Check ``top_k`` and ``function_to_apply``."""
+        checked = super().check_params(params)
+        if checked["top_k"] < 0:
+            raise InvalidInputError(f"top_k must be at least 1, or 0 for all labels, got {checked['top_k']}.")
+        checked["function_to_apply"] = checked["function_to_apply"] or self._function
+        if checked["function_to_apply"] not in _FUNCTIONS:
+            raise InvalidInputError(
+                f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {checked['function_to_apply']!r}."
+            )
+        return checked
+
+    def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the best labels of each text, each with its score."""
+        scores = apply_function(outputs[OUTPUT][:count], params["function_to_apply"])
+        keep = params["top_k"] or scores.shape[1]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+        return [
+            [{"label": self._labels[index], "score": float(row[index])} for index in order]
+            for row, order in zip(scores, best.tolist(), strict=True)
+        ]
+
+    def finish(self, answers: list[Any], params: Mapping[str, Any]) -> list[Any]:
+        """Return one record per text, or one list of records where several labels were asked for."""
+        return [answer[0] for answer in answers] if params["top_k"] == 1 else answers
+
+    def answer_form(self) -> AnswerForm:
+        """Return a label and a score per text."""
+        return AnswerForm("records", fields=(Field("label", "string"), Field("score", "double")))
+
+    def comparison(self) -> Comparison:
+        """Compare scores class by class, and whether the best label is the same."""
+        return _ScoreComparison(self._function)
+
+    def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
+        """Return the accuracy; labels are names or class indices."""
+        names = [self._labels[int(x)] if isinstance(x, (int, np.integer)) else str(x) for x in labels]
+        return {
+            "accuracy": float(np.mean([answer["label"] == name for answer, name in zip(answers, names, strict=True)]))
+        }
+
+
+class _ScoreComparison(Comparison):
+    def __init__(self, function: str) -> None:
+        self._function = function
+        self._rows = Rows()
+        self._worst = 0.0
+        self._agree = 0
+
+    def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
+        ref, new = reference[OUTPUT].astype(np.float64), got[OUTPUT].astype(np.float64)
+        self._rows.add(ref, new)
+        new = np.where(np.isfinite(new), new, 0.0)
+        difference = np.abs(apply_function(ref, self._function) - apply_function(new, self._function))
+        self._worst = max(self._worst, float(difference.max()))
+        self._agree += int((ref.argmax(axis=1) == new.argmax(axis=1)).sum())
+
+    def metrics(self) -> dict[str, float]:
+        rows = self._rows.metrics()
+        agreement = self._agree / rows["rows"] if rows["rows"] else 1.0
+        return {**rows, "max_score_difference": self._worst, "label_agreement": agreement}
+
+
+def apply_function(logits: Array, function: str) -> Array:
+    """Turn logits (texts, classes) into scores in float64-safe arithmetic."""
+    if function == "none":
+        return logits
+    values = logits.astype(np.float64)
+    if function == "sigmoid":
+        return np.asarray(1.0 / (1.0 + np.exp(-values)))
+    exponents = np.exp(values - values.max(axis=1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))

@@ -1,0 +1,118 @@
+"""One deployable form of a model, and the files it consists of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.precision import Precision
+
+Format = Literal["hf", "onnx", "ort", "trt", "triton"]
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a bundle.
+
+    Attributes:
+        path: Relative to the bundle's ``tdeploy`` folder, with forward slashes, never outside it.
+        sha256: Hex digest of its content.
+        size: Bytes.
+    """
+
+    path: str
+    sha256: str
+    size: int
+
+    def __post_init__(self) -> None:
+        check_relative(self.path)
+        if not _SHA256.fullmatch(self.sha256):
+            raise InvalidInputError(f"File '{self.path}': {self.sha256!r} is not a sha256 digest.")
+        if self.size < 0:
+            raise InvalidInputError(f"File '{self.path}': negative size {self.size}.")
+
+
+def check_relative(path: str) -> str:
+    """Return ``path`` if it is a plain relative path that stays below its root.
+
+    Raises:
+        InvalidInputError: It is absolute, empty, has ``..``, a backslash, a drive or a control character.
+    """
+    parts = path.split("/")
+    bad = not path or "\\" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts)
+    if bad or any(ord(char) < 32 for char in path):
+        raise InvalidInputError(f"Unsafe path {path!r}: a bundle holds plain relative paths only.")
+    return path
+
+
+def check_variant_id(variant_id: str) -> str:
+    """Return the id if it is usable as a folder name.
+
+    Raises:
+        InvalidInputError: It is not of the form ``ort-cpu-int8``.
+    """
+    if not isinstance(variant_id, str) or not _ID.fullmatch(variant_id) or ".." in variant_id:
+        raise InvalidInputError(
+            f"Invalid variant id {variant_id!r}: use 1 to 64 of a-z, 0-9, '.', '_', '-', "
+            f"starting with a letter or digit."
+        )
+    return variant_id
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One immutable record per variant, written after its files.
+
+    Attributes:
+        id: Reads well: ``onnx-fp32``, ``ort-cpu-int8``, ``trt-fp16-sm90``.
+        format: Which runtimes can open it.
+        precision: What it computes with and the recipe that made it.
+        device: ``any``, ``cpu`` or ``cuda``: what it was made for.
+        entry: The file (or folder, for ``hf``) that a runtime opens, relative to ``tdeploy``.
+        files: Everything it needs. Empty when the variant failed its budget and its files were dropped.
+        parent: Id of the variant it was made from.
+        requires: Least versions and the like: ``{"onnxruntime": "1.18", "opset": "18", "ir_version": "10"}``.
+        session: Hints for the runtime that belong to the graph, such as optimizers that would undo a measured choice.
+        dtypes: Tensors whose dtype in this graph differs from the signature's; sessions convert.
+        built_for: The host it was built on or tuned for; ``None`` for portable ones.
+        created: UTC time in ISO format.
+        made_with: Versions of the packages that made it.
+    """
+
+    id: str
+    format: Format
+    precision: Precision
+    device: str
+    entry: str
+    files: tuple[FileRecord, ...]
+    parent: str | None = None
+    requires: Mapping[str, str] = field(default_factory=dict)
+    session: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    built_for: Fingerprint | None = None
+    created: str = ""
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_variant_id(self.id)
+        check_relative(self.entry)
+        if self.parent is not None:
+            check_variant_id(self.parent)
+        if self.device not in ("any", "cpu", "cuda"):
+            raise InvalidInputError(f"Variant '{self.id}': unknown device {self.device!r}. Use any, cpu or cuda.")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether its files were not kept because it is over the model's budget."""
+        return not self.files

@@ -1,0 +1,1 @@
+"""The MLflow flavor: save, log, load, pyfunc, signature, artifact scheme."""

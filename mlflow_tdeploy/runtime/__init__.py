@@ -1,0 +1,1 @@
+"""Open a variant on this host, and choose which."""

@@ -1,0 +1,1 @@
+"""Runtimes: one file each, discovered by :data:`mlflow_tdeploy.runtime.base.RUNTIMES`."""

@@ -1,0 +1,55 @@
+"""A model that can be built from, whatever it was given as."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tensors import Arrays, Signature
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Source(ABC):
+    """What every kind of source offers to the build.
+
+    Attributes:
+        record: Where the model came from.
+        task: Name of the task.
+        task_config: The task's settings, JSON values only.
+        signature: Tensors and ranges of the graph to be made.
+    """
+
+    record: SourceRecord
+    task: str
+    task_config: Mapping[str, Any]
+    signature: Signature
+
+    @abstractmethod
+    def reference(self, feeds: Arrays) -> Arrays:
+        """Run the original model in its own precision: the truth that variants are compared with."""
+
+    @property
+    def module(self) -> torch.nn.Module | None:
+        """The module to export: signature inputs as keywords in, outputs in order out. None for graphs."""
+        return None
+
+    @property
+    def graphs(self) -> Mapping[str, Path]:
+        """Ready-made ONNX graphs by variant id; empty for modules."""
+        return {}
+
+    def write_assets(self, folder: Path) -> None:  # noqa: B027 - nothing to write is a valid answer
+        """Write what the task needs at serving time (tokenizer.json, …) into ``folder``."""
+
+    def write_source(self, folder: Path) -> bool:
+        """Write the original as safetensors into ``folder`` and return True, or False when it cannot be kept."""
+        del folder
+        return False
+
+    def close(self) -> None:  # noqa: B027 - most sources hold nothing
+        """Remove temporary files."""

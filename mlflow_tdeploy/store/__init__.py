@@ -1,0 +1,1 @@
+"""Bundle layout, hashes, safe paths, atomic writes, the content cache."""
