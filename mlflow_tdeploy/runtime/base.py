@@ -135,7 +135,11 @@ class Runtime(ABC):
     """Opens variants of some formats. Instances hold nothing."""
 
     name: ClassVar[str]
-    #: Tried in this order where no latency was measured; lower first.
+    #: Variant formats it can open.
+    formats: ClassVar[frozenset[str]]
+    #: Kind of device: 0 for a GPU, 1 for the CPU, 9 for the reference that serves only when nothing else can.
+    tier: ClassVar[int]
+    #: Tried in this order within a tier where no latency was measured; lower first.
     preference: ClassVar[int]
     #: How to get it where it is missing.
     install: ClassVar[str]
@@ -158,6 +162,14 @@ class Runtime(ABC):
 
         Raises:
             SessionError: It cannot be opened.
+        """
+
+    @abstractmethod
+    def self_test(self) -> str:
+        """Exercise the runtime in this process and say what it used. Called in a child process: it may crash.
+
+        Raises:
+            Exception: Whatever goes wrong.
         """
 
 

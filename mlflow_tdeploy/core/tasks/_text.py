@@ -99,7 +99,7 @@ class TextTask(Task):
         """
         width = max(width, self._dim("sequence", "min"))
         count = max(len(rows), self._dim("batch", "min"))
-        columns = {
+        columns: dict[str, Sequence[Sequence[int] | Array]] = {
             "input_ids": [ids for ids, _ in rows],
             "token_type_ids": [types for _, types in rows],
             "attention_mask": [np.ones(len(ids), np.int8) for ids, _ in rows],

@@ -1,0 +1,179 @@
+"""ONNX Runtime's CPU provider.
+
+Session options: https://onnxruntime.ai/docs/api/python/api_summary.html#sessionoptions
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import SessionError
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, SessionOptions
+
+#: Distributions that provide the module ``onnxruntime``; each has the CPU provider.
+_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+_LEVELS = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_LAYOUT",
+    "all": "ORT_ENABLE_ALL",
+}
+#: y = x + x as an ONNX model (opset 17, IR 8): proves that sessions open and run.
+_SELF_TEST = "CAg6PwoOCgF4CgF4EgF5IgNBZGQSCXNlbGZfdGVzdFoQCgF4EgsKCQgBEgUKAxIBbmIQCgF5EgsKCQgBEgUKAxIBbkIECgAQEQ=="
+
+
+@RUNTIMES.register("ort-cpu")
+class OrtCpu(Runtime):
+    """Opens ONNX graphs, fused ones included, on the CPU."""
+
+    name: ClassVar[str] = "ort-cpu"
+    formats: ClassVar[frozenset[str]] = frozenset({"onnx", "ort"})
+    tier: ClassVar[int] = 1
+    preference: ClassVar[int] = 30
+    install: ClassVar[str] = "pip install 'mlflow-tdeploy[cpu]'"
+
+    def missing(self) -> str | None:
+        """Return why ONNX Runtime cannot be used, or None."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return f"onnxruntime is not installed ({self.install})"
+        return None
+
+    def version(self) -> str:
+        """Return the version of whichever distribution provides ``onnxruntime``."""
+        return _version()
+
+    def probe(self, host: Fingerprint, variant: Variant) -> Compat:
+        """Any ONNX graph runs; graphs fused for the CPU are at their best."""
+        if variant.device == "cuda":
+            return Compat(Fit.UNSUPPORTED, "made for CUDA")
+        needed = variant.requires.get("onnxruntime", "")
+        if needed and _numbers(self.version()) < _numbers(needed):
+            return Compat(Fit.UNSUPPORTED, f"needs onnxruntime >= {needed}, this host has {self.version() or 'none'}")
+        if variant.precision.name in ("fp16", "bf16"):
+            return Compat(
+                Fit.USABLE, f"CPUs compute {variant.precision.name} graphs in fp32 with casts around each operator"
+            )
+        if variant.precision.name == "int8" and not set(host.cpu_features) & {
+            "avx512_vnni",
+            "avx_vnni",
+            "amx_int8",
+            "asimddp",
+        }:
+            return Compat(Fit.USABLE, "this CPU has no int8 dot product (VNNI)")
+        if variant.device == "cpu":
+            return Compat(Fit.OPTIMAL, "fused for the CPU")
+        return Compat(Fit.USABLE, "portable graph")
+
+    def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
+        """Open the graph with the CPU provider only."""
+        import onnxruntime as ort
+
+        try:
+            session = ort.InferenceSession(
+                str(root / variant.entry),
+                sess_options=_session_options(ort, options),
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(variant.session.get("disabled_optimizers", [])) or None,
+            )
+        except Exception as error:  # onnxruntime's classes share no base of their own
+            raise SessionError(f"ONNX Runtime cannot open variant '{variant.id}': {_first_line(error)}") from error
+        return OrtSession(session, variant, signature)
+
+    def self_test(self) -> str:
+        """Open and run a one-node graph."""
+        import onnxruntime as ort
+
+        session = ort.InferenceSession(base64.b64decode(_SELF_TEST), providers=["CPUExecutionProvider"])
+        (result,) = session.run(None, {"x": np.array([1.0, 2.0], np.float32)})
+        if result.tolist() != [2.0, 4.0]:
+            raise SessionError(f"ONNX Runtime computed {result.tolist()} for 1+1 and 2+2.")
+        return f"onnxruntime {ort.__version__}: {', '.join(session.get_providers())}"
+
+
+class OrtSession(Session):
+    """An ``InferenceSession``; its ``run`` is safe from several threads and releases the GIL."""
+
+    def __init__(self, session: Any, variant: Variant, signature: Signature) -> None:
+        self._session = session
+        self._variant = variant
+        self._outputs = [spec.name for spec in signature.outputs]
+        self._cast_in = {
+            s.name: numpy_dtype(variant.dtypes[s.name]) for s in signature.inputs if s.name in variant.dtypes
+        }
+        self._cast_out = {s.name: numpy_dtype(s.dtype) for s in signature.outputs if s.name in variant.dtypes}
+        known = {node.name for node in session.get_outputs()}
+        if lacking := [name for name in self._outputs if name not in known]:
+            raise SessionError(
+                f"Variant '{variant.id}' has no output '{lacking[0]}'; it has {', '.join(sorted(known))}."
+            )
+
+    def infer(self, feeds: Arrays) -> Arrays:
+        """Run the graph."""
+        session = self._session
+        if session is None:
+            raise SessionError(f"The session of variant '{self._variant.id}' is closed.")
+        if self._cast_in:
+            feeds = {n: a.astype(self._cast_in[n], copy=False) if n in self._cast_in else a for n, a in feeds.items()}
+        try:
+            values = session.run(self._outputs, feeds)
+        except Exception as error:
+            raise SessionError(f"ONNX Runtime failed in variant '{self._variant.id}': {_first_line(error)}") from error
+        outputs = dict(zip(self._outputs, values, strict=True))
+        for name, dtype in self._cast_out.items():
+            outputs[name] = outputs[name].astype(dtype, copy=False)
+        return outputs
+
+    def close(self) -> None:
+        """Drop the session; a run in progress ends first."""
+        self._session = None
+
+    @property
+    def device(self) -> str:
+        """The first provider that ONNX Runtime really uses."""
+        return str(self._session.get_providers()[0]) if self._session else "closed"
+
+
+def _session_options(ort: Any, options: SessionOptions) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = options.intra_op_threads
+    settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = options.arena
+    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[options.graph_level])
+    parallel = options.execution_mode == "parallel"
+    settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+    if options.profiling:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = options.profiling
+    return settings
+
+
+@functools.cache
+def _version() -> str:
+    for distribution in _DISTRIBUTIONS:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

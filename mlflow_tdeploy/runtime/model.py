@@ -1,0 +1,260 @@
+"""An opened bundle: the object that ``mlflow.tdeploy.load_model`` returns."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.compare import same_outputs
+from mlflow_tdeploy.core.errors import NoVariantError, SessionError, TDeployError
+from mlflow_tdeploy.core.golden import GoldenRequest
+from mlflow_tdeploy.core.pipeline import Pipeline
+from mlflow_tdeploy.core.tasks import TASKS, Task
+from mlflow_tdeploy.core.tensors import Arrays, Signature
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.base import RUNTIMES, Session, SessionOptions
+from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.hashing import HashCache
+from mlflow_tdeploy.store.layout import ASSETS
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+#: Padded tokens per batch in bulk work on a CPU, where a batch's activations should stay in the cache.
+DEFAULT_TOKEN_BUDGET = 1024
+
+Fetch = Callable[[Variant], None]
+
+
+class Model:
+    """A bundle served by the variant its host chose. Safe to use from several threads.
+
+    Args:
+        bundle: The bundle; files of variants may be absent until ``fetch`` brought them.
+        options: Session options.
+        fetch: Brings a variant's files into the bundle's folder.
+    """
+
+    def __init__(self, bundle: Bundle, options: SessionOptions, fetch: Fetch | None = None) -> None:
+        self._bundle = bundle
+        self._options = options
+        self._fetch = fetch
+        self._hashes = HashCache()
+        self._lock = threading.Lock()
+        self._executor: Executor | None = None
+        self._sessions: dict[tuple[str, str], Session] = {}
+        self._forced: dict[tuple[str, str], Pipeline] = {}
+        self._decision: Decision | None = None
+        self._pipeline: Pipeline | None = None
+        self._closed = False
+        bundle.verify_assets(self._hashes)
+        manifest = bundle.manifest
+        self._golden = bundle.golden()
+        self._task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
+
+    @property
+    def task(self) -> Task:
+        """The model's task."""
+        return self._task
+
+    @property
+    def signature(self) -> Signature:
+        """Tensors and ranges of the graph."""
+        return self._bundle.manifest.signature
+
+    @property
+    def variants(self) -> Mapping[str, Variant]:
+        """Every variant by id."""
+        return self._bundle.variants
+
+    @property
+    def bundle(self) -> Bundle:
+        """The records this model was opened from."""
+        return self._bundle
+
+    @property
+    def decision(self) -> Decision:
+        """Which variant serves and why each other one does not."""
+        if self._decision is None:
+            raise SessionError("The model is not open.")
+        return self._decision
+
+    def predict(self, inputs: Any, params: Mapping[str, Any] | None = None, **keywords: Any) -> Any:
+        """Answer a request.
+
+        Args:
+            inputs: Texts (string, list, array, Series, one-column table) or, for ``tensors``, name → array.
+            params: The task's parameters; ``variant`` and ``runtime`` force another variant for this call.
+            **keywords: More parameters, by name.
+
+        Returns:
+            What the task returns, in the order of the inputs.
+
+        Raises:
+            InvalidInputError: The inputs or parameters cannot be used.
+            NoVariantError: The forced variant cannot serve.
+        """
+        given = {**(params or {}), **keywords}
+        policy = Policy.of({key: given.pop(key, None) for key in ("variant", "runtime")}, environ={})
+        pipeline = self._open_pipeline() if policy == Policy() else self._force(policy)
+        return pipeline(inputs, given)
+
+    def infer(self, feeds: Arrays) -> Arrays:
+        """Run the graph on arrays.
+
+        Args:
+            feeds: Name → array, of the signature's dtypes and shapes.
+
+        Raises:
+            InvalidInputError: A tensor is missing, unknown, of a wrong dtype or out of its range.
+        """
+        self.signature.bind(feeds)
+        return self._open_pipeline().infer(feeds)
+
+    def close(self) -> None:
+        """Free sessions and threads; closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            sessions, self._sessions = list(self._sessions.values()), {}
+            executor, self._executor = self._executor, None
+            self._pipeline, self._forced = None, {}
+        if isinstance(executor, ThreadPoolExecutor):
+            executor.shutdown(wait=True)
+        for session in sessions:
+            session.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self, policy: Policy) -> None:
+        """Choose and open a variant; called once by :func:`open_model`.
+
+        Raises:
+            NoVariantError: None can serve.
+        """
+        decision = self._decide(policy)
+        while (candidate := next(iter(decision.openable), None)) is not None:
+            try:
+                session = self._open_session(candidate)
+            except TDeployError as error:
+                decision = decision.failed(candidate, str(error))
+                _log.warning("Variant %s cannot serve: %s", candidate.variant, error)
+                if policy.strict:
+                    raise decision.none_left() from error
+                continue
+            self._decision = decision
+            self._pipeline = self._make_pipeline(candidate, session)
+            _log.info("Serving variant %s on %s.", candidate.variant, candidate.runtime)
+            return
+        raise decision.none_left()
+
+    def _decide(self, policy: Policy) -> Decision:
+        bundle = self._bundle
+        evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
+        return decide(bundle.manifest, bundle.variants, evidence, probe.host(), policy)
+
+    def _open_session(self, candidate: Candidate) -> Session:
+        key = (candidate.variant, candidate.runtime)
+        with self._lock:
+            if key in self._sessions:
+                return self._sessions[key]
+        variant = self._bundle.variants[candidate.variant]
+        if self._fetch is not None and not self._bundle.present(variant):
+            self._fetch(variant)
+        self._bundle.verify(variant, self._hashes)
+        runtime = RUNTIMES.get(candidate.runtime)()
+        session = runtime.open(self._bundle.root, variant, self.signature, self._options)
+        try:
+            self._replay(session)
+        except BaseException:
+            session.close()
+            raise
+        with self._lock:
+            return self._sessions.setdefault(key, session)
+
+    def _replay(self, session: Session) -> None:
+        """Run one golden request and hold the answer against the budget."""
+        if self._golden:
+            why = check_golden(self._task, self._bundle.manifest.budget, self._golden[0], session)
+            if why:
+                raise SessionError(f"its answer to a golden request is wrong: {why}")
+
+    def _make_pipeline(self, candidate: Candidate, session: Session) -> Pipeline:
+        hint = self._bundle.variants[candidate.variant].session.get("token_budget", DEFAULT_TOKEN_BUDGET)
+        workers = self._options.threads or probe.host().cores
+        with self._lock:
+            if workers > 1 and self._executor is None:
+                self._executor = ThreadPoolExecutor(workers, thread_name_prefix="tdeploy")
+        budget = self._options.token_budget or int(hint)
+        return Pipeline(self._task, session.infer, token_budget=budget, executor=self._executor, workers=workers)
+
+    def _open_pipeline(self) -> Pipeline:
+        pipeline = self._pipeline
+        if pipeline is None:
+            raise SessionError("The model is closed." if self._closed else "The model is not open.")
+        return pipeline
+
+    def _force(self, policy: Policy) -> Pipeline:
+        key = (policy.variant or "", policy.runtime or "")
+        with self._lock:
+            if key in self._forced:
+                return self._forced[key]
+        self._open_pipeline()
+        decision = self._decide(policy)
+        if decision.chosen is None:
+            raise decision.none_left()
+        try:
+            pipeline = self._make_pipeline(decision.chosen, self._open_session(decision.chosen))
+        except SessionError as error:
+            raise NoVariantError(f"Variant '{decision.chosen.variant}' cannot serve: {error}") from error
+        with self._lock:
+            return self._forced.setdefault(key, pipeline)
+
+
+def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Session) -> str | None:
+    """Return why a session's answer to a golden request is outside the budget, or None."""
+    got = session.infer(request.feeds)
+    if problem := same_outputs(request.outputs, got):
+        return problem
+    comparison = task.comparison()
+    comparison.add(request.outputs, got, request.feeds)
+    metrics = comparison.metrics()
+    measurable = Budget(tuple(limit for limit in budget.limits if limit.metric in metrics))
+    return "; ".join(measurable.violations(metrics)) or None
+
+
+def open_model(
+    path: Path | str, *, policy: Policy | None = None, options: SessionOptions | None = None, fetch: Fetch | None = None
+) -> Model:
+    """Open a bundle on this host.
+
+    Args:
+        path: The MLflow model directory or its ``tdeploy`` folder.
+        policy: What the user insists on; read from the environment when None.
+        options: Session options.
+        fetch: Brings a variant's files where the bundle was downloaded without them.
+
+    Raises:
+        NotFoundError: There is no bundle.
+        IntegrityError: A file was changed.
+        NoVariantError: No variant can serve; the message says why for each.
+    """
+    model = Model(Bundle.open(path), options or SessionOptions(), fetch)
+    try:
+        model.open(policy if policy is not None else Policy.of())
+    except BaseException:
+        model.close()
+        raise
+    return model

@@ -1,0 +1,130 @@
+"""What this host is. Whatever may kill a process is tried in a child first.
+
+A CUDA driver that is broken can end the process that loads it, and ``onnxruntime.get_available_providers()``
+lists GPU providers on hosts without a GPU: so the driver itself is asked, in a child.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_tdeploy.core.hardware import Fingerprint, Gpu, host_cpu
+
+_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "tensorrt", "tokenizers", "numpy", "mlflow")
+_DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+_TIMEOUT = 60.0
+
+#: Asks the CUDA driver API (https://docs.nvidia.com/cuda/cuda-driver-api) and prints JSON.
+_GPU_SCRIPT = """
+import ctypes, json
+cuda = ctypes.CDLL("libcuda.so.1")
+if cuda.cuInit(0): raise SystemExit("cuInit failed: no usable driver or device")
+def number(call, *arguments):
+    value = ctypes.c_int(); error = call(ctypes.byref(value), *arguments)
+    if error: raise SystemExit(f"CUDA driver error {error}")
+    return value.value
+if not number(cuda.cuDeviceGetCount): raise SystemExit("no CUDA device")
+device = ctypes.c_int(number(cuda.cuDeviceGet, 0))
+name = ctypes.create_string_buffer(256); cuda.cuDeviceGetName(name, 256, device)
+memory = ctypes.c_size_t(); cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+major, minor = (number(cuda.cuDeviceGetAttribute, attribute, device) for attribute in (75, 76))
+driver = number(cuda.cuDriverGetVersion)
+print(json.dumps({"name": name.value.decode(), "compute_capability": f"{major}.{minor}", "memory": memory.value,
+                  "driver": f"{driver // 1000}.{driver % 1000 // 10}"}))
+"""
+
+_RUNTIME_SCRIPT = (
+    "import sys\nfrom mlflow_tdeploy.runtime.base import RUNTIMES\nprint(RUNTIMES.get(sys.argv[1])().self_test())"
+)
+
+
+@dataclass(frozen=True)
+class ChildResult:
+    """How a child process ended.
+
+    Attributes:
+        ok: Whether it exited with 0.
+        output: What it printed, stripped.
+        reason: Why it failed, as one line; empty when it did not.
+    """
+
+    ok: bool
+    output: str
+    reason: str = ""
+
+
+@functools.cache
+def host() -> Fingerprint:
+    """Return this host's whole fingerprint: CPU, GPU, library versions. Computed once per process."""
+    return dataclasses.replace(host_cpu(), gpu=gpu()[0], software=library_versions())
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of installed libraries that matter here, without importing them."""
+    found: dict[str, str] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def gpu() -> tuple[Gpu | None, str]:
+    """Return the first NVIDIA GPU, or None and why there is none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return None, "CUDA_VISIBLE_DEVICES hides every device"
+    if not any(Path(node).exists() for node in _DEVICE_NODES):
+        return None, "no NVIDIA device on this host"
+    result = run_child(_GPU_SCRIPT)
+    if not result.ok:
+        return None, result.reason
+    return Gpu(**json.loads(result.output.splitlines()[-1])), ""
+
+
+def self_test(runtime: str) -> ChildResult:
+    """Exercise a runtime in a child process."""
+    return run_child(_RUNTIME_SCRIPT, runtime)
+
+
+def run_child(script: str, *arguments: str, timeout: float = _TIMEOUT) -> ChildResult:
+    """Run Python code in a child process; a crash there is an answer, not an accident.
+
+    Args:
+        script: The code.
+        arguments: Its ``sys.argv[1:]``.
+        timeout: Seconds after which it is killed.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            capture_output=True, text=True, timeout=timeout, env=environment, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return ChildResult(False, "", f"no answer within {timeout:.0f} s")
+    except OSError as error:
+        return ChildResult(False, "", f"cannot start a child process: {error}")
+    if done.returncode == 0:
+        return ChildResult(True, done.stdout.strip())
+    return ChildResult(False, done.stdout.strip(), _why(done.returncode, done.stderr))
+
+
+def _why(code: int, stderr: str) -> str:
+    if code < 0:
+        try:
+            return f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"killed by signal {-code}"
+    lines = stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit status {code}"

@@ -1,0 +1,215 @@
+"""Which variant serves on a host, on which runtime, and why not the others. Pure: opens nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError
+from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy, measured_latency
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.manifest import Manifest
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, parse_value
+
+_ENVIRONMENT = {"variant": "TDEPLOY_VARIANT", "runtime": "TDEPLOY_RUNTIME", "strict": "TDEPLOY_STRICT"}
+_FIT_ORDER = {Fit.OPTIMAL: 0, Fit.USABLE: 1, Fit.REBUILD: 2, Fit.UNSUPPORTED: 3}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the user insists on.
+
+    Attributes:
+        variant: Only this variant; None for any.
+        runtime: Only this runtime; None for any.
+        strict: Never fall back: if the first choice fails, fail.
+    """
+
+    variant: str | None = None
+    runtime: str | None = None
+    strict: bool = False
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Policy:
+        """Read a policy from ``model_config`` keys; what is absent or empty there comes from the environment.
+
+        Raises:
+            InvalidInputError: A value of a wrong type.
+        """
+        values: dict[str, Any] = {}
+        for key, variable in _ENVIRONMENT.items():
+            value = (config or {}).get(key)
+            if value in (None, "", False):
+                value = environ.get(variable, "")
+            values[key] = value
+        variant, runtime = (parse_value(key, values[key], str).strip() or None for key in ("variant", "runtime"))
+        return cls(variant, runtime, parse_value("strict", values["strict"], bool))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One variant on one runtime.
+
+    Attributes:
+        variant: Id of the variant.
+        runtime: Name of the runtime; empty where none opens its format.
+        fit: How well it fits.
+        reason: Why, as one sentence.
+        precision: The variant's precision name.
+        size: Bytes of the variant's files.
+        latency_ms: Median measured on this kind of host, if any.
+    """
+
+    variant: str
+    runtime: str
+    fit: Fit
+    reason: str
+    precision: str = ""
+    size: int = 0
+    latency_ms: float | None = None
+
+    @property
+    def can_open(self) -> bool:
+        """Whether opening it may be tried."""
+        return self.fit in (Fit.OPTIMAL, Fit.USABLE)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The choice of a host.
+
+    Attributes:
+        host: The host.
+        policy: What the user insisted on.
+        candidates: Every variant on every runtime, best first, those that cannot serve last.
+        chosen: The one that serves; before anything was opened, the first to try.
+        failures: What was tried and failed, as sentences; empty when the first choice serves.
+    """
+
+    host: Fingerprint
+    policy: Policy
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate | None = None
+    failures: tuple[str, ...] = ()
+
+    @property
+    def openable(self) -> tuple[Candidate, ...]:
+        """Candidates that may be tried, best first; only the first under ``strict``."""
+        found = tuple(candidate for candidate in self.candidates if candidate.can_open)
+        return found[:1] if self.policy.strict else found
+
+    def failed(self, candidate: Candidate, why: str) -> Decision:
+        """Return the decision after ``candidate`` turned out not to work."""
+        changed = tuple(replace(c, fit=Fit.UNSUPPORTED, reason=why) if c is candidate else c for c in self.candidates)
+        first = next((c for c in changed if c.can_open), None)
+        text = f"{candidate.variant} on {candidate.runtime}: {why}"
+        return replace(self, candidates=changed, chosen=first, failures=(*self.failures, text))
+
+    def explain(self) -> str:
+        """Return the decision as a table for people: which serves, and why each other one does not."""
+        rows = [("variant", "runtime", "fit", "p50 ms", "why")]
+        for candidate in self.candidates:
+            latency = f"{candidate.latency_ms:.2f}" if candidate.latency_ms is not None else "-"
+            mark = "serves" if candidate == self.chosen else candidate.fit.value
+            rows.append((candidate.variant, candidate.runtime or "-", mark, latency, candidate.reason))
+        return align(rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the decision as plain values, for logs and JSON."""
+        return {
+            "host": self.host.kind,
+            "chosen": {"variant": self.chosen.variant, "runtime": self.chosen.runtime} if self.chosen else None,
+            "candidates": [
+                {**{k: v for k, v in vars(c).items() if v is not None}, "fit": c.fit.value} for c in self.candidates
+            ],
+            "failures": list(self.failures),
+        }
+
+    def none_left(self) -> NoVariantError:
+        """Return the error to raise when nothing can serve."""
+        why = self.failures or tuple(f"{c.variant} on {c.runtime or 'no runtime'}: {c.reason}" for c in self.candidates)
+        wanted = "".join(f" {k}={v!r}" for k, v in vars(self.policy).items() if v)
+        asked = f" (asked for:{wanted})" if wanted else ""
+        hint = " Without strict, another variant would be tried." if self.policy.strict else ""
+        return NoVariantError(f"No variant of this model can serve here{asked}. " + "; ".join(why) + "." + hint)
+
+
+def align(rows: Iterable[tuple[str, ...]]) -> str:
+    """Return rows of text as aligned columns."""
+    table = list(rows)
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def decide(
+    manifest: Manifest,
+    variants: Mapping[str, Variant],
+    evidence: Mapping[str, Iterable[Evidence]],
+    host: Fingerprint,
+    policy: Policy | None = None,
+) -> Decision:
+    """Rank every variant × runtime on a host.
+
+    Order: GPU before CPU before the reference; then latency measured on this kind of host, shortest first; then,
+    for what was not measured here, fit, the runtime's preference and lower precision first. A variant needs a
+    passing accuracy record; the reference needs none.
+
+    Raises:
+        InvalidInputError: The policy names a variant or runtime that does not exist.
+    """
+    policy = policy or Policy()
+    if policy.variant is not None and policy.variant not in variants:
+        raise InvalidInputError(f"Unknown variant {policy.variant!r}. This model has: {', '.join(sorted(variants))}.")
+    if policy.runtime is not None:
+        RUNTIMES.get(policy.runtime)  # raises, listing what exists
+    ranked: list[tuple[tuple[float, ...], str, Candidate]] = []
+    for variant in variants.values():
+        records = tuple(evidence.get(variant.id, ()))
+        runtimes = [cls() for cls in RUNTIMES if variant.format in cls.formats]
+        if not runtimes:
+            lost = _candidate(variant, "", Compat(Fit.UNSUPPORTED, f"no runtime opens the format '{variant.format}'"))
+            ranked.append(((math.inf,), variant.id, lost))
+        for runtime in runtimes:
+            compat = _refused(manifest, variant, records, policy, runtime) or runtime.probe(host, variant)
+            latency = measured_latency(records, host, runtime.name)
+            candidate = replace(_candidate(variant, runtime.name, compat), latency_ms=latency)
+            ranked.append((_rank(runtime, variant, candidate), variant.id, candidate))
+    candidates = tuple(candidate for *_, candidate in sorted(ranked, key=lambda entry: entry[:2]))
+    return Decision(host, policy, candidates, next((c for c in candidates if c.can_open), None))
+
+
+def _candidate(variant: Variant, runtime: str, compat: Compat) -> Candidate:
+    return Candidate(variant.id, runtime, compat.fit, compat.reason, variant.precision.name, variant.size)
+
+
+def _refused(
+    manifest: Manifest, variant: Variant, records: tuple[Evidence, ...], policy: Policy, runtime: Runtime
+) -> Compat | None:
+    """Return why a variant may not serve before its runtime is even asked, or None."""
+    accuracy = latest_accuracy(records)
+    why = None
+    if accuracy is not None and not accuracy.passed:
+        why = "over budget: " + "; ".join(accuracy.violations)
+    elif accuracy is None and variant.id != manifest.reference:
+        why = "no accuracy evidence yet"
+    elif variant.dropped:
+        why = "its files were not kept"
+    elif policy.variant not in (None, variant.id):
+        why = f"variant '{policy.variant}' is forced"
+    elif policy.runtime not in (None, runtime.name):
+        why = f"runtime '{policy.runtime}' is forced"
+    elif missing := runtime.missing():
+        why = missing
+    return Compat(Fit.UNSUPPORTED, why) if why else None
+
+
+def _rank(runtime: Runtime, variant: Variant, candidate: Candidate) -> tuple[float, ...]:
+    refused = 0 if candidate.can_open else 1
+    if candidate.latency_ms is not None:
+        return (refused, runtime.tier, 0, candidate.latency_ms)
+    return (refused, runtime.tier, 1, _FIT_ORDER[candidate.fit], runtime.preference, variant.precision.bits)
