@@ -1,0 +1,166 @@
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError
+from mlflow_tdeploy.runtime.base import SessionOptions
+from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.store.bundle import Bundle
+from tests.bundles import WEIGHTS, make_bundle
+
+X = np.array([[1, 2, 3, 4]], np.float32)
+BOTH = {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("VARIANT", "RUNTIME", "STRICT"):
+        monkeypatch.delenv(f"TDEPLOY_{name}", raising=False)
+
+
+def test_open_model_serves_the_best_variant(tmp_path):
+    with open_model(make_bundle(tmp_path, BOTH)) as model:
+        assert model.decision.chosen.variant == "ort-cpu-fp32"
+        np.testing.assert_allclose(model.predict({"x": X})["y"], X @ WEIGHTS, rtol=1e-6)
+        np.testing.assert_allclose(model.infer({"x": X})["y"], X @ WEIGHTS, rtol=1e-6)
+        assert set(model.variants) == set(BOTH)
+
+
+def test_open_model_falls_back_loudly_when_a_weight_was_tampered_with(tmp_path, caplog):
+    root = make_bundle(tmp_path, BOTH)
+    path = root / "tdeploy/files/ort-cpu-fp32/model.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING, "mlflow_tdeploy"), open_model(root) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert "ort-cpu-fp32/model.onnx" in model.decision.failures[0]
+    assert "ort-cpu-fp32 cannot serve" in caplog.text
+
+
+def test_open_model_falls_back_when_the_golden_answer_is_wrong(tmp_path):
+    wrong = WEIGHTS * np.array([1, -1, 1], np.float32)
+    with open_model(make_bundle(tmp_path, {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": wrong})) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert "golden request is wrong: worst_cosine" in model.decision.failures[0]
+
+
+def test_open_model_refuses_to_fall_back_when_strict(tmp_path):
+    wrong = WEIGHTS * np.array([1, -1, 1], np.float32)
+    root = make_bundle(tmp_path, {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": wrong})
+    with pytest.raises(NoVariantError, match="golden request is wrong.*Without strict"):
+        open_model(root, policy=Policy(strict=True))
+
+
+def test_open_model_reads_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_VARIANT", "onnx-fp32")
+    with open_model(make_bundle(tmp_path, BOTH)) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+
+
+def test_open_model_says_why_for_each_when_nothing_can_serve(tmp_path):
+    root = make_bundle(tmp_path, BOTH)
+    for path in root.glob("tdeploy/files/*/model.onnx"):
+        path.write_bytes(b"")
+    with pytest.raises(NoVariantError) as caught:
+        open_model(root)
+    assert "files/onnx-fp32/model.onnx" in str(caught.value)
+    assert "files/ort-cpu-fp32/model.onnx" in str(caught.value)
+
+
+def test_open_model_refuses_when_golden_requests_were_changed(tmp_path):
+    root = make_bundle(tmp_path)
+    golden = root / "tdeploy/golden/golden.json"
+    golden.write_text(golden.read_text().replace("0", "1"))
+    with pytest.raises(IntegrityError, match=r"golden/golden\.json"):
+        open_model(root)
+
+
+def test_open_model_fetches_only_the_chosen_variant(tmp_path):
+    root = make_bundle(tmp_path / "all", BOTH)
+    stored = {path: path.read_bytes() for path in root.glob("tdeploy/files/*/*")}
+    for path in stored:
+        path.unlink()
+    fetched = []
+
+    def fetch(variant):
+        fetched.append(variant.id)
+        for path, data in stored.items():
+            if variant.id == path.parent.name:
+                path.write_bytes(data)
+
+    with open_model(root, fetch=fetch) as model:
+        assert fetched == ["ort-cpu-fp32"]
+        model.predict({"x": X}, params={"variant": "onnx-fp32"})
+        assert fetched == ["ort-cpu-fp32", "onnx-fp32"]
+
+
+def test_predict_serves_the_variant_that_a_call_forces(tmp_path):
+    slightly = WEIGHTS * np.float32(1.001)
+    with open_model(make_bundle(tmp_path, {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": slightly})) as model:
+        plain, forced = model.predict({"x": X})["y"], model.predict({"x": X}, variant="onnx-fp32")["y"]
+        np.testing.assert_allclose(plain, X @ slightly, rtol=1e-6)
+        np.testing.assert_allclose(forced, X @ WEIGHTS, rtol=1e-6)
+        assert model.decision.chosen.variant == "ort-cpu-fp32"
+        with pytest.raises(InvalidInputError, match="Unknown variant 'nope'"):
+            model.predict({"x": X}, variant="nope")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "'x' is missing"),
+        ({"x": X, "z": X}, "Unknown input tensor 'z'"),
+        ({"x": X.astype(np.float64)}, "must be float32, got float64"),
+        ({"x": np.zeros((9, 4), np.float32)}, r"dimension 'batch' \(axis 0\) is 9, outside its range 1..8"),
+        ({"x": np.zeros((1, 5), np.float32)}, "axis 1 must be 4, got 5"),
+        ({"x": X[0]}, "must have 2 dimensions"),
+        ({"x": X * np.nan}, "NaN"),
+        ({"x": None}, "None"),
+        ({"x": [["a", "b"]]}, "not a regular array of numbers"),
+        ({"x": np.zeros((0, 4), np.float32)}, "empty"),
+    ],
+)
+def test_predict_names_tensor_dim_value_and_range_when_the_input_is_bad(tmp_path, inputs, message):
+    with open_model(make_bundle(tmp_path)) as model, pytest.raises(InvalidInputError, match=message):
+        model.predict(inputs)
+
+
+def test_predict_is_right_from_many_threads(tmp_path):
+    with open_model(make_bundle(tmp_path, BOTH)) as model, ThreadPoolExecutor(8) as pool:
+        inputs = [np.full((3, 4), value, np.float32) for value in range(100)]
+        variants = ["onnx-fp32" if index % 2 else "" for index in range(100)]
+        answers = list(pool.map(lambda x, v: model.predict({"x": x}, variant=v)["y"], inputs, variants))
+    for x, y in zip(inputs, answers, strict=True):
+        np.testing.assert_allclose(y, x @ WEIGHTS, rtol=1e-5)
+
+
+def test_close_stops_threads_and_refuses_further_calls(tmp_path):
+    before = threading.active_count()
+    model = open_model(make_bundle(tmp_path, BOTH), options=SessionOptions(threads=2))
+    model.close()
+    model.close()
+    assert threading.active_count() == before
+    with pytest.raises(SessionError, match="closed"):
+        model.predict({"x": X})
+
+
+def test_open_model_leaves_no_session_open_when_it_fails(tmp_path, monkeypatch):
+    closed = []
+    from mlflow_tdeploy.runtime.backends.ort_cpu import OrtSession
+
+    original = OrtSession.close
+    monkeypatch.setattr(OrtSession, "close", lambda self: (closed.append(self), original(self)))
+    wrong = -WEIGHTS
+    with pytest.raises(NoVariantError):
+        open_model(make_bundle(tmp_path, {"onnx-fp32": wrong, "ort-cpu-fp32": wrong}))
+    assert len(closed) == 2
+
+
+def test_bundle_variants_lists_what_the_model_has(tmp_path):
+    assert list(Bundle.open(make_bundle(tmp_path, BOTH)).variants) == ["onnx-fp32", "ort-cpu-fp32"]

@@ -1,0 +1,83 @@
+"""The contract of a runtime, on ONNX Runtime's CPU provider."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.errors import SessionError
+from mlflow_tdeploy.runtime.base import RUNTIMES, SessionOptions
+from mlflow_tdeploy.store.bundle import Bundle
+from tests.bundles import SIGNATURE, WEIGHTS, make_bundle
+
+X = np.array([[1, 2, 3, 4], [4, 3, 2, 1]], np.float32)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return Bundle.open(make_bundle(tmp_path, {"onnx-fp32": WEIGHTS, "onnx-fp16": WEIGHTS.astype(np.float16)}))
+
+
+def open_session(bundle, variant_id="onnx-fp32", **options):
+    runtime = RUNTIMES.get("ort-cpu")()
+    return runtime.open(bundle.root, bundle.variants[variant_id], SIGNATURE, SessionOptions.of(options))
+
+
+def test_session_infers_what_the_graph_computes(bundle):
+    session = open_session(bundle)
+    np.testing.assert_allclose(session.infer({"x": X})["y"], X @ WEIGHTS, rtol=1e-6)
+    assert session.device == "CPUExecutionProvider"
+
+
+def test_session_takes_and_returns_the_signatures_dtypes_when_the_graphs_differ(bundle):
+    result = open_session(bundle, "onnx-fp16").infer({"x": X})["y"]
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, X @ WEIGHTS, rtol=1e-2)
+
+
+def test_session_is_safe_from_several_threads(bundle):
+    session = open_session(bundle)
+    inputs = [np.full((2, 4), value, np.float32) for value in range(64)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda x: session.infer({"x": x})["y"], inputs))
+    for x, y in zip(inputs, results, strict=True):
+        np.testing.assert_allclose(y, x @ WEIGHTS, rtol=1e-5)
+
+
+def test_session_says_what_failed_when_the_graph_refuses_the_shape(bundle):
+    with pytest.raises(SessionError, match=r"variant 'onnx-fp32'.*x"):
+        open_session(bundle).infer({"x": np.zeros((1, 5), np.float32)})
+
+
+def test_session_refuses_after_close(bundle):
+    session = open_session(bundle)
+    session.close()
+    session.close()
+    with pytest.raises(SessionError, match="closed"):
+        session.infer({"x": X})
+
+
+def test_open_says_what_failed_when_the_file_is_no_graph(bundle):
+    bundle.path("files/onnx-fp32/model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(SessionError, match="cannot open variant 'onnx-fp32'"):
+        open_session(bundle)
+
+
+def test_open_refuses_when_the_graph_lacks_an_output(bundle):
+    other = dataclasses.replace(SIGNATURE, outputs=(dataclasses.replace(SIGNATURE.outputs[0], name="z"),))
+    with pytest.raises(SessionError, match="no output 'z'"):
+        RUNTIMES.get("ort-cpu")().open(bundle.root, bundle.variants["onnx-fp32"], other, SessionOptions())
+
+
+@pytest.mark.parametrize("level", ["disable", "basic", "extended", "layout", "all"])
+def test_open_takes_every_graph_level(bundle, level):
+    session = open_session(bundle, graph_level=level, execution_mode="parallel", arena="false", spinning="on")
+    np.testing.assert_allclose(session.infer({"x": X})["y"], X @ WEIGHTS, rtol=1e-6)
+
+
+def test_open_writes_a_profile_when_asked(bundle, tmp_path):
+    session = open_session(bundle, profiling=str(tmp_path / "profile"))
+    session.infer({"x": X})
+    session.close()
+    assert list(tmp_path.glob("profile*.json"))

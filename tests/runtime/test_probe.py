@@ -1,0 +1,64 @@
+import pytest
+
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.base import RUNTIMES
+
+
+def test_host_names_the_processor_and_versions():
+    host = probe.host()
+    assert host.cores >= 1
+    assert "numpy" in host.software
+    assert str(host.cores) in host.kind
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "killed by SIGILL"),
+        ("import os; os.abort()", "killed by SIGABRT"),
+        ("raise SystemExit('no usable driver')", "no usable driver"),
+        ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+    ],
+)
+def test_run_child_tells_how_the_child_died(script, reason):
+    result = probe.run_child(script)
+    assert not result.ok
+    assert result.reason == reason
+
+
+def test_run_child_kills_a_child_that_hangs():
+    result = probe.run_child("import time; time.sleep(60)", timeout=0.5)
+    assert not result.ok
+    assert "no answer" in result.reason
+
+
+def test_gpu_says_why_there_is_none_when_devices_are_hidden(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    probe.gpu.cache_clear()
+    try:
+        assert probe.gpu() == (None, "CUDA_VISIBLE_DEVICES hides every device")
+    finally:
+        probe.gpu.cache_clear()
+
+
+def test_gpu_survives_a_driver_that_kills_the_process(monkeypatch, tmp_path):
+    node = tmp_path / "nvidia0"
+    node.touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(probe, "_DEVICE_NODES", (str(node),))
+    monkeypatch.setattr(probe, "_GPU_SCRIPT", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    probe.gpu.cache_clear()
+    try:
+        assert probe.gpu() == (None, "killed by SIGSEGV")
+    finally:
+        probe.gpu.cache_clear()
+
+
+@pytest.mark.parametrize("name", RUNTIMES.names())
+def test_self_test_passes_for_every_runtime_that_is_installed(name):
+    if RUNTIMES.get(name)().missing():
+        pytest.skip(f"{name} is not installed here")
+    result = probe.self_test(name)
+    assert result.ok, result.reason
+    assert result.output

@@ -1,0 +1,159 @@
+import dataclasses
+
+import pytest
+
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.manifest import Manifest, SourceRecord
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.variant import FileRecord, Variant
+from mlflow_tdeploy.runtime.base import Fit
+from mlflow_tdeploy.runtime.select import Policy, decide
+from tests.bundles import SIGNATURE, accuracy
+
+HOST = Fingerprint("linux-x86_64", "test cpu", ("avx2", "avx512_vnni"), 2)
+OTHER = dataclasses.replace(HOST, cpu="another cpu")
+MANIFEST = Manifest(
+    1, "tensors", {}, SourceRecord("onnx", "m"), SIGNATURE, Budget.of("worst_cosine >= 0.99"), "onnx-fp32"
+)
+
+
+def variant(variant_id, precision="fp32", **changes):
+    fused = variant_id.startswith("ort")
+    base = Variant(
+        id=variant_id,
+        format="ort" if fused else "onnx",
+        precision=Precision(precision, precision),
+        device="cpu" if fused else "any",
+        entry=f"files/{variant_id}/model.onnx",
+        files=(FileRecord(f"files/{variant_id}/model.onnx", "0" * 64, 10),),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def latency(variant_id, p50, host=HOST, runtime="ort-cpu", created="2026-01-01T00:00:00Z"):
+    return Evidence(variant_id, "latency", {"p50_ms": p50}, host=host, settings={"runtime": runtime}, created=created)
+
+
+def choose(variants, extra=(), policy=None, host=HOST, evidence=None):
+    records = evidence if evidence is not None else {v.id: [accuracy(v.id)] for v in variants}
+    for record in extra:
+        records = {**records, record.variant: [*records.get(record.variant, []), record]}
+    return decide(MANIFEST, {v.id: v for v in variants}, records, host, policy)
+
+
+FP32, FUSED, INT8, FP16 = (
+    variant("onnx-fp32"),
+    variant("ort-cpu-fp32"),
+    variant("ort-cpu-int8", "int8"),
+    variant("onnx-fp16", "fp16"),
+)
+ALL = [FP32, FUSED, INT8, FP16]
+
+
+def test_decide_prefers_the_fused_graph_of_lowest_precision_when_nothing_was_measured():
+    assert [c.variant for c in choose(ALL).openable] == ["ort-cpu-int8", "ort-cpu-fp32", "onnx-fp16", "onnx-fp32"]
+
+
+def test_decide_ranks_by_latency_when_it_was_measured_on_this_kind_of_host():
+    extra = [
+        latency("ort-cpu-int8", 3.0),
+        latency("ort-cpu-fp32", 2.0),
+        latency("onnx-fp32", 5.0),
+        latency("onnx-fp16", 9.0),
+    ]
+    assert [c.variant for c in choose(ALL, extra).openable] == [
+        "ort-cpu-fp32",
+        "ort-cpu-int8",
+        "onnx-fp32",
+        "onnx-fp16",
+    ]
+
+
+def test_decide_ignores_latency_when_it_was_measured_on_another_kind_of_host():
+    decision = choose(ALL, [latency("onnx-fp32", 0.1, host=OTHER)])
+    assert decision.chosen.variant == "ort-cpu-int8"
+    assert all(candidate.latency_ms is None for candidate in decision.candidates)
+
+
+def test_decide_uses_the_newest_latency():
+    extra = [
+        latency("ort-cpu-fp32", 1.0),
+        latency("ort-cpu-fp32", 7.0, created="2026-02-01T00:00:00Z"),
+        latency("onnx-fp32", 5.0),
+    ]
+    assert choose([FP32, FUSED], extra).chosen.variant == "onnx-fp32"
+
+
+def test_decide_never_chooses_a_variant_over_budget():
+    evidence = {v.id: [accuracy(v.id)] for v in ALL} | {"ort-cpu-int8": [accuracy("ort-cpu-int8", passed=False)]}
+    decision = choose(ALL, evidence=evidence)
+    refused = next(c for c in decision.candidates if c.variant == "ort-cpu-int8")
+    assert decision.chosen.variant == "ort-cpu-fp32"
+    assert refused.fit is Fit.UNSUPPORTED
+    assert "over budget" in refused.reason
+    assert "0.9" in refused.reason
+    forced = choose(ALL, evidence=evidence, policy=Policy(variant="ort-cpu-int8"))
+    assert forced.chosen is None
+    assert "over budget" in str(forced.none_left())
+
+
+def test_decide_believes_the_newest_accuracy_when_there_are_several():
+    later = accuracy("ort-cpu-int8", passed=False, created="2026-03-01T00:00:00Z")
+    assert choose([FP32, INT8], [later]).chosen.variant == "onnx-fp32"
+
+
+def test_decide_needs_evidence_unless_the_variant_is_the_reference():
+    decision = choose([FP32, FUSED], evidence={})
+    assert decision.chosen.variant == "onnx-fp32"
+    assert "no accuracy evidence" in next(c.reason for c in decision.candidates if c.variant == "ort-cpu-fp32")
+
+
+def test_decide_takes_the_forced_variant_and_says_so_for_the_others():
+    decision = choose(ALL, policy=Policy(variant="onnx-fp32"))
+    assert [c.variant for c in decision.openable] == ["onnx-fp32"]
+    assert "'onnx-fp32' is forced" in decision.explain()
+
+
+def test_decide_refuses_unknown_names():
+    with pytest.raises(InvalidInputError, match="Unknown variant 'int9'.*onnx-fp32"):
+        choose(ALL, policy=Policy(variant="int9"))
+    with pytest.raises(InvalidInputError, match="Unknown runtime 'trt9'.*ort-cpu"):
+        choose(ALL, policy=Policy(runtime="trt9"))
+
+
+def test_decide_names_what_a_host_lacks():
+    old = dataclasses.replace(FUSED, requires={"onnxruntime": "99.0"})
+    cuda = dataclasses.replace(FP16, device="cuda")
+    plan = dataclasses.replace(FP32, id="trt-fp16-sm90", format="trt")
+    reasons = {c.variant: c.reason for c in choose([old, cuda, plan]).candidates}
+    assert "needs onnxruntime >= 99.0" in reasons["ort-cpu-fp32"]
+    assert "made for CUDA" in reasons["onnx-fp16"]
+    assert "no runtime opens the format 'trt'" in reasons["trt-fp16-sm90"]
+
+
+def test_decide_ranks_int8_last_of_the_fused_when_the_cpu_has_no_int8_dot_product():
+    old_cpu = dataclasses.replace(HOST, cpu_features=("avx2",))
+    assert [c.variant for c in choose([FUSED, INT8], host=old_cpu).openable] == ["ort-cpu-fp32", "ort-cpu-int8"]
+
+
+def test_decision_openable_holds_one_candidate_when_strict():
+    assert len(choose(ALL, policy=Policy(strict=True)).openable) == 1
+
+
+def test_decision_failed_moves_on_and_keeps_the_reason():
+    decision = choose(ALL)
+    after = decision.failed(decision.chosen, "cannot open")
+    assert after.chosen.variant == "ort-cpu-fp32"
+    assert after.failures == ("ort-cpu-int8 on ort-cpu: cannot open",)
+
+
+def test_policy_of_reads_config_before_environment():
+    environ = {"TDEPLOY_VARIANT": "a", "TDEPLOY_STRICT": "true", "TDEPLOY_RUNTIME": ""}
+    assert Policy.of({}, environ) == Policy("a", None, True)
+    assert Policy.of({"variant": "b", "strict": "no"}, environ) == Policy("b", None, False)
+    assert Policy.of({"runtime": "ort-cpu"}, {}) == Policy(None, "ort-cpu", False)
+    with pytest.raises(InvalidInputError, match="'strict'"):
+        Policy.of({"strict": "perhaps"}, {})
