@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +16,7 @@ _HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement",
 _LOWER_IS_BETTER = frozenset(
     {"max_difference", "max_relative_difference", "max_score_difference", "accuracy_drop", "f1_drop", "non_finite"}
 )
+_LARGEST = sys.float_info.max
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
 
 
@@ -38,6 +41,8 @@ class Limit:
     bound: float
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.bound):
+            raise InvalidInputError(f"The bound of {self.metric!r} must be a finite number, got {self.bound!r}.")
         if self.op != (">=" if higher_is_better(self.metric) else "<="):
             raise InvalidInputError(f"The limit '{self}' has the wrong direction: use '{_direction(self.metric)}'.")
 
@@ -95,7 +100,7 @@ class Budget:
 
 
 def _limit_of(metric: object, bound: object) -> Limit:
-    if isinstance(bound, bool) or not isinstance(bound, (int, float)) or bound != bound:
+    if isinstance(bound, bool) or not isinstance(bound, (int, float)) or abs(bound) > _LARGEST:
         raise InvalidInputError(f"The bound of {metric!r} must be a number, got {bound!r}.")
     return Limit(str(metric), ">=" if higher_is_better(str(metric)) else "<=", float(bound))
 

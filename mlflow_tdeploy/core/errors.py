@@ -39,6 +39,12 @@ class IntegrityError(TDeployError):
     code = "INVALID_STATE"
 
 
+class StorageError(TDeployError):
+    """The file system refused: the disk is full, read-only, or access is not permitted."""
+
+    code = "IO_ERROR"
+
+
 class SchemaVersionError(TDeployError):
     """The bundle was written by a newer version of this package."""
 

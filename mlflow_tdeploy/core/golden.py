@@ -8,16 +8,22 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import ManifestError
-from mlflow_tdeploy.core.tensors import Array, Arrays
+from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError
+from mlflow_tdeploy.core.tensors import Array, Arrays, numpy_dtype
 
 _KEY = "$array"
+#: What the readers of JSON, zip, deflate and the array format raise on damaged content.
+_DAMAGED = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, RuntimeError),
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, SyntaxError, InvalidInputError),
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,9 @@ class GoldenRequest:
 def dump(requests: tuple[GoldenRequest, ...]) -> tuple[str, bytes]:
     """Return the JSON text and the ``.npz`` content of the requests."""
     arrays: Arrays = {}
-    plain = [_flatten(vars(request), arrays, f"{index}") for index, request in enumerate(requests)]
+    plain = [_flatten(vars(request), arrays) for request in requests]
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{_escape(key): value for key, value in arrays.items()})  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return json.dumps({"requests": plain}, indent=1, ensure_ascii=False) + "\n", buffer.getvalue()
 
 
@@ -56,24 +62,23 @@ def load(text: str | bytes, npz: bytes) -> tuple[GoldenRequest, ...]:
         with np.load(io.BytesIO(npz), allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         return tuple(GoldenRequest(**_restore(entry, arrays)) for entry in json.loads(text)["requests"])
-    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise ManifestError(f"The golden requests are damaged ({error}). Log the model again.") from error
 
 
-def _escape(key: str) -> str:
-    return key.replace("/", "|")
-
-
-def _flatten(value: Any, arrays: Arrays, path: str) -> Any:
+def _flatten(value: Any, arrays: Arrays) -> Any:
     if isinstance(value, np.ndarray):
-        arrays[path] = value
-        return {_KEY: _escape(path), "dtype": str(value.dtype)}
+        if value.dtype.hasobject:  # texts; numpy could only pickle them
+            return _flatten(value.tolist(), arrays)
+        key = f"a{len(arrays)}"
+        arrays[key] = value
+        return {_KEY: key, "dtype": str(value.dtype)}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        return {str(key): _flatten(item, arrays, f"{path}.{key}") for key, item in value.items()}
+        return {str(key): _flatten(item, arrays) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_flatten(item, arrays, f"{path}.{index}") for index, item in enumerate(value)]
+        return [_flatten(item, arrays) for item in value]
     return value
 
 
@@ -81,7 +86,8 @@ def _restore(value: Any, arrays: Arrays) -> Any:
     if isinstance(value, dict):
         if _KEY in value:
             array: Array = arrays[value[_KEY]]
-            return array
+            # .npz stores a type that numpy itself lacks, such as bfloat16, as raw bytes
+            return array.view(numpy_dtype(value["dtype"])) if array.dtype.kind == "V" else array
         return {key: _restore(item, arrays) for key, item in value.items()}
     if isinstance(value, list):
         return [_restore(item, arrays) for item in value]

@@ -56,12 +56,11 @@ def from_json(cls: type[R], text: str | bytes, where: str) -> R:
         ManifestError: Not JSON, a missing, unknown or wrongly typed key, or a value the class refuses.
     """
     try:
-        plain = json.loads(text, parse_constant=_refuse_constant)
+        return from_plain(cls, json.loads(text, parse_constant=_refuse_constant), where)
     except (ValueError, RecursionError) as error:
         raise ManifestError(
             f"{where} is not valid JSON ({error}). The file is damaged: restore or log it again."
         ) from error
-    return from_plain(cls, plain, where)
 
 
 def from_plain(cls: type[R], plain: Any, where: str) -> R:
@@ -104,10 +103,17 @@ def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is type(None):
         return _expect(value, value is None, where, "null")
     if hint is float:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
         return float(_expect(value, ok, where, "a finite number"))
     ok = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     return _expect(value, ok, where, {str: "a string", int: "an integer", bool: "true or false"}.get(hint, str(hint)))
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON integers have no bound, floats have
+        return False
 
 
 def _convert_union(hint: Any, value: Any, where: str) -> Any:

@@ -46,7 +46,8 @@ def check_relative(path: str) -> str:
     """
     parts = path.split("/")
     bad = not path or "\\" in path or ":" in parts[0] or any(part in ("", ".", "..") for part in parts)
-    if bad or any(ord(char) < 32 for char in path):
+    # a lone surrogate is no text that a file system call accepts
+    if bad or any(ord(char) < 32 or 0xD800 <= ord(char) <= 0xDFFF for char in path):
         raise InvalidInputError(f"Unsafe path {path!r}: a bundle holds plain relative paths only.")
     return path
 

@@ -1,0 +1,139 @@
+"""Contents by digest: a host keeps one copy of a file, however many models use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlflow_tdeploy.core.errors import NotFoundError
+from mlflow_tdeploy.core.variant import FileRecord
+from mlflow_tdeploy.store.disk import cache_home, link_or_copy, storage_errors, temporary
+from mlflow_tdeploy.store.hashing import verify_file
+
+_USED = ".used"
+
+
+class ContentCache:
+    """Files by sha256, shared by all processes of a user.
+
+    Contents are verified on the way in and appear under their digest at once. What comes out is a hard
+    link, so verify it where it is used, like any file of a bundle. Linking the same target again
+    changes nothing: a new link would change the file's ctime, which makes
+    :class:`~mlflow_tdeploy.store.hashing.HashCache` hash it again.
+
+    Args:
+        directory: Where contents are kept; the default is ``objects`` below ``$TDEPLOY_CACHE_DIR`` or
+            ``~/.cache/mlflow_tdeploy``.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._directory = cache_home() / "objects" if directory is None else Path(directory)
+
+    def has(self, record: FileRecord) -> bool:
+        """Tell whether the content is here, by digest and size."""
+        try:
+            return self._object(record).stat().st_size == record.size
+        except OSError:
+            return False
+
+    def add(self, path: Path, record: FileRecord) -> None:
+        """Take in a file; the original stays where it is and must not be written to again (it may be linked).
+
+        Raises:
+            IntegrityError: Its content is not what ``record`` says; nothing was kept.
+            StorageError: The disk is full or refuses.
+        """
+        if self.has(record):
+            return
+        final = self._object(record)
+        with storage_errors(f"keep '{path}' in the cache '{self._directory}' (TDEPLOY_CACHE_DIR moves it)"):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            fresh = temporary(final.parent)
+            try:
+                link_or_copy(path, fresh)
+                verify_file(fresh, record)
+                os.replace(fresh, final)
+            finally:
+                fresh.unlink(missing_ok=True)
+        self._touch(final)
+
+    def link(self, record: FileRecord, target: Path) -> None:
+        """Put the content at ``target`` (replacing a file there) by a hard link, or a copy where that fails.
+
+        Raises:
+            NotFoundError: The content is not here (any more): add it again.
+            StorageError: The disk is full or refuses.
+        """
+        content = self._object(record)
+        if not self.has(record):
+            raise NotFoundError(f"'{record.path}' ({record.sha256}) is not in the cache '{self._directory}'. Fetch it.")
+        self._touch(content)
+        if _same_file(content, target):
+            return
+        with storage_errors(f"write '{target}'"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = temporary(target.parent)
+            try:
+                link_or_copy(content, fresh)
+                os.replace(fresh, target)
+            except FileNotFoundError:  # pruned by another process in between
+                raise NotFoundError(f"'{record.path}' has just been removed from the cache. Fetch it again.") from None
+            finally:
+                fresh.unlink(missing_ok=True)
+
+    def discard(self, record: FileRecord) -> None:
+        """Remove one content, for example one that turned out damaged."""
+        self._remove(self._object(record))
+
+    def prune(self, max_bytes: int) -> int:
+        """Remove what was used least recently until at most ``max_bytes`` are left; views keep their files.
+
+        Returns:
+            Bytes removed.
+        """
+        contents = sorted(self._contents())
+        total = sum(size for _, size, _ in contents)
+        removed = 0
+        for _, size, path in contents:
+            if total - removed <= max_bytes:
+                break
+            self._remove(path)
+            removed += size
+        return removed
+
+    def _contents(self) -> Iterator[tuple[int, int, Path]]:
+        for path in self._directory.glob("??/*"):
+            if path.name.startswith(".") or path.suffix == _USED:
+                continue
+            with contextlib.suppress(OSError):
+                yield _last_used(path), path.stat().st_size, path
+
+    def _object(self, record: FileRecord) -> Path:
+        return self._directory / record.sha256[:2] / record.sha256
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+            path.with_suffix(_USED).unlink(missing_ok=True)
+
+    @staticmethod
+    def _touch(path: Path) -> None:
+        with contextlib.suppress(OSError):  # a stamp beside it: touching the content itself would change its ctime
+            path.with_suffix(_USED).touch()
+
+
+def _last_used(path: Path) -> int:
+    try:
+        return path.with_suffix(_USED).stat().st_mtime_ns
+    except OSError:
+        return path.stat().st_mtime_ns
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False

@@ -1,0 +1,282 @@
+"""Writing a bundle: all or nothing, records last, nothing overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mlflow_tdeploy.core import golden
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.golden import GoldenRequest
+from mlflow_tdeploy.core.manifest import Manifest
+from mlflow_tdeploy.core.records import to_json
+from mlflow_tdeploy.core.variant import FileRecord, Variant
+from mlflow_tdeploy.store.disk import link_or_copy, storage_errors, sync_folder, sync_tree, temporary, write_once
+from mlflow_tdeploy.store.hashing import record_file, record_tree, verify_file
+from mlflow_tdeploy.store.layout import EVIDENCE, FILES, GOLDEN, MANIFEST, TEMPORARY, VARIANTS, safe_path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """Yield a fresh folder beside ``target`` that becomes ``target``, whole and on disk, when the block ends well.
+
+    After any exception neither exists. After a kill there may be a folder ``.tdeploy-…`` beside
+    ``target``, which nothing reads; ``target`` itself is there completely or not at all.
+
+    Raises:
+        ConflictError: ``target`` exists and is not an empty folder.
+        StorageError: The disk is full or refuses.
+    """
+    target = Path(os.path.abspath(target))  # the block may change the working directory
+    _refuse_taken(target)
+    with storage_errors(f"write '{target}'"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = temporary(target.parent)
+        fresh.mkdir()
+        try:
+            yield fresh
+            sync_tree(fresh)
+            _become(fresh, target)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        sync_folder(target.parent)
+
+
+def _refuse_taken(target: Path) -> None:
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise ConflictError(f"'{target}' exists already and is not an empty folder. Choose another path or remove it.")
+
+
+def _become(fresh: Path, target: Path) -> None:
+    """Rename a folder to a name that is free or an empty folder's."""
+    if os.name == "nt" and target.is_dir():
+        target.rmdir()  # only there a rename never replaces
+    try:
+        os.rename(fresh, target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise ConflictError(f"'{target}' was created by somebody else in the meantime and is kept.") from error
+        raise
+
+
+class BundleDraft:
+    """A bundle being written, inside a :func:`staged_directory`: files first, then their records.
+
+    Args:
+        root: The new ``tdeploy`` folder; it may exist if it is empty.
+
+    Raises:
+        ConflictError: ``root`` holds something.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        _refuse_taken(self.root)
+        with storage_errors(f"write '{self.root}'"):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def add_tree(self, relative_folder: str) -> tuple[FileRecord, ...]:
+        """Return the records of all files below a folder that was filled."""
+        return record_tree(self.root, relative_folder)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest, once."""
+        write_once(self.root / MANIFEST, to_json(manifest).encode())
+
+    def write_golden(self, requests: Sequence[GoldenRequest]) -> tuple[FileRecord, ...]:
+        """Write the golden requests and return the records that belong into the manifest; none for no requests."""
+        if not requests:
+            return ()
+        text, arrays = golden.dump(tuple(requests))
+        contents = {f"{GOLDEN}/golden.json": text.encode(), f"{GOLDEN}/golden.npz": arrays}
+        for relative, content in contents.items():
+            write_once(safe_path(self.root, relative), content)
+        return tuple(record_file(self.root, relative) for relative in contents)
+
+    def write_variant(self, variant: Variant) -> None:
+        """Write a variant's record; its files must be there.
+
+        Raises:
+            IntegrityError: A file is missing or has another size than recorded.
+            ConflictError: The variant has a record.
+        """
+        for record in variant.files:
+            path = safe_path(self.root, record.path)
+            if not path.is_file() or path.stat().st_size != record.size:
+                raise IntegrityError(f"Variant '{variant.id}': '{record.path}' is not there as recorded.")
+        write_once(_record_path(self.root, variant.id), to_json(variant).encode())
+
+    def write_evidence(self, evidence: Evidence) -> str:
+        """Write a measurement and return its path in the bundle."""
+        return _write_evidence(self.root / EVIDENCE / evidence.variant, evidence)
+
+
+def evidence_name() -> str:
+    """Return a new file name for a measurement: UTC time, then a random suffix, so that names sort by time."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}.json"
+
+
+def append_evidence(root: Path, evidence: Evidence) -> str:
+    """Add a measurement to a variant of a bundle on this file system.
+
+    Returns:
+        Its path in the bundle.
+
+    Raises:
+        NotFoundError: The bundle has no such variant.
+        StorageError: The disk is full or refuses.
+    """
+    if not _record_path(root, evidence.variant).is_file():
+        raise NotFoundError(f"The bundle '{root}' has no variant '{evidence.variant}' to add a measurement to.")
+    return _write_evidence(safe_path(root, f"{EVIDENCE}/{evidence.variant}"), evidence)
+
+
+def append_variant(root: Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> None:
+    """Add a variant to a bundle on this file system, without changing a file of it.
+
+    The record appears last: before that the variant does not exist for any reader. Appenders take turns; of
+    two with the same id the first wins. What a killed appender left behind is removed by the next one.
+
+    Args:
+        root: The bundle's ``tdeploy`` folder.
+        variant: Its record. Its files lie below ``files/<id>/``, or are in the bundle already.
+        staged: A folder laid out like the bundle that holds the new files (``files/<id>/…``); None when there
+            are none. It stays as it is and is the caller's to remove; its files may be linked, so do not write to
+            them again.
+        evidence: What was measured about the variant.
+
+    Raises:
+        NotFoundError: ``root`` holds no bundle.
+        ConflictError: The bundle has a variant of that id, or another process is adding one.
+        IntegrityError: A file is not what the record says.
+        InvalidInputError: A new file is not below ``files/<id>/``, or evidence is about another variant.
+        StorageError: The disk is full or refuses.
+    """
+    root = Path(root)
+    if not (root / MANIFEST).is_file():
+        raise NotFoundError(f"'{root}' holds no bundle (no {MANIFEST}): a variant can only be added to one.")
+    _check_append(variant, staged, evidence)
+    for record in variant.files:
+        verify_file(safe_path(staged or root, record.path), record)
+    with storage_errors(f"add the variant '{variant.id}' to '{root}'"), _appending(root, variant.id) as exclusive:
+        if os.path.lexists(_record_path(root, variant.id)):
+            raise ConflictError(
+                f"The bundle '{root}' has a variant '{variant.id}' already; variants are never replaced. "
+                f"Choose another id."
+            )
+        if exclusive:
+            _remove_leftovers(root, variant.id)
+        _place(root, variant, staged, evidence)
+
+
+def _check_append(variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> None:
+    for record in variant.files if staged else ():
+        if not record.path.startswith(f"{FILES}/{variant.id}/"):
+            raise InvalidInputError(
+                f"Variant '{variant.id}': the new file '{record.path}' must be below '{FILES}/{variant.id}/'."
+            )
+    for item in evidence:
+        if item.variant != variant.id:
+            raise InvalidInputError(f"Evidence about '{item.variant}' was passed for the variant '{variant.id}'.")
+
+
+def _place(root: Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> None:
+    placed: list[Path] = []
+    try:
+        if staged is not None and variant.files:
+            with _folder(safe_path(root, f"{FILES}/{variant.id}"), placed) as fresh:
+                for record in variant.files:
+                    target = fresh / record.path.removeprefix(f"{FILES}/{variant.id}/")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if not link_or_copy(safe_path(staged, record.path).resolve(), target):
+                        verify_file(target, record)
+        if evidence:
+            with _folder(safe_path(root, f"{EVIDENCE}/{variant.id}"), placed) as fresh:
+                for item in evidence:
+                    _write_evidence(fresh, item)
+        write_once(_record_path(root, variant.id), to_json(variant).encode())
+    except BaseException as error:
+        # an interrupt that comes right after the record appeared must not take the files away from it
+        if isinstance(error, ConflictError) or not os.path.lexists(_record_path(root, variant.id)):
+            for path in placed:
+                shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def _folder(target: Path, placed: list[Path]) -> Iterator[Path]:
+    with staged_directory(target) as fresh:
+        yield fresh
+    placed.append(target)
+
+
+@contextlib.contextmanager
+def _appending(root: Path, variant_id: str) -> Iterator[bool]:
+    """Hold the bundle's append lock, which the kernel frees when its holder dies.
+
+    Yields:
+        Whether there is a lock. Where a file system has none (some network and object stores), a folder that
+        an other appender has placed is a conflict, and so is one that was left behind.
+    """
+    folder = safe_path(root, VARIANTS)
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        yield _lock(handle)
+    except ConflictError as error:
+        left = [str(path) for name in (FILES, EVIDENCE) if (path := root / name / variant_id).exists()]
+        if _record_path(root, variant_id).exists() or not left:
+            raise
+        raise ConflictError(
+            f"Another process is adding the variant '{variant_id}'. If none is, one was killed: remove "
+            f"{' and '.join(left)} and try again."
+        ) from error
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(handle: int | None) -> bool:
+    if handle is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_leftovers(root: Path, variant_id: str) -> None:
+    """Under the lock: what has no record belongs to an appender that was killed."""
+    for name in (FILES, EVIDENCE):
+        folder = safe_path(root, name)
+        for path in (folder / variant_id, *folder.glob(f"{TEMPORARY}*")):
+            if path.exists():
+                gone = temporary(folder)
+                os.rename(path, gone)  # at once: a reader never sees half of it
+                shutil.rmtree(gone, ignore_errors=True)
+    for path in (root / VARIANTS).glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def _write_evidence(folder: Path, evidence: Evidence) -> str:
+    path = folder / evidence_name()
+    write_once(path, to_json(evidence).encode())
+    return f"{EVIDENCE}/{evidence.variant}/{path.name}"
+
+
+def _record_path(root: Path, variant_id: str) -> Path:
+    return safe_path(root, f"{VARIANTS}/{variant_id}.json")
