@@ -135,14 +135,23 @@ class Task(ABC):
         """Return a fresh comparison of graph outputs for this task."""
 
     @abstractmethod
-    def example_feeds(self, at: At, *, ragged: bool, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Arrays:
-        """Return realistic graph inputs at a corner of the signature's ranges.
+    def example_feeds(
+        self,
+        at: At,
+        *,
+        ragged: bool,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        items: Sequence[Any] | None = None,
+    ) -> Arrays:
+        """Return graph inputs at a corner of the signature's ranges.
 
         Args:
             at: Which size of every dimension.
             ragged: Whether rows have different lengths (where the task has a mask).
             seed: Seed of what is random.
             sizes: Sizes that replace those of ``at``, by dimension.
+            items: Real items to fill them with, where the task can cut and join them; random values otherwise.
         """
 
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:

@@ -78,8 +78,16 @@ class TextTask(Task):
             ) from error
         return TextEncoded(self, encodings)
 
-    def example_feeds(self, at: At, *, ragged: bool, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Arrays:
-        """Return token ids of the vocabulary in random order, rows of random lengths where ragged."""
+    def example_feeds(
+        self,
+        at: At,
+        *,
+        ragged: bool,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        items: Sequence[Any] | None = None,
+    ) -> Arrays:
+        """Return rows of random token ids, or of the texts in ``items`` joined and cut; random lengths where ragged."""
         random = np.random.default_rng(seed)
         wanted = dict(sizes or {})
         batch = wanted.get("batch") or self._dim("batch", at)
@@ -88,9 +96,20 @@ class TextTask(Task):
         lengths = random.integers(shortest, width + 1, batch) if ragged else np.full(batch, width)
         lengths[0] = width
         frame = self.tokenizer.encode("").ids  # the special tokens that surround every text
-        vocabulary = self.tokenizer.get_vocab_size(with_added_tokens=False)
-        rows = [_framed(random.integers(0, vocabulary, size).tolist(), frame) for size in lengths.tolist()]
+        stream = self._stream(items, int(lengths.sum()), random)
+        ends = np.cumsum(lengths).tolist()
+        rows = [_framed(stream[end - size : end], frame) for end, size in zip(ends, lengths.tolist(), strict=True)]
         return self.pad([(row, [0] * len(row)) for row in rows], width)
+
+    def _stream(self, items: Sequence[Any] | None, size: int, random: np.random.Generator) -> list[int]:
+        """Return ``size`` token ids: of the texts in ``items``, from a random one on, or random ones."""
+        if items:
+            encodings = self.tokenizer.encode_batch_fast(list(items), add_special_tokens=False)
+            if tokens := [token for encoding in encodings for token in encoding.ids]:
+                first = int(random.integers(len(tokens)))
+                return [tokens[(first + index) % len(tokens)] for index in range(size)]
+        vocabulary = self.tokenizer.get_vocab_size(with_added_tokens=False)
+        return [int(token) for token in random.integers(0, vocabulary, size)]
 
     def pad(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Arrays:
         """Return the graph's inputs for rows of (token ids, type ids), padded to ``width``.

@@ -54,8 +54,17 @@ class Tensors(Task):
         """Compare every output, one row per first axis."""
         return _TensorComparison()
 
-    def example_feeds(self, at: At, *, ragged: bool, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Arrays:
+    def example_feeds(
+        self,
+        at: At,
+        *,
+        ragged: bool,
+        seed: int = 0,
+        sizes: Mapping[str, int] | None = None,
+        items: Sequence[Any] | None = None,
+    ) -> Arrays:
         """Return random arrays: normal floats, small non-negative integers, masks of ones (ragged: prefixes)."""
+        del items  # arrays of one size do not become arrays of another
         random = np.random.default_rng(seed)
         feeds: Arrays = {}
         for spec in self.signature.inputs:
