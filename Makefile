@@ -1,0 +1,56 @@
+# `make` lists the targets. Everything runs in .venv, which is made on first use and renewed when
+# pyproject.toml or constraints.txt say something new.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# `mlflow models serve` and `mlflow run` start programs by name: they must find the environment's own.
+RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_OFFLINE := 1
+unexport TOKENIZERS_PARALLELISM
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test test-all lint types contracts bench clean
+
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+install: $(STAMP) ## Makes the environment in .venv
+
+# The stamp holds the checksum of what was installed: a checkout gives files new times without changing them.
+$(STAMP): pyproject.toml constraints.txt
+	@wanted="$$(cksum pyproject.toml constraints.txt) $(CURDIR)"; \
+	if [ "$$(cat $@ 2>/dev/null)" = "$$wanted" ]; then touch $@; exit 0; fi; \
+	set -ex; rm -f $@; \
+	$(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cpu,build,dev]'; \
+	set +x; printf '%s\n' "$$wanted" > $@
+
+quickstart: $(STAMP) ## Logs, registers, loads, serves and compares a small model
+	$(RUN) examples/quickstart.py
+
+test: $(STAMP) ## The tests that every change must pass
+	$(RUN) -m pytest -n 2 -q
+
+test-all: $(STAMP) ## The heavy real parts too
+	$(RUN) -m pytest -n 2 -q -m "slow or not slow"
+
+lint: $(STAMP) ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## Types
+	$(BIN)/mypy
+
+contracts: $(STAMP) ## Which layer may import which
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## Measures variants against the original on this machine
+	$(RUN) -m benchmarks.text
+
+clean: ## Removes caches and outputs; .venv stays
+	rm -rf build/lib dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .tmp quickstart-out
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
