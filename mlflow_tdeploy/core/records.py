@@ -24,11 +24,14 @@ def to_json(record: Any) -> str:
     """Return the record as indented JSON text with sorted keys and a final newline.
 
     Raises:
-        ManifestError: A number is NaN or infinite (JSON has neither).
+        ManifestError: A number is NaN or infinite (JSON has neither), a value is none of JSON's, or a text
+            is not valid Unicode.
     """
     try:
-        return json.dumps(to_plain(record), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    except ValueError as error:
+        text = json.dumps(to_plain(record), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+        text.encode()  # a lone surrogate, for example out of a file name, cannot be stored
+        return text
+    except (ValueError, TypeError) as error:
         raise ManifestError(f"Cannot write {type(record).__name__} as JSON: {error}.") from error
 
 

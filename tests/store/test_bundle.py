@@ -1,0 +1,231 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.errors import (
+    IntegrityError,
+    InvalidInputError,
+    ManifestError,
+    NotFoundError,
+    SchemaVersionError,
+)
+from mlflow_tdeploy.store import hashing
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.hashing import HashCache
+from mlflow_tdeploy.store.writer import append_evidence
+from tests.bundles import WEIGHTS, accuracy, make_bundle
+
+TWO = {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS + 1}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_bundle(tmp_path / "model", TWO) / "tdeploy"
+
+
+@pytest.fixture
+def bundle(root):
+    return Bundle.open(root)
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("folder", [".", ".."])
+def test_open_takes_model_directory_and_tdeploy_folder(root, folder):
+    bundle = Bundle.open(str(root / folder))
+    assert bundle.root.resolve() == root
+    assert bundle.manifest.task == "tensors"
+    assert list(bundle.variants) == ["onnx-fp32", "ort-cpu-fp32"]
+
+
+def test_open_says_what_is_expected_when_there_is_no_bundle(tmp_path):
+    with pytest.raises(NotFoundError, match=r"holds none.*tdeploy/manifest.json"):
+        Bundle.open(tmp_path)
+    with pytest.raises(NotFoundError, match="does not exist"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def test_open_says_upgrade_when_manifest_is_of_a_newer_schema(root):
+    _edit(root / "manifest.json", schema_version=2, something_new=[1])
+    with pytest.raises(SchemaVersionError, match=r"schema version 2.*pip install -U mlflow-tdeploy"):
+        Bundle.open(root)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\ufeff{}", '{"schema_version": 1}', "[" * 100_000])
+def test_open_names_the_manifest_when_it_is_damaged(root, text):
+    (root / "manifest.json").write_text(text)
+    with pytest.raises(ManifestError, match=r"manifest\.json"):
+        Bundle.open(root)
+
+
+def test_open_refuses_when_the_manifest_is_a_link_outside(root, tmp_path):
+    os.rename(root / "manifest.json", tmp_path / "elsewhere.json")
+    (root / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(IntegrityError, match="leads out"):
+        Bundle.open(root)
+
+
+def test_open_says_unreadable_when_the_manifest_is_a_folder(root):
+    (root / "manifest.json").unlink()
+    (root / "manifest.json").mkdir()
+    with pytest.raises(IntegrityError, match=r"manifest\.json' cannot be read"):
+        Bundle.open(root)
+
+
+def test_variants_names_the_file_when_a_record_is_damaged(root, bundle):
+    _edit(root / "variants" / "ort-cpu-fp32.json", device="toaster")
+    with pytest.raises(ManifestError, match=r"variants/ort-cpu-fp32\.json.*toaster"):
+        _ = bundle.variants
+
+
+def test_variants_refuses_when_the_id_is_not_the_file_name(root, bundle):
+    os.rename(root / "variants" / "ort-cpu-fp32.json", root / "variants" / "ort-cpu-int8.json")
+    with pytest.raises(ManifestError, match=r"ort-cpu-int8\.json: is about the variant 'ort-cpu-fp32'"):
+        _ = bundle.variants
+
+
+@pytest.mark.parametrize("path", ["../../x", "/etc/passwd", "files/../../x"])
+def test_variants_refuses_when_a_record_names_a_file_outside(root, bundle, path):
+    record = json.loads((root / "variants" / "onnx-fp32.json").read_text())
+    record["files"][0]["path"] = path
+    _edit(root / "variants" / "onnx-fp32.json", files=record["files"])
+    with pytest.raises(ManifestError, match=r"onnx-fp32\.json.*Unsafe path"):
+        _ = bundle.variants
+
+
+def test_variants_skips_unfinished_and_foreign_files(root, bundle):
+    (root / "variants" / ".tdeploy-123").write_text("{")
+    (root / "variants" / ".half.json").write_text("{")
+    (root / "variants" / "notes.txt").write_text("hello")
+    (root / "files" / "no-record").mkdir()
+    assert list(bundle.variants) == ["onnx-fp32", "ort-cpu-fp32"]
+
+
+def test_variants_is_empty_when_there_is_no_folder(root, bundle):
+    os.rename(root / "variants", root / "gone")
+    assert bundle.variants == {}
+
+
+def test_variants_refuses_when_the_folder_is_a_link_outside(root, bundle, tmp_path):
+    os.rename(root / "variants", tmp_path / "variants")
+    (root / "variants").symlink_to(tmp_path / "variants")
+    with pytest.raises(IntegrityError, match="leads out"):
+        _ = bundle.variants
+
+
+def test_evidence_is_in_order_of_time(root, bundle):
+    names = [append_evidence(root, accuracy("onnx-fp32", created=str(n))) for n in range(5)]
+    assert names == sorted(names)
+    assert [e.created for e in bundle.evidence("onnx-fp32")][-5:] == list("01234")
+
+
+def test_evidence_is_empty_when_there_is_none(bundle):
+    assert bundle.evidence("ort-cpu-int8") == ()
+
+
+def test_evidence_refuses_when_the_id_is_a_path(bundle):
+    with pytest.raises(InvalidInputError):
+        bundle.evidence("../variants")
+
+
+def test_evidence_refuses_when_it_is_about_another_variant(root, bundle):
+    (path,) = (root / "evidence" / "onnx-fp32").iterdir()
+    _edit(path, variant="ort-cpu-fp32")
+    with pytest.raises(ManifestError, match="is about the variant 'ort-cpu-fp32', its name says 'onnx-fp32'"):
+        bundle.evidence("onnx-fp32")
+
+
+def test_reload_sees_what_was_added_since(root, bundle):
+    assert len(bundle.evidence("onnx-fp32")) == 1
+    append_evidence(root, accuracy("onnx-fp32"))
+    assert len(bundle.evidence("onnx-fp32")) == 1
+    bundle.reload()
+    assert len(bundle.evidence("onnx-fp32")) == 2
+
+
+def test_present_is_false_when_a_file_is_missing_or_truncated(root, bundle):
+    variant, path = bundle.variants["onnx-fp32"], root / "files" / "onnx-fp32" / "model.onnx"
+    assert bundle.present(variant)
+    os.truncate(path, 5)
+    assert not bundle.present(variant)
+    path.unlink()
+    assert not bundle.present(variant)
+
+
+def test_present_is_false_when_files_were_dropped(tmp_path):
+    root = make_bundle(tmp_path, changes={"onnx-fp32": {"files": ()}})
+    bundle = Bundle.open(root)
+    assert not bundle.present(bundle.variants["onnx-fp32"])
+    bundle.verify(bundle.variants["onnx-fp32"])
+
+
+def test_verify_passes_when_nothing_changed(bundle):
+    for variant in bundle.variants.values():
+        bundle.verify(variant)
+    bundle.verify_assets()
+
+
+def test_verify_names_the_file_when_a_byte_of_same_size_changed(root, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(hashing, "_YOUNG_NS", 0)
+    cache = HashCache(tmp_path / "cache")
+    bundle.verify(bundle.variants["onnx-fp32"], cache)
+    path = root / "files" / "onnx-fp32" / "model.onnx"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"files/onnx-fp32/model\.onnx' was changed"):
+        bundle.verify(bundle.variants["onnx-fp32"], cache)
+    bundle.verify(bundle.variants["ort-cpu-fp32"], cache)
+
+
+def test_verify_refuses_when_the_file_is_a_link_outside_with_the_same_content(root, bundle, tmp_path):
+    path = root / "files" / "onnx-fp32" / "model.onnx"
+    os.rename(path, tmp_path / "model.onnx")
+    path.symlink_to(tmp_path / "model.onnx")
+    with pytest.raises(IntegrityError, match="leads out"):
+        bundle.verify(bundle.variants["onnx-fp32"])
+    assert not bundle.present(bundle.variants["onnx-fp32"])
+
+
+def test_verify_refuses_when_the_entry_is_not_a_recorded_file(root, bundle):
+    (root / "files" / "onnx-fp32" / "evil.onnx").write_bytes(b"")
+    _edit(root / "variants" / "onnx-fp32.json", entry="files/onnx-fp32/evil.onnx")
+    with pytest.raises(IntegrityError, match="none of its recorded files"):
+        bundle.verify(bundle.variants["onnx-fp32"])
+
+
+def test_verify_refuses_when_a_file_was_planted_in_a_folder_that_is_opened(root, bundle):
+    _edit(root / "variants" / "onnx-fp32.json", entry="files/onnx-fp32")
+    bundle.verify(bundle.variants["onnx-fp32"])
+    (root / "files" / "onnx-fp32" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"pytorch_model\.bin' lies in its folder and is not recorded"):
+        bundle.verify(bundle.variants["onnx-fp32"])
+
+
+def test_golden_returns_what_was_logged(bundle):
+    (request,) = bundle.golden()
+    np.testing.assert_array_equal(request.outputs["y"], request.feeds["x"] @ WEIGHTS)
+
+
+def test_golden_is_empty_when_none_was_logged(root):
+    _edit(root / "manifest.json", golden=[])
+    assert Bundle.open(root).golden() == ()
+
+
+@pytest.mark.parametrize("name", ["golden.json", "golden.npz"])
+def test_golden_refuses_when_a_file_was_changed(root, bundle, name):
+    path = root / "golden" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError, match=f"{name}' was changed"):
+        bundle.golden()
+
+
+def test_golden_says_what_is_expected_when_a_file_is_not_recorded(root):
+    manifest = json.loads((root / "manifest.json").read_text())
+    _edit(root / "manifest.json", golden=manifest["golden"][:1])
+    with pytest.raises(ManifestError, match="golden requests are"):
+        Bundle.open(root).golden()

@@ -1,0 +1,297 @@
+"""Kills, races and full disks: real processes, real signals, real file systems."""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlflow_tdeploy.core.errors import ConflictError, StorageError
+from mlflow_tdeploy.store import hashing, writer
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.cache import ContentCache
+from mlflow_tdeploy.store.hashing import HashCache, record_file, record_tree, verify_file
+from mlflow_tdeploy.store.writer import append_evidence, append_variant, staged_directory
+from tests.bundles import WEIGHTS, accuracy, make_bundle
+from tests.store.test_writer import snapshot, stage
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
+#: The audit events before which a writer may die.
+STEPS = frozenset(
+    ("open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.scandir", "shutil.rmtree", "os.truncate")
+)
+
+
+def in_child(work, *, kill_before=None):
+    """Run ``work`` in a forked child, killed before its n-th file operation; return how it ended.
+
+    Returns:
+        0 when it ended well, 3 for a ConflictError, 4 for a StorageError, -9 when it was killed.
+    """
+    child = os.fork()
+    if child == 0:
+        os._exit(_run(work, kill_before))
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _run(work, kill_before):
+    left = [kill_before]
+
+    def hook(event, _):
+        if event in STEPS and left[0] is not None:
+            left[0] -= 1
+            if left[0] <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if kill_before is not None:
+        sys.addaudithook(hook)
+    try:
+        work()
+    except ConflictError:
+        return 3
+    except StorageError:
+        return 4
+    except BaseException:
+        return 5
+    left[0] = None
+    return 0
+
+
+def test_save_leaves_all_or_nothing_when_killed_at_any_point(tmp_path):
+    finished = make_bundle(tmp_path / "finished")
+    for point in range(1, 1000):
+        target = tmp_path / str(point) / "model"
+
+        def save(target=target):
+            with staged_directory(target) as fresh:
+                shutil.copytree(finished, fresh, dirs_exist_ok=True)
+
+        ended = in_child(save, kill_before=point)
+        if target.exists():
+            bundle = Bundle.open(target)
+            bundle.verify(bundle.variants["onnx-fp32"])
+            assert len(bundle.golden()) == len(bundle.evidence("onnx-fp32")) == 1
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+        if not target.exists():
+            save()  # what is left over does not stand in the way
+    assert point > 20
+
+
+def test_append_variant_leaves_all_or_nothing_when_killed_at_any_point(tmp_path):
+    variant = stage(tmp_path / "staged", "ort-cpu-fp32")
+    seen = set()
+    for point in range(1, 1000):
+        root = make_bundle(tmp_path / str(point)) / "tdeploy"
+        before = snapshot(root)
+
+        def append(root=root):
+            append_variant(root, variant, tmp_path / "staged", [accuracy(variant.id)])
+
+        ended = in_child(append, kill_before=point)
+        bundle = Bundle.open(root)
+        whole = variant.id in bundle.variants
+        seen.add(whole)
+        _check(bundle, before, variant if whole else None)
+        if ended == 0:
+            break
+        assert ended == -signal.SIGKILL
+        assert in_child(append) == (3 if whole else 0)  # the next appender is not blocked
+        bundle.reload()
+        _check(bundle, before, variant)
+        if not whole:
+            assert not list(root.rglob(".tdeploy-*"))
+    assert point > 20
+    assert seen == {True, False}
+
+
+def _check(bundle, before, added):
+    after = snapshot(bundle.root)
+    assert {name: after[name] for name in before} == before
+    bundle.verify(bundle.variants["onnx-fp32"])
+    if added:
+        bundle.verify(bundle.variants[added.id])
+        assert len(bundle.evidence(added.id)) == 1
+
+
+def test_append_evidence_leaves_whole_records_when_killed_at_any_point(tmp_path):
+    root = make_bundle(tmp_path) / "tdeploy"
+    bundle = Bundle.open(root)
+    for point in range(1, 100):
+        count = len(bundle.evidence("onnx-fp32"))
+        ended = in_child(lambda: append_evidence(root, accuracy("onnx-fp32")), kill_before=point)
+        bundle.reload()
+        assert len(bundle.evidence("onnx-fp32")) in (count, count + 1)
+        if ended == 0:
+            break
+    assert point > 3
+
+
+def _race(works):
+    """Run every work in a process of its own, all let go at once; return how each ended."""
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(len(works))
+
+    def start(work):
+        barrier.wait()
+        os._exit(_run(work, None))
+
+    processes = [context.Process(target=start, args=(work,)) for work in works]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_append_variant_lets_one_win_when_two_add_the_same_id_at_once(tmp_path, monkeypatch, lock):
+    if not lock:
+        monkeypatch.setattr(writer, "fcntl", None)
+    staged = [tmp_path / f"staged{index}" for index in range(2)]
+    variants = [stage(folder, "ort-cpu-fp32", WEIGHTS * index) for index, folder in enumerate(staged)]
+    for turn in range(10):
+        root = make_bundle(tmp_path / str(turn)) / "tdeploy"
+        works = [
+            lambda index=index, root=root: append_variant(
+                root, variants[index], staged[index], [accuracy("ort-cpu-fp32", created=str(index))]
+            )
+            for index in range(2)
+        ]
+        ended = _race(works)
+        assert sorted(ended) == [0, 3]
+        bundle = Bundle.open(root)
+        winner = ended.index(0)
+        assert bundle.variants["ort-cpu-fp32"] == variants[winner]
+        bundle.verify(variants[winner])
+        assert [record.created for record in bundle.evidence("ort-cpu-fp32")] == [str(winner)]
+        assert not list(root.rglob(".tdeploy-*"))
+
+
+def test_append_variant_adds_both_when_two_add_different_ids_at_once(tmp_path):
+    ids = ["ort-cpu-fp32", "ort-cpu-int8"]
+    variants = [stage(tmp_path / variant_id, variant_id) for variant_id in ids]
+    for turn in range(10):
+        root = make_bundle(tmp_path / str(turn)) / "tdeploy"
+        works = [
+            lambda variant=variant, root=root: append_variant(
+                root, variant, tmp_path / variant.id, [accuracy(variant.id)]
+            )
+            for variant in variants
+        ]
+        assert _race(works) == [0, 0]
+        bundle = Bundle.open(root)
+        assert sorted(bundle.variants) == ["onnx-fp32", *ids]
+        for variant in variants:
+            bundle.verify(variant)
+            assert len(bundle.evidence(variant.id)) == 1
+
+
+def test_staged_directory_lets_one_win_when_two_save_to_one_path_at_once(tmp_path):
+    for turn in range(10):
+        target = tmp_path / str(turn) / "model"
+
+        def save(index, target=target):
+            with staged_directory(target) as fresh:
+                (fresh / "a").write_text(str(index))
+                (fresh / "b").write_text(str(index))
+
+        ended = _race([lambda index=index, save=save: save(index) for index in range(2)])
+        assert sorted(ended) == [0, 3]
+        assert (target / "a").read_text() == (target / "b").read_text() == str(ended.index(0))
+        assert os.listdir(target.parent) == ["model"]
+
+
+# Full disks
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def big(tmp_path):
+    """A new variant of two MiB."""
+    variant = stage(tmp_path / "staged", "ort-cpu-fp32")
+    (tmp_path / "staged" / "files" / variant.id / "model.onnx.data").write_bytes(bytes(2 << 20))
+    return dataclasses.replace(variant, files=record_tree(tmp_path / "staged", f"files/{variant.id}"))
+
+
+def test_staged_directory_leaves_nothing_when_disk_is_full(small_disk):
+    full = pytest.raises(StorageError, match=r"Cannot write '.*model': the disk .* is full")
+    with full, staged_directory(small_disk / "model") as fresh:
+        (fresh / "weights").write_bytes(bytes(2 << 20))
+    assert os.listdir(small_disk) == []
+
+
+def test_append_variant_leaves_bundle_as_it_was_when_disk_is_full(small_disk, tmp_path, big):
+    root = make_bundle(small_disk) / "tdeploy"
+    before = snapshot(root)
+    with pytest.raises(StorageError, match=r"Cannot write '.*files/ort-cpu-fp32'.*is full"):
+        append_variant(root, big, tmp_path / "staged", [accuracy(big.id)])
+    assert snapshot(root) == before
+    assert not list(root.rglob(".tdeploy-*"))
+
+
+def test_append_evidence_leaves_nothing_when_disk_is_full(small_disk):
+    root = make_bundle(small_disk) / "tdeploy"
+    _fill(small_disk / "rest")
+    before = snapshot(root)
+    with pytest.raises(StorageError, match="is full"):
+        append_evidence(root, accuracy("onnx-fp32"))
+    assert snapshot(root) == before
+
+
+def test_content_cache_leaves_nothing_when_disk_is_full(small_disk, tmp_path):
+    (tmp_path / "a").write_bytes(bytes(2 << 20))
+    record = record_file(tmp_path, "a")
+    with pytest.raises(StorageError, match="TDEPLOY_CACHE_DIR"):
+        ContentCache(small_disk).add(tmp_path / "a", record)
+    assert not ContentCache(small_disk).has(record)
+    assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
+def test_hash_cache_is_ignored_when_disk_is_full(small_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(hashing, "_YOUNG_NS", 0)
+    (tmp_path / "a").write_bytes(b"content")
+    _fill(small_disk / "rest")
+    verify_file(tmp_path / "a", record_file(tmp_path, "a"), HashCache(small_disk))
+
+
+def test_append_variant_leaves_bundle_as_it_was_when_file_size_is_limited(tmp_path, big, monkeypatch):
+    root = make_bundle(tmp_path / "model") / "tdeploy"
+    before = snapshot(root)
+
+    def refuse(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    def append():
+        monkeypatch.setattr(os, "link", refuse)  # in the child only: a link would need no space
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        append_variant(root, big, tmp_path / "staged", [])
+
+    assert in_child(append) == 4
+    assert snapshot(root) == before
+    assert not list(root.rglob(".tdeploy-*"))
+
+
+def _fill(path: Path):
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

@@ -1,0 +1,103 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mlflow_tdeploy.core.errors import ConflictError, StorageError
+from mlflow_tdeploy.store import disk
+from mlflow_tdeploy.store.disk import cache_home, link_or_copy, storage_errors, write_once
+
+
+@pytest.fixture
+def no_hard_links(monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted", str(source))
+
+    monkeypatch.setattr(disk.os, "link", refuse)
+
+
+def test_write_once_makes_folder_and_file(tmp_path):
+    write_once(tmp_path / "a" / "b.json", b"{}")
+    assert (tmp_path / "a" / "b.json").read_bytes() == b"{}"
+    assert os.listdir(tmp_path / "a") == ["b.json"]
+
+
+def test_write_once_keeps_the_first_when_name_is_taken(tmp_path):
+    write_once(tmp_path / "x", b"first")
+    with pytest.raises(ConflictError, match="never overwritten"):
+        write_once(tmp_path / "x", b"second")
+    assert (tmp_path / "x").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_write_once_is_exclusive_when_file_system_has_no_hard_links(tmp_path):
+    write_once(tmp_path / "x", b"first")
+    with pytest.raises(ConflictError):
+        write_once(tmp_path / "x", b"second")
+    assert (tmp_path / "x").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_write_once_names_the_claim_when_a_writer_without_hard_links_was_killed(tmp_path):
+    (tmp_path / ".tdeploy-claim-x").touch()
+    with pytest.raises(ConflictError, match=r"remove '.*\.tdeploy-claim-x'"):
+        write_once(tmp_path / "x", b"content")
+    assert not (tmp_path / "x").exists()
+
+
+def test_write_once_is_readable_as_the_umask_says(tmp_path):
+    write_once(tmp_path / "x", b"")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.usefixtures("no_hard_links")
+def test_link_or_copy_copies_when_file_system_has_no_hard_links(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert link_or_copy(tmp_path / "a", tmp_path / "b") is False
+    assert (tmp_path / "b").read_bytes() == b"content"
+    with pytest.raises(FileExistsError):
+        link_or_copy(tmp_path / "a", tmp_path / "b")
+
+
+def test_link_or_copy_links_where_it_can(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert link_or_copy(tmp_path / "a", tmp_path / "b") is True
+    assert os.path.samefile(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Quota exceeded"),
+        RuntimeError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'),
+    ],
+)
+def test_storage_errors_says_full_when_disk_is_full(error):
+    with pytest.raises(StorageError, match="Cannot write 'x': the disk .* is full"), storage_errors("write 'x'"):
+        raise error
+
+
+def test_storage_errors_names_the_file_when_access_is_refused():
+    with pytest.raises(StorageError, match="Read-only.*'/ro/file'"), storage_errors("write 'x'"):
+        raise OSError(errno.EROFS, "Read-only file system", "/ro/file")
+
+
+def test_storage_errors_leaves_other_errors_alone():
+    with pytest.raises(KeyError), storage_errors("write 'x'"):
+        raise KeyError("x")
+
+
+def test_cache_home_is_absolute_when_user_has_no_home(monkeypatch):
+    monkeypatch.delenv("TDEPLOY_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does without HOME and passwd entry
+    assert cache_home().is_absolute()
+
+
+def test_cache_home_is_the_chosen_folder_when_environment_names_one(monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", "/somewhere")
+    assert cache_home() == Path("/somewhere")

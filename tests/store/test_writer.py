@@ -1,0 +1,291 @@
+import dataclasses
+import errno
+import os
+import shutil
+
+import pytest
+
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.store import disk, writer
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.hashing import record_tree
+from mlflow_tdeploy.store.writer import (
+    BundleDraft,
+    append_evidence,
+    append_variant,
+    evidence_name,
+    staged_directory,
+)
+from tests.bundles import WEIGHTS, accuracy, linear_graph, make_bundle
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_bundle(tmp_path / "model") / "tdeploy"
+
+
+def stage(folder, variant_id, weights=WEIGHTS):
+    """Return a new variant whose files lie below ``folder``."""
+    linear_graph(folder / "files" / variant_id / "model.onnx", weights)
+    base = next(iter(Bundle.open(make_bundle(folder / "base")).variants.values()))
+    files = record_tree(folder, f"files/{variant_id}")
+    return dataclasses.replace(base, id=variant_id, entry=f"files/{variant_id}/model.onnx", files=files)
+
+
+@pytest.fixture
+def staged(tmp_path):
+    return tmp_path / "staged"
+
+
+@pytest.fixture
+def variant(staged):
+    return stage(staged, "ort-cpu-fp32")
+
+
+def snapshot(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# staged_directory
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_staged_directory_becomes_target_when_block_ends(tmp_path, exists):
+    target = tmp_path / "a" / "model"
+    if exists:
+        target.mkdir(parents=True)
+    with staged_directory(target) as fresh:
+        (fresh / "sub").mkdir()
+        (fresh / "sub" / "x").write_text("content")
+        assert fresh.parent == target.parent
+        assert not (target / "sub").exists()
+    assert (target / "sub" / "x").read_text() == "content"
+    assert os.listdir(target.parent) == ["model"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_staged_directory_leaves_nothing_when_block_raises(tmp_path, error):
+    def save():
+        with staged_directory(tmp_path / "model") as fresh:
+            (fresh / "x").write_text("content")
+            raise error
+
+    with pytest.raises(error):
+        save()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("taken", ["file", "folder", "dangling link"])
+def test_staged_directory_refuses_when_target_is_taken(tmp_path, taken):
+    target = tmp_path / "model"
+    if taken == "file":
+        target.write_text("mine")
+    elif taken == "folder":
+        target.mkdir()
+        (target / "x").write_text("mine")
+    else:
+        target.symlink_to("nowhere")
+    with pytest.raises(ConflictError, match=r"model' exists already"), staged_directory(target):
+        pytest.fail("not reached")
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_staged_directory_keeps_the_other_when_target_appears_meanwhile(tmp_path):
+    target = tmp_path / "model"
+
+    def save():
+        with staged_directory(target) as fresh:
+            (fresh / "x").write_text("ours")
+            target.mkdir()
+            (target / "x").write_text("theirs")
+
+    with pytest.raises(ConflictError, match="in the meantime"):
+        save()
+    assert (target / "x").read_text() == "theirs"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_staged_directory_is_readable_as_the_umask_says(tmp_path):
+    with staged_directory(tmp_path / "model"):
+        pass
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_staged_directory_hits_the_target_when_the_block_changes_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    with staged_directory("model"):
+        os.chdir(tmp_path / "other")
+    assert (tmp_path / "model").is_dir()
+
+
+# BundleDraft
+
+
+def test_draft_refuses_when_folder_holds_something(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(ConflictError):
+        BundleDraft(tmp_path)
+
+
+def test_draft_refuses_a_second_manifest_and_a_second_record(root):
+    bundle = Bundle.open(root)
+    draft = BundleDraft.__new__(BundleDraft)
+    draft.root = root
+    with pytest.raises(ConflictError):
+        draft.write_manifest(bundle.manifest)
+    with pytest.raises(ConflictError):
+        draft.write_variant(bundle.variants["onnx-fp32"])
+
+
+def test_write_variant_refuses_when_a_file_is_not_there_as_recorded(tmp_path, variant):
+    draft = BundleDraft(tmp_path / "tdeploy")
+    with pytest.raises(IntegrityError, match=r"files/ort-cpu-fp32/model\.onnx' is not there"):
+        draft.write_variant(variant)
+    assert not list((tmp_path / "tdeploy").rglob("*.json"))
+
+
+def test_write_golden_is_empty_when_there_are_no_requests(tmp_path):
+    assert BundleDraft(tmp_path / "tdeploy").write_golden(()) == ()
+    assert os.listdir(tmp_path / "tdeploy") == []
+
+
+# append_evidence
+
+
+def test_append_evidence_returns_its_path(root):
+    path = append_evidence(root, accuracy("onnx-fp32"))
+    assert path.startswith("evidence/onnx-fp32/")
+    assert (root / path).is_file()
+
+
+def test_append_evidence_refuses_when_variant_has_no_record(root):
+    with pytest.raises(NotFoundError, match="no variant 'trt-fp16'"):
+        append_evidence(root, accuracy("trt-fp16"))
+    assert not (root / "evidence" / "trt-fp16").exists()
+
+
+def test_evidence_name_is_unique_and_sorts_by_time():
+    names = [evidence_name() for _ in range(200)]
+    assert len(set(names)) == 200
+    stamps = [name.split("-")[0] for name in names]
+    assert stamps == sorted(stamps)
+
+
+# append_variant
+
+
+def test_append_variant_adds_without_touching_a_file(root, staged, variant):
+    before = snapshot(root)
+    append_variant(root, variant, staged, [accuracy(variant.id), accuracy(variant.id)])
+    after = snapshot(root)
+    assert {name: after[name] for name in before} == before
+    bundle = Bundle.open(root)
+    assert bundle.variants[variant.id] == variant
+    bundle.verify(bundle.variants[variant.id])
+    assert len(bundle.evidence(variant.id)) == 2
+    assert not list(root.rglob(".tdeploy-*"))
+    shutil.rmtree(staged)
+    bundle.verify(bundle.variants[variant.id])
+
+
+def test_append_variant_adds_a_record_only_when_files_were_dropped(root, variant):
+    append_variant(root, dataclasses.replace(variant, files=()), None, [accuracy(variant.id, passed=False)])
+    bundle = Bundle.open(root)
+    assert bundle.variants[variant.id].dropped
+    assert not (root / "files" / variant.id).exists()
+    assert bundle.evidence(variant.id)[0].passed is False
+
+
+def test_append_variant_refuses_when_id_is_taken(root, staged):
+    again = stage(staged, "onnx-fp32", WEIGHTS * 2)
+    before = snapshot(root)
+    with pytest.raises(ConflictError, match="'onnx-fp32' already"):
+        append_variant(root, again, staged, [accuracy("onnx-fp32")])
+    assert snapshot(root) == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "change", "remove"])
+def test_append_variant_changes_nothing_when_a_staged_file_is_damaged(root, staged, variant, damage):
+    path, before = staged / variant.entry, snapshot(root)
+    if damage == "truncate":
+        os.truncate(path, 3)
+    elif damage == "change":
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    else:
+        path.unlink()
+    with pytest.raises(IntegrityError, match=r"model\.onnx'"):
+        append_variant(root, variant, staged, [])
+    assert snapshot(root) == before
+
+
+def test_append_variant_refuses_when_a_staged_file_is_a_link_outside(root, staged, variant, tmp_path):
+    os.rename(staged / variant.entry, tmp_path / "elsewhere.onnx")
+    (staged / variant.entry).symlink_to(tmp_path / "elsewhere.onnx")
+    with pytest.raises(IntegrityError, match="leads out"):
+        append_variant(root, variant, staged, [])
+
+
+def test_append_variant_refuses_when_a_new_file_is_elsewhere(root, staged, variant):
+    moved = dataclasses.replace(variant.files[0], path="files/onnx-fp32/model.onnx")
+    with pytest.raises(InvalidInputError, match="must be below 'files/ort-cpu-fp32/'"):
+        append_variant(root, dataclasses.replace(variant, files=(moved,)), staged, [])
+
+
+def test_append_variant_refuses_when_evidence_is_about_another(root, staged, variant):
+    with pytest.raises(InvalidInputError, match="Evidence about 'onnx-fp32'"):
+        append_variant(root, variant, staged, [accuracy("onnx-fp32")])
+
+
+def test_append_variant_refuses_when_there_is_no_bundle(tmp_path, staged, variant):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match="holds no bundle"):
+        append_variant(tmp_path / "empty", variant, staged, [])
+    assert os.listdir(tmp_path / "empty") == []
+
+
+def test_append_variant_replaces_what_a_killed_appender_left(root, staged, variant):
+    (root / "files" / variant.id).mkdir()
+    (root / "files" / variant.id / "old").write_text("from the killed one")
+    (root / "files" / ".tdeploy-1234").mkdir()
+    (root / "evidence" / variant.id).mkdir(parents=True)
+    (root / "evidence" / variant.id / "x.json").write_text("passed, but about other files")
+    append_variant(root, variant, staged, [accuracy(variant.id)])
+    assert os.listdir(root / "files" / variant.id) == ["model.onnx"]
+    assert len(Bundle.open(root).evidence(variant.id)) == 1
+    assert not list(root.rglob(".tdeploy-*"))
+
+
+def test_append_variant_says_what_to_remove_when_there_is_no_lock_and_one_was_killed(
+    root, staged, variant, monkeypatch
+):
+    monkeypatch.setattr(writer, "fcntl", None)
+    (root / "files" / variant.id).mkdir()
+    (root / "files" / variant.id / "old").write_text("from the killed one")
+    with pytest.raises(ConflictError, match=r"If none is, one was killed: remove .*files/ort-cpu-fp32"):
+        append_variant(root, variant, staged, [])
+    assert variant.id not in Bundle.open(root).variants
+    shutil.rmtree(root / "files" / variant.id)
+    append_variant(root, variant, staged, [])
+
+
+def test_append_variant_copies_and_verifies_when_there_are_no_hard_links(root, staged, variant, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+
+    monkeypatch.setattr(disk.os, "link", refuse)
+    append_variant(root, variant, staged, [accuracy(variant.id)])
+    Bundle.open(root).verify(variant)
+    assert not os.path.samefile(staged / variant.entry, root / variant.entry)
+
+
+def test_append_variant_takes_its_files_back_when_the_record_cannot_be_written(root, staged, variant):
+    before = snapshot(root)
+    bad = dataclasses.replace(variant, session={"limit": float("nan")})
+    with pytest.raises(Exception, match="JSON"):
+        append_variant(root, bad, staged, [accuracy(variant.id)])
+    assert snapshot(root) == before
+    assert isinstance(bad, Variant)
+    append_variant(root, variant, staged, [])
