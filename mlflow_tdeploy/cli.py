@@ -1,0 +1,311 @@
+"""The command line: ``tdeploy log | inspect | explain | doctor | bench``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
+from mlflow_tdeploy.core.evidence import latest_accuracy
+from mlflow_tdeploy.runtime.select import Policy, align
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.runtime.bench import BenchRow
+    from mlflow_tdeploy.runtime.select import Decision
+    from mlflow_tdeploy.store.bundle import Bundle
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Optional packages: what they are for and how to get them.
+_OPTIONAL = {
+    "onnxruntime": ("serving on the CPU", "pip install 'mlflow-tdeploy[cpu]'"),
+    "torch": ("logging models, serving the original", "pip install 'mlflow-tdeploy[build]'"),
+    "transformers": ("logging Hugging Face models", "pip install 'mlflow-tdeploy[build]'"),
+    "onnxscript": ("export and fusion", "pip install 'mlflow-tdeploy[build]'"),
+    "sentence_transformers": ("logging sentence-transformers", "pip install 'mlflow-tdeploy[sentence-transformers]'"),
+}
+
+
+class _Shape(click.ParamType):
+    """``batch=1,8,64``: a dimension and its range."""
+
+    name = "dim=min,opt,max"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, _, numbers = str(value).partition("=")
+        try:
+            sizes = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not of the form batch=1,8,64", param, ctx)
+        return name.strip(), sizes[0] if len(sizes) == 1 else sizes
+
+
+@contextlib.contextmanager
+def _clean_errors() -> Iterator[None]:
+    """Print what a user can mend as one message; everything else keeps its traceback."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (TDeployError, MlflowException) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _policy_options(command: F) -> F:
+    for option in (
+        click.option("--variant", help="Insist on this variant."),
+        click.option("--runtime", help="Insist on this runtime."),
+        click.option("--strict", is_flag=True, help="Never fall back to another variant."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlflow-tdeploy")
+def main() -> None:
+    """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
+
+
+@main.command()
+@click.argument("source")
+@click.option("--task", help="sentence-embedding, feature-extraction, text-classification or tensors.")
+@click.option("--name", default="model", show_default=True, help="Name of the logged model.")
+@click.option("--register", help="Register under this name.")
+@click.option("--alias", help="Give the registered version this alias.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the bundle to this folder instead of MLflow.")
+@click.option(
+    "--precision", "precisions", multiple=True, help="fp32, int8, fp16 or a variant id; several times. All by default."
+)
+@click.option("--shape", "shapes", multiple=True, type=_Shape(), help="Range of a dimension; several times.")
+@click.option("--budget", help="For example 'worst_cosine >= 0.98'. The task's own by default.")
+@click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
+@click.option(
+    "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Texts to verify on, one a line."
+)
+@click.option("--revision", help="Commit of the hub repository.")
+def log(source: str, out: Path | None, register: str | None, alias: str | None, name: str, **given: Any) -> None:
+    """Turn SOURCE (a folder, a hub id or an .onnx file) into a bundle, in MLflow or in a folder."""
+    if out is not None and (register or alias):
+        raise click.UsageError("--out writes a folder without MLflow: --register and --alias need MLflow.")
+    if alias and not register:
+        raise click.UsageError("--alias needs --register: an alias belongs to a registered version.")
+    texts = given.pop("texts")
+    arguments = {
+        **given,
+        "precisions": given["precisions"] or None,
+        "shapes": dict(given["shapes"]) or None,
+        "verify_with": texts.read_text(encoding="utf-8").splitlines() if texts else None,
+        "progress": lambda step: click.echo(f"{step.name:<28}{step.seconds:7.1f} s  {step.detail}"),
+    }
+    with _clean_errors():
+        _log_to_folder(source, out, arguments) if out else _log_to_mlflow(source, name, register, alias, arguments)
+
+
+def _log_to_folder(source: str, out: Path, arguments: dict[str, Any]) -> None:
+    from mlflow_tdeploy import save_model
+
+    save_model(source, out, **arguments)
+    click.echo(f"Wrote {out}")
+
+
+def _log_to_mlflow(source: str, name: str, register: str | None, alias: str | None, arguments: dict[str, Any]) -> None:
+    import mlflow
+
+    from mlflow_tdeploy import log_model
+
+    info = log_model(source, name=name, registered_model_name=register, **arguments)
+    click.echo(f"Logged {info.model_uri}")
+    if register:
+        click.echo(f"Registered models:/{register}/{info.registered_model_version}")
+    if register and alias:
+        mlflow.MlflowClient().set_registered_model_alias(register, alias, str(info.registered_model_version))
+        click.echo(f"Alias models:/{register}@{alias}")
+
+
+def _open_records(uri: str) -> tuple[Bundle, Callable[[str], None]]:
+    """Return a bundle's records, and a function that brings the files of one of its variants."""
+    from mlflow_tdeploy.registry_io import fetch_variant, fetch_view, locate
+    from mlflow_tdeploy.store.bundle import Bundle
+
+    location = locate(uri)
+    if location.local is not None:
+        return Bundle.open(location.local), lambda variant_id: None
+    bundle = fetch_view(location)
+    return bundle, lambda variant_id: fetch_variant(location, bundle, bundle.variants[variant_id])
+
+
+def _decide(bundle: Bundle, variant: str | None, runtime: str | None, strict: bool) -> Decision:
+    from mlflow_tdeploy.runtime import probe
+    from mlflow_tdeploy.runtime.select import decide
+
+    policy = Policy.of({"variant": variant, "runtime": runtime, "strict": strict})
+    evidence = {name: bundle.evidence(name) for name in bundle.variants}
+    return decide(bundle.manifest, bundle.variants, evidence, probe.host(), policy)
+
+
+@main.command()
+@click.argument("uri")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(uri: str, as_json: bool) -> None:
+    """Show what a bundle holds: source, signature, variants, evidence. Downloads no weights."""
+    with _clean_errors():
+        bundle, _ = _open_records(uri)
+        if as_json:
+            click.echo(json.dumps(_bundle_as_dict(bundle), indent=2))
+            return
+        manifest = bundle.manifest
+        source = f"{manifest.source.kind} {manifest.source.name} {manifest.source.architecture}".strip()
+        click.echo(f"task       {manifest.task}")
+        click.echo(f"source     {source}{' @ ' + manifest.source.revision if manifest.source.revision else ''}")
+        click.echo(f"dims       {'; '.join(map(str, manifest.signature.dims)) or 'none'}")
+        click.echo(f"inputs     {', '.join(map(str, manifest.signature.inputs))}")
+        click.echo(f"outputs    {', '.join(map(str, manifest.signature.outputs))}")
+        click.echo(f"budget     {manifest.budget}, against {manifest.reference}")
+        click.echo(f"golden     {len(bundle.golden())} requests\n")
+        click.echo(align(_variant_rows(bundle)))
+
+
+def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("variant", "format", "precision", "MB", "from", "accuracy", "budget")]
+    for variant in bundle.variants.values():
+        record = latest_accuracy(bundle.evidence(variant.id))
+        shown = ("worst_cosine", "max_score_difference", "accuracy")
+        figures = [f"{name} {record.metrics[name]:.4g}" for name in shown if record and name in record.metrics]
+        if record is None:
+            verdict = "reference" if variant.id == bundle.manifest.reference else "no evidence"
+        else:
+            verdict = "ok" if record.passed else "; ".join(record.violations)
+        size = f"{variant.size / 1e6:.1f}" if variant.files else "not kept"
+        rows.append(
+            (variant.id, variant.format, variant.precision.name, size, variant.parent or "-",
+             ", ".join(figures) or "-", verdict)
+        )  # fmt: skip
+    return rows
+
+
+def _bundle_as_dict(bundle: Bundle) -> dict[str, Any]:
+    from mlflow_tdeploy.core.records import to_plain
+
+    return {
+        "manifest": to_plain(bundle.manifest),
+        "variants": {name: to_plain(variant) for name, variant in bundle.variants.items()},
+        "evidence": {name: to_plain(bundle.evidence(name)) for name in bundle.variants},
+    }
+
+
+@main.command()
+@click.argument("uri")
+@_policy_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(uri: str, variant: str | None, runtime: str | None, strict: bool, as_json: bool) -> None:
+    """Say which variant this host would serve, and why not each other one. Opens nothing."""
+    with _clean_errors():
+        decision = _decide(_open_records(uri)[0], variant, runtime, strict)
+        click.echo(
+            json.dumps(decision.as_dict(), indent=2) if as_json else f"{decision.host.kind}\n{decision.explain()}"
+        )
+        if decision.chosen is None:
+            raise decision.none_left()
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Show this host: fingerprint, runtimes (each exercised in a child process), what is missing and how to get it."""
+    report = _examine_host()
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+        return
+    host = report["host"]
+    click.echo(f"host       {host['os']}, {host['cpu']}, {host['cores']} cores, {host['memory'] / 2**30:.0f} GiB")
+    click.echo(f"features   {' '.join(host['cpu_features']) or 'base'}")
+    click.echo(f"gpu        {host.get('gpu', {}).get('name') or report['no_gpu']}")
+    click.echo(f"libraries  {', '.join(f'{name} {version}' for name, version in host['software'].items())}\n")
+    rows = [("runtime", "works", "what it said"), *((r["name"], r["works"], r["detail"]) for r in report["runtimes"])]
+    click.echo(align(rows))
+    if report["missing"]:
+        click.echo("\n" + align([("missing", "needed for", "install"), *map(tuple, report["missing"])]))
+
+
+def _examine_host() -> dict[str, Any]:
+    from mlflow_tdeploy.core.records import to_plain
+    from mlflow_tdeploy.runtime import probe
+    from mlflow_tdeploy.runtime.base import RUNTIMES
+
+    runtimes = []
+    for name in RUNTIMES.names():
+        lacking = RUNTIMES.get(name)().missing()
+        result = None if lacking else probe.self_test(name)
+        detail = lacking or (result.output if result and result.ok else result.reason if result else "")
+        runtimes.append({"name": name, "works": "yes" if result and result.ok else "no", "detail": detail})
+    missing = [(name, *about) for name, about in _OPTIONAL.items() if importlib.util.find_spec(name) is None]
+    return {"host": to_plain(probe.host()), "no_gpu": probe.gpu()[1], "runtimes": runtimes, "missing": missing}
+
+
+@main.command()
+@click.argument("uri")
+@_policy_options
+@click.option("--shape", "shapes", multiple=True, help="batch=8,sequence=128; several times. A sweep by default.")
+@click.option("--rounds", default=20, show_default=True, help="Calls of each variant per shape.")
+@click.option("--intra-op-threads", default=1, show_default=True, help="Threads inside one operator.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to this file too."
+)
+def bench(
+    uri: str, variant: str | None, runtime: str | None, strict: bool,
+    shapes: tuple[str, ...], rounds: int, intra_op_threads: int, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Time every variant that can serve here, interleaved, over batch and length; inputs from the signature."""
+    from mlflow_tdeploy.runtime.base import SessionOptions
+    from mlflow_tdeploy.runtime.bench import sweep
+
+    with _clean_errors():
+        bundle, fetch = _open_records(uri)
+        decision = _decide(bundle, variant, runtime, strict)
+        if not decision.openable:
+            raise decision.none_left()
+        for name in {candidate.variant for candidate in decision.openable}:
+            fetch(name)
+            bundle.verify(bundle.variants[name])
+        rows = sweep(
+            bundle, decision.openable, shapes=[_parse_shape(shape) for shape in shapes] or None, rounds=rounds,
+            options=SessionOptions(intra_op_threads=intra_op_threads),
+        )  # fmt: skip
+        click.echo(f"{decision.host.kind}; ms per call, {intra_op_threads} intra-op thread(s)")
+        click.echo(_bench_table(rows))
+        if json_path:
+            document = {"host": decision.host.kind, "rows": [row.as_dict() for row in rows]}
+            json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _bench_table(rows: list[BenchRow]) -> str:
+    table: list[tuple[str, ...]] = [
+        ("shape", "variant", "runtime", "mean", "std", "min", "max", "p50", "p95", "p99", "items/s")
+    ]
+    for row in rows:
+        t = row.timing
+        figures = (t.mean_ms, t.std_ms, t.min_ms, t.max_ms, t.p50_ms, t.p95_ms, t.p99_ms)
+        shape = ",".join(f"{name}={size}" for name, size in row.shape.items())
+        table.append((shape, row.variant, row.runtime, *(f"{x:.2f}" for x in figures), f"{row.throughput:.0f}"))
+    return align(table)
+
+
+def _parse_shape(text: str) -> dict[str, int]:
+    try:
+        return {name.strip(): int(size) for name, size in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise InvalidInputError(f"Cannot read the shape {text!r}. Write it like batch=8,sequence=128.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

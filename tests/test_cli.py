@@ -1,0 +1,98 @@
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mlflow_tdeploy.cli import main
+from tests.bundles import WEIGHTS, accuracy, linear_graph, make_bundle
+
+
+def run(*arguments, ok=True):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert (result.exit_code == 0) is ok, result.output
+    return result.output
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    evidence = {"onnx-fp32": [accuracy("onnx-fp32")], "ort-cpu-int8": [accuracy("ort-cpu-int8", passed=False)]}
+    return make_bundle(tmp_path / "m", {"onnx-fp32": WEIGHTS, "ort-cpu-int8": WEIGHTS}, evidence=evidence)
+
+
+def test_inspect_shows_signature_variants_and_evidence(bundle):
+    output = run("inspect", bundle)
+    assert "batch 1..8 (opt 2)" in output
+    assert "x: float32[batch, 4]" in output
+    assert "worst_cosine >= 0.99" in output
+    assert "worst_cosine is 0.9 (budget worst_cosine >= 0.99)" in output
+
+
+def test_inspect_writes_json_that_holds_every_record(bundle):
+    document = json.loads(run("inspect", bundle, "--json"))
+    assert set(document["variants"]) == {"onnx-fp32", "ort-cpu-int8"}
+    assert document["evidence"]["ort-cpu-int8"][0]["passed"] is False
+
+
+def test_inspect_says_what_to_do_when_there_is_no_bundle(tmp_path):
+    output = run("inspect", tmp_path, ok=False)
+    assert output.startswith("Error: ")
+    assert "Traceback" not in output
+
+
+def test_explain_says_which_variant_serves_and_why_not_the_other(bundle):
+    output = run("explain", bundle)
+    lines = {line.split()[0]: line for line in output.splitlines()[1:]}
+    assert "serves" in lines["onnx-fp32"]
+    assert "over budget" in lines["ort-cpu-int8"]
+    assert json.loads(run("explain", bundle, "--json"))["chosen"] == {"variant": "onnx-fp32", "runtime": "ort-cpu"}
+
+
+def test_explain_fails_when_the_forced_variant_cannot_serve(bundle):
+    assert "over budget" in run("explain", bundle, "--variant", "ort-cpu-int8", ok=False)
+
+
+def test_bench_times_variants_at_the_shapes_asked_for(bundle, tmp_path):
+    path = tmp_path / "rows.json"
+    output = run("bench", bundle, "--shape", "batch=1", "--shape", "batch=8", "--rounds", 3, "--json", path)
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["variant"], row["shape"], row["count"]) for row in rows] == [
+        ("onnx-fp32", {"batch": 1}, 3),
+        ("onnx-fp32", {"batch": 8}, 3),
+    ]
+    assert rows[1]["throughput_per_s"] == pytest.approx(8e3 / rows[1]["mean_ms"])
+    assert "p99" in output
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [("batch=9", "outside its range 1..8"), ("batch:1", "Cannot read the shape"), ("rows=1", "No dimension 'rows'")],
+)
+def test_bench_names_the_dimension_when_a_shape_is_wrong(bundle, shape, message):
+    assert message in run("bench", bundle, "--shape", shape, ok=False)
+
+
+def test_doctor_exercises_every_runtime_and_names_what_is_missing():
+    report = json.loads(run("doctor", "--json"))
+    runtimes = {entry["name"]: entry for entry in report["runtimes"]}
+    assert runtimes["ort-cpu"]["works"] == "yes"
+    assert "CPUExecutionProvider" in runtimes["ort-cpu"]["detail"]
+    assert report["host"]["cores"] >= 1
+    assert "runtime" in run("doctor")
+
+
+def test_log_writes_a_folder_that_inspect_and_explain_read(tmp_path):
+    linear_graph(tmp_path / "graph.onnx", np.asarray(WEIGHTS))
+    output = run(
+        "log", tmp_path / "graph.onnx", "--task", "tensors", "--shape", "batch=1,2,8", "--out", tmp_path / "out",
+        "--precision", "fp32",
+    )  # fmt: skip
+    assert " s " in output
+    assert "batch 1..8 (opt 2)" in run("inspect", tmp_path / "out")
+    assert "serves" in run("explain", tmp_path / "out")
+
+
+def test_log_refuses_contradicting_options(tmp_path):
+    assert "--alias needs --register" in run("log", "x", "--alias", "champion", ok=False)
+    assert "need MLflow" in run("log", "x", "--out", tmp_path / "o", "--register", "m", ok=False)
+    assert "not of the form batch=1,8,64" in run("log", "x", "--shape", "batch=a", ok=False)
