@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import ManifestError, SchemaVersionError
+from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, SchemaVersionError
 from mlflow_tdeploy.core.records import from_json
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import FileRecord, check_variant_id
@@ -65,6 +65,8 @@ class Manifest:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.schema_version < 1:
+            raise InvalidInputError(f"schema_version must be at least 1, got {self.schema_version}.")
         check_variant_id(self.reference)
 
     @classmethod

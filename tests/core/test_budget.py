@@ -1,0 +1,94 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlflow_tdeploy.core.budget import Budget, Limit, higher_is_better
+from mlflow_tdeploy.core.errors import InvalidInputError
+
+COSINE = Limit("worst_cosine", ">=", 0.99)
+DIFFERENCE = Limit("max_score_difference", "<=", 0.02)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "worst_cosine >= 0.99, max_score_difference <= 0.02",
+        " worst_cosine>=0.99 ,max_score_difference ≤ 2e-2",
+        ["worst_cosine >= 0.99", "max_score_difference <= 0.02"],
+        [COSINE, DIFFERENCE],
+        {"worst_cosine": 0.99, "max_score_difference": 0.02},
+        Budget((COSINE, DIFFERENCE)),
+    ],
+)
+def test_of_reads_what_a_user_writes(value):
+    assert Budget.of(value) == Budget((COSINE, DIFFERENCE))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "Cannot read the limit ''"),
+        ("worst_cosine", "Cannot read the limit"),
+        ("worst_cosine > 0.99", "Cannot read the limit"),
+        ("worst_cosine >= 0.9.9", "bound of 'worst_cosine' must be a number"),
+        ("worst_cosine >= 1e999", "must be a finite number"),
+        ("worst_cosine <= 0.99", "wrong direction: use '>='"),
+        ("max_difference >= 0.1", "wrong direction: use '<='"),
+        ("beauty >= 1", "Unknown metric 'beauty' in a budget. Known: accuracy"),
+        ({"worst_cosine": "0.99"}, "must be a number, got '0.99'"),
+        ({"worst_cosine": True}, "must be a number"),
+        ({"worst_cosine": math.nan}, "must be a finite number"),
+        ({"worst_cosine": 10**400}, "must be a number"),
+        ({3: 0.5}, "Unknown metric '3'"),
+        (0.99, "A budget is text like"),
+        (None, "A budget is text like"),
+        ([None], "Cannot read the limit None"),
+        (b"worst_cosine >= 0.9", "Cannot read the limit"),
+    ],
+)
+def test_of_says_how_to_write_it_when_it_cannot_be_read(value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Budget.of(value)
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1))
+def test_violations_is_empty_exactly_when_every_limit_holds(cosine, difference):
+    found = Budget((COSINE, DIFFERENCE)).violations({"worst_cosine": cosine, "max_score_difference": difference})
+    assert len(found) == (cosine < 0.99) + (difference > 0.02)
+
+
+def test_violations_allow_the_bound_itself():
+    assert Budget((COSINE, DIFFERENCE)).violations({"worst_cosine": 0.99, "max_score_difference": 0.02}) == ()
+
+
+def test_violations_say_measured_value_and_budget():
+    assert Budget((COSINE,)).violations({"worst_cosine": 0.98}) == (
+        "worst_cosine is 0.98 (budget worst_cosine >= 0.99)",
+    )
+
+
+def test_violations_count_what_was_not_measured():
+    assert Budget((COSINE,)).violations({}) == ("worst_cosine was not measured (budget worst_cosine >= 0.99)",)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_violations_count_a_value_that_is_no_number(value):
+    assert len(Budget((COSINE,)).violations({"worst_cosine": value})) == 1
+
+
+def test_violations_count_values_that_are_not_finite_even_without_limits():
+    assert Budget(()).violations({"non_finite": 3.0}) == ("3 values are NaN or infinite",)
+    assert Budget(()).violations({"non_finite": 0.0}) == ()
+
+
+def test_budget_reads_back_when_it_was_printed():
+    budget = Budget((COSINE, DIFFERENCE))
+    assert Budget.of(str(budget)) == budget
+    assert str(Budget(())) == "no limit"
+
+
+def test_higher_is_better_tells_the_direction():
+    assert higher_is_better("accuracy")
+    assert not higher_is_better("accuracy_drop")
