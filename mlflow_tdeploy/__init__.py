@@ -1,1 +1,54 @@
-"""MLflow flavor for transformers in production: one bundle of verified variants, the host picks the best."""
+"""MLflow flavor for transformers in production: one bundle of verified variants, the host picks the best.
+
+Importing this module loads neither torch nor ONNX Runtime; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.flavor.extend import extend_model
+    from mlflow_tdeploy.flavor.load import load_model
+    from mlflow_tdeploy.flavor.log import log_model
+    from mlflow_tdeploy.flavor.pyfunc import _load_pyfunc
+    from mlflow_tdeploy.flavor.requirements import get_default_conda_env, get_default_pip_requirements
+    from mlflow_tdeploy.flavor.save import save_model
+
+#: Name of the flavor in an ``MLmodel`` file.
+FLAVOR_NAME = "tdeploy"
+
+_HOMES = {
+    "save_model": "save",
+    "log_model": "log",
+    "load_model": "load",
+    "_load_pyfunc": "pyfunc",
+    "extend_model": "extend",
+    "get_default_pip_requirements": "requirements",
+    "get_default_conda_env": "requirements",
+}
+
+__all__ = [
+    "FLAVOR_NAME",
+    "_load_pyfunc",
+    "extend_model",
+    "get_default_conda_env",
+    "get_default_pip_requirements",
+    "load_model",
+    "log_model",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.flavor.{home}"), name)
+    globals()[name] = value  # the next access finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,77 @@
+"""``load_model``: the bundle behind a URI, opened by the variant this host picks, and no other one downloaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import Model as MlflowModel
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
+
+from mlflow_tdeploy import FLAVOR_NAME
+from mlflow_tdeploy.core.errors import NotFoundError
+from mlflow_tdeploy.flavor.pyfunc import open_configured
+from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
+from mlflow_tdeploy.runtime.model import Fetch, Model
+from mlflow_tdeploy.store.bundle import Bundle
+
+
+@mlflow_errors()
+def load_model(
+    model_uri: str,
+    dst_path: str | None = None,
+    *,
+    variant: str | None = None,
+    runtime: str | None = None,
+    strict: bool | None = None,
+    model_config: Mapping[str, Any] | None = None,
+) -> Model:
+    """Load a model on this host. From a remote store only the records and the chosen variant are fetched.
+
+    Args:
+        model_uri: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…``, a folder, or a URI of any
+            artifact store that MLflow knows.
+        dst_path: Folder to download to; by default a folder of this host's cache, and nothing for local models.
+        variant: Serve this variant and no other.
+        runtime: Serve with this runtime and no other.
+        strict: Fail instead of falling back to another variant when the first choice cannot be opened.
+        model_config: Overrides of what was saved with the model: session options and the three above.
+
+    Returns:
+        An object with ``predict(inputs, **params)``, ``infer(dict of arrays)``, ``signature``, ``variants``,
+        ``decision`` and ``close()``.
+
+    Raises:
+        MlflowException: There is no such model, it holds no bundle, or none of its variants can serve here.
+    """
+    location = locate(model_uri)
+    bundle, fetch = _bring(location, dst_path)
+    chosen = {"variant": variant, "runtime": runtime, "strict": strict}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    return open_configured(bundle.root, {**_saved_config(bundle), **(model_config or {}), **given}, fetch)
+
+
+def _bring(location: Location, dst_path: str | None) -> tuple[Bundle, Fetch | None]:
+    if location.local is not None and dst_path is None:
+        return Bundle.open(location.local), None
+    if dst_path is None:
+        bundle = fetch_view(location)
+    else:
+        Path(dst_path).mkdir(parents=True, exist_ok=True)
+        bundle = fetch_records(location, Path(dst_path))
+    return bundle, functools.partial(fetch_variant, location, bundle)
+
+
+def _saved_config(bundle: Bundle) -> dict[str, Any]:
+    """Return the configuration in the ``MLmodel`` file, after putting the model's own code on the path."""
+    folder = bundle.root.parent
+    if not (folder / MLMODEL_FILE_NAME).is_file():
+        return {}  # a bundle that was written without MLflow
+    meta = MlflowModel.load(str(folder / MLMODEL_FILE_NAME))
+    if FLAVOR_NAME not in meta.flavors:
+        raise NotFoundError(f"The model at '{folder}' was not logged with the flavor '{FLAVOR_NAME}'.")
+    _add_code_from_conf_to_system_path(str(folder), meta.flavors[FLAVOR_NAME])
+    return dict(meta.flavors.get("python_function", {}).get("config") or {})

@@ -1,0 +1,168 @@
+"""``log_model``: save, upload, register, and make variants and evidence searchable."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import Model as MlflowModel
+from mlflow.models import ModelSignature
+from mlflow.models.model import ModelInfo
+
+from mlflow_tdeploy import FLAVOR_NAME
+from mlflow_tdeploy.flavor.package import Packaging
+from mlflow_tdeploy.flavor.save import write_model
+from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
+from mlflow_tdeploy.registry_io import describe, mlflow_errors, tag_logged_model
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+
+def log_model(
+    model: Any,
+    name: str | None = None,
+    *,
+    artifact_path: str | None = None,
+    task: str | None = None,
+    tokenizer: Any = None,
+    shapes: Mapping[str, Any] | None = None,
+    example: Any = None,
+    labels: Any = None,
+    precisions: Iterable[str] | None = None,
+    budget: Any = None,
+    on_budget: OnBudget = "drop",
+    verify_with: Any = None,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    opset: int = 18,
+    progress: Progress | None = None,
+    signature: ModelSignature | None = None,
+    input_example: Any = None,
+    conda_env: Any = None,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    code_paths: list[str] | None = None,
+    metadata: dict[str, Any] | None = None,
+    extra_files: list[str] | None = None,
+    model_config: Mapping[str, Any] | str | None = None,
+    registered_model_name: str | None = None,
+    await_registration_for: int | None = 300,
+    params: dict[str, Any] | None = None,
+    tags: dict[str, Any] | None = None,
+    model_type: str | None = None,
+    step: int = 0,
+    model_id: str | None = None,
+    validate_serving_input: bool = True,
+    prompts: list[Any] | None = None,
+) -> ModelInfo:
+    """Log a model with its verified variants to MLflow.
+
+    Variants become tags and their evidence becomes metrics of the logged model, so ``mlflow.search_logged_models``
+    finds for example every int8 variant that is close enough::
+
+        mlflow.search_logged_models(
+            filter_string="tags.`tdeploy.variant.ort-cpu-int8` = 'ok' AND metrics.`ort-cpu-int8.worst_cosine` > 0.99"
+        )
+
+    Args:
+        model: What to log; see :func:`save_model`, also for every parameter that is not listed here.
+        name: Name of the logged model.
+        artifact_path: Deprecated: use ``name``.
+        task: See :func:`save_model`.
+        tokenizer: See :func:`save_model`.
+        shapes: See :func:`save_model`.
+        example: See :func:`save_model`.
+        labels: See :func:`save_model`.
+        precisions: See :func:`save_model`.
+        budget: See :func:`save_model`.
+        on_budget: See :func:`save_model`.
+        verify_with: See :func:`save_model`.
+        revision: See :func:`save_model`.
+        token: See :func:`save_model`.
+        trust_remote_code: See :func:`save_model`.
+        opset: See :func:`save_model`.
+        progress: See :func:`save_model`.
+        signature: See :func:`save_model`.
+        input_example: See :func:`save_model`.
+        conda_env: See :func:`save_model`.
+        pip_requirements: See :func:`save_model`.
+        extra_pip_requirements: See :func:`save_model`.
+        code_paths: See :func:`save_model`.
+        metadata: See :func:`save_model`.
+        extra_files: See :func:`save_model`.
+        model_config: See :func:`save_model`.
+        registered_model_name: Also register a version under this name.
+        await_registration_for: Seconds to wait for the version; 0 or None to not wait.
+        params: Parameters of the logged model.
+        tags: Tags of the logged model.
+        model_type: Type of the logged model.
+        step: Step of the run that the model belongs to.
+        model_id: Log into this logged model instead of a new one.
+        validate_serving_input: Whether the input example is tried on the saved model.
+        prompts: Prompts to link with the model.
+
+    Returns:
+        MLflow's description of the logged model.
+
+    Raises:
+        MlflowException: Anything about the model or the parameters; the logged model is marked as failed then.
+    """
+    request = BundleRequest(
+        task, tokenizer, shapes, example, labels, precisions, budget, on_budget, verify_with, revision, token,
+        trust_remote_code, opset, progress,
+    )  # fmt: skip
+    packaging = Packaging(
+        signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,
+        extra_files, model_config,
+    )  # fmt: skip
+    with mlflow_errors():
+        packaging.check()  # before MLflow creates a logged model
+    saver = _Saver(model, request, packaging)
+    info = MlflowModel.log(
+        artifact_path=artifact_path,
+        name=name,
+        flavor=saver,
+        flavor_name=FLAVOR_NAME,
+        registered_model_name=registered_model_name,
+        await_registration_for=await_registration_for,
+        metadata=metadata,
+        params=params,
+        tags=tags,
+        model_type=model_type,
+        step=step,
+        model_id=model_id,
+        prompts=prompts,
+        model_config=model_config,
+        validate_serving_input=validate_serving_input,
+    )
+    saver.publish(info.model_id)
+    return info
+
+
+class _Saver:
+    """What ``Model.log`` calls a flavor; keeps what the bundle says, as MLflow removes its folder at once."""
+
+    def __init__(self, model: Any, request: BundleRequest, packaging: Packaging) -> None:
+        self._model = model
+        self._request = request
+        self._packaging = packaging
+        self._description: tuple[dict[str, str], dict[str, float]] = ({}, {})
+
+    def save_model(self, path: str, mlflow_model: MlflowModel, **_: Any) -> None:
+        bundle = write_model(self._model, Path(path), self._request, self._packaging, mlflow_model)
+        self._description = describe(bundle)
+
+    def publish(self, model_id: str) -> None:
+        """Write tags and metrics; the model is whole without them, so a failure here is a warning."""
+        try:
+            tag_logged_model(model_id, *self._description)
+        except Exception as error:
+            _log.warning(
+                "The model %s was logged, but not its tags and metrics (search_logged_models will not find its "
+                "variants): %s",
+                model_id,
+                error,
+            )

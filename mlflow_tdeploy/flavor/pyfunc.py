@@ -1,0 +1,116 @@
+"""The model behind ``mlflow.pyfunc.load_model`` and MLflow's scoring server."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.registry_io import Location, fetch_variant, mlflow_errors
+from mlflow_tdeploy.runtime.base import SessionOptions
+from mlflow_tdeploy.runtime.model import Fetch, Model, open_model
+from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.store.bundle import Bundle
+
+_POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": False}
+#: Left by a partial download: where the files of the other variants are. Readers of bundles skip dotted names.
+_ORIGIN = ".origin.json"
+
+
+def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return every ``model_config`` key with its value: MLflow lets a user override only keys that were saved.
+
+    Raises:
+        InvalidInputError: An unknown key or a value that cannot be used.
+    """
+    policy, options = split_config(given)
+    chosen = {"variant": policy.variant or "", "runtime": policy.runtime or "", "strict": policy.strict}
+    return {**_POLICY, **chosen, **asdict(options)}
+
+
+def split_config(config: Mapping[str, Any] | None) -> tuple[Policy, SessionOptions]:
+    """Return what ``model_config`` says about the choice and about the session; the environment is left out.
+
+    Raises:
+        InvalidInputError: An unknown key or a value that cannot be used.
+    """
+    given = dict(config or {})
+    known = [*_POLICY, *(field.name for field in fields(SessionOptions))]
+    if unknown := sorted(set(map(str, given)) - set(known)):
+        raise InvalidInputError(f"Unknown model_config key '{unknown[0]}'. Known: {', '.join(known)}.")
+    policy = Policy.of({key: given.pop(key, default) for key, default in _POLICY.items()}, environ={})
+    return policy, SessionOptions.of(given)
+
+
+def open_configured(path: Path | str, config: Mapping[str, Any] | None, fetch: Fetch | None = None) -> Model:
+    """Open a bundle as its saved configuration, a user's overrides and the environment say."""
+    _, options = split_config(config)
+    return open_model(path, policy=Policy.of(config), options=options, fetch=fetch)
+
+
+class PyFuncWrapper:
+    """Answers in the forms that MLflow expects. Called from several threads at once."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._form = model.task.answer_form()
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+        """Answer a request.
+
+        Args:
+            model_input: Texts (a table of one column, list, Series, array), or tensors by name.
+            params: The task's parameters, and ``variant`` and ``runtime`` to force another one for this call.
+
+        Returns:
+            Sentence embeddings as a float array, labels as a table with the columns ``label`` and ``score`` (lists of
+            records where several labels are asked for), hidden states as nested lists, tensors by name.
+        """
+        with mlflow_errors():
+            return self._shape(self._model.predict(model_input, params))
+
+    def _shape(self, answer: Any) -> Any:
+        if self._form.kind == "nested":
+            return [array.tolist() for array in answer]
+        if self._form.kind == "records" and isinstance(answer[0], Mapping):
+            import pandas as pd
+
+            return pd.DataFrame(answer, columns=[field.name for field in self._form.fields])
+        return answer
+
+    def get_raw_model(self) -> Model:
+        """Return the opened model, with its decision, variants and signature."""
+        return self._model
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyFuncWrapper:
+    """Load a model for ``mlflow.pyfunc``; called by MLflow with the bundle's folder."""
+    with mlflow_errors():
+        return PyFuncWrapper(open_configured(path, model_config, _fetcher(Bundle.open(path))))
+
+
+def write_origin(bundle: Bundle, location: Location) -> None:
+    """Note in a partly downloaded bundle where the other variants' files are."""
+    (bundle.root / _ORIGIN).write_text(json.dumps({"root": location.root}), encoding="utf-8")
+
+
+def _fetcher(bundle: Bundle) -> Fetch | None:
+    """Return how to get what a partial download left out, or None for a whole one.
+
+    Whatever comes from there is checked against the hashes of the bundle's records.
+    """
+    try:
+        root = str(json.loads((bundle.root / _ORIGIN).read_text(encoding="utf-8"))["root"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    fetch: functools.partial[None] = functools.partial(_fetch, Location(root, root), bundle)
+    return fetch
+
+
+def _fetch(location: Location, bundle: Bundle, variant: Variant) -> None:
+    fetch_variant(location, bundle, variant)

@@ -1,0 +1,108 @@
+"""What a serving environment installs: no torch, no transformers, unless nothing else can serve."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mlflow.utils.environment import (
+    _mlflow_conda_env,
+    _process_conda_env,
+    _process_pip_requirements,
+    _PythonEnv,
+    _validate_env_arguments,
+)
+from mlflow.utils.requirements_utils import _get_pinned_requirement
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.variant import Variant
+
+CONDA_FILE = "conda.yaml"
+PYTHON_FILE = "python_env.yaml"
+REQUIREMENTS_FILE = "requirements.txt"
+CONSTRAINTS_FILE = "constraints.txt"
+#: Path of a wheel of this package to put into the model, for hosts whose index does not have it.
+WHEEL_VARIABLE = "TDEPLOY_WHEEL"
+_WHEELS = "wheels"
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+
+def get_default_pip_requirements(variants: Iterable[Variant] | None = None) -> list[str]:
+    """Return the requirements of a model that is logged without any of its own.
+
+    Args:
+        variants: The model's variants; torch and transformers are added when only ``hf`` can serve.
+
+    Returns:
+        Pinned requirement lines: MLflow, this package, ONNX Runtime, numpy, tokenizers.
+    """
+    runtime = next((name for name in _RUNTIMES if _installed(name)), _RUNTIMES[0])
+    extra = "gpu" if runtime == "onnxruntime-gpu" else "cpu"
+    names = ["mlflow", f"mlflow-tdeploy[{extra}]", runtime, "numpy", "tokenizers"]
+    if variants is not None and not any(v.format != "hf" and not v.dropped for v in variants):
+        names = [*(name for name in names if name != runtime), "torch", "transformers", "safetensors"]
+    return [_get_pinned_requirement(name) if _installed(name.split("[")[0]) else name for name in names]
+
+
+def get_default_conda_env() -> dict[str, Any]:
+    """Return the default Conda environment of models of this flavor."""
+    environment: dict[str, Any] = _mlflow_conda_env(additional_pip_deps=get_default_pip_requirements())
+    return environment
+
+
+def check_environment(conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any) -> None:
+    """Refuse requirement parameters that exclude each other, before anything is built."""
+    _validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    _wheel()
+
+
+def write_environment(
+    path: Path, variants: Iterable[Variant], conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any
+) -> None:
+    """Write the environment files of a model directory, as MLflow's own flavors do."""
+    import yaml
+
+    if conda_env is None:
+        defaults = None if pip_requirements is not None else _bundle_wheel(path, get_default_pip_requirements(variants))
+        conda_env, lines, constraints = _process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
+    else:
+        conda_env, lines, constraints = _process_conda_env(conda_env)
+    (path / CONDA_FILE).write_text(yaml.safe_dump(conda_env, default_flow_style=False), encoding="utf-8")
+    if constraints:
+        (path / CONSTRAINTS_FILE).write_text("\n".join(constraints), encoding="utf-8")
+    (path / REQUIREMENTS_FILE).write_text("\n".join(lines), encoding="utf-8")
+    _PythonEnv.current().to_yaml(str(path / PYTHON_FILE))
+
+
+def _bundle_wheel(path: Path, requirements: list[str]) -> list[str]:
+    """Copy the wheel that the user named into the model and install this package from there."""
+    wheel = _wheel()
+    if wheel is None:
+        return requirements
+    (path / _WHEELS).mkdir(exist_ok=True)
+    shutil.copyfile(wheel, path / _WHEELS / wheel.name)
+    return [f"{_WHEELS}/{wheel.name}" if line.startswith("mlflow-tdeploy") else line for line in requirements]
+
+
+def _wheel() -> Path | None:
+    value = os.environ.get(WHEEL_VARIABLE, "")
+    if not value:
+        return None
+    wheel = Path(value)
+    if not wheel.is_file() or not (wheel.name.startswith("mlflow_tdeploy-") and wheel.suffix == ".whl"):
+        raise InvalidInputError(
+            f"{WHEEL_VARIABLE} must name a wheel of mlflow-tdeploy, got '{value}'. Make one with: pip wheel --no-deps ."
+        )
+    return wheel
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,106 @@
+"""``save_model``: a bundle and everything MLflow wants around it, in a folder, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.models import Model as MlflowModel
+from mlflow.models import ModelSignature
+
+from mlflow_tdeploy.flavor.package import Packaging
+from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
+from mlflow_tdeploy.registry_io import mlflow_errors
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.layout import ROOT
+from mlflow_tdeploy.store.writer import staged_directory
+
+
+def save_model(
+    model: Any,
+    path: str | Path,
+    *,
+    task: str | None = None,
+    tokenizer: Any = None,
+    shapes: Mapping[str, Any] | None = None,
+    example: Any = None,
+    labels: Any = None,
+    precisions: Iterable[str] | None = None,
+    budget: Any = None,
+    on_budget: OnBudget = "drop",
+    verify_with: Any = None,
+    revision: str | None = None,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    opset: int = 18,
+    progress: Progress | None = None,
+    mlflow_model: MlflowModel | None = None,
+    signature: ModelSignature | None = None,
+    input_example: Any = None,
+    conda_env: Any = None,
+    pip_requirements: Any = None,
+    extra_pip_requirements: Any = None,
+    code_paths: list[str] | None = None,
+    metadata: dict[str, Any] | None = None,
+    extra_files: list[str] | None = None,
+    model_config: Mapping[str, Any] | str | None = None,
+) -> None:
+    """Save a model with its verified variants to a folder. After a failure the folder does not exist.
+
+    Args:
+        model: A transformers pipeline, a ``PreTrainedModel``, a ``SentenceTransformer``, a local folder or hub id, a
+            ``torch.nn.Module``, an ``onnx.ModelProto`` or its path, a mapping from variant id to ONNX graphs, or a
+            folder that holds a finished bundle.
+        path: Folder to write; it must not exist or be empty.
+        task: Name of the task, where it cannot be told from the model.
+        tokenizer: Tokenizer of a bare model.
+        shapes: Range of each dimension: ``{"batch": (1, 8, 64), "sequence": (1, 128, 512)}``.
+        example: Example inputs of a ``torch.nn.Module``.
+        labels: Names of the classes, where the model's own are to be replaced.
+        precisions: Which variants to make, as precisions or ids; every one made by default when None.
+        budget: How far a variant may be from the original, for example ``"worst_cosine >= 0.99"``.
+        on_budget: ``drop`` records a variant over budget and never serves it, ``raise`` fails.
+        verify_with: Data to check variants with: texts, or a table with the columns ``text`` and ``label`` (then the
+            task's metric is measured, too), or a list of mappings from tensor name to array; built-in texts when None.
+        revision: Commit, branch or tag of a hub model; the commit is recorded.
+        token: Access token of the hub; never stored.
+        trust_remote_code: Whether a hub model may run code of its own.
+        opset: Opset of exported graphs.
+        progress: Called with each finished step.
+        mlflow_model: The MLflow model that the flavor is added to.
+        signature: MLflow signature; made from the model's own when None.
+        input_example: Example to store with the model.
+        conda_env: Conda environment: a mapping or the path of a file.
+        pip_requirements: Requirements, instead of the default ones.
+        extra_pip_requirements: Requirements, beside the default ones.
+        code_paths: Files and folders with code that the model needs.
+        metadata: Any data to store in ``MLmodel``.
+        extra_files: Further files to store with the model.
+        model_config: Defaults for serving: ``variant``, ``runtime``, ``strict`` and the session options; a mapping or
+            the path of a YAML file.
+
+    Raises:
+        MlflowException: Anything about the model, the parameters or the folder.
+    """
+    request = BundleRequest(
+        task, tokenizer, shapes, example, labels, precisions, budget, on_budget, verify_with, revision, token,
+        trust_remote_code, opset, progress,
+    )  # fmt: skip
+    packaging = Packaging(
+        signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,
+        extra_files, model_config,
+    )  # fmt: skip
+    write_model(model, Path(path), request, packaging, mlflow_model)
+
+
+@mlflow_errors()
+def write_model(
+    model: Any, path: Path, request: BundleRequest, packaging: Packaging, mlflow_model: MlflowModel | None = None
+) -> Bundle:
+    """Write the model directory and return its bundle; all or nothing."""
+    packaging.check()
+    with staged_directory(path) as staged:
+        request.write(model, staged / ROOT)
+        packaging.write(staged, Bundle.open(staged), mlflow_model or MlflowModel())
+    return Bundle.open(path)

@@ -1,0 +1,120 @@
+"""Our signature and task as an MLflow ``ModelSignature``.
+
+MLflow's schema has no ranges and no dimension names: every ranged dimension becomes -1 there, and the ranges
+are checked by the task.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tensors import Signature, numpy_dtype
+from mlflow_tdeploy.core.tensors import TensorSpec as OurSpec
+
+#: Parameters that every model takes, beside its task's own.
+HOST_PARAMS = ("variant", "runtime")
+
+
+def mlflow_signature(task: Task) -> ModelSignature:
+    """Return the MLflow signature of a model of this task."""
+    return ModelSignature(inputs=_inputs(task), outputs=_outputs(task), params=_params(task))
+
+
+def merge_signature(task: Task, given: ModelSignature | None) -> ModelSignature:
+    """Return the user's signature if the model can serve it, with the model's parameters if it names none.
+
+    Raises:
+        InvalidInputError: The user's signature does not fit the model.
+    """
+    own = mlflow_signature(task)
+    if given is None:
+        return own
+    if given.inputs is not None:
+        _check_inputs(task, given.inputs)
+    known = {spec.name: spec for spec in own.params.params}
+    for spec in given.params.params if given.params else ():
+        if spec.name not in known:
+            raise InvalidInputError(
+                f"The signature has the parameter '{spec.name}', which task '{task.name}' does not take. "
+                f"Known: {', '.join(known)}."
+            )
+    return ModelSignature(
+        inputs=given.inputs or own.inputs, outputs=given.outputs or own.outputs, params=given.params or own.params
+    )
+
+
+def _inputs(task: Task) -> Schema:
+    if task.input_kind == "text":
+        return Schema([ColSpec(DataType.string)])  # unnamed: lists, Series and tables of one column all fit
+    return Schema([_tensor(task.signature, spec) for spec in task.signature.inputs])
+
+
+def _outputs(task: Task) -> Schema:
+    form = task.answer_form()
+    if form.kind == "array":
+        return Schema([TensorSpec(np.dtype(np.float32), (-1, form.width))])
+    if form.kind == "records":
+        return Schema([ColSpec(DataType[field.dtype], field.name) for field in form.fields])
+    if form.kind == "nested":
+        return Schema([ColSpec(Array(Array(Array(DataType.double))))])
+    return Schema([_tensor(task.signature, spec) for spec in task.signature.outputs])
+
+
+def _params(task: Task) -> ParamSchema:
+    own = [ParamSpec(param.name, DataType[param.dtype], param.default) for param in task.params]
+    return ParamSchema([*own, *(ParamSpec(name, DataType.string, "") for name in HOST_PARAMS)])
+
+
+def _tensor(signature: Signature, spec: OurSpec) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else _size(signature, size) for size in spec.shape)
+    return TensorSpec(numpy_dtype(spec.dtype), shape, spec.name)
+
+
+def _size(signature: Signature, name: str) -> int:
+    if not signature.has_dim(name):
+        return -1
+    dim = signature.dim(name)
+    return dim.max if dim.min == dim.max else -1
+
+
+def _check_inputs(task: Task, schema: Schema) -> None:
+    if task.input_kind == "text":
+        types = schema.input_types() if not schema.is_tensor_spec() else [spec.type for spec in schema.inputs]
+        text = len(types) == 1 and (types[0] == DataType.string or getattr(types[0], "kind", "") in "OUT")
+        if not text:
+            raise InvalidInputError(
+                f"The signature does not fit task '{task.name}', which takes one column of strings; got {schema}. "
+                f"Leave the signature out, or pass ModelSignature(inputs=Schema([ColSpec('string')]))."
+            )
+        return
+    if not schema.is_tensor_spec():
+        raise InvalidInputError(f"The signature does not fit task '{task.name}', which takes tensors; got {schema}.")
+    _check_tensors(task, schema)
+
+
+def _check_tensors(task: Task, schema: Schema) -> None:
+    own = _inputs(task)
+    expected: dict[Any, Any] = {spec.name: spec for spec in own.inputs}
+    got: dict[Any, Any] = {spec.name: spec for spec in schema.inputs}
+    if len(expected) == 1 and set(got) == {None}:
+        got = {next(iter(expected)): schema.inputs[0]}  # a lone tensor may go without its name
+    for name, spec in expected.items():
+        other = got.get(name)
+        if other is None or other.type != spec.type or not _shapes_fit(other.shape, spec.shape):
+            raise InvalidInputError(
+                f"The signature does not fit the model at input '{name}': expected {spec}, got {other}. "
+                f"Leave the signature out to use the model's own."
+            )
+    if extra := set(got) - set(expected):
+        raise InvalidInputError(f"The signature has an input the model does not take: {min(map(str, extra))!r}.")
+
+
+def _shapes_fit(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) == len(b) and all(x == y or -1 in (x, y) for x, y in zip(a, b, strict=True))

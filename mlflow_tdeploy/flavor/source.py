@@ -1,0 +1,121 @@
+"""From what a user passes as ``model`` to a bundle in a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.layout import MANIFEST, ROOT
+from mlflow_tdeploy.store.writer import BundleDraft
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.build.options import BuildOptions
+
+OnBudget = Literal["drop", "raise"]
+#: Called with each finished step.
+Progress = Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class BundleRequest:
+    """What the build parameters of ``save_model`` say; see there."""
+
+    task: str | None = None
+    tokenizer: Any = None
+    shapes: Mapping[str, Any] | None = None
+    example: Any = None
+    labels: Any = None
+    precisions: Iterable[str] | None = None
+    budget: Any = None
+    on_budget: OnBudget = "drop"
+    verify_with: Any = None
+    revision: str | None = None
+    token: str | None = None
+    trust_remote_code: bool = False
+    opset: int = 18
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_budget not in ("drop", "raise"):
+            raise InvalidInputError(f"on_budget must be 'drop' or 'raise', got {self.on_budget!r}.")
+
+        if isinstance(self.precisions, str):
+            raise InvalidInputError(f"precisions is a list like ['fp32', 'int8'], got {self.precisions!r}.")
+
+    def options(self) -> BuildOptions:
+        """Return what the build is asked for.
+
+        Raises:
+            InvalidInputError: The budget, the data or another option cannot be used.
+        """
+        from mlflow_tdeploy.build.options import BuildOptions
+        from mlflow_tdeploy.build.verify_data import VerifyData
+
+        data = None if self.verify_with is None else VerifyData.of(self.verify_with)
+        return BuildOptions(
+            precisions=None if self.precisions is None else tuple(self.precisions),
+            budget=None if self.budget is None else Budget.of(self.budget),
+            on_budget=self.on_budget,
+            data=data,
+            opset=self.opset,
+        )
+
+    def write(self, model: Any, root: Path) -> None:
+        """Make the bundle of ``model`` in the new folder ``root``."""
+        bundle = bundle_at(model)
+        if bundle is None:
+            self._build(model, root)
+        else:
+            self._copy(bundle, root)
+
+    def _build(self, model: Any, root: Path) -> None:
+        from mlflow_tdeploy.build.pipeline import build_bundle
+        from mlflow_tdeploy.source.resolve import resolve
+
+        options = self.options()  # what is wrong with them shows before the model is loaded
+        source = resolve(
+            model,
+            task=self.task,
+            tokenizer=self.tokenizer,
+            shapes=self.shapes,
+            example=self.example,
+            labels=self.labels,
+            revision=self.revision,
+            token=self.token,
+            trust_remote_code=self.trust_remote_code,
+        )
+        try:
+            build_bundle(source, BundleDraft(root), options, self.progress)
+        finally:
+            source.close()
+
+    def _copy(self, bundle: Bundle, root: Path) -> None:
+        """Take a finished bundle as it is, after checking every file of it."""
+        default = BundleRequest(progress=self.progress)
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != getattr(default, field.name)]
+        if changed:
+            raise InvalidInputError(
+                f"'{bundle.root}' is a finished bundle and is logged as it is: leave out {', '.join(changed)}, "
+                f"or pass the original model."
+            )
+        bundle.verify_assets()
+        for variant in bundle.variants.values():
+            bundle.verify(variant)
+        shutil.copytree(bundle.root, root, ignore=shutil.ignore_patterns(".*"))
+
+
+def bundle_at(model: Any) -> Bundle | None:
+    """Return the bundle in a folder that was passed as a model, or None if it is something else."""
+    if not isinstance(model, (str, os.PathLike)):
+        return None
+    path = Path(model)
+    if (path / ROOT / MANIFEST).is_file() or (path / MANIFEST).is_file():
+        return Bundle.open(path)
+    return None

@@ -1,0 +1,26 @@
+"""The one seam to MLflow's stores: a model URI to its bundle, one variant down, one variant up, tags and metrics.
+
+Everything else in this package works on folders.
+"""
+
+from __future__ import annotations
+
+from mlflow_tdeploy.registry_io.append import append
+from mlflow_tdeploy.registry_io.errors import mlflow_errors
+from mlflow_tdeploy.registry_io.fetch import fetch_records, fetch_variant, fetch_view
+from mlflow_tdeploy.registry_io.index import describe, tag_logged_model
+from mlflow_tdeploy.registry_io.location import SCHEME, Location, is_model_id, locate
+
+__all__ = [
+    "SCHEME",
+    "Location",
+    "append",
+    "describe",
+    "fetch_records",
+    "fetch_variant",
+    "fetch_view",
+    "is_model_id",
+    "locate",
+    "mlflow_errors",
+    "tag_logged_model",
+]

@@ -1,0 +1,112 @@
+"""Up: one more variant for a logged or registered model."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.records import to_json
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.registry_io.location import Location, locate
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.hashing import verify_file
+from mlflow_tdeploy.store.layout import EVIDENCE, FILES, ROOT, VARIANTS, safe_path
+from mlflow_tdeploy.store.writer import append_variant, evidence_name
+
+
+def append(uri: str | Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
+    """Add a variant to a logged or registered model, its record last; no file of the model changes.
+
+    In an artifact store behind a server the files get a folder of their own, so that two hosts that append the
+    same id at once never mix them. Such a store has no exclusive create: should both write their record within
+    the same moment, the later one stays, and it is whole.
+
+    Args:
+        uri: The model, see :func:`locate`.
+        variant: Its record.
+        staged: A folder laid out like a bundle with the new files (``files/<id>/…``); None for none.
+        evidence: What was measured about the variant.
+
+    Returns:
+        The record as it was written.
+
+    Raises:
+        ConflictError: The model has a variant of that id.
+        InvalidInputError: The model's store cannot be written to.
+    """
+    location = locate(uri)
+    if location.local is not None:
+        append_variant(Bundle.open(location.local).root, variant, staged, evidence)
+        return variant
+    if staged is not None:
+        for record in variant.files:
+            verify_file(safe_path(staged, record.path), record)
+    return _append_remote(location, variant, staged, evidence)
+
+
+def _append_remote(location: Location, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
+    _refuse_existing(location, variant.id)
+    own = f"{FILES}/{variant.id}/{secrets.token_hex(4)}"
+    uploaded: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="tdeploy-append-") as folder:
+        try:
+            if staged is not None and variant.files:
+                uploaded.append(own)
+                _upload(location, staged / FILES / variant.id, own)
+                variant = _moved(variant, own)
+            _refuse_existing(location, variant.id)
+            for item in evidence:
+                written = _write_record(Path(folder), f"{EVIDENCE}/{variant.id}/{evidence_name()}", item)
+                uploaded.append(f"{EVIDENCE}/{variant.id}/{written.name}")
+                _upload(location, written, f"{EVIDENCE}/{variant.id}")
+            record = _write_record(Path(folder), f"{VARIANTS}/{variant.id}.json", variant)
+            _upload(location, record, VARIANTS)
+        except BaseException:
+            for path in uploaded:  # without a record nobody reads it: what cannot be removed only takes room
+                with contextlib.suppress(Exception):
+                    location.repository.delete_artifacts(f"{ROOT}/{path}")
+            raise
+    return variant
+
+
+def _write_record(folder: Path, relative: str, record: Any) -> Path:
+    """Write a record into a scratch folder and return its path."""
+    path = folder / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_json(record), encoding="utf-8")
+    return path
+
+
+def _upload(location: Location, path: Path, target: str) -> None:
+    repository = location.repository
+    try:
+        send = repository.log_artifacts if path.is_dir() else repository.log_artifact
+        send(str(path), f"{ROOT}/{target}")
+    except ValueError as error:  # what MLflow raises for registries that are read-only
+        raise InvalidInputError(
+            f"The artifact store of '{location.uri}' takes no further files ({error}). Log a new version instead."
+        ) from error
+
+
+def _refuse_existing(location: Location, variant_id: str) -> None:
+    names = {entry.path.rsplit("/", 1)[-1] for entry in location.repository.list_artifacts(f"{ROOT}/{VARIANTS}")}
+    if not names:
+        raise NotFoundError(f"'{location.uri}' holds no bundle to add a variant to.")
+    if f"{variant_id}.json" in names:
+        raise ConflictError(
+            f"'{location.uri}' has a variant '{variant_id}' already; variants are never replaced. Choose another id."
+        )
+
+
+def _moved(variant: Variant, folder: str) -> Variant:
+    """Return the variant with its files below ``folder`` instead of ``files/<id>``."""
+    old = f"{FILES}/{variant.id}/"
+    files = tuple(replace(record, path=f"{folder}/{record.path.removeprefix(old)}") for record in variant.files)
+    return replace(variant, entry=f"{folder}/{variant.entry.removeprefix(old)}", files=files)

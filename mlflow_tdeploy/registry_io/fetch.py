@@ -1,0 +1,103 @@
+"""Down: the records of a model, and the files of one variant."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import hashlib
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mlflow_tdeploy.core.errors import NotFoundError, StorageError
+from mlflow_tdeploy.core.variant import FileRecord, Variant
+from mlflow_tdeploy.registry_io.location import Location
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.cache import ContentCache
+from mlflow_tdeploy.store.disk import cache_home
+from mlflow_tdeploy.store.hashing import verify_file
+from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
+
+_WORKERS = 4
+
+
+def fetch_records(location: Location, into: Path) -> Bundle:
+    """Download everything of a model but the files of its variants.
+
+    Args:
+        location: The model.
+        into: An existing folder that becomes the model directory.
+
+    Raises:
+        NotFoundError: The model holds no bundle.
+    """
+    repository = location.repository
+    for entry in repository.list_artifacts(None):
+        if entry.path != ROOT:
+            repository.download_artifacts(entry.path, str(into))
+    found = {entry.path.rsplit("/", 1)[-1]: entry for entry in repository.list_artifacts(ROOT)}
+    if MANIFEST not in found:
+        raise NotFoundError(f"'{location.uri}' holds no bundle: it was not logged with the flavor 'tdeploy'.")
+    # The manifest last: an aborted download is no bundle.
+    for name in sorted(set(found) - {FILES, SOURCE}, key=lambda entry: entry == MANIFEST):
+        if not name.startswith("."):
+            repository.download_artifacts(f"{ROOT}/{name}", str(into))
+    return Bundle.open(into)
+
+
+def fetch_view(location: Location) -> Bundle:
+    """Download the records of a model into a folder of this host that is the same every time.
+
+    So what was hashed or fetched for an earlier start counts for the next one. Processes may share the folder:
+    every file in it appears at once.
+    """
+    home = cache_home() / "views"
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=".tdeploy-") as folder:
+        fetched = fetch_records(location, Path(folder))
+        key = hashlib.sha256(location.root.encode() + b"\0" + (fetched.root / MANIFEST).read_bytes()).hexdigest()[:32]
+        view = home / key
+        _merge(Path(folder), view)
+    return Bundle.open(view)
+
+
+def _merge(fresh: Path, view: Path) -> None:
+    for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
+        target = view / source.relative_to(fresh)
+        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+
+
+def fetch_variant(location: Location, bundle: Bundle, variant: Variant, cache: ContentCache | None = None) -> None:
+    """Bring the files of one variant into a bundle that was fetched without them.
+
+    Files come from this host's cache where it has them; what is downloaded is verified and kept there.
+
+    Raises:
+        IntegrityError: A downloaded file is not what the variant's record says.
+    """
+    cache = cache or ContentCache()
+
+    def bring(record: FileRecord) -> None:
+        _fetch_file(location, bundle.root, record, cache)
+
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-fetch") as pool:
+        list(pool.map(bring, variant.files))
+
+
+def _fetch_file(location: Location, root: Path, record: FileRecord, cache: ContentCache) -> None:
+    target = safe_path(root, record.path)
+    with contextlib.suppress(NotFoundError):  # also when another process prunes it between the two
+        if cache.has(record):
+            cache.link(record, target)
+            return
+    with tempfile.TemporaryDirectory(dir=root, prefix=".tdeploy-fetch-") as folder:
+        got = Path(location.repository.download_artifacts(f"{ROOT}/{record.path}", folder))
+        verify_file(got, record)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(got, target)
+    with contextlib.suppress(StorageError):  # a cache that cannot be written costs the next download, not this one
+        cache.add(target, record)

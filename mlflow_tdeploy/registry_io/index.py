@@ -1,0 +1,68 @@
+"""Tags and metrics of a logged model, so that MLflow's search finds variants by their evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.utils.time import get_current_time_millis
+
+from mlflow_tdeploy.core.evidence import latest_accuracy
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.store.bundle import Bundle
+
+
+def describe(bundle: Bundle) -> tuple[dict[str, str], dict[str, float]]:
+    """Return the tags and metrics of a logged model that make its variants and evidence searchable.
+
+    Tags: ``tdeploy.task``, ``.source``, ``.budget``, ``.dims``, ``.variants`` (those within budget), ``.precisions``
+    (theirs) and ``tdeploy.variant.<id>`` = ``ok``, ``over budget`` or ``unverified``. Metrics:
+    ``<variant id>.<metric>``, from the newest accuracy and latency record of each variant.
+    """
+    manifest = bundle.manifest
+    states = {variant.id: _state(bundle, variant) for variant in bundle.variants.values()}
+    good = sorted(name for name, state in states.items() if state == "ok")
+    tags = {
+        "tdeploy.task": manifest.task,
+        "tdeploy.source": manifest.source.name,
+        "tdeploy.budget": str(manifest.budget),
+        "tdeploy.dims": ", ".join(f"{dim.name}={dim.min}..{dim.max}" for dim in manifest.signature.dims),
+        "tdeploy.variants": ",".join(good),
+        "tdeploy.precisions": ",".join(sorted({bundle.variants[name].precision.name for name in good})),
+        **{f"tdeploy.variant.{name}": state for name, state in states.items()},
+    }
+    metrics: dict[str, float] = {}
+    for name in states:
+        records = bundle.evidence(name)
+        latencies = [record for record in records if record.kind == "latency"]
+        newest = (latest_accuracy(records), max(latencies, key=lambda record: record.created, default=None))
+        metrics |= {f"{name}.{key}": value for record in newest if record for key, value in record.metrics.items()}
+    return tags, metrics
+
+
+def _state(bundle: Bundle, variant: Variant) -> str:
+    accuracy = latest_accuracy(bundle.evidence(variant.id))
+    if accuracy is not None:
+        return "ok" if accuracy.passed else "over budget"
+    return "ok" if variant.id == bundle.manifest.reference else "unverified"
+
+
+def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+    """Write what :func:`describe` returned to a logged model, so that ``search_logged_models`` finds it.
+
+    MLflow keeps a logged model's metrics with a run: the one that logged the model, else a new one of that purpose.
+    """
+    client = MlflowClient()
+    model = client.get_logged_model(model_id)
+    client.set_logged_model_tags(model_id, {key: value for key, value in tags.items() if value})
+    if not metrics:
+        return
+    now = get_current_time_millis()
+    entries = [Metric(key, value, now, 0, model_id=model_id) for key, value in metrics.items()]
+    name = f"{model.name} evidence"
+    run_id = model.source_run_id or client.create_run(model.experiment_id, run_name=name).info.run_id
+    for start in range(0, len(entries), 900):  # MLflow takes at most 1000 in a batch
+        client.log_batch(run_id, metrics=entries[start : start + 900])
+    if not model.source_run_id:
+        client.set_terminated(run_id)

@@ -1,0 +1,142 @@
+"""From a model URI to the folder or artifact store that its files are in."""
+
+from __future__ import annotations
+
+import functools
+import re
+import urllib.parse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import local_file_uri_to_path
+
+from mlflow_tdeploy.core.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+SCHEME = "tdeploy"
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+_MAX_HOPS = 16
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the files of a model really are.
+
+    Attributes:
+        uri: What the user wrote.
+        root: URI or path of the model directory in its artifact store: aliases and versions resolved.
+        model_id: Id of the logged model, where there is one.
+        tracking_uri: MLflow's tracking server that knows it; None for the current one.
+    """
+
+    uri: str
+    root: str
+    model_id: str | None = None
+    tracking_uri: str | None = None
+
+    @property
+    def local(self) -> Path | None:
+        """The directory, where the artifact store is a folder of this host."""
+        scheme = urllib.parse.urlparse(self.root).scheme
+        return Path(local_file_uri_to_path(self.root)) if scheme in ("", "file") else None
+
+    @functools.cached_property
+    def repository(self) -> ArtifactRepository:
+        """MLflow's access to the artifact store, rooted at the model directory."""
+        return get_artifact_repository(self.root, tracking_uri=self.tracking_uri)
+
+
+def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:
+    """Find the files that a model URI stands for; downloads nothing.
+
+    Args:
+        uri: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…``, the same behind ``tdeploy:``,
+            a folder, a ``file:`` URI, or a URI of any artifact store that MLflow knows.
+        client: Whose tracking server and registry to ask; the current ones by default.
+
+    Raises:
+        NotFoundError: There is no such folder or logged model.
+        MlflowException: MLflow's own stores do not know the name, version, alias or run.
+    """
+    text, client = str(uri), client or MlflowClient()
+    scheme = urllib.parse.urlparse(text).scheme
+    if scheme == SCHEME:
+        return replace(_locate_version("models" + text[len(SCHEME) :], client), uri=text)
+    if scheme == "models":
+        return _locate_version(text, client)
+    if scheme == "runs":
+        return _locate_in_run(text, client)
+    location = Location(text, text, _model_id_in(text), client.tracking_uri)
+    if location.local is not None and not location.local.is_dir():
+        raise NotFoundError(f"No model at '{text}': that folder does not exist.")
+    return location
+
+
+def _locate_version(uri: str, client: MlflowClient) -> Location:
+    """Follow a version's sources: a copied version's source is another version, a logged model's is its id."""
+    registry = str(client._registry_uri)
+    model_id, root = None, uri
+    for _ in range(_MAX_HOPS):
+        parsed = _parse_models_uri(root)
+        if parsed.model_id:
+            model_id = parsed.model_id
+            root = client.get_logged_model(model_id).artifact_location
+        elif registry.startswith(("databricks", "uc:")):
+            break  # these registries hide their storage: MLflow's own repository for models:/ reads it
+        else:
+            root = _version_source(client, parsed)
+        if urllib.parse.urlparse(root).scheme == "runs":
+            return replace(_locate_in_run(root, client), uri=uri)
+        if urllib.parse.urlparse(root).scheme != "models":
+            break
+    return Location(uri, root, model_id or _model_id_in(root), client.tracking_uri)
+
+
+def _parse_models_uri(uri: str) -> Any:
+    from mlflow.store.artifact.utils.models import _parse_model_uri
+
+    return _parse_model_uri(uri)
+
+
+def _version_source(client: MlflowClient, parsed: Any) -> str:
+    if parsed.alias:
+        version = client.get_model_version_by_alias(parsed.name, parsed.alias)
+    elif parsed.version:
+        version = client.get_model_version(parsed.name, parsed.version)
+    else:
+        found = client.get_latest_versions(parsed.name, [parsed.stage] if parsed.stage else None)
+        if not found:
+            stage = f" in stage '{parsed.stage}'" if parsed.stage else ""
+            raise NotFoundError(f"The registered model '{parsed.name}' has no version{stage}.")
+        version = max(found, key=lambda entry: int(entry.version))
+    if urllib.parse.urlparse(version.source or "").scheme == "models":
+        return str(version.source)  # names the logged model, which a download URI does not
+    return str(client.get_model_version_download_uri(version.name, version.version))
+
+
+def _locate_in_run(uri: str, client: MlflowClient) -> Location:
+    run_id, _, path = urllib.parse.urlparse(uri).path.lstrip("/").partition("/")
+    name, _, rest = path.partition("/")
+    run = client.get_run(run_id)
+    if name and not rest and "'" not in name:
+        found = client.search_logged_models(
+            [run.info.experiment_id], filter_string=f"name = '{name}' AND source_run_id = '{run_id}'", max_results=1
+        )
+        if found:
+            return Location(uri, found[0].artifact_location, found[0].model_id, client.tracking_uri)
+    return Location(uri, f"{run.info.artifact_uri.rstrip('/')}/{path}".rstrip("/"), None, client.tracking_uri)
+
+
+def is_model_id(text: str) -> bool:
+    """Tell whether a text is the id of a logged model."""
+    return _MODEL_ID.fullmatch(text) is not None
+
+
+def _model_id_in(root: str) -> str | None:
+    match = _MODEL_ID.search(root)
+    return match[0] if match else None
