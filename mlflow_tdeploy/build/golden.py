@@ -1,0 +1,57 @@
+"""Golden requests: a few real requests with the source's answers, replayed whenever a session is opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlflow_tdeploy.build.reference import TOKEN_BUDGET
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.golden import GoldenRequest
+from mlflow_tdeploy.core.pipeline import Infer
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tensors import Arrays
+
+#: How many arrays-in-arrays-out requests are kept, and how large one may be.
+_MOST_REQUESTS = 4
+_MOST_BYTES = 1 << 20
+#: Texts of the mixed batch, by their place in the order of length.
+_MIXED = (0.1, 0.35, 0.6, 0.85)
+
+
+def golden_requests(task: Task, data: VerifyData, reference: Infer) -> tuple[GoldenRequest, ...]:
+    """Pick requests and let the reference answer them.
+
+    Text tasks: the shortest, a medium, a long text alone, and a batch of mixed lengths. ``tensors``: the first
+    requests that are small enough to be stored.
+
+    Args:
+        task: The task.
+        data: Data in the task's form.
+        reference: The original model.
+    """
+    picked: list[Any] = _pick_texts(task, data) if data.texts else _pick_arrays(data)
+    return tuple(_request(task, inputs, reference) for inputs in picked)
+
+
+def _request(task: Task, inputs: Any, reference: Infer) -> GoldenRequest:
+    items = task.items(inputs)
+    encoded = task.encode(items)
+    feeds = encoded.collate(range(len(items)))
+    outputs = reference(feeds)
+    params = task.check_params(None)
+    answer = task.finish(list(task.decode(outputs, feeds, len(items), params)), params)
+    return GoldenRequest(inputs, feeds, outputs, answer)
+
+
+def _pick_texts(task: Task, data: VerifyData) -> list[Any]:
+    lengths = task.encode(task.items(list(data.texts))).lengths
+    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    order = [index for index in order if lengths[index] <= TOKEN_BUDGET // 2] or order[:1]
+    places = [data.texts[order[int(share * (len(order) - 1))]] for share in (0.0, 0.5, 1.0)]
+    mixed = [data.texts[order[int(share * (len(order) - 1))]] for share in _MIXED]
+    return [*([text] for text in dict.fromkeys(places)), mixed]
+
+
+def _pick_arrays(data: VerifyData) -> list[Arrays]:
+    small = [request for request in data.requests if sum(array.nbytes for array in request.values()) <= _MOST_BYTES]
+    return (small or [min(data.requests, key=lambda request: sum(a.nbytes for a in request.values()))])[:_MOST_REQUESTS]

@@ -1,0 +1,99 @@
+"""What an ONNX graph says about itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from mlflow_tdeploy.build.graphs import op_counts, opset_and_ir
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.tensors import Signature
+
+#: First ONNX Runtime release that runs an opset and reads an IR version
+#: (https://onnxruntime.ai/docs/reference/compatibility.html).
+_OPSET_RUNTIME = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
+_IR_RUNTIME = {9: "1.15", 10: "1.18", 11: "1.23"}
+_OLDEST = "1.14"
+
+_WEIGHTS = {
+    TensorProto.FLOAT: "fp32", TensorProto.DOUBLE: "fp64", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8", TensorProto.UINT8: "int8", TensorProto.INT4: "int4", TensorProto.UINT4: "int4",
+    TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.FLOAT8E5M2: "fp8",
+}  # fmt: skip
+_LOWEST_FIRST = ("int4", "fp8", "int8", "fp16", "bf16", "fp32", "fp64")
+#: A type counts as the weights' when it holds this share of them: embedding tables often stay in a higher one.
+_SHARE = 0.1
+_INT8_ACTIVATIONS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger")
+_INT8_PREFIXES = ("QLinear", "QAttention", "ConvInteger", "MatMulIntegerToFloat")
+
+_DTYPES = {
+    TensorProto.BOOL: "bool", TensorProto.INT8: "int8", TensorProto.UINT8: "uint8", TensorProto.INT16: "int16",
+    TensorProto.UINT16: "uint16", TensorProto.INT32: "int32", TensorProto.UINT32: "uint32", TensorProto.INT64: "int64",
+    TensorProto.UINT64: "uint64", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16",
+    TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64",
+}  # fmt: skip
+
+
+def requirements(path: Path) -> dict[str, str]:
+    """Return the versions a graph needs: opset, IR version and the least ONNX Runtime."""
+    opset, ir_version = opset_and_ir(path)
+    needed = (_least(_OPSET_RUNTIME, opset), _least(_IR_RUNTIME, ir_version))
+    oldest = max(needed, key=lambda version: tuple(map(int, version.split("."))))
+    return {"opset": str(opset), "ir_version": str(ir_version), "onnxruntime": oldest}
+
+
+def precision_of(path: Path) -> Precision:
+    """Return the precision of a graph that somebody else made, read from its weights and operators."""
+    sizes: Counter[str] = Counter()
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if tensor.data_type in _WEIGHTS and len(tensor.dims) > 1:
+            sizes[_WEIGHTS[tensor.data_type]] += int(np.prod(tensor.dims))
+    total = sum(sizes.values())
+    weights = next((name for name in _LOWEST_FIRST if sizes[name] > _SHARE * total), "fp32")
+    ops = [name.rpartition(".")[2] for name in op_counts(path)]
+    if any(op in _INT8_ACTIVATIONS or op.startswith(_INT8_PREFIXES) for op in ops):
+        return Precision(weights, "int8")
+    floats = [name for name in _LOWEST_FIRST[3:] if sizes[name]]
+    return Precision(weights, max(floats, key=lambda name: sizes[name]) if floats else "fp32")
+
+
+def is_portable(path: Path) -> bool:
+    """Tell whether a graph uses the standard operators only."""
+    return not any("." in name for name in op_counts(path))
+
+
+def differing_dtypes(path: Path, signature: Signature) -> Mapping[str, str]:
+    """Return the graph's dtype of every tensor whose dtype is not the signature's.
+
+    Raises:
+        InvalidInputError: The graph lacks a tensor of the signature, or one has a type that is not supported.
+    """
+    graph = onnx.load(path, load_external_data=False).graph
+    found = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    differing: dict[str, Any] = {}
+    for spec in (*signature.inputs, *signature.outputs):
+        if spec.name not in found:
+            raise InvalidInputError(
+                f"The graph '{path.name}' has no tensor '{spec.name}', which the signature has. It has: "
+                f"{', '.join(found)}. All variants of a model take and return tensors of the same names."
+            )
+        dtype = _DTYPES.get(found[spec.name])
+        if dtype is None:
+            raise InvalidInputError(f"The tensor '{spec.name}' of '{path.name}' has a type that is not supported.")
+        if dtype != spec.dtype:
+            differing[spec.name] = dtype
+    return differing
+
+
+def _least(table: Mapping[int, str], version: int) -> str:
+    newer = [needed for known, needed in table.items() if known >= version]
+    if version < min(table):
+        return _OLDEST
+    return newer[0] if newer else list(table.values())[-1]

@@ -1,0 +1,44 @@
+"""What the caller of a build decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Options of a build.
+
+    Attributes:
+        precisions: Aliases (``fp32``, ``fp16``, ``int8``) or variant ids to make; None for all. The source itself is
+            kept in any case where it can be.
+        budget: How far a variant may be from the source; None for the task's default.
+        on_budget: Over budget, ``drop`` keeps a variant's record and evidence without its files, ``raise`` fails.
+        data: What to verify on; None for the default.
+        opset: Version of the standard operators for exports.
+        exporter: ``auto``, ``dynamo`` or ``torchscript``.
+        measure: Whether to measure: which fusions pay, and the latency of each variant.
+        seconds: For the latency of all variants together.
+    """
+
+    precisions: tuple[str, ...] | None = None
+    budget: Budget | None = None
+    on_budget: Literal["drop", "raise"] = "drop"
+    data: VerifyData | None = None
+    opset: int = 18
+    exporter: str = "auto"
+    measure: bool = True
+    seconds: float = field(default=10.0)
+
+    def __post_init__(self) -> None:
+        if self.on_budget not in ("drop", "raise"):
+            raise InvalidInputError(f"on_budget must be 'drop' or 'raise', got {self.on_budget!r}.")
+        if self.exporter not in ("auto", "dynamo", "torchscript"):
+            raise InvalidInputError(f"exporter must be 'auto', 'dynamo' or 'torchscript', got {self.exporter!r}.")
+        if isinstance(self.opset, bool) or not isinstance(self.opset, int) or not 13 <= self.opset <= 23:
+            raise InvalidInputError(f"opset must be an integer from 13 to 23, got {self.opset!r}.")

@@ -1,0 +1,231 @@
+"""Source to bundle: write what the model is, make every variant, check each, keep those within the budget."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow_tdeploy.build.golden import golden_requests
+from mlflow_tdeploy.build.latency import Measured
+from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
+from mlflow_tdeploy.build.recipes import Graph, Recipe
+from mlflow_tdeploy.build.reference import ReferenceAnswers
+from mlflow_tdeploy.build.report import BuildReport, Step
+from mlflow_tdeploy.build.stage import Staged, runtime_for, stage_graph
+from mlflow_tdeploy.build.verify import Verified, now
+from mlflow_tdeploy.build.workshop import Progress, Workshop, over_budget
+from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.probe import library_versions
+from mlflow_tdeploy.source.base import Source
+from mlflow_tdeploy.store.disk import temporary
+from mlflow_tdeploy.store.layout import ASSETS, SOURCE
+from mlflow_tdeploy.store.writer import BundleDraft
+
+__all__ = ["BuildOptions", "BuildReport", "Step", "build_bundle"]
+
+
+def build_bundle(
+    source: Source, draft: BundleDraft, options: BuildOptions | None = None, progress: Progress | None = None
+) -> BuildReport:
+    """Make a bundle of a model.
+
+    Args:
+        source: The model.
+        draft: Where the bundle is written; a failure leaves it incomplete, so it lies in a staged directory.
+        options: What to make and how.
+        progress: Told of every finished step.
+
+    Raises:
+        InvalidInputError: The options do not fit the source.
+        BuildError: A step that the bundle cannot do without failed.
+        BudgetError: The portable graph is over budget and there is nothing else to serve, or a variant is and
+            ``on_budget`` is ``raise``.
+    """
+    with _folder(draft.root) as work:
+        return _Build(source, draft, options or BuildOptions(), work, progress).run()
+
+
+class _Build:
+    """One build: the state that its steps share."""
+
+    def __init__(
+        self, source: Source, draft: BundleDraft, options: BuildOptions, work: Path, progress: Progress | None
+    ) -> None:
+        assets = draft.root / ASSETS
+        assets.mkdir(exist_ok=True)
+        source.write_assets(assets)
+        task = TASKS.get(source.task)(source.task_config, source.signature, assets)
+        budget = options.budget or task.default_budget
+        self.shop = Workshop(task, budget, options, work, source=source, progress=progress)
+        self.source = source
+        self.draft = draft
+        self.options = options
+        self.variants: dict[str, Variant] = {}
+        self.evidence: dict[str, list[Evidence]] = {}
+        self.skipped: dict[str, str] = {}
+        self.graphs: dict[str, Graph] = {}
+        self.kept: dict[str, Staged] = {}
+        self.reference = HF
+
+    def run(self) -> BuildReport:
+        has_source = self._write_source()
+        plan = self._plan(has_source)
+        given = self._given()
+        self.reference = HF if has_source else PORTABLE if PORTABLE in plan.keep else next(iter(given))
+        answers = self.shop.ask_reference(self.source.reference, _parameters(self.source))
+        for variant_id, path in given.items():
+            self._take(variant_id, path, answers)
+        for recipe in plan.order:
+            self._make(recipe, plan, answers)
+        self._measure()
+        manifest = self._manifest()
+        self._write(manifest)
+        return BuildReport(
+            manifest,
+            tuple(self.variants.values()),
+            {variant_id: tuple(records) for variant_id, records in self.evidence.items()},
+            tuple(self.shop.steps),
+            self.skipped,
+        )
+
+    def _write_source(self) -> bool:
+        folder = self.draft.root / SOURCE
+        with self.shop.step("write the source") as detail:
+            folder.mkdir()
+            written = self.source.write_source(folder)
+            if not written:
+                shutil.rmtree(folder)
+                detail.append("this kind of source cannot be kept")
+                return False
+            files = self.draft.add_tree(SOURCE)
+            self.variants[HF] = Variant(
+                id=HF, format="hf", precision=Precision(), device="any", entry=SOURCE, files=files, created=now(),
+                made_with=library_versions(),
+            )  # fmt: skip
+            detail.append(f"{self.variants[HF].size / 1e6:.0f} MB")
+        return True
+
+    def _given(self) -> Mapping[str, Path]:
+        """Return the graphs that are taken as they are; a single portable one is simplified by its recipe."""
+        graphs = self.source.graphs
+        return {} if set(graphs) == {PORTABLE} else graphs
+
+    def _plan(self, has_source: bool) -> Plan:
+        given = self._given()
+        ready_made = len(given) > 0 and self.source.module is None
+        exportable = self.source.module is not None or PORTABLE in self.source.graphs
+        required = [] if has_source or given else [PORTABLE]
+        precisions = () if ready_made and self.options.precisions is None else self.options.precisions
+        return plan_variants(precisions, given=given, exportable=exportable, required=required)
+
+    def _take(self, variant_id: str, path: Path, answers: ReferenceAnswers) -> None:
+        with self.shop.step(f"take {variant_id}"):
+            staged = stage_graph(variant_id, path, self.shop.work / "staged", self.source.signature)
+        self._use(self._judge(staged, answers))
+
+    def _make(self, recipe: type[Recipe], plan: Plan, answers: ReferenceAnswers) -> None:
+        if recipe.parent is not None and recipe.parent not in self.graphs:
+            self._skip(recipe, plan, f"'{recipe.parent}', which it is made from, is not usable")
+            return
+        try:
+            staged = self.shop.make(recipe, self.graphs.get(recipe.parent or ""))
+        except BuildError as error:
+            self._skip(recipe, plan, str(error), error)
+            return
+        if recipe.id in plan.keep:
+            staged = self._judge(staged, answers)
+        self._use(staged)
+
+    def _use(self, staged: Staged) -> None:
+        """Let other variants be made from this one."""
+        if not staged.variant.dropped:
+            self.graphs[staged.variant.id] = staged.graph
+
+    def _skip(self, recipe: type[Recipe], plan: Plan, why: str, error: BuildError | None = None) -> None:
+        """Go on without a variant that nobody asked for by name."""
+        if recipe.id in plan.explicit or recipe.id == PORTABLE:
+            raise error or BuildError(f"Variant '{recipe.id}' cannot be made: {why}.")
+        self.skipped[recipe.id] = why
+
+    def _judge(self, staged: Staged, answers: ReferenceAnswers) -> Staged:
+        """Check a variant and keep it, or only its record."""
+        variant_id = staged.variant.id
+        verified = self.shop.check(staged, answers)
+        if verified.passed:
+            staged = staged.move_to(self.draft.root)
+            self.kept[variant_id] = staged
+        else:
+            self._refuse_last(variant_id, verified)
+            staged = staged.drop()
+        self.variants[variant_id] = staged.variant
+        self.evidence[variant_id] = [self.shop.evidence(variant_id, verified, "source")]
+        return staged
+
+    def _refuse_last(self, variant_id: str, verified: Verified) -> None:
+        """The reference of a bundle without its source must be the source, or nothing can be relied on."""
+        if variant_id == self.reference:
+            raise over_budget(variant_id, verified)
+
+    def _measure(self) -> None:
+        others: dict[str, Measured] = {}
+        if HF in self.variants:
+            runtime = runtime_for(self.variants[HF], self.shop.host)
+            others[HF] = Measured(self.source.reference, runtime.name, self.shop.host.cores)
+        for record in self.shop.latencies(self.kept, others):
+            self.evidence.setdefault(record.variant, []).append(record)
+
+    def _manifest(self) -> Manifest:
+        with self.shop.step("golden requests") as detail:
+            requests = golden_requests(self.shop.task, self.shop.data, self.source.reference)
+            golden = self.draft.write_golden(requests)
+            detail.append(f"{len(requests)}")
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            task=self.source.task,
+            task_config=self.source.task_config,
+            source=self.source.record,
+            signature=self.source.signature,
+            budget=self.shop.budget,
+            reference=self.reference,
+            assets=self.draft.add_tree(ASSETS),
+            golden=golden,
+            created=now(),
+            made_with=library_versions(),
+        )
+
+    def _write(self, manifest: Manifest) -> None:
+        with self.shop.step("write the records"):
+            self.draft.write_manifest(manifest)
+            for records in self.evidence.values():
+                for record in records:
+                    self.draft.write_evidence(record)
+            for variant in self.variants.values():
+                self.draft.write_variant(variant)
+
+
+def _parameters(source: Source) -> int:
+    """Return the number of weights: of the module, or as its graph's size says; 0 where unknown."""
+    if source.module is not None:
+        return sum(math.prod(parameter.shape) for parameter in source.module.parameters())
+    sizes = [sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) for path in source.graphs.values()]
+    return max(sizes, default=0) // 4
+
+
+@contextmanager
+def _folder(root: Path) -> Iterator[Path]:
+    """Yield a folder inside the bundle that no reader sees: on the same disk, gone with the bundle after a kill."""
+    work = temporary(root)
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""Which variants are made, in which order, and which of them are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from mlflow_tdeploy.build.recipes import RECIPES, Recipe
+from mlflow_tdeploy.core.errors import InvalidInputError
+
+#: The source itself: written whenever it can be, asked for or not.
+HF = "hf"
+#: The parent of every other graph.
+PORTABLE = "onnx-fp32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The variants to make.
+
+    Attributes:
+        order: Recipes to run, parents first.
+        keep: Ids that end up in the bundle; the rest are steps on the way.
+        explicit: Ids that somebody asked for by name: a failure to make one is an error.
+    """
+
+    order: tuple[type[Recipe], ...]
+    keep: frozenset[str]
+    explicit: frozenset[str] = frozenset()
+
+
+def plan_variants(
+    precisions: Iterable[str] | None, *, given: Collection[str], exportable: bool, required: Collection[str] = ()
+) -> Plan:
+    """Decide what to make.
+
+    Args:
+        precisions: Aliases (``fp32``, ``fp16``, ``int8``) or variant ids; None for everything that is made by default.
+        given: Ids of graphs that exist already and are kept as they are.
+        exportable: Whether recipes without a parent can run.
+        required: Ids to keep in any case.
+
+    Raises:
+        InvalidInputError: A name that no recipe has, or one that cannot be made from this source.
+    """
+    possible = {recipe.id: recipe for recipe in RECIPES if _possible(recipe, given, exportable)}
+    if precisions is None:
+        wanted = {recipe.id for recipe in possible.values() if recipe.default}
+    else:
+        wanted = {found for name in _names(precisions) for found in _named(name, possible, given)}
+    wanted |= set(required)
+    order: list[type[Recipe]] = []
+    for variant_id in sorted(wanted):
+        _add(variant_id, possible, given, order)
+    explicit = frozenset(wanted) if precisions is not None else frozenset(required)
+    return Plan(tuple(order), frozenset(wanted | set(given)), explicit)
+
+
+def _names(precisions: Iterable[str]) -> list[str]:
+    if isinstance(precisions, str) or not all(isinstance(name, str) for name in precisions):
+        raise InvalidInputError(f"precisions is a list like ['fp32', 'int8'], got {precisions!r}.")
+    return list(precisions)
+
+
+def _named(name: str, possible: dict[str, type[Recipe]], given: Collection[str]) -> set[str]:
+    """Return the recipes behind a name; none for what exists anyway."""
+    if name in (HF, *given):
+        return set()
+    recipes = {recipe.id: recipe for recipe in RECIPES}
+    found = {recipe.id for recipe in recipes.values() if name in (recipe.id, recipe.precision)}
+    if not found:
+        aliases = sorted({recipe.precision for recipe in recipes.values()})
+        raise InvalidInputError(
+            f"Unknown precision or variant {name!r}. Precisions: {', '.join(aliases)}; variants: "
+            f"{', '.join(sorted(recipes))}."
+        )
+    if not found & set(possible):
+        raise InvalidInputError(
+            f"{name!r} cannot be made from this source: it needs the portable graph '{PORTABLE}', which neither exists "
+            f"nor can be exported here. Give that graph, or log the model from its torch module."
+        )
+    return found & set(possible)
+
+
+def _possible(recipe: type[Recipe], given: Collection[str], exportable: bool) -> bool:
+    if recipe.id in given:
+        return False
+    if recipe.parent is None:
+        return exportable
+    return recipe.parent in given or (
+        recipe.parent in RECIPES and _possible(RECIPES.get(recipe.parent), given, exportable)
+    )
+
+
+def _add(variant_id: str, possible: dict[str, type[Recipe]], given: Collection[str], order: list[type[Recipe]]) -> None:
+    if variant_id in given or any(recipe.id == variant_id for recipe in order):
+        return
+    recipe = possible[variant_id]
+    if recipe.parent is not None:
+        _add(recipe.parent, possible, given, order)
+    order.append(recipe)

@@ -1,0 +1,98 @@
+"""The contract of a recipe."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.variant import Format
+from mlflow_tdeploy.source.base import Source
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX graph that a recipe made.
+
+    Attributes:
+        path: The graph; external data lie beside it. Nothing else lies in that folder.
+        precision: What it computes with.
+        session: Hints for the runtime, see :attr:`mlflow_tdeploy.core.variant.Variant.session`.
+        dtypes: Tensors whose dtype differs from the signature's.
+        notes: What a reader should know.
+    """
+
+    path: Path
+    precision: Precision
+    session: Mapping[str, Any] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+#: Times graphs in turn, within so many seconds: shape name → graph name → durations in seconds.
+Measure = Callable[[Mapping[str, Graph], float], dict[str, dict[str, list[float]]]]
+
+
+@dataclass(frozen=True)
+class RecipeContext:
+    """What a recipe works with.
+
+    Attributes:
+        task: The task, which holds the signature.
+        data: Verification data in the task's form: real items to trace or tune with.
+        workdir: An empty folder of this recipe's own; what it returns lies in it.
+        parent: The graph it starts from; None for a recipe without parent.
+        source: The model itself; None when a bundle is extended and the source is not at hand.
+        measure: Times graphs on this host; None when nothing shall be measured.
+        opset: Version of the standard operators for exports.
+        exporter: ``auto``, ``dynamo`` or ``torchscript``.
+    """
+
+    task: Task
+    data: VerifyData
+    workdir: Path
+    parent: Graph | None = None
+    source: Source | None = None
+    measure: Measure | None = None
+    opset: int = 18
+    exporter: str = "auto"
+
+    def base(self) -> Graph:
+        """Return the parent graph, for recipes that have one."""
+        assert self.parent is not None
+        return self.parent
+
+    def output(self) -> Path:
+        """Return where the graph is to be written."""
+        return self.workdir / "graph" / "model.onnx"
+
+
+class Recipe(ABC):
+    """Makes one variant. Instances hold nothing."""
+
+    #: Id of the variant it makes, also its name in the registry.
+    id: ClassVar[str]
+    #: The alias users ask for it by, shared by recipes of the same precision.
+    precision: ClassVar[str]
+    #: Id of the variant it starts from; None when it starts from the source.
+    parent: ClassVar[str | None]
+    format: ClassVar[Format]
+    #: ``any``, ``cpu`` or ``cuda``.
+    device: ClassVar[str]
+    #: Whether it is made when nobody says which variants to make.
+    default: ClassVar[bool] = True
+    #: Whether choices in it were measured on, and so hold for, this kind of host.
+    tuned: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, context: RecipeContext) -> Graph:
+        """Make the graph.
+
+        Raises:
+            BuildError: It cannot be made.
+        """

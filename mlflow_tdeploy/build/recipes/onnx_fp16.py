@@ -1,0 +1,28 @@
+"""Half precision for GPUs; inputs and outputs stay as the signature says."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from mlflow_tdeploy.build.graphs import FP32_OPS, to_fp16
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.variant import Format
+
+
+@RECIPES.register("onnx-fp16")
+class OnnxFp16(Recipe):
+    """Converts the portable graph."""
+
+    id: ClassVar[str] = "onnx-fp16"
+    precision: ClassVar[str] = "fp16"
+    parent: ClassVar[str | None] = "onnx-fp32"
+    format: ClassVar[Format] = "onnx"
+    device: ClassVar[str] = "any"
+
+    def run(self, context: RecipeContext) -> Graph:
+        """Convert."""
+        context.output().parent.mkdir(parents=True)
+        to_fp16(context.base().path, context.output())
+        settings = {"fp32_operators": list(FP32_OPS), "keep_io_types": True}
+        return Graph(context.output(), Precision("fp16", "fp16", recipe=self.id, settings=settings))

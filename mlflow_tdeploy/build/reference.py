@@ -1,0 +1,246 @@
+"""The reference's answers, computed once and held against every variant.
+
+What is asked, in graph inputs:
+
+* *corners*: the signature's minimum, optimum and maximum sizes, with every row full (dense) and with rows of
+  different lengths (ragged). Text tasks fill them with the verification texts, joined and cut to length: random
+  token ids are no language, activations on them are not those a user's texts cause, and an int8 variant's error on
+  them says little about its error in use, in either direction.
+* *batches*: all items in the batches that serving makes of them, and a sample of items alone, because dynamic
+  quantization picks its ranges per batch: a text's answer depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.errors import BuildError, TDeployError
+from mlflow_tdeploy.core.pipeline import Infer, Pipeline
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tensors import Arrays, At, Signature
+
+#: Padded tokens per batch, as in serving.
+TOKEN_BUDGET = 1024
+#: How many items are also asked alone.
+ALONE = 24
+#: Most elements (product of the named dims: tokens, for text) of a corner; fewer for large models.
+MAX_CORNER = 32_768
+MIN_CORNER = 2_048
+#: Parameters × elements of the largest corner: about 10 s on two cores.
+CORNER_WORK = 4e11
+#: Outputs beyond this many bytes are kept on disk.
+MEMORY = 256 << 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch that is asked.
+
+    Attributes:
+        part: ``corners`` or ``items``.
+        shape: Its sizes, for example ``batch=8,sequence=128``.
+        feeds: The graph's inputs.
+        indices: The items in it, by position; empty for corners.
+        answers: Whether its answers count for the task's metric (an item asked twice counts once).
+    """
+
+    part: str
+    shape: str
+    feeds: Arrays
+    indices: tuple[int, ...] = ()
+    answers: bool = False
+
+
+class ReferenceAnswers:
+    """Cases and the reference's outputs for them.
+
+    Args:
+        task: The task.
+        data: Data in the task's form.
+        reference: The original model.
+        folder: Where outputs that are too large for memory are kept.
+        parameters: Number of weights, which bounds the largest corner; 0 where unknown.
+
+    Raises:
+        BuildError: The reference itself fails.
+    """
+
+    def __init__(self, task: Task, data: VerifyData, reference: Infer, folder: Path, *, parameters: int = 0) -> None:
+        self.task = task
+        self.data = data
+        self.cases = tuple(_cases(task, data, largest_corner(parameters)))
+        self._store = _Store(folder)
+        for case in self.cases:
+            self._store.append(_asked(reference, case))
+        if self._all_broken():
+            raise BuildError(
+                "The source model answers with NaN or infinite values only, so nothing can be verified against it. "
+                "Check its weights, or give verification data that it can answer."
+            )
+        score = Score(task, data)
+        for case, outputs in self:
+            score.add(case, outputs)
+        self.metric = score.metric()
+
+    def __iter__(self) -> Iterator[tuple[Case, Arrays]]:
+        return zip(self.cases, self._store, strict=True)
+
+    @property
+    def corner_shapes(self) -> tuple[str, ...]:
+        """The corners' sizes, each once."""
+        return tuple(dict.fromkeys(case.shape for case in self.cases if case.part == "corners"))
+
+    def _all_broken(self) -> bool:
+        return not any(np.isfinite(array).any() for arrays in self._store for array in arrays.values())
+
+
+class Score:
+    """Gathers a model's answers batch by batch and scores them against the labels, if there are any."""
+
+    def __init__(self, task: Task, data: VerifyData) -> None:
+        self._task = task
+        self._labels = data.labels
+        self._params = task.check_params(None)
+        self._answers: dict[int, Any] = {}
+
+    def add(self, case: Case, outputs: Arrays) -> None:
+        """Take in the outputs of one batch."""
+        if self._labels is not None and case.answers:
+            decoded = self._task.decode(outputs, case.feeds, len(case.indices), self._params)
+            self._answers.update(zip(case.indices, decoded, strict=True))
+
+    def metric(self) -> dict[str, float]:
+        """Return the task's metrics; empty without labels."""
+        if self._labels is None or not self._answers:
+            return {}
+        order = sorted(self._answers)
+        finished = self._task.finish([self._answers[index] for index in order], self._params)
+        return self._task.metric(finished, [self._labels[index] for index in order])
+
+
+def largest_corner(parameters: int) -> int:
+    """Return how many elements the largest corner may have for a model of that many parameters."""
+    if parameters <= 0:
+        return MAX_CORNER
+    return max(MIN_CORNER, min(MAX_CORNER, int(CORNER_WORK / parameters)))
+
+
+def corner_sizes(signature: Signature, at: At, largest: int) -> list[dict[str, int]]:
+    """Return the sizes to check at a corner of the signature's ranges.
+
+    A corner of more than ``largest`` elements (the product of all named dims) is replaced by one corner per
+    dimension that has this dimension at full size and the others as large as still fits.
+    """
+    names = list(dict.fromkeys(size for spec in signature.inputs for size in spec.shape if isinstance(size, str)))
+    whole = {name: signature.dim(name).at(at) for name in names}
+    if math.prod(whole.values()) <= largest:
+        return [whole]
+    found = [_shrunk(signature, whole, name, largest) for name in names]
+    return [sizes for index, sizes in enumerate(found) if sizes not in found[:index]]
+
+
+def _shrunk(signature: Signature, whole: Mapping[str, int], kept: str, largest: int) -> dict[str, int]:
+    sizes = dict(whole)
+    for name in sizes:
+        if name != kept:
+            rest = math.prod(size for other, size in sizes.items() if other != name)
+            sizes[name] = max(signature.dim(name).min, min(sizes[name], largest // rest))
+    return sizes
+
+
+def shape_text(signature: Signature, feeds: Arrays) -> str:
+    """Return the named sizes of a batch, for example ``batch=8,sequence=128``."""
+    sizes: dict[str, int] = {}
+    for spec in signature.inputs:
+        for size, got in zip(spec.shape, feeds[spec.name].shape, strict=False):
+            if isinstance(size, str):
+                sizes.setdefault(size, got)
+    return ",".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"
+
+
+def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
+    yield from _corners(task, data, largest)
+    items = task.items(list(data.texts)) if data.texts else None
+    if items is None:
+        for index, request in enumerate(data.requests):
+            yield Case("items", shape_text(task.signature, request), request, (index,), answers=True)
+        return
+    encoded = task.encode(items)
+    for batch in Pipeline(task, _never, token_budget=TOKEN_BUDGET).batches(encoded):
+        feeds = encoded.collate(batch)
+        yield Case("items", shape_text(task.signature, feeds), feeds, tuple(batch), answers=True)
+    step = max(1, len(items) // ALONE)
+    for index in range(0, len(items), step):
+        feeds = encoded.collate([index])
+        yield Case("items", shape_text(task.signature, feeds), feeds, (index,))
+
+
+def _corners(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
+    seeds = count()
+    seen: list[Arrays] = []
+    sizes: tuple[At, ...] = ("min", "opt", "max")
+    for at in sizes:
+        for wanted in corner_sizes(task.signature, at, largest):
+            for ragged in (False, True):
+                feeds = task.example_feeds(at, ragged=ragged, seed=next(seeds), sizes=wanted, items=data.texts or None)
+                if not any(_equal(feeds, other) for other in seen):
+                    seen.append(feeds)
+                    yield Case("corners", shape_text(task.signature, feeds), feeds)
+
+
+def _equal(a: Arrays, b: Arrays) -> bool:
+    return all(np.array_equal(array, b[name]) for name, array in a.items())
+
+
+def _never(feeds: Arrays) -> Arrays:
+    raise AssertionError("this pipeline only plans")
+
+
+def _asked(reference: Infer, case: Case) -> Arrays:
+    try:
+        return reference(case.feeds)
+    except TDeployError:
+        raise
+    except Exception as error:
+        raise BuildError(
+            f"The source model fails at {case.shape}, which the signature allows: {type(error).__name__}: {error}. "
+            f"Narrow the ranges with shapes=…, or mend the model."
+        ) from error
+
+
+class _Store(Sequence[Arrays]):
+    """Outputs by position; in memory at first, on disk once they are many."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._items: list[Arrays | Path] = []
+        self._bytes = 0
+
+    def append(self, arrays: Arrays) -> None:
+        self._bytes += sum(array.nbytes for array in arrays.values())
+        if self._bytes <= MEMORY:
+            self._items.append(dict(arrays))
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"reference-{len(self._items)}.npz"
+        names = {f"a{index}": array for index, array in enumerate(arrays.values())}
+        np.savez(path, names=np.array(list(arrays)), **names)  # type: ignore[arg-type]
+        self._items.append(path)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = self._items[index]
+        if not isinstance(item, Path):
+            return item
+        with np.load(item, allow_pickle=False) as stored:
+            return {str(name): stored[f"a{position}"] for position, name in enumerate(stored["names"].tolist())}

@@ -1,0 +1,197 @@
+"""From a graph to a variant that was opened by the runtime that will serve it, and checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlflow_tdeploy.build.inspect_graph import differing_dtypes, is_portable, precision_of, requirements
+from mlflow_tdeploy.build.latency import Measured, opt_feeds, short_feeds
+from mlflow_tdeploy.build.recipes import Graph, Measure, Recipe
+from mlflow_tdeploy.build.reference import ReferenceAnswers
+from mlflow_tdeploy.build.verify import Verified, failed, now, verify
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import NoVariantError, TDeployError
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.measure import interleave
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tensors import Signature
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session, SessionOptions
+from mlflow_tdeploy.runtime.probe import library_versions
+from mlflow_tdeploy.store.external_data import external_files
+from mlflow_tdeploy.store.hashing import record_tree
+from mlflow_tdeploy.store.layout import FILES
+
+#: Most elements of the batch that choices are measured with; larger ones say the same and take longer.
+_TUNE_ELEMENTS = 512
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A variant whose files lie in a folder laid out like a bundle.
+
+    Attributes:
+        variant: Its record.
+        root: The folder.
+        graph: The graph it consists of.
+    """
+
+    variant: Variant
+    root: Path
+    graph: Graph
+
+    def move_to(self, root: Path) -> Staged:
+        """Move the files into another such folder."""
+        target = root / FILES / self.variant.id
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.root / FILES / self.variant.id, target)
+        graph = replace(self.graph, path=root / self.variant.entry)
+        return replace(self, root=root, graph=graph)
+
+    def drop(self) -> Staged:
+        """Remove the files; the record stays, without them."""
+        shutil.rmtree(self.root / FILES / self.variant.id)
+        return replace(self, variant=replace(self.variant, files=()))
+
+
+def stage_recipe(recipe: type[Recipe], graph: Graph, root: Path, host: Fingerprint) -> Staged:
+    """Move what a recipe made below ``root/files/<id>`` and record it."""
+    folder = root / FILES / recipe.id
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(graph.path.parent, folder)
+    moved = replace(graph, path=folder / graph.path.name)
+    variant = _variant(recipe.id, moved, root)
+    tuned = host if recipe.tuned else None
+    variant = replace(variant, format=recipe.format, device=recipe.device, parent=recipe.parent, built_for=tuned)
+    return Staged(variant, root, moved)
+
+
+def stage_graph(variant_id: str, path: Path, root: Path, signature: Signature) -> Staged:
+    """Copy a graph that somebody gave, as it is, below ``root/files/<id>`` and record it.
+
+    Raises:
+        InvalidInputError: Its tensors are not the signature's.
+        IntegrityError: It or its external data cannot be read.
+    """
+    folder = root / FILES / variant_id
+    folder.mkdir(parents=True)
+    copied = folder / "model.onnx"
+    for source, target in [(path, copied), *((path.parent / name, folder / name) for name in external_files(path))]:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)  # never a link: the giver may write to their file again
+    graph = Graph(copied, precision_of(copied), dtypes=differing_dtypes(copied, signature))
+    return Staged(_variant(variant_id, graph, root), root, graph)
+
+
+def _variant(variant_id: str, graph: Graph, root: Path) -> Variant:
+    entry = graph.path.relative_to(root).as_posix()
+    precision = graph.precision
+    if graph.notes:
+        precision = replace(precision, settings={**precision.settings, "notes": list(graph.notes)})
+    return Variant(
+        id=variant_id,
+        format="onnx" if is_portable(graph.path) else "ort",
+        precision=precision,
+        device="any",
+        entry=entry,
+        files=record_tree(root, f"{FILES}/{variant_id}"),
+        requires=requirements(graph.path),
+        session=graph.session,
+        dtypes=graph.dtypes,
+        created=now(),
+        made_with=library_versions(),
+    )
+
+
+@contextmanager
+def opened(
+    staged_root: Path, variant: Variant, signature: Signature, host: Fingerprint, threads: int
+) -> Iterator[tuple[Session, str]]:
+    """Open a variant with the best runtime of this host; yields the session and the runtime's name.
+
+    Raises:
+        NoVariantError: No runtime here opens it.
+        SessionError: The runtime cannot open it.
+    """
+    runtime = runtime_for(variant, host)
+    session = runtime.open(staged_root, variant, signature, SessionOptions(intra_op_threads=threads))
+    try:
+        yield session, runtime.name
+    finally:
+        session.close()
+
+
+def runtime_for(variant: Variant, host: Fingerprint) -> Runtime:
+    """Return the runtime that opens a variant here.
+
+    Raises:
+        NoVariantError: None does.
+    """
+    reasons = []
+    for runtime in sorted((cls() for cls in RUNTIMES), key=lambda runtime: (runtime.tier, runtime.preference)):
+        if variant.format not in runtime.formats:
+            continue
+        why = runtime.missing()
+        compat = runtime.probe(host, variant) if why is None else None
+        if compat is not None and compat.can_open:
+            return runtime
+        reasons.append(f"{runtime.name}: {why or (compat.reason if compat else '')}")
+    raise NoVariantError(
+        f"No runtime on this host opens variant '{variant.id}' (format '{variant.format}'). "
+        + ("; ".join(reasons) or "No runtime knows that format")
+    )
+
+
+def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Fingerprint) -> tuple[Verified, str]:
+    """Open a variant and ask it everything; one that cannot be opened has failed.
+
+    Returns:
+        What was found, and the runtime that was used.
+    """
+    try:
+        with opened(staged.root, staged.variant, answers.task.signature, host, host.cores) as (session, runtime):
+            return verify(answers, session.infer, budget), runtime
+    except TDeployError as error:
+        return failed(answers, f"cannot be opened: {error}"), ""
+
+
+def make_measure(task: Task, data: VerifyData, host: Fingerprint) -> Measure:
+    """Return the function that recipes time graphs with: one intra-op thread, the CPU runtime that will serve."""
+    shapes = {"short": short_feeds(task, data), "opt": opt_feeds(task, data, _TUNE_ELEMENTS)}
+
+    def measure(graphs: Mapping[str, Graph], seconds: float) -> dict[str, dict[str, list[float]]]:
+        sessions: dict[str, Session] = {}
+        try:
+            for name, graph in graphs.items():
+                root = graph.path.parent
+                variant = Variant(
+                    "candidate", "ort", Precision(), "cpu", graph.path.name, (), session=graph.session,
+                    dtypes=graph.dtypes,
+                )  # fmt: skip
+                runtime = runtime_for(variant, host)
+                sessions[name] = runtime.open(root, variant, task.signature, SessionOptions())
+            return {
+                shape: interleave(
+                    {name: lambda s=session, f=feeds: s.infer(f) for name, session in sessions.items()},  # type: ignore[misc]
+                    rounds=40,
+                    seconds=seconds / 2,
+                )
+                for shape, feeds in shapes.items()
+            }
+        finally:
+            for session in sessions.values():
+                session.close()
+
+    return measure
+
+
+def measured(session: Session, runtime: str, threads: int = 1) -> Measured:
+    """Return an opened session as something to time."""
+    return Measured(session.infer, runtime, threads)

@@ -1,0 +1,140 @@
+"""Which fusions pay on this kind of host, measured.
+
+A fused operator is not always the faster one: ONNX Runtime's CPU kernel for SkipLayerNormalization takes about four
+times as long as the Add and LayerNormalization it replaces. So a graph is measured with every fusion and without
+each one, interleaved; what does not pay is left out.
+
+Two kinds of fusion differ in where they are switched: those the builder writes into the graph, and those that ONNX
+Runtime does itself whenever a session opens, which the variant's session hints switch off.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.build.graphs import CPU_FUSIONS, SESSION_OPTIMIZERS, fuse_for_ort
+from mlflow_tdeploy.build.recipes._base import Graph, Measure
+from mlflow_tdeploy.core.measure import ratio
+
+#: A fusion goes when the graph without it is faster by more than this share.
+GAIN = 0.02
+#: Seconds for all measurements of a graph.
+SECONDS = 5.0
+#: Fusions that a session does itself and that can be slower than what they replace.
+_IN_SESSION = ("skip_layer_norm", "bias_gelu")
+#: Fusions in the graph itself that are worth questioning; the others only spell standard operators.
+_IN_GRAPH = ("attention", "rotary_embedding", "skip_rms_norm")
+_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The chosen graph.
+
+    Attributes:
+        path: The graph.
+        session: Hints that keep ONNX Runtime from fusing again what was left out.
+        settings: What was fused, left out and measured, for the precision record.
+    """
+
+    path: Path
+    session: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choose_fusions(parent: Graph, workdir: Path, measure: Measure | None, *, seconds: float = SECONDS) -> Fused:
+    """Fuse a portable graph for ONNX Runtime's CPU provider.
+
+    Args:
+        parent: The portable graph.
+        workdir: Where graphs are written; only the chosen one is left.
+        measure: Times graphs on this host; None leaves out what is known to be slow on CPUs.
+        seconds: For the measurements.
+    """
+    bench = _Bench(parent, workdir)
+    counts = bench.counts
+    dropped: tuple[str, ...] = _IN_SESSION
+    settings: dict[str, Any] = {"measured": False}
+    if measure is not None:
+        dropped, settings = _measured(bench, measure, seconds)
+    chosen = bench.without(dropped)
+    path = bench.keep(chosen)
+    settings |= {"fused": {kind: n for kind, n in counts.items() if kind not in dropped}, "left_out": sorted(dropped)}
+    return Fused(path, chosen.session, settings)
+
+
+def _measured(bench: _Bench, measure: Measure, seconds: float) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return what to leave out, and the ratios that say so."""
+    started = time.perf_counter()
+    kinds = bench.kinds
+    graphs = {_ALL: bench.without(()), **{kind: bench.without((kind,)) for kind in kinds}}
+    ratios = _ratios(measure(graphs, seconds * 2 / 3), kinds)
+    slow = sorted((kind for kind in kinds if _overall(ratios[kind]) < 1 - GAIN), key=lambda k: _overall(ratios[k]))
+    dropped = tuple(slow)
+    if len(slow) > 1:  # each alone pays; whether both do is another question
+        pair = {_ALL: bench.without((slow[0],)), "+".join(slow): bench.without(dropped)}
+        both = _ratios(measure(pair, seconds / 3), ["+".join(slow)])
+        name = f"{'+'.join(slow)} against {slow[0]}"
+        ratios[name] = both["+".join(slow)]
+        if _overall(ratios[name]) > 1:
+            dropped = (slow[0],)
+    took = round(time.perf_counter() - started, 1)
+    rounded = {kind: {shape: round(x, 3) for shape, x in shapes.items()} for kind, shapes in ratios.items()}
+    return dropped, {"measured": True, "time_without_over_with": rounded, "seconds": took}
+
+
+def _ratios(samples: Mapping[str, Mapping[str, list[float]]], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {name: {shape: ratio(by_name, name, _ALL) for shape, by_name in samples.items()} for name in names}
+
+
+def _overall(ratios: Mapping[str, float]) -> float:
+    """Return one figure for all shapes, each of the same weight."""
+    return float(np.exp(np.mean(np.log(list(ratios.values())))))
+
+
+class _Bench:
+    """Graphs with and without fusions, each file written once."""
+
+    def __init__(self, parent: Graph, workdir: Path) -> None:
+        self._parent = parent
+        self._workdir = workdir
+        self._files: dict[frozenset[str], Path] = {}
+        # What sessions fuse themselves stays out of the file: one file serves both choices.
+        self._fusions = frozenset(CPU_FUSIONS) - set(_IN_SESSION)
+        self.counts = self._fuse(self._fusions)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Fusions to question: those in this graph, and those a session may do."""
+        return [*(kind for kind in _IN_GRAPH if self.counts.get(kind)), *_IN_SESSION]
+
+    def without(self, left_out: Sequence[str]) -> Graph:
+        """Return the graph without some fusions."""
+        fusions = self._fusions - set(left_out)
+        if fusions not in self._files:
+            self._fuse(fusions)
+        disabled = [SESSION_OPTIMIZERS[kind] for kind in sorted(left_out) if kind in SESSION_OPTIMIZERS]
+        return Graph(
+            self._files[fusions], self._parent.precision, {"disabled_optimizers": disabled} if disabled else {}
+        )
+
+    def keep(self, chosen: Graph) -> Path:
+        """Remove every other file and return the chosen one's path."""
+        for path in self._files.values():
+            if path != chosen.path:
+                shutil.rmtree(path.parent)
+        return chosen.path
+
+    def _fuse(self, fusions: frozenset[str]) -> dict[str, int]:
+        path = self._workdir / f"fused-{len(self._files)}" / "model.onnx"
+        path.parent.mkdir(parents=True)
+        counts = fuse_for_ort(self._parent.path, path, fusions=fusions)
+        self._files[fusions] = path
+        return counts

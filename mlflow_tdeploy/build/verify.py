@@ -1,0 +1,133 @@
+"""How close a variant is to its reference: the same questions, output by output, held against the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from mlflow_tdeploy.build.reference import Case, ReferenceAnswers, Score
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.compare import Comparison, same_outputs
+from mlflow_tdeploy.core.evidence import DataRecord, Evidence
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.pipeline import Infer
+from mlflow_tdeploy.core.tensors import Arrays
+
+__all__ = ["ReferenceAnswers", "Verified", "VerifyData", "failed", "now", "verify"]
+
+#: After so many batches without a comparable answer the rest is not asked.
+_MOST_PROBLEMS = 3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification found: the part of accuracy evidence that does not depend on the host.
+
+    Attributes:
+        metrics: Over all batches.
+        violations: Why it failed; empty when the budget holds.
+        shapes: Corners really covered.
+        data: What was asked.
+        settings: The same metrics for corners and items apart, and how many batches each.
+    """
+
+    metrics: Mapping[str, float]
+    violations: tuple[str, ...]
+    data: DataRecord
+    shapes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the budget holds."""
+        return not self.violations
+
+    def evidence(self, variant: str, host: Fingerprint | None = None, **settings: Any) -> Evidence:
+        """Return it as the evidence record of a variant."""
+        return Evidence(
+            variant=variant,
+            kind="accuracy",
+            metrics=dict(self.metrics),
+            data=self.data,
+            host=host,
+            passed=self.passed,
+            violations=self.violations,
+            shapes=self.shapes,
+            settings={**self.settings, **settings},
+            created=now(),
+        )
+
+
+def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:
+    """Ask a variant everything that the reference was asked.
+
+    Never raises for what the variant does: an error, a missing output, a wrong shape or a value that is not finite
+    is a violation.
+
+    Args:
+        answers: The reference's answers.
+        infer: The variant.
+        budget: How far it may be.
+    """
+    asked = _Asked(answers)
+    for case, reference in answers:
+        asked.ask(case, reference, infer)
+        if len(asked.problems) >= _MOST_PROBLEMS:
+            break
+    metrics = asked.metrics()
+    violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()))
+    return Verified(metrics, violations, answers.data.record, answers.corner_shapes, asked.settings())
+
+
+def failed(answers: ReferenceAnswers, why: str) -> Verified:
+    """Return the verification of a variant that cannot even be opened."""
+    return Verified({}, (why,), answers.data.record)
+
+
+def now() -> str:
+    """Return the UTC time in ISO format."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+class _Asked:
+    """One variant's comparison in progress."""
+
+    def __init__(self, answers: ReferenceAnswers) -> None:
+        self._answers = answers
+        self._score = Score(answers.task, answers.data)
+        self._whole = answers.task.comparison()
+        self._parts: dict[str, Comparison] = {}
+        self._batches: dict[str, int] = {}
+        self.problems: list[str] = []
+
+    def ask(self, case: Case, reference: Arrays, infer: Infer) -> None:
+        try:
+            got = infer(case.feeds)
+            problem = same_outputs(reference, got)
+        except Exception as error:  # whatever a runtime raises is the variant's failure
+            problem = str(error) or type(error).__name__
+        if problem is not None:
+            self.problems.append(f"at {case.shape}: {problem}")
+            return
+        part = self._parts.setdefault(case.part, self._answers.task.comparison())
+        for comparison in (self._whole, part):
+            comparison.add(reference, got, case.feeds)
+        self._batches[case.part] = self._batches.get(case.part, 0) + 1
+        self._score.add(case, got)
+
+    def metrics(self) -> dict[str, float]:
+        if not self._parts:
+            return {}
+        metrics = self._whole.metrics()
+        for name, value in ({} if self.problems else self._score.metric()).items():
+            reference = self._answers.metric[name]
+            metrics |= {name: value, f"reference_{name}": reference, f"{name}_drop": reference - value}
+        return metrics
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            part: {"batches": self._batches[part], **comparison.metrics()} for part, comparison in self._parts.items()
+        }

@@ -1,0 +1,192 @@
+"""The data that variants are verified on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.evidence import DataRecord
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tensors import Arrays, At
+
+_TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
+_LABEL_KEYS = ("label", "labels")
+_DEFAULT = "default"
+_GLOSSES = "glosses.txt"
+_FORMS = (
+    "Pass a list of texts, a table or mapping with 'text' and optionally 'label', or, for task 'tensors', "
+    "a list of mappings from input name to array."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class VerifyData:
+    """Items that every variant answers, as the reference did.
+
+    Attributes:
+        texts: For text tasks.
+        requests: For ``tensors``: one name → array mapping per request.
+        labels: The right answer per item, or None.
+        name: Where the data is from, for people.
+    """
+
+    texts: tuple[str, ...] = ()
+    requests: tuple[Arrays, ...] = ()
+    labels: tuple[Any, ...] | None = None
+    name: str = "given"
+
+    def __post_init__(self) -> None:
+        count = len(self.texts) or len(self.requests)
+        if self.labels is not None and len(self.labels) != count:
+            raise InvalidInputError(
+                f"The verification data has {count} items and {len(self.labels)} labels: give one label per item."
+            )
+
+    @classmethod
+    def of(cls, value: Any, name: str = "given") -> VerifyData:
+        """Make verification data from what a user passes.
+
+        Args:
+            value: None (384 WordNet definitions, or arrays generated from the signature), a list of texts, a
+                DataFrame or mapping with texts and optional labels, or a list of name → array mappings.
+            name: Where it is from.
+
+        Raises:
+            InvalidInputError: Not of that form, or empty.
+        """
+        if isinstance(value, VerifyData):
+            return value
+        if value is None:
+            return cls(name=_DEFAULT)
+        if hasattr(value, "columns") or isinstance(value, Mapping):
+            return _of_table(value, name)
+        if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):  # a Series or an array
+            value = value.tolist()
+        if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+            raise InvalidInputError(f"Cannot verify on {type(value).__name__}. {_FORMS}")
+        if value and all(isinstance(item, Mapping) for item in value):
+            return cls(requests=tuple(_arrays(item) for item in value), name=name)
+        return cls(texts=_texts(value), name=name)
+
+    def for_task(self, task: Task) -> VerifyData:
+        """Return the data in the form that ``task`` takes, the default data filled in.
+
+        Raises:
+            InvalidInputError: The data does not fit the task or the signature.
+        """
+        data = self._for_texts() if task.input_kind == "text" else self._for_tensors(task)
+        _check_labels(data.labels, task)
+        return data
+
+    def _for_texts(self) -> VerifyData:
+        if self.name == _DEFAULT and not self.texts:
+            return replace(self, texts=default_texts(), name="WordNet definitions")
+        if not self.texts:
+            raise InvalidInputError(f"A text task is verified on texts, got arrays. {_FORMS}")
+        return self
+
+    def _for_tensors(self, task: Task) -> VerifyData:
+        if self.texts:
+            raise InvalidInputError(f"Task '{task.name}' is verified on arrays, got texts. {_FORMS}")
+        if not self.requests:
+            return replace(self, requests=_generated(task), name="generated from the signature")
+        requests = []
+        for index, request in enumerate(self.requests):
+            try:
+                requests.append(task.items(request)[0])
+            except InvalidInputError as error:
+                raise InvalidInputError(f"Verification request {index}: {error}") from error
+        return replace(self, requests=tuple(requests))
+
+    @property
+    def items(self) -> Sequence[Any]:
+        """Texts, or name → array mappings."""
+        return self.texts or self.requests
+
+    @property
+    def sha256(self) -> str:
+        """Digest of items and labels: equal for equal data, whatever it is called."""
+        digest = hashlib.sha256(json.dumps([self.texts, self.labels], default=str, ensure_ascii=True).encode())
+        for request in self.requests:
+            for name in sorted(request):
+                array = np.ascontiguousarray(request[name])
+                digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
+                digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def record(self) -> DataRecord:
+        """What evidence says about its data."""
+        return DataRecord(self.name, self.sha256, len(self.items))
+
+
+def default_texts() -> tuple[str, ...]:
+    """Return the texts that variants are verified on when none are given."""
+    text = (importlib.resources.files("mlflow_tdeploy.build") / "data" / _GLOSSES).read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if line)
+
+
+def _of_table(value: Any, name: str) -> VerifyData:
+    columns = [str(column) for column in (value.columns if hasattr(value, "columns") else value)]
+    text_key = next((key for key in _TEXT_KEYS if key in columns), None)
+    label_key = next((key for key in _LABEL_KEYS if key in columns), None)
+    if text_key is None or _is_numeric(value[text_key]):
+        if isinstance(value, Mapping) and value:
+            return VerifyData(requests=(_arrays(value),), name=name)
+        raise InvalidInputError(f"The verification table has no column of texts, only {columns}. {_FORMS}")
+    labels = None if label_key is None else tuple(_plain(label) for label in _listed(value[label_key]))
+    return VerifyData(texts=_texts(_listed(value[text_key])), labels=labels, name=name)
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [value]
+    return list(value.tolist() if hasattr(value, "tolist") else value)
+
+
+def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+    if not values:
+        raise InvalidInputError("The verification data is empty: give at least one item, or None for the default.")
+    for index, text in enumerate(values):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"Verification text {index} must be a string, got {type(text).__name__}.")
+    return tuple(values)
+
+
+def _arrays(request: Mapping[Any, Any]) -> Arrays:
+    return {str(name): np.asarray(array) for name, array in request.items()}
+
+
+def _plain(label: Any) -> Any:
+    value = label.item() if isinstance(label, np.generic) else label
+    if not isinstance(value, (str, int, float)) or value != value:
+        raise InvalidInputError(f"A label must be a class name or number, got {label!r}.")
+    return value
+
+
+def _check_labels(labels: Sequence[Any] | None, task: Task) -> None:
+    names = task.config.get("labels")
+    if labels is None or not names:
+        return
+    known = {str(name) for name in names}
+    for index, label in enumerate(labels):
+        ok = 0 <= label < len(names) if isinstance(label, int) else str(label) in known
+        if not ok:
+            shown = ", ".join(sorted(known)[:8])
+            raise InvalidInputError(f"Verification label {index} ({label!r}) is no label of the model: {shown}, ….")
+
+
+def _generated(task: Task) -> tuple[Arrays, ...]:
+    sizes: tuple[At, ...] = ("min", "opt")
+    return tuple(task.example_feeds(at, ragged=ragged, seed=7) for at in sizes for ragged in (False, True))

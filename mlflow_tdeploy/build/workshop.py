@@ -1,0 +1,165 @@
+"""The part that logging a model and extending a bundle share: make a variant, check it, keep it or not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from mlflow_tdeploy.build.latency import Measured, measure_latency
+from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
+from mlflow_tdeploy.build.reference import ReferenceAnswers
+from mlflow_tdeploy.build.report import Step
+from mlflow_tdeploy.build.stage import Staged, check, make_measure, opened, stage_recipe
+from mlflow_tdeploy.build.verify import Verified
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import BudgetError
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.pipeline import Infer
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.source.base import Source
+
+Progress = Callable[[Step], None]
+
+
+class Workshop:
+    """Makes and checks variants of one model.
+
+    Args:
+        task: The task.
+        budget: How far a variant may be.
+        options: The caller's options.
+        work: A folder for everything on the way.
+        source: The model itself, where it is at hand.
+        progress: Told of every finished step.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        budget: Budget,
+        options: BuildOptions,
+        work: Path,
+        *,
+        source: Source | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.task = task
+        self.budget = budget
+        self.options = options
+        self.work = work
+        self.source = source
+        self.host: Fingerprint = probe.host()
+        self.data: VerifyData = (options.data or VerifyData.of(None)).for_task(task)
+        self.steps: list[Step] = []
+        self._progress = progress
+        self._measure = make_measure(task, self.data, self.host) if options.measure else None
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """Time a step; what is appended to the yielded list becomes its detail."""
+        started = time.perf_counter()
+        detail: list[str] = []
+        yield detail
+        done = Step(name, time.perf_counter() - started, ", ".join(detail))
+        self.steps.append(done)
+        if self._progress is not None:
+            self._progress(done)
+
+    def ask_reference(self, reference: Infer, parameters: int) -> ReferenceAnswers:
+        """Let the reference answer everything, once."""
+        with self.step("reference answers") as detail:
+            answers = ReferenceAnswers(self.task, self.data, reference, self.work / "reference", parameters=parameters)
+            detail.append(f"{len(self.data.items)} items ({self.data.name}), {', '.join(answers.corner_shapes)}")
+        return answers
+
+    def make(self, recipe: type[Recipe], parent: Graph | None) -> Staged:
+        """Run a recipe.
+
+        Raises:
+            BuildError: It failed.
+        """
+        workdir = self.work / recipe.id
+        workdir.mkdir()
+        context = RecipeContext(
+            task=self.task,
+            data=self.data,
+            workdir=workdir,
+            parent=parent,
+            source=self.source,
+            measure=self._measure,
+            opset=self.options.opset,
+            exporter=self.options.exporter,
+        )
+        with self.step(f"make {recipe.id}") as detail:
+            graph = recipe().run(context)
+            staged = stage_recipe(recipe, graph, self.work / "staged", self.host)
+            detail.append(_made(staged))
+        return staged
+
+    def check(self, staged: Staged, answers: ReferenceAnswers) -> Verified:
+        """Hold a variant against the reference's answers.
+
+        Raises:
+            BudgetError: It is over budget and the caller wants that to be an error.
+        """
+        with self.step(f"check {staged.variant.id}") as detail:
+            verified, runtime = check(staged, answers, self.budget, self.host)
+            detail.append(_found(verified, self.budget))
+        if not verified.passed and self.options.on_budget == "raise":
+            raise over_budget(staged.variant.id, verified)
+        self._runtime = runtime
+        return verified
+
+    def evidence(self, variant_id: str, verified: Verified, reference: str) -> Evidence:
+        """Return the accuracy record of a checked variant."""
+        return verified.evidence(
+            variant_id, self.host, reference=reference, runtime=self._runtime, threads=self.host.cores
+        )
+
+    def latencies(self, kept: Mapping[str, Staged], others: Mapping[str, Measured]) -> list[Evidence]:
+        """Time variants against each other, and what is no graph after them."""
+        if not self.options.measure or not (kept or others):
+            return []
+        with self.step("latency"), ExitStack() as stack:
+            variants: dict[str, Measured] = {}
+            for variant_id, staged in kept.items():
+                session, runtime = stack.enter_context(
+                    opened(staged.root, staged.variant, self.task.signature, self.host, 1)
+                )
+                variants[variant_id] = Measured(session.infer, runtime, 1)
+            seconds = self.options.seconds
+            found = measure_latency(variants, self.task, self.data, self.host, seconds=seconds * 0.8)
+            # Apart: torch's threads go on spinning after a run and would slow whoever comes next.
+            return found + measure_latency(others, self.task, self.data, self.host, seconds=seconds * 0.2)
+
+
+def over_budget(variant_id: str, verified: Verified) -> BudgetError:
+    """Return the error for a variant that may not be kept."""
+    data = verified.data
+    return BudgetError(
+        f"Variant '{variant_id}' is over the model's budget on {data.count} items ({data.name}): "
+        f"{'; '.join(verified.violations)}. Leave it out with precisions=…, state a wider budget=…, or use "
+        f"on_budget='drop' to log the model without its files."
+    )
+
+
+def _made(staged: Staged) -> str:
+    settings = staged.variant.precision.settings
+    parts = [f"{staged.variant.size / 1e6:.0f} MB"]
+    if "exporter" in settings:
+        parts.append(f"{settings['exporter']}, opset {settings['opset']}")
+    if settings.get("left_out"):
+        parts.append(f"left out {' and '.join(settings['left_out'])}")
+    return ", ".join(parts)
+
+
+def _found(verified: Verified, budget: Budget) -> str:
+    if verified.violations:
+        return "over budget: " + "; ".join(verified.violations)
+    return ", ".join(f"{limit.metric} {verified.metrics[limit.metric]:.4g}" for limit in budget.limits)
