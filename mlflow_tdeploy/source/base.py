@@ -22,12 +22,14 @@ class Source(ABC):
         task: Name of the task.
         task_config: The task's settings, JSON values only.
         signature: Tensors and ranges of the graph to be made.
+        notes: What a reader should know about how the source was read, such as an upcast to fp32.
     """
 
     record: SourceRecord
     task: str
     task_config: Mapping[str, Any]
     signature: Signature
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def reference(self, feeds: Arrays) -> Arrays:
@@ -37,6 +39,15 @@ class Source(ABC):
     def module(self) -> torch.nn.Module | None:
         """The module to export: signature inputs as keywords in, outputs in order out. None for graphs."""
         return None
+
+    def module_for(self, attn_implementation: str) -> torch.nn.Module | None:
+        """Return the module with another attention implementation, on the same weights.
+
+        The TorchScript exporter and older fusion patterns need ``"eager"``; modules without such a choice
+        are returned as they are.
+        """
+        del attn_implementation
+        return self.module
 
     @property
     def graphs(self) -> Mapping[str, Path]:

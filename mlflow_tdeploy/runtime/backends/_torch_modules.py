@@ -1,0 +1,247 @@
+"""Hugging Face models as modules that take a signature's inputs and return its outputs.
+
+Shared by the sources, which export and compare with them, and by the reference runtime, which serves them.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.tensors import Arrays, Signature
+
+EMBEDDING, LOGITS, HIDDEN = "sentence_embedding", "logits", "last_hidden_state"
+MODULES_FILE = "modules.json"
+#: Modules of sentence-transformers that compute the same in a graph, whatever the text.
+SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class TransformersModule(torch.nn.Module):
+    """A transformers model that returns one of its outputs, by name."""
+
+    def __init__(self, model: Any, output: str) -> None:
+        super().__init__()
+        self.model = model
+        self._output = output
+        # keys and values of a decoder are no output of these tasks
+        self._fixed = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the output as a tuple of one."""
+        outputs = self.model(**inputs, **self._fixed, return_dict=True)
+        if self._output not in outputs:
+            raise InvalidInputError(
+                f"{type(self.model).__name__} returns {', '.join(outputs)}, and not '{self._output}', which its task "
+                f"needs. Choose another task, or log it with task='tensors' and example inputs."
+            )
+        return (outputs[self._output],)
+
+
+class SentenceTransformerModule(torch.nn.Module):
+    """The modules of a SentenceTransformer, one after the other, ending in the sentence embedding.
+
+    Args:
+        model: The SentenceTransformer.
+        width: Length to cut the embedding to (``truncate_dim``); None for all of it.
+    """
+
+    def __init__(self, model: Iterable[torch.nn.Module], width: int | None = None) -> None:
+        super().__init__()
+        self.chain = torch.nn.ModuleList(model)
+        self._width = width
+
+    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the sentence embedding as a tuple of one."""
+        features: dict[str, Any] = dict(inputs)
+        for module in self.chain:
+            features = module(features)
+        embedding = features[EMBEDDING]
+        return (embedding if self._width is None else embedding[..., : self._width],)
+
+
+def run_module(module: torch.nn.Module, feeds: Mapping[str, Any], names: Iterable[str]) -> Arrays:
+    """Run a module that returns a tuple on arrays, and name what it returns."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    with torch.inference_mode():
+        outputs = module(**tensors)
+    return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
+
+
+def serving_copy(module: Any) -> tuple[Any, str]:
+    """Return a copy of a module in evaluation mode, fp32, on the CPU, and a note of what was converted.
+
+    The caller's object stays as it is. Weights that are fp32 on the CPU already are shared, not copied.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    half = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.dtype in _HALF})
+    moved = half or any(tensor.device.type != "cpu" for tensor in tensors)
+    copied = copy.deepcopy(module, {} if moved else {id(tensor): tensor for tensor in tensors})
+    if moved:
+        copied = copied.to("cpu")
+        for tensor in [*copied.parameters(), *copied.buffers()]:
+            if tensor.dtype in _HALF:  # not .float(): buffers of other kinds keep theirs
+                tensor.data = tensor.data.float()
+    note = f"the reference computes in fp32; its weights are stored as {', '.join(half)}" if half else ""
+    return copied.eval(), note
+
+
+def set_attention(module: torch.nn.Module, implementation: str) -> None:
+    """Set the attention implementation of every transformers model inside; eager where it is not supported."""
+    from transformers import PreTrainedModel
+
+    models = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    for model in models[:1]:  # it sets that of the models within
+        try:
+            model.set_attn_implementation(implementation)
+        except (ValueError, ImportError):
+            model.set_attn_implementation("eager")
+
+
+def load_module(folder: Path, signature: Signature) -> torch.nn.Module:
+    """Load what a source wrote: the output's name tells which kind of model it is.
+
+    Raises:
+        InvalidInputError: The folder is none of the two formats, or has weights that are no safetensors.
+    """
+    output = signature.outputs[0]
+    module: torch.nn.Module
+    if output.name == EMBEDDING:
+        width = output.shape[-1]
+        module = SentenceTransformerModule(load_sentence_transformer(folder), width if isinstance(width, int) else None)
+    else:
+        module = TransformersModule(load_transformers(folder, output.name), output.name)
+    module, _ = serving_copy(module)
+    set_attention(module, "sdpa")
+    return module
+
+
+def load_transformers(folder: Path, output: str, *, trust_remote_code: bool = False) -> Any:
+    """Load a transformers model from a local folder: safetensors only.
+
+    Args:
+        folder: A folder with ``config.json``.
+        output: ``logits`` for a sequence classifier, ``last_hidden_state`` for the bare model.
+        trust_remote_code: Whether code of the folder may run; never when serving.
+    """
+    check_weights(folder)
+    return _model_class(folder, output, trust_remote_code).from_pretrained(
+        str(folder), use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+
+
+def load_sentence_transformer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a SentenceTransformer from a local folder: safetensors only, its modules sentence-transformers' own."""
+    check_weights(folder)
+    check_modules_file(folder)
+    return sentence_transformers().SentenceTransformer(
+        str(folder),
+        device="cpu",
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        model_kwargs={"use_safetensors": True},
+    )
+
+
+def sentence_transformers() -> Any:
+    """Import sentence-transformers.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import sentence_transformers as library
+    except ImportError:
+        raise MissingDependencyError(
+            "sentence-transformers",
+            "A model in sentence-transformers format",
+            "pip install 'mlflow-tdeploy[sentence-transformers]'",
+        ) from None
+    return library
+
+
+def check_modules_file(folder: Path) -> None:
+    """Refuse a chain with modules that cannot become a graph, before any of them is imported.
+
+    Raises:
+        InvalidInputError: ``modules.json`` is damaged or names such a module.
+    """
+    path = folder / MODULES_FILE
+    if not path.is_file():
+        return  # a bare transformers folder, which sentence-transformers pools by the mean
+    try:
+        types = [str(entry["type"]) for entry in json.loads(path.read_text("utf-8"))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError(
+            f"{path.name} in '{folder.name}' is damaged ({error}). Save the model again."
+        ) from error
+    for name in types:
+        check_sentence_module(*name.rpartition(".")[::2])
+
+
+def check_sentence_module(package: str, name: str) -> None:
+    """Refuse a module of a SentenceTransformer that is not one of :data:`SENTENCE_MODULES`.
+
+    Raises:
+        InvalidInputError: It is another one, or not sentence-transformers' own.
+    """
+    if package.split(".")[0] != "sentence_transformers" or name not in SENTENCE_MODULES:
+        raise InvalidInputError(
+            f"The SentenceTransformer has the module '{package}.{name}', which cannot be exported: supported are "
+            f"sentence-transformers' own {', '.join(SENTENCE_MODULES)}. Export it yourself and log the ONNX graph."
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Make sure that loading the folder reads safetensors and nothing else.
+
+    Raises:
+        NotFoundError: The folder has no ``config.json``.
+        InvalidInputError: It has pickled weights only, or is an adapter without its model.
+    """
+    if not (folder / "config.json").is_file():
+        raise NotFoundError(f"'{folder.name}' has no config.json: it is no folder of a Hugging Face model.")
+    if (folder / "adapter_config.json").exists():
+        raise InvalidInputError(
+            f"'{folder.name}' is a PEFT adapter. Merge it first: model.merge_and_unload().save_pretrained(folder)."
+        )
+    places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[:1].isdigit())]
+    for place in places:
+        safe = next(place.glob("*.safetensors"), None)
+        pickles = sorted(path.name for pattern in _PICKLES for path in place.glob(pattern))
+        weights = [name for name in pickles if not name.startswith(("training_args", "optimizer", "scheduler"))]
+        if safe is None and (weights or place == folder):
+            raise InvalidInputError(
+                f"'{folder.name}' has no safetensors weights in {'it' if place == folder else place.name}"
+                f"{f' (only {weights[0]})' if weights else ''}. Other formats are not read because loading them can "
+                f"run code. Convert it where you trust it: "
+                f"AutoModel.from_pretrained(old, use_safetensors=False).save_pretrained(new)."
+            )
+
+
+def _model_class(folder: Path, output: str, trust_remote_code: bool) -> Any:
+    """Return the class to load: the checkpoint's own where it is a bare model, else the automatic one."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(
+        str(folder), trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    name = next(iter(config.architectures or []), "")
+    if output == LOGITS:
+        if not name.endswith("ForSequenceClassification"):
+            raise InvalidInputError(
+                f"'{folder.name}' holds {name or 'a model without architecture'}, which has no classification head: "
+                f"its scores would be random. Fine-tune it as a sequence classifier, or choose another task."
+            )
+        return transformers.AutoModelForSequenceClassification
+    own = getattr(transformers, name, None) if name.endswith(("Model", "Encoder")) else None
+    return own if isinstance(own, type) and issubclass(own, transformers.PreTrainedModel) else transformers.AutoModel

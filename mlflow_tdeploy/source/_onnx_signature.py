@@ -1,0 +1,171 @@
+"""What an ONNX graph says of itself: names, dtypes, dimensions, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.tensors import DTYPES, Dim, TensorSpec
+from mlflow_tdeploy.source._shapes import BATCH, FREE, identifier
+from mlflow_tdeploy.source._tokenizer import first_line
+from mlflow_tdeploy.store.external_data import external_files
+from mlflow_tdeploy.store.layout import safe_path
+
+if TYPE_CHECKING:
+    import onnx
+
+_RENAMED = {"float": "float32", "double": "float64"}
+_QUANTIZED_OPS = ("Quantize", "Dequantize", "Integer", "QLinear", "QAttention", "QGemm")
+#: Precisions from the most to the least exact.
+PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "int8")
+_FLOATS = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """A graph's inputs and outputs as they are written in it.
+
+    Attributes:
+        path: Its file.
+        inputs: Inputs without those that are weights; axes are named by dimension.
+        outputs: Outputs; an output without a shape is left out of ``outputs`` and named in ``shapeless``.
+        shapeless: Outputs whose shape is not written in the graph, with their dtype.
+        precision: One of :data:`PRECISIONS`.
+        standard: Whether it has standard ONNX operators only.
+    """
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    shapeless: tuple[tuple[str, str], ...]
+    precision: str
+    standard: bool
+
+    @property
+    def variant_id(self) -> str:
+        """A variant's id for a graph that was given without one."""
+        return f"{'onnx' if self.standard else 'ort'}-{self.precision}"
+
+
+def read_graph(path: Path) -> GraphFacts:
+    """Read a graph's structure without its external weights, and check that these are there.
+
+    Raises:
+        NotFoundError: There is no such file, or an external data file is missing.
+        IntegrityError: It is no ONNX graph, or it refers to files outside its folder.
+        InvalidInputError: It has inputs or outputs that are no tensors of numbers.
+    """
+    library = onnx_library()
+    for file in external_files(path):
+        if not safe_path(path.parent, file).is_file():
+            raise NotFoundError(
+                f"The graph '{path.name}' keeps weights in '{file}', which is not beside it. Copy it there."
+            )
+    model = library.load(str(path), load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    specs = [_spec(value) for value in model.graph.input if value.name not in weights]
+    if without := next((name for name, _, shape in specs if shape is None), None):
+        raise InvalidInputError(f"The graph's input '{without}' has no shape. Export it with named dimensions.")
+    outputs = [_spec(value) for value in model.graph.output]
+    return GraphFacts(
+        path,
+        tuple(TensorSpec(name, dtype, shape or ()) for name, dtype, shape in specs),
+        tuple(TensorSpec(name, dtype, shape) for name, dtype, shape in outputs if shape is not None),
+        tuple((name, dtype) for name, dtype, shape in outputs if shape is None),
+        _precision(model),
+        all(node.domain in ("", "ai.onnx") for node in model.graph.node),
+    )
+
+
+def default_dims(inputs: Iterable[TensorSpec]) -> list[Dim]:
+    """Return the dimensions that inputs name, each with a usual range."""
+    names = dict.fromkeys(size for spec in inputs for size in spec.shape if isinstance(size, str))
+    return [Dim(name, *(BATCH if name.lower().startswith("batch") else FREE)) for name in names]
+
+
+def onnx_library() -> ModuleType:
+    """Import onnx.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import onnx as library
+    except ImportError:
+        raise MissingDependencyError("onnx", "Logging an ONNX graph", "pip install 'mlflow-tdeploy[build]'") from None
+    return library
+
+
+def write_proto(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph that is in memory; weights that one file cannot hold go beside it.
+
+    Raises:
+        InvalidInputError: Its weights are not in memory, or it cannot be written.
+    """
+    library = onnx_library()
+    if any(tensor.data_location == library.TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise InvalidInputError(
+            "This ModelProto refers to weights in files, and does not know where they are. Pass the graph's path."
+        )
+    size = sum(len(tensor.raw_data) + 4 * len(tensor.float_data) for tensor in model.graph.initializer)
+    try:
+        if size < 1 << 30:
+            library.save(model, str(path))
+            return
+        import onnx_ir  # writes external data without changing the caller's object
+
+        onnx_ir.save(onnx_ir.from_proto(model), path, external_data=f"{path.name}.data")
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"This ModelProto cannot be written: {first_line(error)}") from error
+
+
+def _spec(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[str | int, ...] | None]:
+    kind = value.type.tensor_type
+    raw = onnx_library().TensorProto.DataType.Name(kind.elem_type).lower() if value.type.HasField("tensor_type") else ""
+    dtype = _RENAMED.get(raw, raw)
+    if dtype not in DTYPES:
+        raise InvalidInputError(
+            f"The graph's '{value.name}' is {raw or 'no tensor'}: inputs and outputs must be tensors of "
+            f"{', '.join(DTYPES)}."
+        )
+    if not kind.HasField("shape"):
+        return value.name, dtype, None
+    return (
+        value.name,
+        dtype,
+        tuple(axis_name(value.name, i, d.dim_param or d.dim_value) for i, d in enumerate(kind.shape.dim)),
+    )
+
+
+def axis_name(tensor: str, axis: int, size: str | int | None) -> str | int:
+    """Return an axis' dimension or fixed size; an unnamed axis 0 is the batch."""
+    if isinstance(size, int) and size > 0:  # old exporters write 0 and -1 for "any"
+        return size
+    if isinstance(size, str) and size:
+        return identifier(size)
+    return "batch" if axis == 0 else identifier(f"{tensor}_{axis}")
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    if any(part in node.op_type for node in _nodes(model.graph) for part in _QUANTIZED_OPS):
+        return "int8"
+    sizes: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if kind := _FLOATS.get(tensor.data_type):
+            count = 1
+            for dim in tensor.dims:
+                count *= dim
+            sizes[kind] = sizes.get(kind, 0) + count
+    return max(sizes, key=lambda kind: sizes[kind], default="fp32")
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)

@@ -1,0 +1,138 @@
+"""A Hugging Face model that reads texts: what transformers models and SentenceTransformers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
+from mlflow_tdeploy.runtime.backends._torch_modules import HIDDEN, run_module, serving_copy, set_attention
+from mlflow_tdeploy.source._tokenizer import first_line, write_tokenizer
+from mlflow_tdeploy.source.base import Source
+
+_PROBE_TEXT = "A short text to see what the model returns."
+
+
+class TextModelSource(Source):
+    """A source that is a torch module with a tokenizer.
+
+    Args:
+        record: Where it came from.
+        task: The task's name.
+        task_config: The task's settings.
+        signature: Token ids in, the task's output out.
+        module: The wrapper, as :func:`serving_module` made it.
+        tokenizer: The fast tokenizer.
+        save: Writes the original into a folder; None where it cannot be loaded again without code of its own.
+        notes: What a reader should know.
+    """
+
+    def __init__(
+        self,
+        record: SourceRecord,
+        task: str,
+        task_config: Mapping[str, Any],
+        signature: Signature,
+        module: torch.nn.Module,
+        tokenizer: Any,
+        save: Callable[[Path], None] | None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.record = record
+        self.task = task
+        self.task_config = task_config
+        self.signature = signature
+        self.notes = notes
+        self._modules = {"sdpa": module}
+        self._tokenizer = tokenizer
+        self._save = save
+
+    def reference(self, feeds: Arrays) -> Arrays:
+        """Run the original in fp32 on the CPU."""
+        return run_module(self._modules["sdpa"], feeds, [spec.name for spec in self.signature.outputs])
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The wrapper with torch's fused attention."""
+        return self._modules["sdpa"]
+
+    def module_for(self, attn_implementation: str) -> torch.nn.Module:
+        """Return the wrapper with another attention, ``"eager"`` for example, on the same weights."""
+        if attn_implementation not in self._modules:
+            module, _ = serving_copy(self._modules["sdpa"])
+            set_attention(module, attn_implementation)
+            self._modules[attn_implementation] = module
+        return self._modules[attn_implementation]
+
+    def write_assets(self, folder: Path) -> None:
+        """Write ``tokenizer.json``."""
+        write_tokenizer(self._tokenizer, folder)
+
+    def write_source(self, folder: Path) -> bool:
+        """Write the original as safetensors, or return False where loading it would need its own code."""
+        if self._save is None:
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save(folder)
+        return True
+
+
+def serving_module(wrapper: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    """Return the wrapper ready to run, with torch's fused attention, and notes on what was converted."""
+    module, note = serving_copy(wrapper)
+    set_attention(module, "sdpa")
+    return module, (note,) if note else ()
+
+
+def probe_signature(
+    module: torch.nn.Module, tokenizer: Any, inputs: Sequence[TensorSpec], dims: tuple[Dim, ...], output: str
+) -> Signature:
+    """Run the model on a text and return its signature with the output's real width.
+
+    Raises:
+        InvalidInputError: The model cannot be run on token ids, or returns something of another form.
+    """
+    longest = next(dim.max for dim in dims if dim.name == "sequence")
+    encoded = tokenizer(_PROBE_TEXT, truncation=True, max_length=longest)
+    feeds = {spec.name: np.array([encoded[spec.name]] * 2, np.int64) for spec in inputs if spec.name in encoded}
+    feeds.setdefault("attention_mask", np.ones_like(feeds["input_ids"]))
+    feeds = {spec.name: feeds[spec.name] for spec in inputs}
+    try:
+        array = run_module(module, feeds, [output])[output]
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever a model's own code meets
+        raise InvalidInputError(
+            f"The model cannot be run on {', '.join(feeds)} of two texts: {type(error).__name__}: {first_line(error)}. "
+            f"Check that model and tokenizer belong together and that a padding token is set."
+        ) from error
+    shape: tuple[str | int, ...] = ("batch", "sequence") if output == HIDDEN else ("batch",)
+    if array.ndim != len(shape) + 1 or array.shape[: len(shape)] != feeds["input_ids"].shape[: len(shape)]:
+        raise InvalidInputError(
+            f"The output '{output}' has shape {array.shape} for token ids of shape {feeds['input_ids'].shape}: "
+            f"the task needs [{', '.join(map(str, shape))}, width]."
+        )
+    spec = TensorSpec(output, str(array.dtype), (*shape, int(array.shape[-1])))
+    return Signature(dims, tuple(inputs), (spec,))
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Make sure that the model has an embedding for every token.
+
+    Raises:
+        InvalidInputError: It has fewer.
+    """
+    table = model.get_input_embeddings()
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    size = getattr(table, "num_embeddings", None)
+    if size is not None and highest >= size:
+        raise InvalidInputError(
+            f"The tokenizer has token ids up to {highest}, the model embeds {size}: they do not belong together. "
+            f"Pass the tokenizer that the model was trained with."
+        )

@@ -1,0 +1,188 @@
+"""Tokenizers: from a Hugging Face tokenizer to ``tokenizer.json`` and the text tasks' settings, proven equal."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import ExportError, InvalidInputError
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.source._shapes import BATCH, Shapes, make_dims
+
+TEXT_TASKS = ("sentence-embedding", "text-classification", "feature-extraction")
+#: Tokens a text may have where neither tokenizer nor model says.
+UNKNOWN_LENGTH = 512
+#: transformers' way to say "no limit" is 1e30.
+_INSANE = 1_000_000
+_OPT_SEQUENCE = 128
+#: Our tokenization must give the same ids for each of these.
+PARITY_TEXTS = (
+    "",
+    "A plain sentence, with punctuation: it's 3.14% (or so)!",
+    "  white \t space \n around  ",
+    "ÀÉÎõü Straße ﬁne naïve İstanbul",
+    "emoji 👩‍👩‍👧 🇩🇪 and symbols ∑ → €",
+    "漢字とカタカナ 한국어 العربية",
+    "[CLS] [SEP] [MASK] <s> </s> <pad> <|endoftext|>",
+    "UPPER lower MiXeD_snake CamelCase a.b.c/d\\e http://example.org?q=1",
+    "combining e\u0301 zero\u200bwidth soft\u00adhyphen nbsp\u00a0 \u2028 control\x07",
+    "antidisestablishmentarianism " * 400,
+)
+
+Encode = Callable[[str], Mapping[str, Sequence[int]]]
+
+
+def check_tokenizer(tokenizer: Any) -> Any:
+    """Return a fast tokenizer, loading it from a folder where a path is given.
+
+    Raises:
+        InvalidInputError: There is none, or it has no fast form.
+    """
+    if tokenizer is None:
+        raise InvalidInputError(
+            "A text task needs the model's tokenizer. Pass tokenizer=AutoTokenizer.from_pretrained(...), or a "
+            "transformers pipeline, which has one."
+        )
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    if isinstance(tokenizer, (str, Path)):
+        if not Path(tokenizer).is_dir():
+            raise InvalidInputError(f"tokenizer must be a tokenizer or its folder; there is no folder '{tokenizer}'.")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise InvalidInputError(
+                f"No tokenizer can be read from '{Path(tokenizer).name}': {first_line(error)} "
+                f"Save it there with tokenizer.save_pretrained(folder), or pass it as tokenizer=."
+            ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InvalidInputError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}.")
+    if not tokenizer.is_fast:
+        raise InvalidInputError(
+            f"{type(tokenizer).__name__} is a slow tokenizer without a fast form: serving needs its tokenizer.json. "
+            f"Use the fast class, or convert it with transformers.convert_slow_tokenizer."
+        )
+    return tokenizer
+
+
+def token_limit(tokenizer: Any, *limits: int | None) -> int:
+    """Return the longest text in tokens, special ones included: the least that anything says."""
+    said = [limit for limit in (tokenizer.model_max_length, *limits) if limit and limit < _INSANE]
+    return int(min(said, default=UNKNOWN_LENGTH))
+
+
+def tokenizer_settings(tokenizer: Any, max_length: int, *, strip: bool = False) -> dict[str, Any]:
+    """Return the tokenizer's part of a text task's settings."""
+    return {
+        "max_length": max_length,
+        "pad_id": int(tokenizer.pad_token_id or 0),
+        "pad_type_id": int(tokenizer.pad_token_type_id or 0),
+        "padding_side": str(tokenizer.padding_side),
+        "truncation_side": str(tokenizer.truncation_side),
+        "strip": strip,
+    }
+
+
+def text_inputs(tokenizer: Any, accepted: set[str] | None) -> tuple[TensorSpec, ...]:
+    """Return the inputs that the tokenizer makes and the model takes.
+
+    Args:
+        tokenizer: The tokenizer.
+        accepted: Names of the model's parameters; None for any.
+    """
+    made = set(tokenizer("a")) | {"attention_mask"}
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
+    return tuple(
+        TensorSpec(name, "int64", ("batch", "sequence")) for name in names if accepted is None or name in accepted
+    )
+
+
+def text_dims(tokenizer: Any, max_length: int, limit: int | None, shapes: Shapes | None) -> tuple[Dim, ...]:
+    """Return batch and sequence with their ranges.
+
+    Args:
+        tokenizer: The tokenizer.
+        max_length: Where texts are truncated.
+        limit: Most tokens the model can take; None for any number.
+        shapes: What the user wants.
+
+    Raises:
+        InvalidInputError: The longest sequence is longer than the model can take, or too short for any text.
+    """
+    longest = min(max_length, limit or max_length)
+    defaults = (Dim("batch", *BATCH), Dim("sequence", 1, min(_OPT_SEQUENCE, longest), longest))
+    dims = make_dims(defaults, shapes)
+    sequence = next(dim for dim in dims if dim.name == "sequence")
+    special = tokenizer.num_special_tokens_to_add()
+    if limit is not None and sequence.max > limit:
+        raise InvalidInputError(
+            f"shapes wants sequences of up to {sequence.max} tokens, but the model has {limit} positions. "
+            f"Use 'sequence': ({sequence.min}, {min(sequence.opt, limit)}, {limit})."
+        )
+    if sequence.max <= special:
+        raise InvalidInputError(
+            f"shapes allows {sequence.max} tokens, but every text has {special} special ones. "
+            f"Allow at least {special + 1}."
+        )
+    return dims
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write ``tokenizer.json``, the only thing that serving needs of a tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+
+
+def encode_with(tokenizer: Any, max_length: int) -> Encode:
+    """Return the Hugging Face tokenizer as a function of one text, truncating."""
+
+    def encode(text: str) -> Mapping[str, Sequence[int]]:
+        encoded: Mapping[str, Sequence[int]] = tokenizer(text, truncation=True, max_length=max_length)
+        return encoded
+
+    return encode
+
+
+def check_parity(task: str, config: Mapping[str, Any], signature: Signature, tokenizer: Any, expected: Encode) -> None:
+    """Make sure that the task tokenizes as the original does.
+
+    Raises:
+        ExportError: It does not; the message shows the text and both ids.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer(tokenizer, Path(folder))
+        ours = TASKS.get(task)(config, signature, Path(folder))
+        size = signature.inputs[0].shape[1]
+        longest = min(int(config["max_length"]), size if isinstance(size, int) else signature.dim(size).max)
+        for text in PARITY_TEXTS:
+            encoded = ours.encode(ours.items([text]))
+            width = encoded.lengths[0]
+            wanted = expected(text)
+            if longest < len(wanted["input_ids"]):  # the user asked for shorter texts than the original takes
+                continue
+            _compare(text, ours.signature, encoded.collate([0]), wanted, width, config)
+
+
+def _compare(
+    text: str, signature: Signature, feeds: Mapping[str, Any], wanted: Mapping[str, Any], width: int, config: Any
+) -> None:
+    for spec in signature.inputs:
+        if spec.name not in wanted or spec.name == "attention_mask":
+            continue
+        row = feeds[spec.name][0]
+        got = row[len(row) - width :] if config.get("padding_side") == "left" else row[:width]
+        if got.tolist() != list(wanted[spec.name]):
+            raise ExportError(
+                f"The tokenizer cannot be reproduced without transformers: {text[:60]!r} gives {spec.name} "
+                f"{got.tolist()[:12]} from tokenizer.json and {list(wanted[spec.name])[:12]} from the original. "
+                f"Log the model with task='tensors' and tokenize in the client."
+            )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,303 @@
+"""Ready-made ONNX graphs: one, or several precisions of the same model."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, TDeployError
+from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
+from mlflow_tdeploy.core.variant import check_variant_id
+from mlflow_tdeploy.source._onnx_signature import (
+    PRECISIONS,
+    GraphFacts,
+    axis_name,
+    default_dims,
+    read_graph,
+    write_proto,
+)
+from mlflow_tdeploy.source._options import Options
+from mlflow_tdeploy.source._shapes import check_shapes, make_dims
+from mlflow_tdeploy.source._tokenizer import (
+    TEXT_TASKS,
+    check_parity,
+    check_tokenizer,
+    encode_with,
+    first_line,
+    text_dims,
+    token_limit,
+    tokenizer_settings,
+    write_tokenizer,
+)
+from mlflow_tdeploy.source.base import Source
+
+TASK = "tensors"
+_TEXT_OUTPUTS = {
+    "sentence-embedding": "sentence_embedding",
+    "text-classification": "logits",
+    "feature-extraction": "last_hidden_state",
+}
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+class OnnxSource(Source):
+    """Graphs as they are; the most exact one is the reference.
+
+    Attributes:
+        reference_id: Variant id of the graph that :meth:`reference` runs.
+    """
+
+    reference_id: str
+
+    def __init__(
+        self, record: SourceRecord, graphs: Mapping[str, GraphFacts], reference_id: str, temporary: Path | None
+    ) -> None:
+        self.record = record
+        self.reference_id = reference_id
+        self._graphs = {name: facts.path for name, facts in graphs.items()}
+        self._temporary = temporary
+        self._tokenizer: Any = None
+        self._session: Any = None
+
+    @property
+    def graphs(self) -> Mapping[str, Path]:
+        """The graphs' files by variant id."""
+        return self._graphs
+
+    def session(self) -> Any:
+        """Return ONNX Runtime's session of the reference graph, opened once.
+
+        Raises:
+            InvalidInputError: ONNX Runtime cannot open the graph.
+            MissingDependencyError: It is not installed.
+        """
+        if self._session is None:
+            self._session = _open(self._graphs[self.reference_id])
+        return self._session
+
+    def reference(self, feeds: Arrays) -> Arrays:
+        """Run the reference graph on the CPU."""
+        names = [spec.name for spec in self.signature.outputs]
+        return dict(zip(names, self.session().run(names, feeds), strict=True))
+
+    def write_assets(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` for a text task."""
+        if self._tokenizer is not None:
+            write_tokenizer(self._tokenizer, folder)
+
+    def close(self) -> None:
+        """Close the session and remove graphs that were in memory."""
+        self._session = None
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def set_tensors(self, facts: GraphFacts, options: Options) -> None:
+        """Read task and signature for arrays in, arrays out."""
+        options.refuse("task 'tensors'", "tokenizer", "labels")
+        dims = make_dims(default_dims(facts.inputs), options.shapes)
+        self.task, self.task_config = TASK, {}
+        self.signature = Signature(dims, facts.inputs, self._outputs(facts))
+        if options.example is not None:
+            self.signature.bind(options.example)
+            whole = {name: array for name, array in options.example.items() if array.dtype.kind in "iu"}
+            ranges = {name: int(array.max()) + 1 for name, array in whole.items() if array.size and array.max() > 0}
+            self.task_config = {"integer_ranges": ranges}
+            self._probe(dict(options.example))
+
+    def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
+        """Read task and signature for a graph that takes token ids."""
+        options.refuse("a text model", "example")
+        if task != "text-classification":
+            options.refuse(f"task '{task}'", "labels")
+        tokenizer = check_tokenizer(options.tokenizer)
+        inputs, renamed = _text_inputs(facts, task)
+        output = next((spec for spec in self._outputs(facts) if spec.name == _TEXT_OUTPUTS[task]), None)
+        if output is None:
+            names = ", ".join(spec.name for spec in self._outputs(facts))
+            raise InvalidInputError(
+                f"Task '{task}' needs a graph output named '{_TEXT_OUTPUTS[task]}'; this graph has {names}. Rename it, "
+                f"or log the graph with task='tensors'."
+            )
+        width = inputs[0].shape[1]
+        longest = token_limit(tokenizer, width if isinstance(width, int) else None)
+        dims = _text_ranges(inputs[0], tokenizer, longest, options)
+        output = TensorSpec(output.name, output.dtype, tuple(renamed.get(size, size) for size in output.shape))
+        self.task, self._tokenizer = task, tokenizer
+        self.task_config = tokenizer_settings(tokenizer, longest)
+        self.signature = Signature(dims, inputs, (output,))
+        size = self._probe(_token_feeds(self.signature, tokenizer))[output.name].shape[-1]
+        output = dataclasses.replace(output, shape=(*output.shape[:-1], size))
+        self.signature = Signature(dims, inputs, (output,))
+        if task == "text-classification":
+            self.task_config |= _classes(size, options)
+        check_parity(task, self.task_config, self.signature, tokenizer, encode_with(tokenizer, longest))
+
+    def _outputs(self, facts: GraphFacts) -> tuple[TensorSpec, ...]:
+        """Return the outputs; shapes that the graph does not write are ONNX Runtime's."""
+        if not facts.shapeless:
+            return facts.outputs
+        inferred = {node.name: node.shape for node in self.session().get_outputs()}
+        found = [
+            TensorSpec(
+                name, dtype, tuple(axis_name(name, axis, size) for axis, size in enumerate(inferred[name] or ()))
+            )
+            for name, dtype in facts.shapeless
+        ]
+        return (*facts.outputs, *found)
+
+    def _probe(self, feeds: Arrays) -> Arrays:
+        try:
+            return self.reference(feeds)
+        except TDeployError:
+            raise
+        except Exception as error:  # onnxruntime's classes share no base of their own
+            raise InvalidInputError(f"The graph fails on its example inputs: {first_line(error)}") from error
+
+
+def from_graphs(model: Any, options: Options) -> OnnxSource:
+    """Read one graph (path or ModelProto) or a mapping from variant id to graph.
+
+    Raises:
+        InvalidInputError: The graphs differ in their inputs or outputs, or do not fit the task.
+        NotFoundError: A file is missing.
+        IntegrityError: A file is no ONNX graph.
+    """
+    temporary = Path(tempfile.mkdtemp(prefix="tdeploy-onnx-"))
+    try:
+        graphs = _read(model, temporary)
+        reference_id = min(graphs, key=lambda name: PRECISIONS.index(graphs[name].precision))
+        facts = graphs[reference_id]
+        for name, other in graphs.items():
+            _check_alike(reference_id, facts, name, other)
+        stem = facts.path.stem if temporary not in facts.path.parents else "graph"
+        source = OnnxSource(SourceRecord("onnx", stem, None, ""), graphs, reference_id, temporary)
+        task = options.task or _infer_task(facts, options)
+        if task in TEXT_TASKS:
+            source.set_text(facts, options, task)
+        else:
+            source.set_tensors(facts, options)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return source
+
+
+def _read(model: Any, temporary: Path) -> dict[str, GraphFacts]:
+    if not isinstance(model, Mapping):
+        facts = _read_one("graph", model, temporary)
+        return {facts.variant_id: facts}
+    if not model:
+        raise InvalidInputError("The mapping of ready-made variants is empty. Give at least one ONNX graph.")
+    return {check_variant_id(name): _read_one(name, graph, temporary) for name, graph in model.items()}
+
+
+def _read_one(name: str, graph: Any, temporary: Path) -> GraphFacts:
+    if isinstance(graph, (str, Path)):
+        return read_graph(Path(graph).expanduser())
+    if type(graph).__name__ != "ModelProto":
+        raise InvalidInputError(f"Variant '{name}' must be an ONNX path or ModelProto, got {type(graph).__name__}.")
+    path = temporary / name / "model.onnx"
+    path.parent.mkdir()
+    write_proto(graph, path)
+    return read_graph(path)
+
+
+def _infer_task(facts: GraphFacts, options: Options) -> str:
+    if options.tokenizer is None:
+        return TASK
+    names = [spec.name for spec in facts.outputs] + [name for name, _ in facts.shapeless]
+    return next((task for task, output in _TEXT_OUTPUTS.items() if output in names), TASK)
+
+
+def _check_alike(reference_id: str, reference: GraphFacts, name: str, other: GraphFacts) -> None:
+    """Make sure that a variant takes and returns what the reference does; dtypes may differ."""
+    pairs = (("input", reference.inputs, other.inputs), ("output", reference.outputs, other.outputs))
+    for kind, expected, got in pairs:
+        mine = {spec.name: spec for spec in got}
+        if set(mine) != {spec.name for spec in expected}:
+            raise InvalidInputError(
+                f"Variant '{name}' has the {kind}s {', '.join(sorted(mine))}; '{reference_id}' has "
+                f"{', '.join(sorted(spec.name for spec in expected))}. Variants of one model must agree."
+            )
+        for spec in expected:
+            fixed = [
+                (a, b) for a, b in zip(spec.shape, mine[spec.name].shape, strict=False) if {type(a), type(b)} == {int}
+            ]
+            if len(spec.shape) != len(mine[spec.name].shape) or any(a != b for a, b in fixed):
+                raise InvalidInputError(
+                    f"Variant '{name}' has the {kind} {mine[spec.name]}; '{reference_id}' has {spec}. "
+                    f"Variants of one model must agree."
+                )
+
+
+def _text_inputs(facts: GraphFacts, task: str) -> tuple[tuple[TensorSpec, ...], dict[str | int, str]]:
+    """Return the inputs with their axes called batch and sequence, and what these were called."""
+    renamed: dict[str | int, str] = {}
+    inputs = []
+    for spec in facts.inputs:
+        if spec.name not in _TEXT_INPUTS or len(spec.shape) != 2 or spec.dtype not in ("int64", "int32"):
+            raise InvalidInputError(
+                f"Task '{task}' cannot fill the graph input {spec}: text graphs take {', '.join(_TEXT_INPUTS)} as "
+                f"integers [batch, sequence]. Log it with task='tensors'."
+            )
+        shape = tuple(
+            size if isinstance(size, int) else renamed.setdefault(size, name)
+            for size, name in zip(spec.shape, ("batch", "sequence"), strict=True)
+        )
+        inputs.append(TensorSpec(spec.name, spec.dtype, shape))
+    if "input_ids" not in {spec.name for spec in inputs}:
+        raise InvalidInputError(f"Task '{task}' needs a graph input 'input_ids'. Log it with task='tensors'.")
+    return tuple(inputs), renamed
+
+
+def _text_ranges(spec: TensorSpec, tokenizer: Any, longest: int, options: Options) -> tuple[Dim, ...]:
+    free = [size for size in spec.shape if isinstance(size, str)]
+    for name in check_shapes(options.shapes):
+        if name in ("batch", "sequence") and name not in free:
+            raise InvalidInputError(f"shapes names '{name}', which is fixed in the graph: {spec}.")
+    return tuple(dim for dim in text_dims(tokenizer, longest, None, options.shapes) if dim.name in free)
+
+
+def _token_feeds(signature: Signature, tokenizer: Any) -> Arrays:
+    """Return the graph's inputs for one short text at the smallest allowed batch."""
+    batch, width = (size if isinstance(size, int) else signature.dim(size).min for size in signature.inputs[0].shape)
+    longest = signature.inputs[0].shape[1]
+    most = longest if isinstance(longest, int) else signature.dim(longest).max
+    ids = tokenizer("A short text.", truncation=True, max_length=most)["input_ids"]
+    width = max(width, len(ids))
+    rows = {"attention_mask": [1] * len(ids), "input_ids": ids, "position_ids": list(range(len(ids)))}
+    return {
+        spec.name: np.array(
+            [rows.get(spec.name, []) + [0] * (width - len(rows.get(spec.name, [])))] * batch, spec.dtype
+        )
+        for spec in signature.inputs
+    }
+
+
+def _classes(count: int, options: Options) -> dict[str, Any]:
+    labels = list(options.labels) if options.labels is not None else [f"LABEL_{index}" for index in range(count)]
+    if len(labels) != count:
+        raise InvalidInputError(f"labels has {len(labels)} names, the graph returns {count} classes.")
+    return {"labels": labels, "function_to_apply": "sigmoid" if count == 1 else "softmax"}
+
+
+def _open(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependencyError(
+            "onnxruntime", "The reference of an ONNX graph", "pip install 'mlflow-tdeploy[cpu]'"
+        ) from None
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's classes share no base of their own
+        raise InvalidInputError(f"ONNX Runtime cannot open '{path.name}': {first_line(error)}") from error

@@ -1,0 +1,146 @@
+"""SentenceTransformers: an object or a folder, pooled and normalized inside the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import ExportError, InvalidInputError
+from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tensors import Signature
+from mlflow_tdeploy.runtime.backends._torch_modules import (
+    EMBEDDING,
+    MODULES_FILE,
+    SentenceTransformerModule,
+    check_sentence_module,
+    load_sentence_transformer,
+)
+from mlflow_tdeploy.source._options import Options
+from mlflow_tdeploy.source._text_model import TextModelSource, check_vocabulary, probe_signature, serving_module
+from mlflow_tdeploy.source._tokenizer import (
+    Encode,
+    check_parity,
+    check_tokenizer,
+    text_dims,
+    text_inputs,
+    token_limit,
+    tokenizer_settings,
+)
+from mlflow_tdeploy.source.base import Source
+from mlflow_tdeploy.source.transformers_model import accepted_inputs, from_model, position_limit, record_of
+
+_log = logging.getLogger("mlflow_tdeploy")
+TASK = "sentence-embedding"
+
+
+def from_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
+    """Load a local folder: safetensors only, sentence-transformers' own modules only.
+
+    Raises:
+        InvalidInputError: It has pickled weights only, or modules that cannot be exported.
+    """
+    if not (folder / MODULES_FILE).is_file():
+        _log.warning("'%s' has no %s: token vectors are pooled by their mean.", folder.name, MODULES_FILE)
+    model = load_sentence_transformer(folder, trust_remote_code=options.trust_remote_code)
+    record = SourceRecord("sentence-transformers", name, revision, type(model[0].auto_model).__name__)
+    return from_model_object(model, options, record=record)
+
+
+def from_model_object(model: Any, options: Options, *, record: SourceRecord | None = None) -> Source:
+    """Read a SentenceTransformer.
+
+    Raises:
+        InvalidInputError: It has modules, prompts or a backend that cannot be kept, or shapes do not fit.
+        ExportError: Its tokenization cannot be reproduced.
+    """
+    check_chain(model)
+    options.refuse("a SentenceTransformer", "example", "tokenizer")
+    transformer = model[0].auto_model
+    tokenizer = check_tokenizer(model.tokenizer)
+    if options.task == "feature-extraction":
+        return from_model(transformer, dataclasses.replace(options, tokenizer=tokenizer), record=record)
+    options.refuse(f"task '{TASK}'", "labels")
+    options.pick_task(TASK, (TASK, "feature-extraction"), "A SentenceTransformer")
+    check_vocabulary(transformer, tokenizer)
+    check_prompts(model)
+    limit = position_limit(transformer)
+    longest = token_limit(tokenizer, limit, model.max_seq_length)
+    module, notes = serving_module(SentenceTransformerModule(model, model.truncate_dim))
+    inputs = text_inputs(tokenizer, accepted_inputs(transformer))
+    dims = text_dims(tokenizer, longest, limit, options.shapes)
+    signature = probe_signature(module, tokenizer, inputs, dims, EMBEDDING)
+    config = _matching_settings(model, tokenizer, longest, signature)
+    record = record or record_of(transformer, "sentence-transformers")
+
+    def save(folder: Path) -> None:
+        model.save(str(folder), safe_serialization=True, create_model_card=False)
+
+    keep = type(transformer).__module__.startswith("transformers.")
+    return TextModelSource(record, TASK, config, signature, module, tokenizer, save if keep else None, notes)
+
+
+def check_chain(model: Any) -> None:
+    """Make sure that every module can be part of a graph, and the first reads texts.
+
+    Raises:
+        InvalidInputError: One cannot.
+    """
+    for module in model:
+        check_sentence_module(type(module).__module__, type(module).__name__)
+    first = model[0]
+    text = getattr(first, "modality_config", {"text": {"method": "forward"}}).get("text", {})
+    if type(first).__name__ != "Transformer" or text.get("method") != "forward":
+        raise InvalidInputError(
+            f"The SentenceTransformer's first module, {type(first).__name__}, does not read texts with a transformer: "
+            f"only such models can be exported."
+        )
+    if getattr(first, "backend", "torch") != "torch":
+        raise InvalidInputError(
+            f"The SentenceTransformer runs on {first.backend}, not on torch. Load it with backend='torch', or log its "
+            f"ONNX graph."
+        )
+
+
+def check_prompts(model: Any) -> None:
+    """Refuse a prompt that ``encode`` would put before every text; warn of those it puts only when told.
+
+    Raises:
+        InvalidInputError: There is such a default prompt.
+    """
+    prompts = {name: text for name, text in (getattr(model, "prompts", None) or {}).items() if text}
+    default = prompts.get(getattr(model, "default_prompt_name", None))
+    if default:
+        raise InvalidInputError(
+            f"The SentenceTransformer puts its default prompt {default!r} before every text; the logged model would "
+            f"not. Set model.default_prompt_name = None, log it, and put the prompt into the texts."
+        )
+    if prompts:
+        _log.warning(
+            "The prompts of the SentenceTransformer (%s) are not applied: put them into the texts.", ", ".join(prompts)
+        )
+
+
+def _matching_settings(model: Any, tokenizer: Any, longest: int, signature: Signature) -> dict[str, Any]:
+    """Return the settings that tokenize as the model does: releases before 6 strip texts, later ones do not."""
+    expected = _encode_with(model)
+    config = tokenizer_settings(tokenizer, longest)
+    try:
+        check_parity(TASK, config, signature, tokenizer, expected)
+    except ExportError:
+        config = tokenizer_settings(tokenizer, longest, strip=True)
+        check_parity(TASK, config, signature, tokenizer, expected)
+    return config
+
+
+def _encode_with(model: Any) -> Encode:
+    """Return the SentenceTransformer's own tokenization of one text."""
+    tokenize = getattr(model, "preprocess", None) or model.tokenize
+
+    def encode(text: str) -> Mapping[str, Sequence[int]]:
+        features = tokenize([text])
+        return {name: features[name][0].tolist() for name in ("input_ids", "token_type_ids") if name in features}
+
+    return encode

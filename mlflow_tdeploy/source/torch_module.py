@@ -1,0 +1,294 @@
+"""Any ``torch.nn.Module`` with example inputs: task ``tensors``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tensors import DTYPES, Array, Arrays, Dim, Signature, TensorSpec
+from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
+from mlflow_tdeploy.source._options import Options
+from mlflow_tdeploy.source._shapes import BATCH, Shapes, check_shapes, identifier, make_dims
+from mlflow_tdeploy.source._tokenizer import first_line
+from mlflow_tdeploy.source.base import Source
+
+TASK = "tensors"
+
+
+class TorchModuleSource(Source):
+    """A module whose signature was found by running it on its example at several sizes."""
+
+    def __init__(self, record: SourceRecord, signature: Signature, module: torch.nn.Module, example: Arrays) -> None:
+        self.record = record
+        self.task = TASK
+        self.task_config = {"integer_ranges": integer_ranges(example)}
+        self.signature = signature
+        self._module = module
+
+    def reference(self, feeds: Arrays) -> Arrays:
+        """Run the module on the CPU; half-precision weights in fp32."""
+        return run_module(self._module, feeds, [spec.name for spec in self.signature.outputs])
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The wrapper that returns a tuple."""
+        return self._module
+
+    def module_for(self, attn_implementation: str) -> torch.nn.Module:
+        """Return the wrapper with another attention implementation of the transformers models inside, if any."""
+        module, _ = serving_copy(self._module)
+        set_attention(module, attn_implementation)
+        return module
+
+
+class TensorsModule(torch.nn.Module):
+    """A module that is called by keywords and returns a tuple of tensors.
+
+    Args:
+        module: The user's module.
+        half: Whether it was in half precision: floats that come in are then made fp32, as its weights are now.
+    """
+
+    def __init__(self, module: torch.nn.Module, *, half: bool = False) -> None:
+        super().__init__()
+        self.inner = module
+        self._half = half
+
+    def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs in their order."""
+        return tuple(self.outputs(**inputs).values())
+
+    def outputs(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the outputs by name."""
+        if self._half:
+            inputs = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in inputs.items()}
+        return named_outputs(self.inner(**inputs))
+
+
+def from_module(module: torch.nn.Module, options: Options) -> Source:
+    """Read a module and its example inputs.
+
+    Raises:
+        InvalidInputError: The example is missing, or the module does not run on it at every size allowed.
+    """
+    what = type(module).__name__
+    options.pick_task(TASK, (TASK,), f"The torch module {what}")
+    options.refuse("a torch module", "tokenizer", "labels")
+    example = check_example(options.example, what)
+    axes = name_axes(example, options.shapes)
+    inputs = tuple(TensorSpec(name, str(array.dtype), axes.specs[name]) for name, array in example.items())
+    served, note = serving_copy(module)
+    wrapper = TensorsModule(served, half=bool(note)).eval()
+    set_attention(wrapper, "sdpa")
+    outputs = _probe_outputs(wrapper, example, inputs, axes.dims)
+    if clash := {spec.name for spec in outputs} & set(example):
+        raise InvalidInputError(f"'{min(clash)}' is both an input and an output of {what}: a graph needs two names.")
+    source = TorchModuleSource(
+        SourceRecord("torch", what, None, what), Signature(axes.dims, inputs, outputs), wrapper, example
+    )
+    source.notes = (note,) if note else ()
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """Named dimensions, and per input the name or size of each axis."""
+
+    dims: tuple[Dim, ...]
+    specs: Mapping[str, tuple[str | int, ...]]
+
+
+def name_axes(example: Mapping[str, Array], shapes: Shapes | None) -> Axes:
+    """Name the axes that vary; :func:`mlflow_tdeploy.source.resolve.resolve` describes the convention.
+
+    Raises:
+        InvalidInputError: ``shapes`` names an unknown input, axis or dimension, or an example is out of its range.
+    """
+    given = dict(check_shapes(shapes))
+    batch = next((array.shape[0] for array in example.values() if array.ndim), None)
+    names: dict[tuple[str, int], str | int] = {(n, 0): "batch" for n, array in example.items() if array.ndim}
+    ranges: dict[str, object] = {}
+    for key in [key for key in given if "." in str(key)]:
+        place = _place(key, example)
+        value = given.pop(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            names[place] = value
+        else:
+            names[place] = value if isinstance(value, str) else identifier(f"{place[0]}_{place[1]}")
+            if not isinstance(value, str):
+                ranges[str(names[place])] = value
+    used = list(dict.fromkeys(name for name in names.values() if isinstance(name, str)))
+    if missing := [name for name in used if name != "batch" and name not in ranges and name not in given]:
+        raise InvalidInputError(
+            f"shapes names an axis '{missing[0]}' and gives it no range. Add '{missing[0]}': (min, opt, max)."
+        )
+    defaults = [_default(name, batch or 1, ranges) for name in used]
+    dims = make_dims(defaults, given)
+    specs = {
+        name: tuple(names.get((name, axis), size) for axis, size in enumerate(array.shape))
+        for name, array in example.items()
+    }
+    _check_sizes(example, specs, dims)
+    return Axes(dims, specs)
+
+
+def check_example(example: Any, what: str) -> Arrays:
+    """Return the example inputs as arrays.
+
+    Raises:
+        InvalidInputError: There are none, or one is no array of a supported dtype.
+    """
+    if not isinstance(example, Mapping) or not example:
+        raise InvalidInputError(
+            f"{what} needs example inputs: example={{'x': np.zeros((2, 16), np.float32)}}, named as the parameters of "
+            f"its forward, got {type(example).__name__}."
+        )
+    arrays: Arrays = {}
+    for name, value in example.items():
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES or array.dtype.name == "bfloat16":
+            kind = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(value).__name__
+            raise InvalidInputError(f"The example input '{name}' must be an array of numbers, got {kind}.")
+        if array.size == 0:
+            raise InvalidInputError(f"The example input '{name}' is empty (shape {array.shape}).")
+        arrays[str(name)] = array
+    return arrays
+
+
+def integer_ranges(example: Mapping[str, Array]) -> dict[str, int]:
+    """Return for each integer input one more than its largest example, which random inputs stay below."""
+    return {
+        name: int(array.max()) + 1 for name, array in example.items() if array.dtype.kind in "iu" and array.max() > 0
+    }
+
+
+def named_outputs(result: Any) -> dict[str, torch.Tensor]:
+    """Return what a module returned, by name: a mapping's keys, ``output_0`` … otherwise.
+
+    Raises:
+        InvalidInputError: Something in it is no tensor.
+    """
+    if isinstance(result, torch.Tensor):
+        found: Iterable[tuple[str, Any]] = [("output_0", result)]
+    elif isinstance(result, Mapping):
+        found = [(str(name), value) for name, value in result.items() if value is not None]
+    elif isinstance(result, (tuple, list)):
+        found = [(f"output_{index}", value) for index, value in enumerate(result)]
+    else:
+        found = [("output_0", result)]
+    outputs = dict(found)
+    for name, value in outputs.items():
+        if not isinstance(value, torch.Tensor):
+            raise InvalidInputError(
+                f"The module returns {type(value).__name__} as '{name}': a graph returns tensors. Wrap the module in "
+                f"one that returns a tensor, a tuple or a dict of tensors."
+            )
+    return outputs
+
+
+def _place(key: object, example: Mapping[str, Array]) -> tuple[str, int]:
+    name, _, axis = str(key).rpartition(".")
+    if name in example and axis.isdigit() and int(axis) < example[name].ndim:
+        return name, int(axis)
+    known = ", ".join(f"{name}.0..{array.ndim - 1}" for name, array in example.items() if array.ndim)
+    raise InvalidInputError(f"shapes names the axis {key!r}, which no example input has. There are: {known}.")
+
+
+def _default(name: str, batch: int, ranges: Mapping[str, object]) -> Dim:
+    if name in ranges:
+        return Dim.of(name, ranges[name])
+    smallest, opt, largest = BATCH
+    return Dim(name, smallest, max(opt, 1), max(largest, batch))
+
+
+def _check_sizes(example: Mapping[str, Array], specs: Mapping[str, tuple[str | int, ...]], dims: Iterable[Dim]) -> None:
+    ranges = {dim.name: dim for dim in dims}
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, array in example.items():
+        for axis, (size, got) in enumerate(zip(specs[name], array.shape, strict=True)):
+            if isinstance(size, int):
+                if size != got:
+                    raise InvalidInputError(f"shapes fixes '{name}.{axis}' to {size}, its example has {got}.")
+                continue
+            dim = ranges[size]
+            if not dim.min <= got <= dim.max:
+                raise InvalidInputError(
+                    f"The example '{name}' has {got} in dimension '{size}' (axis {axis}), outside its range "
+                    f"{dim.min}..{dim.max}. Widen the range, or give another example."
+                )
+            first, where = sizes.setdefault(size, (got, name))
+            if first != got:
+                raise InvalidInputError(
+                    f"Dimension '{size}' is {first} in the example '{where}' and {got} in '{name}'. If axis {axis} of "
+                    f"'{name}' is another dimension, say so: shapes={{'{name}.{axis}': {got}}} fixes it."
+                )
+
+
+def _probe_outputs(
+    wrapper: TensorsModule, example: Arrays, inputs: tuple[TensorSpec, ...], dims: tuple[Dim, ...]
+) -> tuple[TensorSpec, ...]:
+    """Run the module at the example's sizes and with each dimension changed: what changes with it has its name."""
+    first = _run(wrapper, example, "on its example inputs")
+    shapes: dict[str, list[str | int]] = {name: list(array.shape) for name, array in first.items()}
+    for dim in dims:
+        size = next(
+            example[spec.name].shape[axis]
+            for spec in inputs
+            for axis, name in enumerate(spec.shape)
+            if name == dim.name
+        )
+        other = size + 1 if size < dim.max else size - 1
+        if other < dim.min:
+            continue  # one size only
+        changed = _run(wrapper, _resized(example, inputs, dim.name, other), f"with {dim.name}={other}")
+        for name, array in first.items():
+            _name_changed(shapes[name], name, array.shape, changed[name].shape, dim.name, (size, other))
+    return tuple(TensorSpec(name, str(array.dtype), tuple(shapes[name])) for name, array in first.items())
+
+
+def _name_changed(
+    shape: list[str | int],
+    output: str,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    dim: str,
+    sizes: tuple[int, int],
+) -> None:
+    if len(before) != len(after):
+        raise InvalidInputError(f"The output '{output}' has {len(before)} or {len(after)} axes, depending on {dim}.")
+    for axis, pair in enumerate(zip(before, after, strict=True)):
+        if pair[0] != pair[1]:
+            same = pair == sizes and isinstance(shape[axis], int)
+            shape[axis] = dim if same else identifier(f"{output}_{axis}")
+
+
+def _resized(example: Arrays, inputs: tuple[TensorSpec, ...], dim: str, size: int) -> Arrays:
+    """Repeat or cut the example along a dimension."""
+    resized = dict(example)
+    for spec in inputs:
+        for axis, name in enumerate(spec.shape):
+            if name == dim:
+                array = resized[spec.name]
+                resized[spec.name] = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
+    return resized
+
+
+def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
+    try:
+        with torch.inference_mode():
+            outputs = wrapper.outputs(**tensors)
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever a user's code meets
+        raise InvalidInputError(
+            f"{type(wrapper.inner).__name__} fails {when}: {type(error).__name__}: {first_line(error)}. It is called "
+            f"with keywords ({', '.join(feeds)}); fix a size that must not vary with shapes={{'<input>.<axis>': size}}."
+        ) from error

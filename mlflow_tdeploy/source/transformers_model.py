@@ -1,0 +1,221 @@
+"""Transformers models: a pipeline, a ``PreTrainedModel`` with its tokenizer, or a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tensors import TensorSpec
+from mlflow_tdeploy.runtime.backends._torch_modules import HIDDEN, LOGITS, TransformersModule, load_transformers
+from mlflow_tdeploy.source._options import Options, plain_name
+from mlflow_tdeploy.source._text_model import TextModelSource, check_vocabulary, probe_signature, serving_module
+from mlflow_tdeploy.source._tokenizer import (
+    TEXT_TASKS,
+    check_parity,
+    check_tokenizer,
+    encode_with,
+    text_dims,
+    text_inputs,
+    token_limit,
+    tokenizer_settings,
+)
+from mlflow_tdeploy.source.base import Source
+
+_log = logging.getLogger("mlflow_tdeploy")
+_OUTPUTS = {"text-classification": LOGITS, "feature-extraction": HIDDEN}
+#: Tokenizer arguments of a pipeline that change nothing here: texts are truncated and padded anyway.
+_HARMLESS = {"truncation", "padding", "return_tensors", "max_length"}
+
+
+def from_pipeline(pipeline: Any, options: Options) -> Source:
+    """Read a transformers pipeline: its model, tokenizer, task, and the settings it was made with.
+
+    Raises:
+        InvalidInputError: Its task is not supported, or it has settings that cannot be kept.
+    """
+    if options.task is None and pipeline.task not in _OUTPUTS:
+        raise InvalidInputError(
+            f"Pipelines for '{pipeline.task}' are not supported. Supported: {', '.join(_OUTPUTS)}; or log its model "
+            f"with task='tensors' and example inputs."
+        )
+    options = dataclasses.replace(
+        options, task=options.task or pipeline.task, tokenizer=options.tokenizer or pipeline.tokenizer
+    )
+    preprocess = dict(getattr(pipeline, "_preprocess_params", {}))
+    if unknown := set(preprocess) - _HARMLESS:
+        raise InvalidInputError(
+            f"The pipeline was made with the tokenizer argument '{min(unknown)}', which the logged model would not "
+            f"keep. Make the pipeline without it."
+        )
+    postprocess = dict(getattr(pipeline, "_postprocess_params", {}))
+    if postprocess.get("top_k", 1) != 1:
+        _log.warning("The pipeline's top_k=%r is not kept: pass params={'top_k': …} to predict.", postprocess["top_k"])
+    function = postprocess.get("function_to_apply")
+    return from_model(
+        pipeline.model,
+        options,
+        max_length=preprocess.get("max_length"),
+        function=str(getattr(function, "name", function)).lower() if function is not None else None,
+    )
+
+
+def from_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
+    """Load a local folder in transformers format: safetensors only.
+
+    Raises:
+        InvalidInputError: It has pickled weights only, or its architecture fits no task.
+    """
+    architecture = _architecture(folder, options)
+    task = options.pick_task(options.task or infer_task(architecture), tuple(_OUTPUTS), architecture)
+    options = dataclasses.replace(options, task=task, tokenizer=check_tokenizer(options.tokenizer or folder))
+    model = load_transformers(folder, _OUTPUTS[task], trust_remote_code=options.trust_remote_code)
+    record = SourceRecord("transformers", name, revision, type(model).__name__)
+    return from_model(model, options, record=record)
+
+
+def from_model(
+    model: Any,
+    options: Options,
+    *,
+    record: SourceRecord | None = None,
+    max_length: int | None = None,
+    function: str | None = None,
+) -> Source:
+    """Read a ``PreTrainedModel`` with its tokenizer.
+
+    Args:
+        model: The model.
+        options: What the caller said.
+        record: Where it came from; read from the model when None.
+        max_length: Where a pipeline truncates.
+        function: What a pipeline applies to the logits.
+
+    Raises:
+        InvalidInputError: Task, tokenizer or shapes do not fit the model.
+        ExportError: The tokenizer cannot be reproduced.
+    """
+    options.refuse("a text model", "example")
+    architecture = type(model).__name__
+    task = options.pick_task(options.task or infer_task(architecture), tuple(_OUTPUTS), architecture)
+    tokenizer = check_tokenizer(options.tokenizer)
+    if task == "feature-extraction" and not _is_bare(architecture):
+        model = model.base_model  # as AutoModel, and so the pipeline, would load it
+    check_vocabulary(model, tokenizer)
+    limit = position_limit(model)
+    longest = token_limit(tokenizer, limit, max_length)
+    module, notes = serving_module(TransformersModule(model, _OUTPUTS[task]))
+    inputs = text_inputs(tokenizer, accepted_inputs(model))
+    dims = text_dims(tokenizer, longest, limit, options.shapes)
+    signature = probe_signature(module, tokenizer, inputs, dims, _OUTPUTS[task])
+    config = tokenizer_settings(tokenizer, longest)
+    if task == "text-classification":
+        config |= classification_settings(model.config, signature.outputs[0], options.labels, function)
+    else:
+        options.refuse(f"task '{task}'", "labels")
+    check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
+    record = record or record_of(model, "transformers")
+    return TextModelSource(record, task, config, signature, module, tokenizer, saver(model, tokenizer), notes)
+
+
+def infer_task(architecture: str) -> str:
+    """Return the task that an architecture's name tells.
+
+    Raises:
+        InvalidInputError: It tells none.
+    """
+    if architecture.endswith("ForSequenceClassification"):
+        return "text-classification"
+    if _is_bare(architecture):
+        return "feature-extraction"
+    raise InvalidInputError(
+        f"No task is known for the architecture {architecture or 'without a name'}. Pass task=: "
+        f"{', '.join(TEXT_TASKS)}, or task='tensors' with example inputs."
+    )
+
+
+def _is_bare(architecture: str) -> bool:
+    """Tell whether a class is a model without a head, by its name."""
+    return architecture.endswith(("Model", "Encoder")) and not architecture.endswith(
+        ("LMHeadModel", "DoubleHeadsModel")
+    )
+
+
+def position_limit(model: torch.nn.Module) -> int | None:
+    """Return how many tokens a model has positions for, or None where nothing says."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:  # XLNet says -1 for no limit
+        return None
+    for part in model.modules():
+        table = getattr(part, "position_embeddings", None)
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+            return limit - table.padding_idx - 1  # RoBERTa's positions begin after the padding's
+    return limit
+
+
+def accepted_inputs(model: Any) -> set[str]:
+    """Return the names of the tensors that a model's ``forward`` takes."""
+    return set(inspect.signature(model.forward).parameters)
+
+
+def classification_settings(
+    config: Any, output: TensorSpec, labels: Sequence[str] | None, function: str | None
+) -> dict[str, Any]:
+    """Return labels in class order and what the pipeline ``text-classification`` applies to the logits.
+
+    Raises:
+        InvalidInputError: There are more or fewer labels than classes.
+    """
+    count = int(output.shape[-1])
+    named = getattr(config, "id2label", None) or {}
+    names = list(labels) if labels is not None else [str(named.get(i, f"LABEL_{i}")) for i in range(count)]
+    if len(names) != count:
+        raise InvalidInputError(f"labels has {len(names)} names, the model has {count} classes.")
+    problem = getattr(config, "problem_type", None)
+    if problem == "regression":
+        usual = "none"
+    elif problem == "multi_label_classification" or count == 1:
+        usual = "sigmoid"
+    else:
+        usual = "softmax"
+    return {"labels": names, "function_to_apply": function or usual}
+
+
+def record_of(model: Any, kind: str) -> SourceRecord:
+    """Return where a model object came from, as far as it knows."""
+    architecture = type(model).__name__
+    name = plain_name(getattr(model.config, "_name_or_path", ""), architecture)
+    return SourceRecord(kind, name, getattr(model.config, "_commit_hash", None), architecture)
+
+
+def saver(model: Any, tokenizer: Any) -> Callable[[Path], None] | None:
+    """Return how to write a model as safetensors, or None where only its own code could load it again."""
+    import transformers
+
+    if getattr(transformers, type(model).__name__, None) is not type(model):
+        return None
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(str(folder), safe_serialization=True)
+        tokenizer.save_pretrained(str(folder))
+
+    return save
+
+
+def _architecture(folder: Path, options: Options) -> str:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=options.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInputError(f"Cannot read the model's config.json in '{folder.name}': {error}") from error
+    return next(iter(config.architectures or []), "")
