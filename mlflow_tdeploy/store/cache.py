@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import NotFoundError
+from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError
 from mlflow_tdeploy.core.variant import FileRecord
 from mlflow_tdeploy.store.disk import cache_home, link_or_copy, storage_errors, temporary
 from mlflow_tdeploy.store.hashing import verify_file
@@ -18,10 +18,9 @@ _USED = ".used"
 class ContentCache:
     """Files by sha256, shared by all processes of a user.
 
-    Contents are verified on the way in and appear under their digest at once. What comes out is a hard
-    link, so verify it where it is used, like any file of a bundle. Linking the same target again
-    changes nothing: a new link would change the file's ctime, which makes
-    :class:`~mlflow_tdeploy.store.hashing.HashCache` hash it again.
+    Contents are verified on the way in and on the way out, and appear under their digest at once; a damaged one is
+    removed, so that it is fetched again. Linking the same target again changes nothing: a new link would
+    change the file's ctime, which makes :class:`~mlflow_tdeploy.store.hashing.HashCache` hash it again.
 
     Args:
         directory: Where contents are kept; the default is ``objects`` below ``$TDEPLOY_CACHE_DIR`` or
@@ -63,7 +62,7 @@ class ContentCache:
         """Put the content at ``target`` (replacing a file there) by a hard link, or a copy where that fails.
 
         Raises:
-            NotFoundError: The content is not here (any more): add it again.
+            NotFoundError: The content is not here (any more), or was damaged and is removed: add it again.
             StorageError: The disk is full or refuses.
         """
         content = self._object(record)
@@ -77,7 +76,11 @@ class ContentCache:
             fresh = temporary(target.parent)
             try:
                 link_or_copy(content, fresh)
+                verify_file(fresh, record)
                 os.replace(fresh, target)
+            except IntegrityError as error:
+                self.discard(record)
+                raise NotFoundError(f"'{record.path}' was damaged in the cache and is removed. Fetch it.") from error
             except FileNotFoundError:  # pruned by another process in between
                 raise NotFoundError(f"'{record.path}' has just been removed from the cache. Fetch it again.") from None
             finally:

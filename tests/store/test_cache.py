@@ -56,6 +56,16 @@ def test_link_says_fetch_when_content_is_not_here(tmp_path, cache):
     assert not (tmp_path / "b").exists()
 
 
+def test_link_forgets_a_content_when_it_was_damaged(tmp_path, cache):
+    path, record = _file(tmp_path, "a", b"content")
+    cache.add(path, record)
+    path.write_bytes(b"changed")  # the same inode
+    with pytest.raises(NotFoundError, match="damaged in the cache"):
+        cache.link(record, tmp_path / "b")
+    assert not cache.has(record)
+    assert not (tmp_path / "b").exists()
+
+
 def test_link_leaves_ctime_alone_when_target_is_linked_already(tmp_path, cache):
     path, record = _file(tmp_path, "a", b"content")
     cache.add(path, record)
