@@ -25,7 +25,7 @@ from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session, SessionOptions
 from mlflow_tdeploy.runtime.probe import library_versions
-from mlflow_tdeploy.store.external_data import external_files
+from mlflow_tdeploy.store.external_data import copy_graph
 from mlflow_tdeploy.store.hashing import record_tree
 from mlflow_tdeploy.store.layout import FILES
 
@@ -81,11 +81,7 @@ def stage_graph(variant_id: str, path: Path, root: Path, signature: Signature) -
         IntegrityError: It or its external data cannot be read.
     """
     folder = root / FILES / variant_id
-    folder.mkdir(parents=True)
-    copied = folder / "model.onnx"
-    for source, target in [(path, copied), *((path.parent / name, folder / name) for name in external_files(path))]:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)  # never a link: the giver may write to their file again
+    copied = folder / copy_graph(path, folder)[0]
     graph = Graph(copied, precision_of(copied), dtypes=differing_dtypes(copied, signature))
     return Staged(_variant(variant_id, graph, root), root, graph)
 
