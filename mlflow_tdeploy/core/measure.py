@@ -35,7 +35,12 @@ class Timing:
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2, seconds: float | None = None
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warmup: int = 2,
+    seconds: float | None = None,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
     """Time several calls in turn (A B C A B C …), so that a drift of the machine's speed hits all alike.
 
@@ -44,6 +49,8 @@ def interleave(
         rounds: How often each is timed.
         warmup: Uncounted calls of each first.
         seconds: Stop after the round in which this much time has passed; at least three rounds are done.
+        pause: Seconds of rest before each timed call: threads of the call before, which some libraries let spin for
+            a while, are asleep by then.
 
     Returns:
         Durations in seconds per name.
@@ -57,6 +64,8 @@ def interleave(
         if seconds is not None and done >= 3 and time.perf_counter() - started > seconds:
             break
         for name, call in calls.items():
+            if pause:
+                time.sleep(pause)
             begin = time.perf_counter()
             call()
             samples[name].append(time.perf_counter() - begin)

@@ -1,0 +1,1 @@
+"""Figures of the project against its peers, measured where they are run: ``make bench``."""

@@ -1,0 +1,139 @@
+"""The floor: what an able engineer reaches with ONNX Runtime and ``tokenizers`` alone, no MLflow.
+
+The usual fused graph (plain attention, TorchScript export, ``onnxruntime.transformers.optimizer``), length-sorted
+batches, pooling in numpy. Thread count and batch size are searched for each workload and precision, best one taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from benchmarks.peers import INPUTS, MAX_LENGTH, MODEL, export, pool, quiet
+from mlflow_tdeploy.core.measure import interleave
+
+Precision = Literal["fp32", "int8"]
+
+THREADS = (1, 2)
+BATCH_SIZES = (8, 16, 32, 64)
+_LAYERS = 6
+
+
+def prepare(work: Path) -> None:
+    """Make both graphs below ``work``; what is there already stays."""
+    folder = work / "floor"
+    if (folder / "int8.onnx").exists():
+        return
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    with quiet():
+        export(folder / "plain.onnx", attention="eager", dynamo=False)
+        fused = optimize_model(str(folder / "plain.onnx"), model_type="bert", num_heads=12, hidden_size=384)
+        if (found := fused.get_fused_operator_statistics()["Attention"]) != _LAYERS:
+            raise RuntimeError(f"{found} of {_LAYERS} attention layers were fused: this is not the usual floor.")
+        fused.save_model_to_file(str(folder / "fp32.onnx"))
+        _quantize(folder / "fp32.onnx", folder / "int8.onnx")
+
+
+def _quantize(src: Path, dst: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        src,
+        dst,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+
+
+@dataclass
+class Floor:
+    """Texts to vectors with a bare session.
+
+    Attributes:
+        session: An ``InferenceSession``.
+        threads: Its threads, for the record.
+        batch_size: Most texts per run.
+    """
+
+    session: Any
+    threads: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self.tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(MAX_LENGTH)
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What the search chose."""
+        return {"intra_op_threads": self.threads, "batch_size": self.batch_size}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return one vector per text, in order."""
+        if len(texts) == 1:
+            return self._run([self.tokenizer.encode(texts[0])])
+        encodings = self.tokenizer.encode_batch_fast(texts)
+        order = sorted(range(len(texts)), key=lambda index: len(encodings[index].ids))
+        vectors: np.ndarray | None = None
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            got = self._run([encodings[index] for index in chosen])
+            vectors = np.empty((len(texts), got.shape[1]), got.dtype) if vectors is None else vectors
+            vectors[chosen] = got
+        assert vectors is not None
+        return vectors
+
+    def _run(self, encodings: Sequence[Any]) -> np.ndarray:
+        rows = [encoding.ids for encoding in encodings]
+        width = max(map(len, rows))
+        ids = np.zeros((len(rows), width), np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        feeds = dict(zip(INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
+        return pool(self.session.run(None, feeds)[0], mask)
+
+
+def best_floor(
+    work: Path, precision: Precision, texts: Sequence[str], *, rounds: int = 5
+) -> tuple[Floor, dict[str, float]]:
+    """Return the fastest floor for a workload, and every candidate's median in ms.
+
+    Args:
+        work: Where :func:`prepare` put the graphs.
+        precision: Which graph.
+        texts: The workload.
+        rounds: Rounds of the search, all candidates in turn.
+    """
+    sizes = BATCH_SIZES if len(texts) > 1 else (1,)
+    candidates: dict[str, Floor] = {}
+    for threads in THREADS:
+        session = _session(work / "floor" / f"{precision}.onnx", threads)
+        for size in sizes:
+            candidates[f"{threads} threads, batches of {size}"] = Floor(session, threads, size)
+    samples = interleave({name: _bound(floor, texts) for name, floor in candidates.items()}, rounds=rounds, warmup=1)
+    medians = {name: float(np.median(times)) * 1e3 for name, times in samples.items()}
+    return candidates[min(medians, key=medians.__getitem__)], medians
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _bound(floor: Floor, texts: Sequence[str]) -> Any:
+    return lambda: floor(texts)
