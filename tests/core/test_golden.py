@@ -81,6 +81,17 @@ def test_load_says_damaged_when_arrays_are_damaged(npz):
         golden.load(text, npz)
 
 
+def test_load_raises_only_our_error_when_any_byte_of_the_arrays_is_changed():
+    text, npz = golden.dump((GoldenRequest("text", {"x": np.arange(8.0)}, {}, None),))
+    damaged = 0
+    for offset in range(len(npz)):
+        try:
+            golden.load(text, npz[:offset] + bytes([npz[offset] ^ 0xFF]) + npz[offset + 1 :])
+        except ManifestError:
+            damaged += 1
+    assert damaged > len(npz) / 2
+
+
 def test_dump_is_readable_json():
     text, _ = golden.dump((GoldenRequest(["grün"], {"x": np.zeros(1)}, {}, [0.5]),))
     assert "grün" in text

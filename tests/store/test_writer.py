@@ -281,6 +281,18 @@ def test_append_variant_copies_and_verifies_when_there_are_no_hard_links(root, s
     assert not os.path.samefile(staged / variant.entry, root / variant.entry)
 
 
+def test_append_variant_changes_nothing_when_a_copy_is_damaged_on_the_way(root, staged, variant, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+
+    before = snapshot(root)
+    monkeypatch.setattr(disk.os, "link", refuse)
+    monkeypatch.setattr(disk.shutil, "copyfileobj", lambda read, write, _: write.write(bytes(len(read.read()))))
+    with pytest.raises(IntegrityError, match="was changed"):
+        append_variant(root, variant, staged, [])
+    assert snapshot(root) == before
+
+
 def test_append_variant_takes_its_files_back_when_the_record_cannot_be_written(root, staged, variant):
     before = snapshot(root)
     bad = dataclasses.replace(variant, session={"limit": float("nan")})
