@@ -112,8 +112,7 @@ def main() -> None:
         mlflow.MlflowClient().set_registered_model_alias(NAME, args.alias, str(info.registered_model_version))
     print(f"model_uri {info.model_uri}, held-out accuracy {metrics['accuracy']:.3f}")
     sample = ["a large motorboat that has a cabin", "walk without lifting the feet", "a sweet baked dish of apples"]
-    for text, answer in zip(sample, mlflow.pyfunc.load_model(info.model_uri).predict(sample), strict=True):
-        print(f"{text} -> {answer}")
+    print(mlflow.pyfunc.load_model(info.model_uri).predict(sample))
 
 
 if __name__ == "__main__":
