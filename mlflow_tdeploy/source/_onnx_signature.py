@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _RENAMED = {"float": "float32", "double": "float64"}
 _QUANTIZED_OPS = ("Quantize", "Dequantize", "Integer", "QLinear", "QAttention", "QGemm")
+#: Bytes of weights up to which a graph in memory is written as one file; a file holds 2 GiB at most.
+ONE_FILE = 1 << 30
 #: Precisions from the most to the least exact.
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "int8")
 _FLOATS = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
@@ -113,7 +115,7 @@ def write_proto(model: onnx.ModelProto, path: Path) -> None:
         )
     size = sum(len(tensor.raw_data) + 4 * len(tensor.float_data) for tensor in model.graph.initializer)
     try:
-        if size < 1 << 30:
+        if size < ONE_FILE:
             library.save(model, str(path))
             return
         import onnx_ir  # writes external data without changing the caller's object

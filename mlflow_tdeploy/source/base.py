@@ -22,6 +22,7 @@ class Source(ABC):
         task: Name of the task.
         task_config: The task's settings, JSON values only.
         signature: Tensors and ranges of the graph to be made.
+        reference_id: For ready-made graphs, id of the one that :meth:`reference` runs.
         notes: What a reader should know about how the source was read, such as an upcast to fp32.
     """
 
@@ -29,6 +30,7 @@ class Source(ABC):
     task: str
     task_config: Mapping[str, Any]
     signature: Signature
+    reference_id: str | None = None
     notes: tuple[str, ...] = ()
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,18 +58,18 @@ class OnnxSource(Source):
     reference_id: str
 
     def __init__(
-        self, record: SourceRecord, graphs: Mapping[str, GraphFacts], reference_id: str, temporary: Path | None
+        self, record: SourceRecord, graphs: Mapping[str, GraphFacts], reference_id: str, temporary: Path
     ) -> None:
         self.record = record
         self.reference_id = reference_id
         self._graphs = {name: facts.path for name, facts in graphs.items()}
-        self._temporary = temporary
+        self._clean = weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
         self._tokenizer: Any = None
         self._session: Any = None
 
     @property
     def graphs(self) -> Mapping[str, Path]:
-        """The graphs' files by variant id."""
+        """The graphs' files by variant id, the reference first."""
         return self._graphs
 
     def session(self) -> Any:
@@ -95,8 +96,7 @@ class OnnxSource(Source):
     def close(self) -> None:
         """Close the session and remove graphs that were in memory."""
         self._session = None
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._clean()
 
     def set_tensors(self, facts: GraphFacts, options: Options) -> None:
         """Read task and signature for arrays in, arrays out."""
@@ -171,8 +171,9 @@ def from_graphs(model: Any, options: Options) -> OnnxSource:
     """
     temporary = Path(tempfile.mkdtemp(prefix="tdeploy-onnx-"))
     try:
-        graphs = _read(model, temporary)
-        reference_id = min(graphs, key=lambda name: PRECISIONS.index(graphs[name].precision))
+        found = _read(model, temporary)
+        graphs = dict(sorted(found.items(), key=lambda item: PRECISIONS.index(item[1].precision)))
+        reference_id = next(iter(graphs))
         facts = graphs[reference_id]
         for name, other in graphs.items():
             _check_alike(reference_id, facts, name, other)

@@ -5,6 +5,7 @@ torch and transformers are imported only where the kind of model needs them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def resolve(
         MissingDependencyError: A package that this kind of model needs is not installed.
     """
     options = Options(task, tokenizer, shapes, example, labels, revision, token, trust_remote_code)
-    if isinstance(model, (str, Path)):
+    if isinstance(model, (str, os.PathLike)):
         return _from_location(model, options)
     if revision is not None:
         raise InvalidInputError("revision= belongs to a hub id. Leave it out for a model that is loaded already.")
@@ -95,7 +96,7 @@ def _from_object(model: Any, options: Options) -> Source:
     raise InvalidInputError(f"Cannot log a {type(model).__name__}. Accepted: {_ACCEPTED}.")
 
 
-def _from_location(model: str | Path, options: Options) -> Source:
+def _from_location(model: str | os.PathLike[str], options: Options) -> Source:
     path = Path(model).expanduser()
     if path.is_dir() or path.is_file() or path.suffix == ".onnx":
         if options.revision is not None:
@@ -103,11 +104,11 @@ def _from_location(model: str | Path, options: Options) -> Source:
         if not path.is_dir():
             return _from_file(path, options)
         return _from_folder(path, options, path.resolve().name, None)
-    if isinstance(model, Path) or not is_hub_id(str(model)):
+    if not isinstance(model, str) or not is_hub_id(model):
         raise NotFoundError(f"There is no file or folder '{model}', and it is no hub id. Accepted: {_ACCEPTED}.")
     _need_transformers()
-    folder, commit = fetch(str(model), options)
-    return _from_folder(folder, options, str(model), commit)
+    folder, commit = fetch(model, options)
+    return _from_folder(folder, options, model, commit)
 
 
 def _from_file(path: Path, options: Options) -> Source:

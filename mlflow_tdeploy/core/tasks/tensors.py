@@ -94,7 +94,7 @@ class Tensors(Task):
 
     def _arrays(self, inputs: Any) -> Arrays:
         if hasattr(inputs, "columns"):  # a DataFrame: one column per input
-            inputs = {str(name): np.asarray(inputs[name].tolist()) for name in inputs.columns}
+            inputs = {str(name): inputs[name].tolist() for name in inputs.columns}
         if not isinstance(inputs, Mapping):
             if len(self.signature.inputs) != 1:
                 names = ", ".join(spec.name for spec in self.signature.inputs)

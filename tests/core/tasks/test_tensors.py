@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.source.resolve import resolve
+from tests.served import pipeline_of
+
+
+class Score(torch.nn.Module):
+    def forward(self, x, mask):
+        return {"score": (x * mask).sum(1)}
+
+
+@pytest.fixture(scope="module")
+def module():
+    return Score()
+
+
+@pytest.fixture(scope="module")
+def pipeline(module, tmp_path_factory):
+    example = {"x": np.ones((2, 3), np.float32), "mask": np.ones((2, 3), np.int64)}
+    source = resolve(module, example=example, shapes={"batch": (1, 2, 4)})
+    return pipeline_of(source, tmp_path_factory.mktemp("assets"))
+
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+MASK = np.array([[1, 1, 0], [1, 0, 0]])
+
+
+def test_predict_equals_the_module(pipeline, module):
+    got = pipeline({"x": X, "mask": MASK})
+    assert list(got) == ["score"]
+    np.testing.assert_allclose(got["score"], module(torch.from_numpy(X), torch.from_numpy(MASK))["score"].numpy())
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"x": X.tolist(), "mask": MASK.tolist()},
+        pd.DataFrame({"x": list(X), "mask": list(MASK)}),
+        pd.DataFrame({"x": X.tolist(), "mask": MASK.tolist()}),
+    ],
+)
+def test_predict_takes_lists_and_tables(pipeline, inputs):
+    np.testing.assert_allclose(pipeline(inputs)["score"], [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": X[:0], "mask": MASK[:0]}, "empty"),
+        ({"x": np.full((2, 3), np.nan, np.float32)}, "'x' has NaN"),
+        ({"x": X.astype(np.float64)}, r"'x' must be float32, got float64.*astype"),
+        ({"x": X[0]}, "2 dimensions"),
+        (
+            {"x": np.ones((5, 3), np.float32), "mask": np.ones((5, 3), np.int64)},
+            r"'x', dimension 'batch'.* is 5.*1\.\.4",
+        ),
+        ({"x": X[:1]}, "'batch' is 1 in one input and 2 in 'mask'"),
+        ({"x": np.ones((2, 4), np.float32)}, "axis 1 must be 3, got 4"),
+        ({"y": X}, "Unknown input tensor 'y'"),
+        ({"mask": None}, "'mask' is None"),
+        ({"x": [[1.0, 2.0], [3.0]]}, "not a regular array"),
+        ({"x": [["a", "b", "c"]] * 2}, "not a regular array"),
+    ],
+)
+def test_predict_refuses_arrays_before_inference_when_they_do_not_fit(pipeline, change, message):
+    with pytest.raises(InvalidInputError, match=message):
+        pipeline({"x": X, "mask": MASK, **change})
+
+
+def test_predict_asks_for_names_when_there_are_several_inputs(pipeline):
+    with pytest.raises(InvalidInputError, match=r"several inputs.*\(x, mask\)"):
+        pipeline(X)
+
+
+def test_predict_takes_a_bare_array_when_there_is_one_input(tmp_path):
+    source = resolve(torch.nn.Identity(), example={"input": np.ones((1, 2), np.float32)})
+    np.testing.assert_array_equal(pipeline_of(source, tmp_path)(X[:, :2])["output_0"], X[:, :2])
+
+
+def test_example_feeds_stay_below_the_largest_example_when_integers(tmp_path):
+    table = torch.nn.Embedding(10, 4)
+    source = resolve(table, example={"input": np.array([[9, 3]])})
+    feeds = pipeline_of(source, tmp_path).task.example_feeds("max", ragged=False)
+    assert feeds["input"].shape == (64, 2)
+    assert 2 < feeds["input"].max() < 10
+    source.reference(feeds)
+
+
+def test_comparison_sees_every_output(pipeline):
+    comparison = pipeline.task.comparison()
+    comparison.add({"a": np.ones((2, 2)), "b": np.ones(3)}, {"a": np.ones((2, 2)), "b": np.array([1, 1, 3.0])}, {})
+    metrics = comparison.metrics()
+    assert metrics["max_difference"] == 2.0
+    assert metrics["rows"] == 3

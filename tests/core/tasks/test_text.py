@@ -1,0 +1,93 @@
+"""What all text tasks share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
+from mlflow_tdeploy.source.resolve import resolve
+from tests.served import task_of
+
+
+@pytest.fixture(scope="module")
+def source(tiny_bert):
+    return resolve(tiny_bert, shapes={"batch": (1, 4, 8), "sequence": (1, 16, 48)})
+
+
+@pytest.fixture(scope="module")
+def task(source, tmp_path_factory):
+    return task_of(source, tmp_path_factory.mktemp("assets"))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ["a", "b"],
+        ("a", "b"),
+        np.array(["a", "b"]),
+        np.array([["a"], ["b"]], dtype=object),
+        pd.Series(["a", "b"]),
+        pd.DataFrame({"anything": ["a", "b"]}),
+        pd.DataFrame({"text": ["a", "b"], "id": [1, 2]}),
+        {"inputs": ["a", "b"]},
+        {"text": pd.Series(["a", "b"]), "id": [1, 2]},
+    ],
+)
+def test_items_reads_texts_of_every_form(task, inputs):
+    assert task.items(inputs) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], "empty"),
+        (pd.DataFrame({"text": []}), "empty"),
+        (None, "Cannot read texts from NoneType"),
+        (7, "Cannot read texts from int"),
+        (["a", None], r"Text 1 is missing \(None\)"),
+        (["a", float("nan")], r"Text 1 is missing \(nan\)"),
+        (["a", b"b"], r"Text 1 is bytes.*decode"),
+        (b"a", "Text 0 is bytes"),
+        (["a", 3], "Text 1 must be a string, got int"),
+        (pd.DataFrame({"x": ["a"], "y": ["b"]}), "which column holds the texts"),
+        ({"text": ["a"], "inputs": ["b"]}, "which column holds the texts"),
+    ],
+)
+def test_items_names_the_position_when_an_input_is_no_text(task, inputs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        task.items(inputs)
+
+
+def test_encode_names_the_text_when_it_is_not_unicode(task):
+    with pytest.raises(InvalidInputError, match="Text 1 is not valid Unicode"):
+        task.encode(["fine", "bad \ud800"])
+
+
+def test_encode_cuts_at_the_shorter_of_model_and_signature(task):
+    assert task.encode(["word " * 300]).lengths == [48]
+
+
+def test_collate_pads_to_the_longest_of_the_batch_only(task):
+    feeds = task.encode(["one", "one two three", "word " * 300]).collate([0, 1])
+    assert feeds["input_ids"].tolist()[0][3:] == [0, 0]
+    assert feeds["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert all(array.dtype == np.int64 for array in feeds.values())
+
+
+@pytest.mark.parametrize("at", ["min", "opt", "max"])
+def test_example_feeds_fit_the_signature_and_run(task, source, at):
+    for ragged in (False, True):
+        feeds = task.example_feeds(at, ragged=ragged, seed=1)
+        sizes = source.signature.bind(feeds)
+        assert sizes == {dim.name: dim.at(at) for dim in source.signature.dims}
+        assert bool((feeds["attention_mask"] == 0).any()) == (ragged and at != "min")
+        assert np.isfinite(source.reference(feeds)["logits"]).all()
+
+
+def test_tokenizer_says_so_when_its_file_is_damaged(source, tmp_path):
+    task = task_of(source, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
+        task.encode(["a"])

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tasks.text_classification import apply_function
+from mlflow_tdeploy.source.resolve import resolve
+from tests.served import pipeline_of, texts
+
+CUT = {"truncation": True, "max_length": 128}
+
+
+@pytest.fixture(scope="module")
+def original(tiny_bert):
+    from transformers import pipeline
+
+    return pipeline("text-classification", model=str(tiny_bert), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bert, tmp_path_factory):
+    return pipeline_of(resolve(tiny_bert), tmp_path_factory.mktemp("assets"))
+
+
+def _same(got, wanted):
+    """Compare answers of any nesting; labels may only differ where scores are equal."""
+    assert len(got) == len(wanted)
+    for mine, theirs in zip(got, wanted, strict=True):
+        if isinstance(mine, list):
+            _same(mine, theirs)
+            continue
+        assert set(mine) == {"label", "score"}
+        assert mine["label"] == theirs["label"]
+        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-5)
+
+
+def test_predict_equals_the_pipeline_for_real_and_odd_texts(original, pipeline):
+    wanted = texts(120)
+    _same(pipeline(wanted), original(wanted, **CUT))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(0, None), (2, 2), (9, 9)])
+def test_predict_equals_the_pipeline_when_several_labels_are_asked_for(original, pipeline, ours, theirs):
+    wanted = texts(20)
+    _same(pipeline(wanted, {"top_k": ours}), original(wanted, top_k=theirs, **CUT))
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
+def test_predict_equals_the_pipeline_when_a_function_is_asked_for(original, pipeline, function):
+    wanted = texts(20)
+    _same(
+        pipeline(wanted, {"function_to_apply": function, "top_k": 0}),
+        original(wanted, function_to_apply=function, top_k=None, **CUT),
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_labels": 1},
+        {"num_labels": 1, "problem_type": "regression"},
+        {"num_labels": 4, "problem_type": "multi_label_classification"},
+        {"num_labels": 4, "problem_type": "single_label_classification"},
+    ],
+)
+def test_predict_equals_the_pipeline_when_the_problem_is_another(tiny_bert, settings, tmp_path):
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, pipeline
+
+    torch.manual_seed(3)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, **settings)
+    model = BertForSequenceClassification(config).eval()
+    original = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    served = pipeline_of(resolve(original), tmp_path)
+    wanted = texts(15)
+    _same(served(wanted, {"top_k": 0}), original(wanted, top_k=None, truncation=True, max_length=512))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"top_k": -1}, "at least 1"),
+        ({"top_k": "2"}, "type integer"),
+        ({"top_k": True}, "type integer"),
+        ({"function_to_apply": "relu"}, "softmax, sigmoid, none"),
+        ({"truncate": True}, "Unknown parameter 'truncate'.*top_k"),
+    ],
+)
+def test_predict_refuses_parameters_when_they_cannot_be_used(pipeline, params, message):
+    with pytest.raises(InvalidInputError, match=message):
+        pipeline(["a text"], params)
+
+
+def test_apply_function_stays_finite_when_logits_are_extreme():
+    logits = np.array([[1e4, -1e4, 0.0]], np.float32)
+    np.testing.assert_allclose(apply_function(logits, "softmax"), [[1, 0, 0]], atol=1e-12)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(apply_function(logits, "sigmoid"), [[1, 0, 0.5]], atol=1e-12)
+
+
+def test_metric_takes_names_and_indices(pipeline):
+    answers = [{"label": "yes"}, {"label": "no"}, {"label": "no"}, {"label": "maybe"}]
+    assert pipeline.task.metric(answers, ["yes", 0, 2, "maybe"]) == {"accuracy": 0.75}
+
+
+def test_comparison_measures_scores_and_labels(pipeline):
+    comparison = pipeline.task.comparison()
+    comparison.add({"logits": np.zeros((2, 3))}, {"logits": np.log([[2.0, 1, 1], [1, 1, 1]])}, {})
+    metrics = comparison.metrics()
+    assert metrics["max_score_difference"] == pytest.approx(0.5 - 1 / 3)
+    assert metrics["label_agreement"] == 1.0
+    comparison.add({"logits": np.array([[0.0, 1, 0]])}, {"logits": np.array([[1.0, 0, 0]])}, {})
+    assert comparison.metrics()["label_agreement"] == pytest.approx(2 / 3)
