@@ -1,0 +1,350 @@
+"""Functions from ONNX file to ONNX file: simplify, fuse, convert to fp16, quantize.
+
+None of them changes its source, and none sends a graph through one protobuf message of more than 2 GiB:
+large weights are read and written beside the graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnxscript import optimizer as onnxscript_optimizer
+
+from mlflow_tdeploy.core.errors import BuildError
+
+#: Kinds of fusion that :func:`fuse_for_ort` knows, and the operators that each leaves in a graph.
+FUSED_OPS: dict[str, tuple[str, ...]] = {
+    "attention": ("com.microsoft.Attention", "com.microsoft.MultiHeadAttention", "com.microsoft.GroupQueryAttention"),
+    "packed_qkv": ("com.microsoft.Attention",),
+    "bias_gelu": ("com.microsoft.BiasGelu",),
+    "embed_layer_norm": ("com.microsoft.EmbedLayerNormalization",),
+    "gelu": ("com.microsoft.Gelu", "com.microsoft.FastGelu", "com.microsoft.QuickGelu"),
+    "layer_norm": ("LayerNormalization",),
+    "rms_norm": ("SimplifiedLayerNormalization", "RMSNormalization"),
+    "rotary_embedding": ("com.microsoft.RotaryEmbedding",),
+    "skip_layer_norm": ("com.microsoft.SkipLayerNormalization",),
+    "skip_rms_norm": ("com.microsoft.SkipSimplifiedLayerNormalization",),
+}
+FUSIONS = frozenset(FUSED_OPS)
+#: What pays on the CPU. SkipLayerNormalization and BiasGelu run slower there than the operators they replace.
+CPU_FUSIONS = FUSIONS - {"skip_layer_norm", "bias_gelu", "embed_layer_norm"}
+#: The same before quantization: the quantizer leaves packed attention in fp32 where it takes an additive mask.
+CPU_INT8_FUSIONS = CPU_FUSIONS - {"packed_qkv"}
+#: ONNX Runtime fuses these again when a session opens, unless they are in its ``disabled_optimizers``.
+SESSION_OPTIMIZERS: dict[str, str] = {
+    "attention": "AttentionFusion",
+    "bias_gelu": "BiasGeluFusion",
+    "embed_layer_norm": "EmbedLayerNormFusion",
+    "skip_layer_norm": "SkipLayerNormFusion",
+}
+
+#: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
+FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+_FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
+#: Matrix products are worth int8. Embedding tables are not: rows are only copied, and their rounding would be all loss.
+INT8_OPS = ("Attention", "Gemm", "MatMul")
+
+_FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
+_EXTERNAL_DATA_BYTES = 64 * 2**20
+_FOLD_BYTES = 256 * 2**20  # the packed weights of one fused attention are folded up to this size
+
+
+def save_ir(
+    model: ir.Model, path: Path, *, external_data: bool | None = None, threshold: int = _EXTERNAL_DATA_BYTES
+) -> None:
+    """Write a graph; weights of more than ``threshold`` bytes in all go to ``<path>.data`` beside it.
+
+    Args:
+        model: The graph.
+        path: The file to write.
+        external_data: Force (True) or forbid (False) the file beside.
+        threshold: Total size of the weights that may stay inside.
+    """
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    beside = size > threshold if external_data is None else external_data
+    if not beside:
+        ir.external_data.load_to_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(model, path, external_data=f"{path.name}.data" if beside else None, size_threshold_bytes=1024)
+
+
+def op_counts(path: Path) -> dict[str, int]:
+    """Count operators, most frequent first; a name outside the standard domain carries its domain."""
+    graph = onnx.load(path, load_external_data=False).graph
+    return dict(
+        Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in graph.node).most_common()
+    )
+
+
+def opset_and_ir(path: Path) -> tuple[int, int]:
+    """Return the version of the standard operators and of the file format."""
+    model = onnx.load(path, load_external_data=False)
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        raise BuildError(
+            f"{path.name} imports no standard ONNX operators, so it has no opset version. Export it again."
+        )
+    return int(versions[0]), int(model.ir_version)
+
+
+def simplify(src: Path, dst: Path) -> bool:
+    """Fold constants and drop what no output needs; inputs, outputs and dynamic dimensions stay as they are.
+
+    Returns:
+        Whether the graph got smaller. When it did not, ``dst`` holds the source graph unchanged.
+    """
+    before, model = ir.load(src), ir.load(src)
+    with _quiet():
+        onnxscript_optimizer.optimize_ir(model, onnx_shape_inference=False)
+        passes.CommonSubexpressionEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+    changed = model.graph.num_nodes() < before.graph.num_nodes() and _interface(model) == _interface(before)
+    save_ir(model if changed else before, dst)
+    return changed
+
+
+def fuse_for_ort(
+    src: Path,
+    dst: Path,
+    *,
+    fusions: Collection[str] = CPU_FUSIONS,
+    num_heads: int = 0,
+    hidden_size: int = 0,
+    external_data: bool | None = None,
+) -> dict[str, int]:
+    """Replace patterns by ONNX Runtime's fused operators, each kind only if it is asked for.
+
+    Two fusers exist, one for graphs of the ``torch.export`` exporter and one for TorchScript graphs of models
+    with ``attn_implementation="eager"``, whose attention is always packed. The second is used only where the
+    first finds no attention.
+
+    Args:
+        src: A portable graph.
+        dst: The file to write; it runs on ONNX Runtime only.
+        fusions: Kinds out of :data:`FUSIONS`.
+        num_heads: Attention heads of the model, which the TorchScript fuser often cannot read from the graph.
+        hidden_size: Width of the model, for the same reason.
+        external_data: Force (True) or forbid (False) weights beside the graph; a session opens faster with them.
+
+    Returns:
+        How many fused operators of each kind the result holds, zeros left out.
+    """
+    if unknown := set(fusions) - FUSIONS:
+        raise BuildError(f"Unknown fusion {min(unknown)!r}. Available: {', '.join(sorted(FUSIONS))}.")
+    with _quiet():
+        best = _fuse_onnxscript(src, fusions)
+        if "attention" in fusions and not _fused(best).get("attention"):
+            other = _fuse_transformers(src, fusions, num_heads, hidden_size)
+            if _fused(other).get("attention"):
+                best = other
+        # Weights that a fusion packed by Concat must become plain weights: a quantizer sees nothing else.
+        onnxscript_optimizer.optimize_ir(best, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
+    best.opset_imports.setdefault("com.microsoft", 1)
+    save_ir(best, dst, external_data=external_data)
+    return _fused(best)
+
+
+def bake_for_ort(
+    src: Path, dst: Path, *, fusions: Collection[str] = CPU_FUSIONS, external_data: bool | None = None
+) -> None:
+    """Store the graph as ONNX Runtime would have it after its own optimizations, without the unwanted fusions.
+
+    A session opens the result with optimizations off and runs the same kernels wherever it is served, even where
+    a server offers no way to disable single optimizers. Use the ONNX Runtime version that serves.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory(dir=dst.parent) as folder:
+        file = Path(folder) / "model.onnx"
+        options.optimized_model_filepath = str(file)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        disabled = [name for kind, name in SESSION_OPTIMIZERS.items() if kind not in fusions]
+        ort.InferenceSession(src, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
+        save_ir(ir.load(file), dst, external_data=external_data)
+
+
+def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
+    """Convert a graph to fp16; its inputs and outputs stay as they are, and so do operators that overflow.
+
+    Args:
+        src: An fp32 graph.
+        dst: The file to write.
+        keep_nodes: Names of nodes to leave in fp32.
+    """
+    from onnxruntime.transformers import float16
+
+    with tempfile.TemporaryDirectory(dir=src.parent) as folder:
+        shaped = Path(folder) / "model.onnx"
+        onnx.shape_inference.infer_shapes_path(str(src), str(shaped))
+        model = onnx.load(shaped, load_external_data=False)
+    onnx.load_external_data_for_model(model, str(src.parent))
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS]
+    with _quiet():
+        half = float16.convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            disable_shape_infer=True,
+            op_block_list=blocked,
+            node_block_list=[*keep_nodes, *_finishing_nodes(model)],
+            max_finite_val=1e4,  # a mask's -3e38 must not become -inf once a score is added
+        )
+        converted = ir.serde.deserialize_model(half)
+        _join_fp32_neighbours(converted)
+        save_ir(converted, dst)
+
+
+def _finishing_nodes(model: onnx.ModelProto) -> list[str]:
+    """Name the nodes that carry a large sum to its root or clip; nodes without a name get one."""
+    large: set[str] = set()
+    names = []
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+        if node.op_type in FP32_OPS:
+            large.update(node.output)
+        elif node.op_type in _FP32_AFTER and large & set(node.input):
+            names.append(node.name)
+            if node.op_type in ("Add", "Max"):
+                large.update(node.output)
+    return names
+
+
+def _join_fp32_neighbours(model: ir.Model) -> None:
+    """Remove the trip through fp16 that the converter puts between two nodes that both stay fp32."""
+    for back in list(model.graph):
+        there = back.inputs[0].producer() if back.op_type == "Cast" and back.inputs[0] is not None else None
+        if there is None or there.op_type != "Cast" or (_cast_to(back), _cast_to(there)) != (_FLOAT, _FLOAT16):
+            continue
+        source = there.inputs[0]
+        producer = source.producer() if source is not None else None
+        if source is not None and producer is not None and producer.op_type in (*FP32_OPS, *_FP32_AFTER):
+            back.outputs[0].replace_all_uses_with(source)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _cast_to(node: ir.Node) -> int:
+    return int(node.attributes["to"].as_int())
+
+
+def quantize_dynamic_int8(
+    src: Path,
+    dst: Path,
+    *,
+    per_channel: bool = True,
+    exclude_nodes: Collection[str] = (),
+    op_types: Collection[str] = INT8_OPS,
+    external_data: bool | None = None,
+) -> None:
+    """Quantize the weights of matrix products to signed int8; activations are quantized while running.
+
+    Args:
+        src: An fp32 graph, plain or fused.
+        dst: The file to write.
+        per_channel: One scale per output channel instead of one per weight.
+        exclude_nodes: Names of nodes to leave in fp32.
+        op_types: Operators to quantize.
+        external_data: Force (True) or forbid (False) weights beside the graph.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory(dir=src.parent) as folder, _quiet():
+        file = Path(folder) / "model.onnx"
+        quantize_dynamic(
+            src,
+            file,
+            op_types_to_quantize=list(op_types),
+            per_channel=per_channel,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(exclude_nodes),
+            use_external_data_format=True,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+        save_ir(ir.load(file), dst, external_data=external_data)
+
+
+def _fuse_onnxscript(src: Path, fusions: Collection[str]) -> ir.Model:
+    """Run onnxscript's fusions for ONNX Runtime in their own order, one kind at a time."""
+    from onnxscript.rewriter import ort_fusions, rewrite
+    from onnxscript.rewriter.ort_fusions import _core as steps
+    from onnxscript.rewriter.rules.common import gemm_to_matmul_add_rule
+
+    if set(fusions) >= FUSIONS:
+        return ort_fusions.optimize_for_ort(ir.load(src))[0]
+    model = ir.load(src)
+    rewrite(model, [gemm_to_matmul_add_rule])
+    model = steps._pre_optimize(model)
+    plan: list[tuple[str, Any, dict[str, Any]]] = [
+        ("gelu", steps.fuse_erfgelu, {}),
+        ("rms_norm", steps.fuse_rms_normalization, {}),
+        ("skip_layer_norm", steps.fuse_skip_layer_normalization, {}),
+        ("skip_rms_norm", steps.fuse_skip_rms_normalization, {}),
+        ("rotary_embedding", steps.fuse_rotary_embedding, {}),
+        ("rotary_embedding", steps.fuse_cos_sin_cache, {}),
+        ("rotary_embedding", steps.fuse_partial_rotary_embedding, {}),
+        ("attention", steps.fuse_sdpa, {"apply_shape_inference": True}),
+        *(("attention", step, {}) for step in (steps.fuse_gqa, steps.fuse_qkv_gqa, steps.fuse_mha1, steps.fuse_mha2)),
+        *(("attention", step, {}) for step in (steps.fuse_mha_scale, steps.fuse_mha_bias)),
+        ("packed_qkv", steps.fuse_attention, {}),
+        ("gelu", steps.fuse_gelu, {}),
+        ("bias_gelu", steps.fuse_bias_gelu, {}),
+        ("attention", steps.replace_sdpa_by_mha, {}),
+    ]
+    for kind, step, options in plan:
+        if kind in fusions:
+            step(model, **options)
+    onnxscript_optimizer.optimize_ir(model)
+    return model
+
+
+def _fuse_transformers(src: Path, fusions: Collection[str], num_heads: int, hidden_size: int) -> ir.Model:
+    """Run ONNX Runtime's own fuser, which knows TorchScript graphs of models with plain attention."""
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    options = FusionOptions("bert")
+    options.enable_attention = "attention" in fusions
+    options.enable_bias_gelu = "bias_gelu" in fusions
+    options.enable_embed_layer_norm = "embed_layer_norm" in fusions
+    options.enable_gelu = "gelu" in fusions
+    options.enable_layer_norm = "layer_norm" in fusions
+    options.enable_rotary_embeddings = "rotary_embedding" in fusions
+    options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = "skip_layer_norm" in fusions
+    options.use_raw_attention_mask(True)  # the default keeps one length per row: wrong for left padding
+    fused = optimize_model(
+        str(src), "bert", num_heads=num_heads, hidden_size=hidden_size, opt_level=0, optimization_options=options
+    )
+    return ir.serde.deserialize_model(fused.model)
+
+
+def _fused(model: ir.Model) -> dict[str, int]:
+    counts = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph)
+    return {kind: total for kind, ops in sorted(FUSED_OPS.items()) if (total := sum(counts[op] for op in ops))}
+
+
+def _interface(model: ir.Model) -> list[tuple[str | None, str, str]]:
+    values = (*model.graph.inputs, *model.graph.outputs)
+    return [(value.name, str(value.dtype), str(value.shape)) for value in values]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' logs below ERROR, and take back the handler their calls of ``logging.warning`` install."""
+    disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
+    logging.disable(max(logging.WARNING, disabled))
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        logging.root.handlers[:] = handlers

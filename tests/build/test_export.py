@@ -1,0 +1,187 @@
+"""The exported graph is the module: at every size of the signature's ranges, with ragged masks, without noise."""
+
+import logging
+import sys
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from mlflow_tdeploy.build.export import export_module
+from mlflow_tdeploy.core.errors import ExportError
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+
+NAMES = ("input_ids", "attention_mask")
+
+
+def bert_signature(batch=(1, 2, 5), sequence=(1, 8, 24)):
+    axes = ("batch", "sequence")
+    return Signature(
+        (Dim("batch", *batch), Dim("sequence", *sequence)),
+        tuple(TensorSpec(name, "int64", axes) for name in NAMES),
+        (
+            TensorSpec("last_hidden_state", "float32", (*axes, 32)),
+            TensorSpec("pooler_output", "float32", ("batch", 32)),
+        ),
+    )
+
+
+def tiny_bert(implementation):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        attn_implementation=implementation,
+    )
+    return BertModel(config).eval()
+
+
+def batch_of(rows, columns, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((rows, columns), np.int64)
+    for row in mask:
+        row[: rng.integers(1, columns + 1)] = 1
+    mask[0] = 1
+    return {"input_ids": rng.integers(1, 97, (rows, columns)), "attention_mask": mask}
+
+
+def run(path, feeds):
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
+
+
+def assert_equal_to_torch(module, path, feeds):
+    with torch.no_grad():
+        expected = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+    keep = feeds["attention_mask"].astype(bool)  # what padding positions hold is nobody's business
+    hidden, pooled = run(path, feeds)
+    np.testing.assert_allclose(hidden[keep], expected.last_hidden_state.numpy()[keep], atol=1e-4)
+    np.testing.assert_allclose(pooled, expected.pooler_output.numpy(), atol=1e-4)
+
+
+@pytest.fixture(scope="module", params=[("dynamo", "sdpa"), ("torchscript", "eager")], ids=["dynamo", "torchscript"])
+def exported(request, tmp_path_factory):
+    exporter, implementation = request.param
+    module, signature = tiny_bert(implementation), bert_signature()
+    path = tmp_path_factory.mktemp(exporter) / "model.onnx"
+    # An example of one row: traced as it is, a batch of 1 would be baked in.
+    return module, signature, export_module(module, batch_of(1, 8), signature, path, exporter=exporter), exporter
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 8), (5, 24), (1, 24), (5, 1), (3, 17)])
+def test_equals_torch_at_every_size(exported, rows, columns):
+    module, _, result, _ = exported
+    assert_equal_to_torch(module, result.path, batch_of(rows, columns, seed=rows * 31 + columns))
+
+
+def test_graph_carries_the_signature(exported):
+    _, signature, result, exporter = exported
+    model = onnx.load(result.path)
+    onnx.checker.check_model(model)
+    found = {
+        value.name: tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert found == {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
+    assert {entry.domain for entry in model.opset_import if entry.domain == "com.microsoft"} == set()
+    assert (result.exporter, result.opset, result.notes) == (exporter, 18, ())
+    assert model.opset_import[0].version == 18
+    assert result.ir_version == model.ir_version <= 10
+
+
+class Dropping(torch.nn.Module):
+    """Dropout at train time, and a value read from a tensor, which only tracing can export."""
+
+    def __init__(self, traced_only=False):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+        self.drop = torch.nn.Dropout(0.9)
+        self.traced_only = traced_only
+
+    def forward(self, x):
+        logging.getLogger("torch.onnx").warning("noise from a logger")
+        warnings.warn("noise from a warning", stacklevel=1)
+        sys.stderr.write("noise from a print")
+        if self.traced_only and float(x.sum()) > 1e9:
+            return x[:, :3]
+        return self.drop(self.linear(x))
+
+
+SIMPLE = Signature(
+    (Dim("batch", 1, 2, 4),), (TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("y", "float32", ("batch", 3)),)
+)
+
+
+def test_falls_back_to_torchscript_silently_and_restores_everything(tmp_path, capfd):
+    module = Dropping(traced_only=True).train()
+    module.linear.eval()
+    level = logging.getLogger("torch.onnx").level
+    result = export_module(module, {"x": np.ones((1, 4), np.float32)}, SIMPLE, tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("torch.onnx").level == level
+    assert (module.training, module.linear.training, module.drop.training) == (True, False, True)
+    assert result.exporter == "torchscript"
+    assert "dynamo" in result.notes[0]
+    x = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
+    expected = module.linear(torch.from_numpy(x)).detach().numpy()  # dropout is off
+    np.testing.assert_allclose(run(result.path, {"x": x})[0], expected, atol=1e-5)
+
+
+def test_both_exporters_failing_says_why_of_each(tmp_path):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError("weights are missing")
+
+    with pytest.raises(ExportError, match=r"Broken.*dynamo: .*weights are missing.*torchscript: .*weights are missing"):
+        export_module(Broken(), {"x": np.ones((2, 4), np.float32)}, SIMPLE, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_dims_that_cannot_vary_are_fixed(tmp_path, exporter):
+    class Add(torch.nn.Module):
+        def forward(self, x):
+            return {"other": x, "y": x + 1}  # a mapping is read by name
+
+    signature = Signature(
+        (Dim("one", 1, 1, 1), Dim("rows", 2, 2, 3)),
+        (TensorSpec("x", "float32", ("one", "rows")),),
+        (TensorSpec("y", "float32", ("one", "rows")),),
+    )
+    path = tmp_path / "model.onnx"
+    result = export_module(Add(), {"x": np.zeros((1, 1), np.float32)}, signature, path, exporter=exporter)
+    assert result.notes == ("dimension 'one' is fixed to 1",)
+    x = np.arange(3, dtype=np.float32)[None]
+    np.testing.assert_array_equal(run(path, {"x": x})[0], x + 1)
+    shape = onnx.load(path).graph.output[0].type.tensor_type.shape.dim
+    assert (shape[0].dim_value, shape[1].dim_param) == (1, "rows")
+
+
+def test_a_missing_output_names_what_the_module_returns(tmp_path):
+    class Other(torch.nn.Module):
+        def forward(self, x):
+            return {"logits": x}
+
+    with pytest.raises(ExportError, match=r"returns logits, not the declared output 'y'"):
+        export_module(Other(), {"x": np.ones((2, 4), np.float32)}, SIMPLE, tmp_path / "model.onnx")
+
+
+def test_weights_beside_the_graph(tmp_path):
+    module = Dropping()
+    module.linear = torch.nn.Linear(4, 3000)
+    signature = Signature(SIMPLE.dims, SIMPLE.inputs, (TensorSpec("y", "float32", ("batch", 3000)),))
+    example = {"x": np.ones((2, 4), np.float32)}
+    for exporter in ("dynamo", "torchscript"):
+        path = tmp_path / exporter / "model.onnx"
+        export_module(module, example, signature, path, exporter=exporter, external_data=True)
+        assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+        assert (path.parent / "model.onnx.data").stat().st_size >= 4 * 3000 * 4
+        expected = module.eval()(torch.ones(2, 4)).detach().numpy()
+        np.testing.assert_allclose(run(path, example)[0], expected, atol=1e-5)
