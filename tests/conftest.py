@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +51,55 @@ def tracking(tmp_path: Path, _database: Path) -> Iterator[str]:
     mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("tests")
     yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_registry_uri("")
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, _database: Path) -> Iterator[str]:
+    """The address of a real MLflow server with SQLite that serves artifacts over HTTP."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copyfile(_database, folder / "mlflow.db")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("wb") as log:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", process, folder / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+            time.sleep(0.25)
+    raise AssertionError(f"{url} did not answer: {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture
+def remote(server: str) -> Iterator[str]:
+    """Point MLflow at the server, with an experiment."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(server)
+    mlflow.set_registry_uri(server)
+    mlflow.set_experiment("tests")
+    yield server
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_registry_uri("")

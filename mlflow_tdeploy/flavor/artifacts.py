@@ -67,9 +67,12 @@ class TDeployArtifactRepository(ArtifactRepository):
         """List what is directly below a path of the model, every variant's files included."""
         with mlflow_errors():
             location, inner = self._resolve(path)
-            prefix = f"{path}"[: len(f"{path}") - len(inner)] if path else ""
+            outer = (path or "").removesuffix(inner).rstrip("/")  # MLflow expects paths below the repository's own URI
             found = location.repository.list_artifacts(inner or None)
-            return [FileInfo(f"{prefix}{entry.path}", entry.is_dir, entry.file_size) for entry in found]
+            return [
+                FileInfo(f"{outer}/{entry.path}" if outer else entry.path, entry.is_dir, entry.file_size)
+                for entry in found
+            ]
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
         with mlflow_errors(), tempfile.TemporaryDirectory() as folder:

@@ -110,16 +110,17 @@ def log_model(
     Raises:
         MlflowException: Anything about the model or the parameters; the logged model is marked as failed then.
     """
-    request = BundleRequest(
-        task, tokenizer, shapes, example, labels, precisions, budget, on_budget, verify_with, revision, token,
-        trust_remote_code, opset, progress,
-    )  # fmt: skip
-    packaging = Packaging(
-        signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,
-        extra_files, model_config,
-    )  # fmt: skip
-    with mlflow_errors():
-        packaging.check()  # before MLflow creates a logged model
+    with mlflow_errors():  # whatever can be refused is refused before MLflow creates a logged model
+        request = BundleRequest(
+            task, tokenizer, shapes, example, labels, precisions, budget, on_budget, verify_with, revision, token,
+            trust_remote_code, opset, progress,
+        )  # fmt: skip
+        packaging = Packaging(
+            signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,
+            extra_files, model_config,
+        )  # fmt: skip
+        request.options()
+        packaging.check()
     saver = _Saver(model, request, packaging)
     info = MlflowModel.log(
         artifact_path=artifact_path,

@@ -17,6 +17,7 @@ from mlflow_tdeploy.store.layout import ROOT
 from mlflow_tdeploy.store.writer import staged_directory
 
 
+@mlflow_errors()
 def save_model(
     model: Any,
     path: str | Path,

@@ -86,9 +86,8 @@ def _size(signature: Signature, name: str) -> int:
 
 def _check_inputs(task: Task, schema: Schema) -> None:
     if task.input_kind == "text":
-        types = schema.input_types() if not schema.is_tensor_spec() else [spec.type for spec in schema.inputs]
-        text = len(types) == 1 and (types[0] == DataType.string or getattr(types[0], "kind", "") in "OUT")
-        if not text:
+        types = schema.input_types()
+        if len(types) != 1 or not (types[0] == DataType.string or _is_text_dtype(types[0])):
             raise InvalidInputError(
                 f"The signature does not fit task '{task.name}', which takes one column of strings; got {schema}. "
                 f"Leave the signature out, or pass ModelSignature(inputs=Schema([ColSpec('string')]))."
@@ -97,6 +96,10 @@ def _check_inputs(task: Task, schema: Schema) -> None:
     if not schema.is_tensor_spec():
         raise InvalidInputError(f"The signature does not fit task '{task.name}', which takes tensors; got {schema}.")
     _check_tensors(task, schema)
+
+
+def _is_text_dtype(kind: Any) -> bool:
+    return isinstance(kind, np.dtype) and kind.kind in "OUT"
 
 
 def _check_tensors(task: Task, schema: Schema) -> None:

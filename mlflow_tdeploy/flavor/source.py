@@ -79,7 +79,7 @@ class BundleRequest:
         from mlflow_tdeploy.build.pipeline import build_bundle
         from mlflow_tdeploy.source.resolve import resolve
 
-        options = self.options()  # what is wrong with them shows before the model is loaded
+        options = self.options()  # before the model is loaded: what is wrong with them shows at once
         source = resolve(
             model,
             task=self.task,

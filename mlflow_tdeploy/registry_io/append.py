@@ -21,7 +21,9 @@ from mlflow_tdeploy.store.layout import EVIDENCE, FILES, ROOT, VARIANTS, safe_pa
 from mlflow_tdeploy.store.writer import append_variant, evidence_name
 
 
-def append(uri: str | Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
+def append(
+    model: str | Path | Location, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]
+) -> Variant:
     """Add a variant to a logged or registered model, its record last; no file of the model changes.
 
     In an artifact store behind a server the files get a folder of their own, so that two hosts that append the
@@ -29,7 +31,7 @@ def append(uri: str | Path, variant: Variant, staged: Path | None, evidence: Seq
     the same moment, the later one stays, and it is whole.
 
     Args:
-        uri: The model, see :func:`locate`.
+        model: Its URI, or where it was located: an alias may point elsewhere by now.
         variant: Its record.
         staged: A folder laid out like a bundle with the new files (``files/<id>/…``); None for none.
         evidence: What was measured about the variant.
@@ -41,7 +43,7 @@ def append(uri: str | Path, variant: Variant, staged: Path | None, evidence: Seq
         ConflictError: The model has a variant of that id.
         InvalidInputError: The model's store cannot be written to.
     """
-    location = locate(uri)
+    location = model if isinstance(model, Location) else locate(model)
     if location.local is not None:
         append_variant(Bundle.open(location.local).root, variant, staged, evidence)
         return variant

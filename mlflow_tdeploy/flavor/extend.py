@@ -1,0 +1,124 @@
+"""``extend_model``: one more variant for a model that is logged or registered already."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
+from mlflow_tdeploy.registry_io import (
+    Location,
+    append,
+    describe,
+    fetch_variant,
+    fetch_view,
+    locate,
+    mlflow_errors,
+    tag_logged_model,
+)
+from mlflow_tdeploy.store.bundle import Bundle
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+
+@mlflow_errors()
+def extend_model(
+    model_uri: str,
+    *,
+    precisions: Iterable[str] | None = None,
+    variants: Mapping[str, str | Path] | None = None,
+    verify_with: Any = None,
+    on_budget: OnBudget = "drop",
+    budget: Any = None,
+    opset: int = 18,
+    progress: Progress | None = None,
+) -> list[Variant]:
+    """Make variants of a logged or registered model, check each, and add them to that very version.
+
+    Files of the version are never changed: a variant is added with its evidence, its record last, so readers see it
+    wholly or not at all. Each is added as soon as it is checked; a later failure keeps the earlier ones.
+
+    Args:
+        model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…`` or a folder.
+        precisions: What to make: precisions (``int8``) or variant ids (``ort-cpu-int8``).
+        variants: Ready-made ONNX graphs by variant id.
+        verify_with: Data to check with, see :func:`save_model`.
+        on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
+        budget: How far a variant may be; the model's own budget when None.
+        opset: Opset of exported graphs.
+        progress: Called with each finished step.
+
+    Returns:
+        The records of the added variants.
+
+    Raises:
+        MlflowException: There is no such model, it has such a variant already, or a variant cannot be made.
+    """
+    request = BundleRequest(
+        precisions=precisions, verify_with=verify_with, on_budget=on_budget, budget=budget, opset=opset
+    )
+    location = locate(model_uri)
+    bundle = Bundle.open(location.local) if location.local is not None else fetch_view(location)
+    wanted = {**_named(bundle, precisions), **{name: Path(path) for name, path in (variants or {}).items()}}
+    if not wanted:
+        raise InvalidInputError("Nothing to add: name precisions=['int8'] or variants={'my-id': 'model.onnx'}.")
+    added = [_add(location, bundle, name, path, request, progress) for name, path in wanted.items()]
+    _tag(location)
+    return added
+
+
+def _named(bundle: Bundle, precisions: Iterable[str] | None) -> dict[str, Path | None]:
+    """Return the ids of the recipes behind precisions; a precision means those that the model has not."""
+    from mlflow_tdeploy.build.recipes import RECIPES
+
+    found: dict[str, Path | None] = {}
+    for name in precisions or ():
+        if name in RECIPES:
+            found[name] = None
+            continue
+        ids = [recipe.id for recipe in RECIPES if recipe.precision == name]
+        if not ids:
+            RECIPES.get(name)  # raises, listing what exists
+        new = [variant_id for variant_id in ids if variant_id not in bundle.variants]
+        found |= dict.fromkeys(new or ids)  # where the model has them all, the build says so
+    return found
+
+
+def _add(
+    location: Location,
+    bundle: Bundle,
+    name: str,
+    graph: Path | None,
+    request: BundleRequest,
+    progress: Progress | None,
+) -> Variant:
+    from mlflow_tdeploy.build.extend import build_variant
+
+    fetch = None if location.local is not None else functools.partial(fetch_variant, location, bundle)
+    with tempfile.TemporaryDirectory(prefix="tdeploy-extend-") as folder:
+        built = build_variant(
+            bundle,
+            graph or name,
+            Path(folder),
+            request.options(),
+            variant_id=name if graph else None,
+            fetch=fetch,
+            progress=progress,
+        )
+        return append(location, built.variant, built.staged, built.evidence)
+
+
+def _tag(location: Location) -> None:
+    if location.model_id is None:
+        return  # a folder outside MLflow
+    try:
+        bundle = Bundle.open(location.local) if location.local is not None else fetch_view(location)
+        tag_logged_model(location.model_id or "", *describe(bundle))
+    except Exception as error:
+        _log.warning("The variants were added to %s, but its tags and metrics were not: %s", location.uri, error)

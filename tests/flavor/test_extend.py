@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.store.bundle import Bundle
+from tests.bundles import WEIGHTS, linear_graph, make_bundle
+
+X = np.array([[1, 2, 3, 4]], np.float32)
+
+
+@pytest.fixture(params=["tracking", "remote"])
+def registered(request, tmp_path):
+    """A registered version with one variant, in a local store and behind a server."""
+    request.getfixturevalue(request.param)
+    return mlflow_tdeploy.log_model(make_bundle(tmp_path / "made"), "linear", registered_model_name="extended")
+
+
+def test_extend_model_adds_a_ready_made_graph_that_serves_in_that_version(registered, tmp_path):
+    linear_graph(tmp_path / "own.onnx", WEIGHTS * np.float32(1.001))
+    uri = f"models:/extended/{registered.registered_model_version}"
+    (added,) = mlflow_tdeploy.extend_model(uri, variants={"own-fp32": tmp_path / "own.onnx"})
+    assert added.id == "own-fp32"
+    model = mlflow.pyfunc.load_model(uri, model_config={"variant": "own-fp32"})
+    np.testing.assert_allclose(model.predict({"x": X})["y"], X @ WEIGHTS * 1.001, rtol=1e-5)
+    tags = MlflowClient().get_logged_model(registered.model_id).tags
+    assert tags["tdeploy.variants"] == "onnx-fp32,own-fp32"
+    assert tags["tdeploy.variant.own-fp32"] == "ok"
+
+
+def test_extend_model_makes_a_variant_by_its_precision(registered):
+    (added,) = mlflow_tdeploy.extend_model(registered.model_uri, precisions=["fp16"])
+    assert added.precision.name == "fp16"
+    assert added.parent == "onnx-fp32"
+    with mlflow_tdeploy.load_model(registered.model_uri, variant=added.id) as model:
+        np.testing.assert_allclose(model.infer({"x": X})["y"], X @ WEIGHTS, rtol=1e-2)
+
+
+def test_extend_model_records_a_variant_over_budget_without_its_files(registered, tmp_path):
+    linear_graph(tmp_path / "bad.onnx", -WEIGHTS)
+    (added,) = mlflow_tdeploy.extend_model(registered.model_uri, variants={"bad": tmp_path / "bad.onnx"})
+    assert added.dropped
+    with pytest.raises(MlflowException, match="over budget"):
+        mlflow_tdeploy.load_model(registered.model_uri, variant="bad")
+    assert MlflowClient().get_logged_model(registered.model_id).tags["tdeploy.variant.bad"] == "over budget"
+
+
+def test_extend_model_adds_nothing_when_over_budget_is_an_error(registered, tmp_path):
+    linear_graph(tmp_path / "bad.onnx", -WEIGHTS)
+    with pytest.raises(MlflowException, match="over the model's budget") as caught:
+        mlflow_tdeploy.extend_model(registered.model_uri, variants={"bad": tmp_path / "bad.onnx"}, on_budget="raise")
+    assert caught.value.error_code == "INVALID_STATE"
+    assert list(Bundle.open(mlflow.artifacts.download_artifacts(registered.model_uri)).variants) == ["onnx-fp32"]
+
+
+def test_extend_model_refuses_with_the_right_code(tracking, tmp_path):
+    info = mlflow_tdeploy.log_model(make_bundle(tmp_path / "made"), "linear")
+    linear_graph(tmp_path / "own.onnx")
+    cases = {
+        "RESOURCE_ALREADY_EXISTS": {"variants": {"onnx-fp32": tmp_path / "own.onnx"}},
+        "INVALID_PARAMETER_VALUE": {},
+    }
+    for code, arguments in cases.items():
+        with pytest.raises(MlflowException) as caught:
+            mlflow_tdeploy.extend_model(info.model_uri, **arguments)
+        assert caught.value.error_code == code
+    with pytest.raises(MlflowException, match="Unknown recipe 'int3'"):
+        mlflow_tdeploy.extend_model(info.model_uri, precisions=["int3"])

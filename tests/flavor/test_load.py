@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.store.bundle import Bundle
+from tests.bundles import WEIGHTS, accuracy, make_bundle
+from tests.flavor.text_bundles import embed, make_text_bundle
+
+
+def present(model) -> dict[str, bool]:
+    return {name: model.bundle.present(variant) for name, variant in model.variants.items()}
+
+
+@pytest.fixture
+def logged(remote, tmp_path):
+    """A model behind a server."""
+    return mlflow_tdeploy.log_model(make_text_bundle(tmp_path / "made"), "words")
+
+
+def test_load_model_fetches_the_chosen_variant_only_when_the_store_is_remote(logged, monkeypatch, tmp_path):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    with mlflow_tdeploy.load_model(logged.model_uri) as model:
+        assert model.decision.chosen.variant == "ort-cpu-int8"
+        assert present(model) == {"ort-cpu-int8": True, "onnx-fp32": False}
+        np.testing.assert_allclose(model.predict(["good"])[0], embed("good"), rtol=1e-3)
+        forced = model.predict(["good"], variant="onnx-fp32")  # fetched when it is wanted
+        np.testing.assert_array_equal(forced[0], embed("good"))
+        assert present(model)["onnx-fp32"]
+
+
+def test_load_model_downloads_to_the_given_folder(logged, tmp_path):
+    with mlflow_tdeploy.load_model(logged.model_uri, str(tmp_path / "here"), variant="onnx-fp32") as model:
+        assert model.bundle.root == tmp_path / "here" / "tdeploy"
+        assert present(model) == {"ort-cpu-int8": False, "onnx-fp32": True}
+
+
+def test_load_model_serves_another_variant_when_the_chosen_one_was_tampered_with(logged, tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    whole = mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(tmp_path / "whole"))
+    bundle = Bundle.open(whole)
+    path = bundle.path(bundle.variants["ort-cpu-int8"].entry)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with mlflow_tdeploy.load_model(whole) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert "was changed" in model.decision.failures[0]
+    with pytest.raises(MlflowException, match="was changed"):
+        mlflow_tdeploy.load_model(whole, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variant"),
+    [
+        ({}, "ort-cpu-int8"),
+        ({"variant": "onnx-fp32"}, "onnx-fp32"),
+        ({"model_config": {"variant": "onnx-fp32"}}, "onnx-fp32"),
+        ({"model_config": {"variant": "onnx-fp32"}, "variant": "ort-cpu-int8"}, "ort-cpu-int8"),
+        ({"runtime": "ort-cpu"}, "ort-cpu-int8"),
+    ],
+)
+def test_load_model_obeys_what_is_forced(tmp_path, arguments, variant):
+    mlflow_tdeploy.save_model(make_text_bundle(tmp_path / "made"), tmp_path / "model")
+    with mlflow_tdeploy.load_model(str(tmp_path / "model"), **arguments) as model:
+        assert model.decision.chosen.variant == variant
+
+
+def test_load_model_starts_from_the_saved_model_config(tmp_path):
+    made = make_text_bundle(tmp_path / "made")
+    mlflow_tdeploy.save_model(made, tmp_path / "model", model_config={"variant": "onnx-fp32"})
+    with mlflow_tdeploy.load_model(str(tmp_path / "model")) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+    with mlflow_tdeploy.load_model(str(tmp_path / "model"), variant="") as model:
+        assert model.decision.chosen.variant == "ort-cpu-int8"
+
+
+def test_load_model_opens_a_bundle_that_was_written_without_mlflow(tmp_path):
+    with mlflow_tdeploy.load_model(str(make_bundle(tmp_path / "made"))) as model:
+        x = np.ones((1, 4), np.float32)
+        np.testing.assert_allclose(model.predict({"x": x})["y"], x @ WEIGHTS)
+
+
+def test_load_model_refuses_with_the_right_code(tracking, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for uri in (str(tmp_path / "nowhere"), str(tmp_path / "empty"), "models:/nobody/1"):
+        with pytest.raises(MlflowException) as caught:
+            mlflow_tdeploy.load_model(uri)
+        assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+    made = str(make_bundle(tmp_path / "made"))
+    for arguments in ({"variant": "none"}, {"runtime": "none"}, {"model_config": {"temperature": 1}}):
+        with pytest.raises(MlflowException) as caught:
+            mlflow_tdeploy.load_model(made, **arguments)
+        assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_load_model_never_chooses_a_variant_over_budget(tmp_path):
+    evidence = {"onnx-fp32": [], "ort-cpu-int8": [accuracy("ort-cpu-int8", passed=False)]}
+    made = make_bundle(tmp_path / "made", {"onnx-fp32": WEIGHTS, "ort-cpu-int8": WEIGHTS}, evidence=evidence)
+    with mlflow_tdeploy.load_model(str(made)) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+    with pytest.raises(MlflowException, match="over budget: worst_cosine is 0.9"):
+        mlflow_tdeploy.load_model(str(made), variant="ort-cpu-int8")

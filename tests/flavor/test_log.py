@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from tests.flavor.text_bundles import embed, make_text_bundle
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A finished bundle of sentence embeddings."""
+    return make_text_bundle(tmp_path / "made")
+
+
+@pytest.mark.parametrize("kind", ["runs", "version", "alias", "model id"])
+def test_log_model_round_trips_over_every_kind_of_uri(tracking, made, kind):
+    with mlflow.start_run() as run:
+        info = mlflow_tdeploy.log_model(made, "words", registered_model_name="registered")
+    MlflowClient().set_registered_model_alias("registered", "champion", "1")
+    uri = {
+        "runs": f"runs:/{run.info.run_id}/words",
+        "version": "models:/registered/1",
+        "alias": "models:/registered@champion",
+        "model id": info.model_uri,
+    }[kind]
+    expected = embed("good film")
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(uri).predict(["good film"])[0], expected, rtol=1e-3)
+    with mlflow_tdeploy.load_model(uri) as model:
+        np.testing.assert_allclose(model.predict("good film")[0], expected, rtol=1e-3)
+
+
+def test_log_model_returns_mlflows_description(tracking, made):
+    with mlflow.start_run() as run:
+        info = mlflow_tdeploy.log_model(
+            made, name="words", registered_model_name="registered", metadata={"team": "search"}
+        )
+    assert info.run_id == run.info.run_id
+    assert info.registered_model_version == 1
+    assert info.metadata == {"team": "search"}
+    assert set(info.flavors) == {"python_function", "tdeploy"}
+    assert info.signature.params is not None
+    assert mlflow.models.get_model_info(info.model_uri).model_id == info.model_id
+
+
+def test_log_model_passes_on_what_describes_the_logged_model(tracking, made):
+    with mlflow.start_run():
+        info = mlflow_tdeploy.log_model(
+            made, name="words", params={"alpha": 3}, tags={"stage": "dev"}, model_type="embedder", step=4
+        )
+    model = MlflowClient().get_logged_model(info.model_id)
+    assert model.params["alpha"] == "3"
+    assert model.tags["stage"] == "dev"
+    assert model.model_type == "embedder"
+    assert model.status == LoggedModelStatus.READY
+    run = mlflow.get_run(info.run_id)
+    assert [(output.model_id, output.step) for output in run.outputs.model_outputs] == [(info.model_id, 4)]
+
+
+def test_log_model_works_without_a_run_and_keeps_its_evidence(tracking, made):
+    info = mlflow_tdeploy.log_model(made, name="words")
+    model = MlflowClient().get_logged_model(info.model_id)
+    assert model.source_run_id is None
+    assert {metric.key: metric.value for metric in model.metrics}["ort-cpu-int8.worst_cosine"] == 1.0
+    assert model.tags["tdeploy.precisions"] == "fp32,int8"
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.run_name == "words evidence"
+    assert run.info.status == "FINISHED"
+
+
+def test_log_model_logs_into_an_existing_logged_model(tracking, made):
+    model = mlflow.initialize_logged_model(name="prepared")
+    info = mlflow_tdeploy.log_model(made, model_id=model.model_id)
+    assert info.model_id == model.model_id
+    assert mlflow.pyfunc.load_model(f"models:/{model.model_id}").predict(["good"]).shape == (1, 4)
+
+
+def test_log_model_takes_the_deprecated_artifact_path_and_refuses_both(tracking, made):
+    with mlflow.start_run() as run:
+        mlflow_tdeploy.log_model(made, artifact_path="words")
+        assert mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/words")
+        with pytest.raises(MlflowException, match="Both `artifact_path`"):
+            mlflow_tdeploy.log_model(made, name="words", artifact_path="words")
+
+
+def test_log_model_checks_the_input_example_by_serving_it(tracking, made, monkeypatch):
+    from mlflow.models import utils
+
+    seen = []
+    real = utils._validate_serving_input
+    monkeypatch.setattr(utils, "_validate_serving_input", lambda **given: seen.append(real(**given)))
+    mlflow_tdeploy.log_model(made, name="words", input_example=["good film"])
+    np.testing.assert_allclose(seen[0][0], embed("good film"), rtol=1e-3)
+    mlflow_tdeploy.log_model(made, name="words", input_example=["good film"], validate_serving_input=False)
+    assert len(seen) == 1
+
+
+def test_log_model_marks_the_logged_model_as_failed_and_registers_nothing_when_saving_fails(tracking, made):
+    (made / "tdeploy" / "files" / "onnx-fp32" / "model.onnx").write_bytes(b"truncated")
+    with pytest.raises(MlflowException, match="onnx-fp32/model.onnx"):
+        mlflow_tdeploy.log_model(made, name="words", registered_model_name="registered")
+    (model,) = mlflow.search_logged_models(output_format="list")
+    assert model.status == LoggedModelStatus.FAILED
+    assert not MlflowClient().search_registered_models()
+
+
+def test_log_model_creates_no_logged_model_when_a_parameter_is_wrong(tracking, made):
+    with pytest.raises(MlflowException, match="'temperature'"):
+        mlflow_tdeploy.log_model(made, name="words", model_config={"temperature": 1})
+    with pytest.raises(MlflowException, match="on_budget"):
+        mlflow_tdeploy.log_model(made, name="words", on_budget="ignore")
+    assert not mlflow.search_logged_models(output_format="list")
+
+
+def test_log_model_warns_and_keeps_the_model_when_tags_cannot_be_written(tracking, made, monkeypatch, caplog):
+    def broken(*_):
+        raise ConnectionError("no connection")
+
+    monkeypatch.setattr("mlflow_tdeploy.flavor.log.tag_logged_model", broken)
+    info = mlflow_tdeploy.log_model(made, name="words")
+    assert "no connection" in caplog.text
+    assert mlflow.pyfunc.load_model(info.model_uri).predict(["good"]).shape == (1, 4)
+
+
+def test_two_models_of_one_run_keep_apart(tracking, made, tmp_path):
+    other = make_text_bundle(tmp_path / "other", failed=("ort-cpu-int8",))
+    with mlflow.start_run():
+        first = mlflow_tdeploy.log_model(made, name="first")
+        second = mlflow_tdeploy.log_model(other, name="second")
+    values = [
+        {metric.key: metric.value for metric in MlflowClient().get_logged_model(info.model_id).metrics}
+        for info in (first, second)
+    ]
+    assert [found["ort-cpu-int8.worst_cosine"] for found in values] == [1.0, 0.9]
