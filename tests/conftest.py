@@ -135,3 +135,29 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory, minilm_path: Path) -> Pa
     BertForSequenceClassification(config).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_bundle(tmp_path_factory: pytest.TempPathFactory, minilm_path: Path) -> Path:
+    """The model directory of all-MiniLM-L6-v2's bundle with every variant; a minute or two, so for slow tests.
+
+    Workers of one run share it; nobody may write to it.
+    """
+    import fcntl
+
+    from mlflow_tdeploy.build.options import BuildOptions
+    from mlflow_tdeploy.build.pipeline import build_bundle
+    from mlflow_tdeploy.source.resolve import resolve
+    from mlflow_tdeploy.store.writer import BundleDraft, staged_directory
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    target = shared / "minilm-bundle"
+    with (shared / "minilm-bundle.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            source = resolve(minilm_path)
+            with staged_directory(target) as folder:
+                build_bundle(source, BundleDraft(folder / "tdeploy"), BuildOptions(seconds=5.0))
+            source.close()
+    return target

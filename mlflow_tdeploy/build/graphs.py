@@ -259,10 +259,10 @@ def quantize_dynamic_int8(
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory(dir=src.parent) as folder, _quiet():
+    with _without_weight_shapes(src) as bare, tempfile.TemporaryDirectory(dir=src.parent) as folder, _quiet():
         file = Path(folder) / "model.onnx"
         quantize_dynamic(
-            src,
+            bare,
             file,
             op_types_to_quantize=list(op_types),
             per_channel=per_channel,
@@ -272,6 +272,23 @@ def quantize_dynamic_int8(
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
         save_ir(ir.load(file), dst, external_data=external_data)
+
+
+@contextlib.contextmanager
+def _without_weight_shapes(src: Path) -> Iterator[Path]:
+    """Yield a temporary graph beside ``src``, on the same weights, that does not repeat their shapes.
+
+    The quantizer transposes the weights of a Gemm and keeps the shapes written elsewhere in the graph: a conflict.
+    """
+    model = onnx.load(src, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    shapes = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(shapes)
+    with tempfile.NamedTemporaryFile(dir=src.parent, suffix=".onnx") as file:
+        file.write(model.SerializeToString())
+        file.flush()
+        yield Path(file.name)
 
 
 def _fuse_onnxscript(src: Path, fusions: Collection[str]) -> ir.Model:

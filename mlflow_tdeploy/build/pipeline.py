@@ -80,7 +80,7 @@ class _Build:
         has_source = self._write_source()
         plan = self._plan(has_source)
         given = self._given()
-        self.reference = HF if has_source else PORTABLE if PORTABLE in plan.keep else next(iter(given))
+        self.reference = HF if has_source else self.source.reference_id or PORTABLE
         answers = self.shop.ask_reference(self.source.reference, _parameters(self.source))
         for variant_id, path in given.items():
             self._take(variant_id, path, answers)
@@ -123,7 +123,7 @@ class _Build:
         given = self._given()
         ready_made = len(given) > 0 and self.source.module is None
         exportable = self.source.module is not None or PORTABLE in self.source.graphs
-        required = [] if has_source or given else [PORTABLE]
+        required = [] if has_source or given else [PORTABLE]  # something must be the reference
         precisions = () if ready_made and self.options.precisions is None else self.options.precisions
         return plan_variants(precisions, given=given, exportable=exportable, required=required)
 

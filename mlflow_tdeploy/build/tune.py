@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,13 @@ SECONDS = 5.0
 #: Fusions that a session does itself and that can be slower than what they replace.
 _IN_SESSION = ("skip_layer_norm", "bias_gelu")
 #: Fusions in the graph itself that are worth questioning; the others only spell standard operators.
-_IN_GRAPH = ("attention", "rotary_embedding", "skip_rms_norm")
+_IN_GRAPH = ("attention", "packed_qkv", "rotary_embedding", "skip_rms_norm")
+#: What goes with another one.
+_IMPLIED = {"attention": ("packed_qkv",)}
 _ALL = "all"
+
+#: A step from one ONNX file to another.
+Convert = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
@@ -49,31 +54,46 @@ class Fused:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def choose_fusions(parent: Graph, workdir: Path, measure: Measure | None, *, seconds: float = SECONDS) -> Fused:
+def choose_fusions(
+    parent: Graph,
+    workdir: Path,
+    measure: Measure | None,
+    *,
+    fusions: Collection[str] = CPU_FUSIONS,
+    question: Collection[str] = _IN_GRAPH,
+    convert: Convert | None = None,
+    seconds: float = SECONDS,
+) -> Fused:
     """Fuse a portable graph for ONNX Runtime's CPU provider.
 
     Args:
         parent: The portable graph.
         workdir: Where graphs are written; only the chosen one is left.
         measure: Times graphs on this host; None leaves out what is known to be slow on CPUs.
+        fusions: What to fuse in the graph.
+        question: Which of these to hold against the graph without them.
+        convert: What is done to each fused graph before it is measured, such as quantization.
         seconds: For the measurements.
     """
-    bench = _Bench(parent, workdir)
+    bench = _Bench(parent, workdir, frozenset(fusions) - set(_IN_SESSION), convert)
     counts = bench.counts
+    kinds = [*(kind for kind in _IN_GRAPH if kind in question and counts.get(kind)), *_IN_SESSION]
     dropped: tuple[str, ...] = _IN_SESSION
     settings: dict[str, Any] = {"measured": False}
     if measure is not None:
-        dropped, settings = _measured(bench, measure, seconds)
+        dropped, settings = _measured(bench, kinds, measure, seconds)
     chosen = bench.without(dropped)
     path = bench.keep(chosen)
-    settings |= {"fused": {kind: n for kind, n in counts.items() if kind not in dropped}, "left_out": sorted(dropped)}
+    gone = _with_implied(dropped)
+    settings |= {"fused": {kind: n for kind, n in counts.items() if kind not in gone}, "left_out": sorted(dropped)}
     return Fused(path, chosen.session, settings)
 
 
-def _measured(bench: _Bench, measure: Measure, seconds: float) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _measured(
+    bench: _Bench, kinds: Sequence[str], measure: Measure, seconds: float
+) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return what to leave out, and the ratios that say so."""
     started = time.perf_counter()
-    kinds = bench.kinds
     graphs = {_ALL: bench.without(()), **{kind: bench.without((kind,)) for kind in kinds}}
     ratios = _ratios(measure(graphs, seconds * 2 / 3), kinds)
     slow = sorted((kind for kind in kinds if _overall(ratios[kind]) < 1 - GAIN), key=lambda k: _overall(ratios[k]))
@@ -102,22 +122,18 @@ def _overall(ratios: Mapping[str, float]) -> float:
 class _Bench:
     """Graphs with and without fusions, each file written once."""
 
-    def __init__(self, parent: Graph, workdir: Path) -> None:
+    def __init__(self, parent: Graph, workdir: Path, fusions: frozenset[str], convert: Convert | None) -> None:
         self._parent = parent
         self._workdir = workdir
+        self._convert = convert
         self._files: dict[frozenset[str], Path] = {}
         # What sessions fuse themselves stays out of the file: one file serves both choices.
-        self._fusions = frozenset(CPU_FUSIONS) - set(_IN_SESSION)
-        self.counts = self._fuse(self._fusions)
-
-    @property
-    def kinds(self) -> list[str]:
-        """Fusions to question: those in this graph, and those a session may do."""
-        return [*(kind for kind in _IN_GRAPH if self.counts.get(kind)), *_IN_SESSION]
+        self._fusions = fusions
+        self.counts = self._fuse(fusions)
 
     def without(self, left_out: Sequence[str]) -> Graph:
         """Return the graph without some fusions."""
-        fusions = self._fusions - set(left_out)
+        fusions = self._fusions - _with_implied(left_out)
         if fusions not in self._files:
             self._fuse(fusions)
         disabled = [SESSION_OPTIMIZERS[kind] for kind in sorted(left_out) if kind in SESSION_OPTIMIZERS]
@@ -136,5 +152,15 @@ class _Bench:
         path = self._workdir / f"fused-{len(self._files)}" / "model.onnx"
         path.parent.mkdir(parents=True)
         counts = fuse_for_ort(self._parent.path, path, fusions=fusions)
+        if self._convert is not None:
+            converted = self._workdir / f"converted-{len(self._files)}" / "model.onnx"
+            converted.parent.mkdir(parents=True)
+            self._convert(path, converted)
+            shutil.rmtree(path.parent)
+            path = converted
         self._files[fusions] = path
         return counts
+
+
+def _with_implied(kinds: Collection[str]) -> set[str]:
+    return {*kinds, *(implied for kind in kinds for implied in _IMPLIED.get(kind, ()))}

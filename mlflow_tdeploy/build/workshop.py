@@ -16,7 +16,7 @@ from mlflow_tdeploy.build.stage import Staged, check, make_measure, opened, stag
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BudgetError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
@@ -97,7 +97,7 @@ class Workshop:
             exporter=self.options.exporter,
         )
         with self.step(f"make {recipe.id}") as detail:
-            graph = recipe().run(context)
+            graph = _run(recipe, context)
             staged = stage_recipe(recipe, graph, self.work / "staged", self.host)
             detail.append(_made(staged))
         return staged
@@ -137,6 +137,17 @@ class Workshop:
             found = measure_latency(variants, self.task, self.data, self.host, seconds=seconds * 0.8)
             # Apart: torch's threads go on spinning after a run and would slow whoever comes next.
             return found + measure_latency(others, self.task, self.data, self.host, seconds=seconds * 0.2)
+
+
+def _run(recipe: type[Recipe], context: RecipeContext) -> Graph:
+    """Run a recipe; whatever a library raises in it becomes a BuildError, errors of the host stay what they are."""
+    try:
+        return recipe().run(context)
+    except (TDeployError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:400] or type(error).__name__
+        raise BuildError(f"The recipe of '{recipe.id}' failed: {type(error).__name__}: {why}") from error
 
 
 def over_budget(variant_id: str, verified: Verified) -> BudgetError:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
-from mlflow_tdeploy.build.export import Exporter, export_module
+from mlflow_tdeploy.build.export import Exporter, ExportResult, export_module
 from mlflow_tdeploy.build.graphs import simplify
 from mlflow_tdeploy.build.inspect_graph import differing_dtypes
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
-from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.core.errors import BuildError, ExportError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
-
-if TYPE_CHECKING:
-    import torch
+from mlflow_tdeploy.source.base import Source
 
 
 @RECIPES.register("onnx-fp32")
@@ -32,7 +31,7 @@ class OnnxFp32(Recipe):
         """Export or copy, then simplify."""
         source = context.source
         if source is not None and source.module is not None:
-            return _exported(source.module, context)
+            return _exported(source, context)
         if source is not None and self.id in source.graphs:
             path = source.graphs[self.id]
             simplified = _simplify(path, context.output())
@@ -47,21 +46,35 @@ class OnnxFp32(Recipe):
         )
 
 
-def _exported(module: torch.nn.Module, context: RecipeContext) -> Graph:
+def _exported(source: Source, context: RecipeContext) -> Graph:
     path = context.workdir / "exported" / "model.onnx"
     path.parent.mkdir()
-    result = export_module(
-        module,
-        context.task.example_feeds("opt", ragged=True, items=context.data.texts or None),
-        context.task.signature,
-        path,
-        opset=context.opset,
-        exporter=cast(Exporter, context.exporter),
-    )
+    result = _export(source, context, path)
     simplified = _simplify(path, context.output())
     shutil.rmtree(path.parent)
     settings = {"exporter": result.exporter, "opset": result.opset, "simplified": simplified}
     return Graph(context.output(), Precision(recipe=OnnxFp32.id, settings=settings), notes=result.notes)
+
+
+def _export(source: Source, context: RecipeContext, path: Path) -> ExportResult:
+    """Export with ``torch.export`` and, where that fails, TorchScript, which reads plain attention best."""
+    example = context.task.example_feeds("opt", ragged=True, items=context.data.texts or None)
+
+    def attempt(exporter: Exporter) -> ExportResult:
+        module = source.module if exporter == "dynamo" else source.module_for("eager")
+        assert module is not None
+        return export_module(module, example, context.task.signature, path, opset=context.opset, exporter=exporter)
+
+    if context.exporter != "auto":
+        return attempt(cast(Exporter, context.exporter))
+    try:
+        return attempt("dynamo")
+    except ExportError as first:
+        try:
+            result = attempt("torchscript")
+        except ExportError as second:
+            raise ExportError(f"{first} {second}") from second
+        return replace(result, notes=(*result.notes, f"not exported by dynamo: {first}"))
 
 
 def _simplify(path: Path, output: Path) -> bool:

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mlflow_tdeploy.build.graphs import quantize_dynamic_int8
+from mlflow_tdeploy.build.graphs import CPU_INT8_FUSIONS, quantize_dynamic_int8
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
+from mlflow_tdeploy.build.tune import choose_fusions
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
 
 
 @RECIPES.register("ort-cpu-int8")
 class OrtCpuInt8(Recipe):
-    """Quantizes the fused graph; what was measured to pay there is kept."""
+    """Fuses the portable graph as far as a quantizer can read it, and quantizes.
+
+    What pays in fp32 may not pay in int8, so the fusions of a session are measured again, on the quantized graph.
+    """
 
     id: ClassVar[str] = "ort-cpu-int8"
     precision: ClassVar[str] = "int8"
-    parent: ClassVar[str | None] = "ort-cpu-fp32"
+    parent: ClassVar[str | None] = "onnx-fp32"
     format: ClassVar[Format] = "ort"
     device: ClassVar[str] = "cpu"
+    tuned: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
-        """Quantize."""
-        parent = context.base()
-        context.output().parent.mkdir(parents=True)
-        quantize_dynamic_int8(parent.path, context.output(), per_channel=True)
-        precision = Precision("int8", "int8", recipe=self.id, settings={"dynamic": True, "per_channel": True})
-        return Graph(context.output(), precision, session=parent.session)
+        """Fuse, quantize, measure, keep what pays."""
+        fused = choose_fusions(
+            context.base(),
+            context.workdir,
+            context.measure,
+            fusions=CPU_INT8_FUSIONS,
+            question=(),
+            convert=quantize_dynamic_int8,
+        )
+        settings = {"dynamic": True, "per_channel": True, **fused.settings}
+        return Graph(fused.path, Precision("int8", "int8", recipe=self.id, settings=settings), session=fused.session)

@@ -1,0 +1,173 @@
+"""One more variant for a bundle that exists: made and checked in a folder apart, added by whoever asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.build.plan import HF
+from mlflow_tdeploy.build.recipes import RECIPES, Graph
+from mlflow_tdeploy.build.report import Step
+from mlflow_tdeploy.build.stage import Staged, opened, stage_graph
+from mlflow_tdeploy.build.workshop import Progress, Workshop
+from mlflow_tdeploy.core.errors import BuildError, ConflictError, TDeployError
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.pipeline import Infer
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.variant import Variant, check_variant_id
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.external_data import copy_graph
+from mlflow_tdeploy.store.layout import ASSETS
+
+
+@dataclass(frozen=True)
+class Built:
+    """A variant ready to be added.
+
+    Attributes:
+        variant: Its record; without files when it is over budget.
+        staged: A folder laid out like the bundle with its files, or None when there are none.
+        evidence: What was measured about it.
+        steps: What was done.
+    """
+
+    variant: Variant
+    staged: Path | None
+    evidence: tuple[Evidence, ...]
+    steps: tuple[Step, ...]
+
+
+def build_variant(
+    bundle: Bundle,
+    what: str | Path,
+    workdir: Path,
+    options: BuildOptions | None = None,
+    *,
+    variant_id: str | None = None,
+    fetch: Callable[[Variant], None] | None = None,
+    progress: Progress | None = None,
+) -> Built:
+    """Make a variant of a bundle and check it against the bundle's reference.
+
+    The reference is the source itself where torch and its files are here, else the bundle's most faithful graph that
+    can be opened; the evidence says which.
+
+    Args:
+        bundle: The bundle; it is only read.
+        what: Name of a recipe, or the path of an ONNX graph to take as it is.
+        workdir: An empty folder for everything; what is returned lies in it.
+        options: Options; without a budget the bundle's own holds.
+        variant_id: Id of the variant; needed for a graph, a recipe has its own.
+        fetch: Brings a variant's files where the bundle was downloaded without them.
+        progress: Told of every finished step.
+
+    Raises:
+        ConflictError: The bundle has a variant of that id.
+        InvalidInputError: There is no such recipe, or the graph's tensors are not the signature's.
+        BuildError: The variant cannot be made here.
+        BudgetError: It is over budget and ``on_budget`` is ``raise``.
+    """
+    options = options or BuildOptions()
+    path = None if isinstance(what, str) and what in RECIPES else Path(what)
+    if path is not None and path.suffix != ".onnx":
+        RECIPES.get(str(what))  # raises, listing what exists
+    new_id = check_variant_id(variant_id or ("" if path else str(what)))
+    if new_id in bundle.variants:
+        raise ConflictError(
+            f"The model has a variant '{new_id}' already; variants are never replaced. Choose another id."
+        )
+    manifest = bundle.manifest
+    task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
+    shop = Workshop(task, options.budget or manifest.budget, options, workdir, progress=progress)
+    here = _Here(bundle, fetch)
+    with _reference(bundle, here) as (name, infer, weights):
+        answers = shop.ask_reference(infer, weights)
+    staged = _stage(shop, here, new_id, path)
+    verified = shop.check(staged, answers)
+    evidence = [shop.evidence(new_id, verified, name)]
+    if not verified.passed:
+        staged = staged.drop()
+    else:
+        evidence += shop.latencies({new_id: staged}, {})
+    kept = None if staged.variant.dropped else staged.root
+    return Built(staged.variant, kept, tuple(evidence), tuple(shop.steps))
+
+
+class _Here:
+    """Variants of the bundle whose files are, or can be brought, here."""
+
+    def __init__(self, bundle: Bundle, fetch: Callable[[Variant], None] | None) -> None:
+        self._bundle = bundle
+        self._fetch = fetch
+
+    def available(self, variant_id: str) -> bool:
+        """Tell whether the variant has files to be had."""
+        variant = self._bundle.variants.get(variant_id)
+        if variant is None or variant.dropped:
+            return False
+        return self._fetch is not None or self._bundle.present(variant)
+
+    def get(self, variant_id: str) -> Variant:
+        """Return the variant, its files here and checked."""
+        variant = self._bundle.variants[variant_id]
+        if self._fetch is not None and not self._bundle.present(variant):
+            self._fetch(variant)
+        self._bundle.verify(variant)
+        return variant
+
+    def graph(self, variant_id: str, folder: Path) -> Graph:
+        """Return the variant as the parent of others, linked into ``folder``: tools write beside their source."""
+        variant = self.get(variant_id)
+        folder.mkdir(parents=True)
+        names = copy_graph(self._bundle.path(variant.entry), folder)
+        return Graph(folder / names[0], variant.precision, variant.session, variant.dtypes)
+
+
+@contextmanager
+def _reference(bundle: Bundle, here: _Here) -> Iterator[tuple[str, Infer, int]]:
+    """Open the most faithful variant that can be opened; yields its id, its ``infer`` and its number of weights."""
+    first = (HF, bundle.manifest.reference)
+    rest = sorted(v.id for v in bundle.variants.values() if v.precision.name == "fp32")
+    reasons = []
+    host = probe.host()
+    with ExitStack() as stack:
+        for variant_id in dict.fromkeys((*first, *rest)):
+            if not here.available(variant_id):
+                reasons.append(f"'{variant_id}' has no files here")
+                continue
+            try:
+                variant = here.get(variant_id)
+                session, _ = stack.enter_context(
+                    opened(bundle.root, variant, bundle.manifest.signature, host, host.cores)
+                )
+            except TDeployError as error:
+                reasons.append(str(error))
+                continue
+            yield variant_id, session.infer, variant.size // 4
+            return
+    raise BuildError(f"No variant of this model can be opened here as the reference: {'; '.join(reasons)}.")
+
+
+def _stage(shop: Workshop, here: _Here, new_id: str, path: Path | None) -> Staged:
+    root = shop.work / "staged"
+    if path is not None:
+        with shop.step(f"take {new_id}"):
+            return stage_graph(new_id, path, root, shop.task.signature)
+    recipe = RECIPES.get(new_id)
+    chain = [recipe]
+    while chain[0].parent is not None and not here.available(chain[0].parent):
+        chain.insert(0, RECIPES.get(chain[0].parent))
+    if chain[0].parent is None:
+        raise BuildError(
+            f"Variant '{new_id}' cannot be made here: it starts from '{chain[0].id}', which this model has not, and "
+            f"only logging the model makes that one."
+        )
+    graph = here.graph(chain[0].parent, shop.work / "parent")
+    for step in chain:
+        staged = shop.make(step, graph)
+        graph = staged.graph
+    return staged

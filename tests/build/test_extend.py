@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from mlflow_tdeploy.build.extend import build_variant
+from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError, InvalidInputError
+from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.writer import append_variant
+from tests.build.sources import mlp_source
+from tests.build.test_pipeline import build
+
+QUICK = BuildOptions(measure=False)
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory) -> Path:
+    """A module's bundle with the portable graph only."""
+    target = tmp_path_factory.mktemp("extend") / "model"
+    build(mlp_source(), target, BuildOptions(measure=False, precisions=("onnx-fp32",)))
+    return target
+
+
+@pytest.fixture
+def bundle(logged, tmp_path) -> Bundle:
+    shutil.copytree(logged, tmp_path / "model")
+    return Bundle.open(tmp_path / "model")
+
+
+def test_build_variant_makes_a_recipe(bundle, tmp_path):
+    (tmp_path / "work").mkdir()
+    before = sorted(bundle.root.rglob("*"))
+    built = build_variant(bundle, "ort-cpu-int8", tmp_path / "work", BuildOptions(seconds=0.2))
+    assert sorted(bundle.root.rglob("*")) == before  # only read
+    assert built.variant.parent == "onnx-fp32"
+    accuracy, latency = built.evidence
+    assert accuracy.settings["reference"] == "onnx-fp32"  # the source is not at hand, and the evidence says so
+    assert latency.kind == "latency"
+    append_variant(bundle.root, built.variant, built.staged, built.evidence)
+    with open_model(tmp_path / "model", policy=Policy(variant="ort-cpu-int8")) as model:
+        assert model.infer({"x": np.ones((1, 4), np.float32)})["y"].shape == (1, 3)
+
+
+def test_build_variant_compares_with_the_source_when_it_is_there(tiny_bundle, tmp_path):
+    bundle = Bundle.open(tiny_bundle)
+    graph = bundle.path(bundle.variants["ort-cpu-fp32"].entry)
+    built = build_variant(bundle, graph, tmp_path, QUICK, variant_id="mine")
+    assert built.evidence[0].settings["reference"] == "hf"
+    assert built.evidence[0].passed
+    assert built.variant.format == "ort"  # it has operators of ONNX Runtime's own
+    assert built.staged is not None
+    assert (built.staged / built.variant.entry).is_file()
+
+
+def _broken(bundle: Bundle, path: Path) -> Path:
+    model = onnx.load(bundle.path(bundle.variants["onnx-fp32"].entry))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(-2 * numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+def test_build_variant_keeps_no_files_when_the_graph_is_over_budget(bundle, tmp_path):
+    path = _broken(bundle, tmp_path / "broken.onnx")
+    (tmp_path / "a").mkdir()
+    built = build_variant(bundle, path, tmp_path / "a", QUICK, variant_id="mine")
+    assert built.staged is None
+    assert built.variant.dropped
+    assert not built.evidence[0].passed
+    (tmp_path / "b").mkdir()
+    with pytest.raises(BudgetError, match="'mine' is over"):
+        build_variant(bundle, path, tmp_path / "b", BuildOptions(on_budget="raise", measure=False), variant_id="mine")
+
+
+def test_build_variant_holds_the_budget_that_is_given(bundle, tmp_path):
+    path = bundle.path(bundle.variants["onnx-fp32"].entry)
+    options = BuildOptions(measure=False, budget=Budget.of("max_difference <= -1"))
+    (tmp_path / "work").mkdir()
+    built = build_variant(bundle, path, tmp_path / "work", options, variant_id="mine")
+    assert not built.evidence[0].passed
+
+
+def test_build_variant_refuses_an_id_that_exists(bundle, tmp_path):
+    with pytest.raises(ConflictError, match="'onnx-fp32' already"):
+        build_variant(bundle, "onnx-fp32", tmp_path)
+
+
+def test_build_variant_lists_recipes_when_the_name_is_unknown(bundle, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"'int3'.*ort-cpu-int8"):
+        build_variant(bundle, "int3", tmp_path)
+
+
+def test_build_variant_refuses_a_graph_with_other_tensors(bundle, tmp_path):
+    from tests.bundles import linear_graph
+
+    linear_graph(tmp_path / "other.onnx")
+    model = onnx.load(tmp_path / "other.onnx")
+    model.graph.input[0].name = model.graph.node[0].input[0] = "z"
+    onnx.save(model, tmp_path / "other.onnx")
+    (tmp_path / "w").mkdir()
+    with pytest.raises(InvalidInputError, match="has no tensor 'x'"):
+        build_variant(bundle, tmp_path / "other.onnx", tmp_path / "w", QUICK, variant_id="mine")
+
+
+def test_build_variant_fetches_the_parent_when_it_is_not_here(bundle, logged, tmp_path):
+    variant = bundle.variants["onnx-fp32"]
+    shutil.rmtree(bundle.root / "files")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(BuildError, match="no files here"):
+        build_variant(bundle, "onnx-fp16", tmp_path / "a", QUICK)
+    fetched = []
+
+    def fetch(wanted):
+        fetched.append(wanted.id)
+        shutil.copytree(logged / "tdeploy" / "files" / wanted.id, bundle.root / "files" / wanted.id)
+
+    (tmp_path / "b").mkdir()
+    built = build_variant(bundle, "onnx-fp16", tmp_path / "b", QUICK, fetch=fetch)
+    assert built.evidence[0].passed
+    assert fetched == [variant.id]

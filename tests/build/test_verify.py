@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes, largest_corner
+from mlflow_tdeploy.build.verify import failed, verify
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import BuildError, SessionError
+from mlflow_tdeploy.core.tasks import TASKS, Task
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from tests.build.sources import linear_task, scaled
+
+BUDGET = Budget.of("worst_cosine >= 0.99, max_difference <= 0.1")
+DIMS = ("batch", "sequence")
+
+
+def text_signature(batch=(1, 4, 8), sequence=(1, 8, 16)) -> Signature:
+    return Signature(
+        (Dim.of("batch", batch), Dim.of("sequence", sequence)),
+        tuple(TensorSpec(name, "int64", DIMS) for name in ("input_ids", "attention_mask")),
+        (TensorSpec("logits", "float32", ("batch", 2)),),
+    )
+
+
+def classifier(assets: Path) -> Task:
+    return TASKS.get("text-classification")({"labels": ["no", "yes"], "max_length": 16}, text_signature(), assets)
+
+
+def odd_length(feeds):
+    """Classify by whether the number of tokens is odd."""
+    odd = feeds["attention_mask"].sum(axis=1) % 2
+    return {"logits": np.stack([1 - odd, odd], axis=1).astype(np.float32) * 4}
+
+
+@pytest.fixture
+def answers(tmp_path: Path) -> ReferenceAnswers:
+    task = linear_task()
+    return ReferenceAnswers(task, VerifyData.of(None).for_task(task), scaled(1.0), tmp_path)
+
+
+def test_verify_passes_when_the_variant_is_the_reference(answers):
+    verified = verify(answers, scaled(1.0), BUDGET)
+    assert verified.passed
+    assert verified.metrics["max_difference"] == 0
+    assert verified.data == answers.data.record
+
+
+def test_verify_covers_min_opt_and_max_of_the_signature(answers):
+    assert verify(answers, scaled(1.0), BUDGET).shapes == ("batch=1", "batch=2", "batch=8")
+
+
+def test_verify_fails_when_the_variant_is_too_far(answers):
+    verified = verify(answers, scaled(1.5), BUDGET)
+    assert not verified.passed
+    assert "max_difference" in verified.violations[0]
+
+
+def test_verify_fails_when_only_the_largest_batch_is_wrong(answers):
+    def infer(feeds):
+        return scaled(9.0 if len(feeds["x"]) == 8 else 1.0)(feeds)
+
+    verified = verify(answers, infer, BUDGET)
+    assert not verified.passed
+    assert verified.settings["items"]["max_difference"] == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_verify_fails_with_finite_metrics_when_values_are_not_finite(answers, bad):
+    def infer(feeds):
+        outputs = scaled(1.0)(feeds)
+        outputs["y"][0, 0] = bad
+        return outputs
+
+    verified = verify(answers, infer, BUDGET)
+    assert not verified.passed
+    assert np.isfinite(list(verified.metrics.values())).all()
+    assert "NaN or infinite" in verified.violations[0]
+    assert verified.evidence("x").passed is False
+
+
+def _raises(feeds):
+    raise SessionError("out of luck")
+
+
+@pytest.mark.parametrize(
+    ("infer", "message"),
+    [
+        (_raises, "out of luck"),
+        (lambda feeds: {}, "output 'y' is missing"),
+        (lambda feeds: {"y": feeds["x"]}, "has shape"),
+    ],
+)
+def test_verify_fails_instead_of_raising_when_a_variant_cannot_answer(answers, infer, message):
+    verified = verify(answers, infer, BUDGET)
+    assert not verified.passed
+    assert message in verified.violations[0]
+    assert "at batch=1" in verified.violations[0]
+    assert verified.metrics == {}  # nothing was compared: no figure that looks like success
+
+
+def test_failed_names_the_reason(answers):
+    assert failed(answers, "cannot be opened").violations == ("cannot be opened",)
+
+
+def test_reference_is_asked_once_for_all_variants(tmp_path):
+    calls = []
+
+    def reference(feeds):
+        calls.append(feeds)
+        return scaled(1.0)(feeds)
+
+    task = linear_task()
+    answers = ReferenceAnswers(task, VerifyData.of(None).for_task(task), reference, tmp_path)
+    before = len(calls)
+    for _ in range(2):
+        verify(answers, scaled(1.0), BUDGET)
+    assert len(calls) == before == len(answers.cases)
+
+
+def test_reference_answers_are_the_same_when_they_are_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("mlflow_tdeploy.build.reference.MEMORY", 0)
+    task = linear_task()
+    answers = ReferenceAnswers(task, VerifyData.of(None).for_task(task), scaled(1.0), tmp_path / "new")
+    assert list((tmp_path / "new").iterdir())
+    assert verify(answers, scaled(1.0), BUDGET).metrics["max_difference"] == 0
+    assert not verify(answers, scaled(1.5), BUDGET).passed
+
+
+def test_reference_answers_raise_when_the_reference_fails(tmp_path):
+    task = linear_task()
+    data = VerifyData.of(None).for_task(task)
+    with pytest.raises(BuildError, match=r"fails at batch=1.*ZeroDivisionError"):
+        ReferenceAnswers(task, data, lambda feeds: {"y": 1 / 0}, tmp_path)
+    with pytest.raises(BuildError, match="NaN or infinite values only"):
+        ReferenceAnswers(task, data, lambda feeds: {"y": np.full((len(feeds["x"]), 3), np.nan)}, tmp_path)
+
+
+def test_verify_scores_answers_when_labels_are_given(minilm_path, tmp_path):
+    task = classifier(minilm_path)
+    texts = ["one", "one two", "one two three", "one two three four"]  # 3, 4, 5 and 6 tokens
+    data = VerifyData.of({"text": texts, "label": ["yes", "no", "yes", "yes"]}).for_task(task)
+    answers = ReferenceAnswers(task, data, odd_length, tmp_path)
+    assert answers.metric == {"accuracy": 0.75}
+    budget = Budget.of("accuracy_drop <= 0.1")
+    same = verify(answers, odd_length, budget)
+    assert same.passed
+    assert same.metrics["accuracy"] == same.metrics["reference_accuracy"] == 0.75
+
+    def always_no(feeds):
+        return {"logits": np.tile(np.float32([4, 0]), (len(feeds["input_ids"]), 1))}
+
+    worse = verify(answers, always_no, budget)
+    assert worse.metrics["accuracy"] == 0.25
+    assert worse.metrics["accuracy_drop"] == 0.5
+    assert "accuracy_drop is 0.5" in worse.violations[0]
+
+
+def test_verify_asks_every_text_in_batches_and_some_alone(minilm_path, tmp_path):
+    task = classifier(minilm_path)
+    data = VerifyData.of(None).for_task(task)
+    answers = ReferenceAnswers(task, data, odd_length, tmp_path)
+    items = [case for case in answers.cases if case.part == "items"]
+    assert sorted(index for case in items if case.answers for index in case.indices) == list(range(len(data.texts)))
+    assert sum(len(case.indices) == 1 for case in items) >= 20
+
+
+def test_corners_hold_words_of_the_texts_and_rows_of_different_length(minilm_path, tmp_path):
+    task = classifier(minilm_path)
+    data = VerifyData.of(["the quick brown fox"] * 3).for_task(task)
+    answers = ReferenceAnswers(task, data, odd_length, tmp_path)
+    corners = [case.feeds for case in answers.cases if case.part == "corners"]
+    words = set(task.encode(["the quick brown fox"]).collate([0])["input_ids"][0].tolist()) | {0}
+    assert all(set(np.unique(feeds["input_ids"]).tolist()) <= words for feeds in corners)
+    largest = [feeds["attention_mask"].sum(axis=1) for feeds in corners if feeds["input_ids"].shape == (8, 16)]
+    assert any(len(set(lengths.tolist())) > 1 for lengths in largest)
+    assert all(lengths.max() == 16 for lengths in largest)
+
+
+def test_corner_sizes_keep_each_dimension_at_full_size_when_the_whole_is_too_large():
+    signature = text_signature(batch=(1, 8, 64), sequence=(1, 128, 512))
+    assert corner_sizes(signature, "max", 32768) == [{"batch": 64, "sequence": 512}]
+    assert corner_sizes(signature, "max", 4096) == [{"batch": 64, "sequence": 64}, {"batch": 8, "sequence": 512}]
+    assert corner_sizes(signature, "min", 4096) == [{"batch": 1, "sequence": 1}]
+
+
+def test_corner_sizes_never_leave_the_range():
+    signature = text_signature(batch=(4, 8, 64), sequence=(100, 128, 512))
+    assert corner_sizes(signature, "max", 10) == [{"batch": 64, "sequence": 100}, {"batch": 4, "sequence": 512}]
+
+
+def test_largest_corner_shrinks_when_the_model_grows():
+    assert largest_corner(0) == 32768
+    assert largest_corner(22_700_000) >= 64 * 256  # all-MiniLM-L6-v2 is checked at its whole range
+    assert largest_corner(110_000_000) < largest_corner(22_700_000)
+    assert largest_corner(10**12) == 2048

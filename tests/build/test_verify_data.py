@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_tdeploy.build.verify_data import VerifyData, default_texts
+from mlflow_tdeploy.core.errors import InvalidInputError
+from tests.build.sources import linear_task
+from tests.build.test_verify import classifier
+
+
+def test_default_texts_are_at_least_200_different_ones():
+    assert len(set(default_texts())) == len(default_texts()) >= 200
+
+
+def test_of_reads_texts_and_labels_when_given_a_table():
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["no", "yes"], "id": [1, 2]})
+    for value in (frame, {"texts": ["a", "b"], "labels": np.array(["no", "yes"])}):
+        data = VerifyData.of(value)
+        assert (data.texts, data.labels) == (("a", "b"), ("no", "yes"))
+
+
+def test_sha256_is_the_same_for_the_same_data_however_it_is_given():
+    a = VerifyData.of(["one", "two"], name="a")
+    b = VerifyData.of(pd.Series(["one", "two"]), name="b")
+    assert a.sha256 == b.sha256
+    assert a.sha256 != VerifyData.of(["two", "one"]).sha256
+    assert a.sha256 != VerifyData.of({"text": ["one", "two"], "label": [0, 1]}).sha256
+
+
+def test_sha256_depends_on_the_arrays_of_requests():
+    x = np.ones((1, 4), np.float32)
+    assert VerifyData.of([{"x": x}]).sha256 == VerifyData.of({"x": x.copy()}).sha256
+    assert VerifyData.of([{"x": x}]).sha256 != VerifyData.of([{"x": 2 * x}]).sha256
+
+
+def test_for_task_generates_requests_in_range_when_none_are_given():
+    task = linear_task()
+    data = VerifyData.of(None).for_task(task)
+    assert {request["x"].shape for request in data.requests} == {(1, 4), (2, 4)}
+    assert data.record.count == len(data.requests)
+
+
+def test_for_task_takes_the_default_texts_when_the_task_takes_texts(minilm_path):
+    data = VerifyData.of(None).for_task(classifier(minilm_path))
+    assert data.texts == default_texts()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([], "empty"),
+        (["a", None], "text 1 must be a string"),
+        ("a", "Cannot verify on str"),
+        (7, "Cannot verify on int"),
+        ({"text": ["a"], "label": ["x", "y"]}, "1 items and 2 labels"),
+        ({"text": ["a"], "label": [None]}, "class name or number"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"]}), "no column of texts"),
+    ],
+)
+def test_of_says_what_is_wrong_when_data_cannot_be_used(value, message):
+    with pytest.raises(InvalidInputError, match=message):
+        VerifyData.of(value)
+
+
+def test_for_task_refuses_data_of_the_other_kind(minilm_path: Path):
+    with pytest.raises(InvalidInputError, match="verified on arrays"):
+        VerifyData.of(["text"]).for_task(linear_task())
+    with pytest.raises(InvalidInputError, match="verified on texts"):
+        VerifyData.of([{"x": np.ones(1)}]).for_task(classifier(minilm_path))
+
+
+def test_for_task_names_the_request_when_one_does_not_fit_the_signature():
+    requests = [{"x": np.ones((1, 4), np.float32)}, {"x": np.ones((99, 4), np.float32)}]
+    with pytest.raises(InvalidInputError, match=r"request 1: .*batch.*99"):
+        VerifyData.of(requests).for_task(linear_task())
+
+
+def test_for_task_names_the_label_when_the_model_has_no_such_class(minilm_path: Path):
+    with pytest.raises(InvalidInputError, match=r"label 1 \('maybe'\)"):
+        VerifyData.of({"text": ["a", "b"], "label": ["no", "maybe"]}).for_task(classifier(minilm_path))
