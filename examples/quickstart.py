@@ -69,7 +69,8 @@ def main() -> None:
     vectors = model.predict(TEXTS)
     print(f"3. mlflow.pyfunc.load_model('{uri}').predict(3 texts) -> {vectors.shape} {vectors.dtype}")
     print(
-        f"   similarity of question and answer {vectors[0] @ vectors[1]:.2f}, of question and cat {vectors[0] @ vectors[2]:.2f}"
+        f"   similarity of question and answer {vectors[0] @ vectors[1]:.2f}, "
+        f"of question and cat {vectors[0] @ vectors[2]:.2f}"
     )
 
     with serving(uri) as url:
