@@ -19,6 +19,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript import optimizer as onnxscript_optimizer
 
+from mlflow_tdeploy.build.attention_mask import take_mask_input
 from mlflow_tdeploy.core.errors import BuildError
 
 #: Kinds of fusion that :func:`fuse_for_ort` knows, and the operators that each leaves in a graph.
@@ -37,7 +38,7 @@ FUSED_OPS: dict[str, tuple[str, ...]] = {
 FUSIONS = frozenset(FUSED_OPS)
 #: What pays on the CPU. SkipLayerNormalization and BiasGelu run slower there than the operators they replace.
 CPU_FUSIONS = FUSIONS - {"skip_layer_norm", "bias_gelu", "embed_layer_norm"}
-#: The same before quantization: the quantizer leaves packed attention in fp32 where it takes an additive mask.
+#: The same where the quantizer would leave packed attention in fp32, which it does when that takes an additive bias.
 CPU_INT8_FUSIONS = CPU_FUSIONS - {"packed_qkv"}
 #: ONNX Runtime fuses these again when a session opens, unless they are in its ``disabled_optimizers``.
 SESSION_OPTIMIZERS: dict[str, str] = {
@@ -146,6 +147,7 @@ def fuse_for_ort(
             other = _fuse_transformers(src, fusions, num_heads, hidden_size)
             if _fused(other).get("attention"):
                 best = other
+        take_mask_input(best)
         # Weights that a fusion packed by Concat must become plain weights: a quantizer sees nothing else.
         onnxscript_optimizer.optimize_ir(best, input_size_limit=_FOLD_BYTES, output_size_limit=_FOLD_BYTES)
     best.opset_imports.setdefault("com.microsoft", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mlflow_tdeploy.build.graphs import CPU_INT8_FUSIONS, quantize_dynamic_int8
+from mlflow_tdeploy.build.graphs import CPU_FUSIONS, CPU_INT8_FUSIONS, quantize_dynamic_int8
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.tune import choose_fusions
 from mlflow_tdeploy.core.precision import Precision
@@ -15,7 +15,8 @@ from mlflow_tdeploy.core.variant import Format
 class OrtCpuInt8(Recipe):
     """Fuses the portable graph as far as a quantizer can read it, and quantizes.
 
-    What pays in fp32 may not pay in int8, so the fusions of a session are measured again, on the quantized graph.
+    What pays in fp32 may not pay in int8, so fusions are measured again, on the quantized graph. Packed attention does
+    where it takes the padding mask: it is one int8 operator then, and stays fp32 otherwise.
     """
 
     id: ClassVar[str] = "ort-cpu-int8"
@@ -31,8 +32,8 @@ class OrtCpuInt8(Recipe):
             context.base(),
             context.workdir,
             context.measure,
-            fusions=CPU_INT8_FUSIONS,
-            question=(),
+            fusions=CPU_INT8_FUSIONS if context.measure is None else CPU_FUSIONS,
+            question=("packed_qkv",),
             convert=quantize_dynamic_int8,
         )
         settings = {"dynamic": True, "per_channel": True, **fused.settings}

@@ -1,0 +1,95 @@
+"""Packed attention takes the padding mask where its bias is that mask, and only there."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+
+from mlflow_tdeploy.build import graphs
+from mlflow_tdeploy.build.attention_mask import take_mask_input
+from mlflow_tdeploy.build.export import export_module
+
+from .test_export import batch_of, bert_signature, tiny_bert
+
+SIZES = [(1, 1), (2, 8), (5, 24)]
+
+
+class Causal(torch.nn.Module):
+    """A BERT whose tokens see no later ones: its bias depends on the mask and is not the mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.bert = tiny_bert("sdpa")
+
+    def forward(self, input_ids, attention_mask):
+        length = input_ids.shape[1]
+        seen = torch.tril(torch.ones(length, length)) * attention_mask[:, None, None, :]
+        return self.bert(input_ids=input_ids, attention_mask=(1.0 - seen) * -1e9)
+
+
+@pytest.fixture
+def fused(tmp_path, monkeypatch):
+    """Returns a fused graph as it is before any mask is taken."""
+
+    def make(module):
+        export_module(module, batch_of(2, 8), bert_signature(), tmp_path / "model.onnx", exporter="dynamo")
+        with monkeypatch.context() as patch:
+            patch.setattr(graphs, "take_mask_input", lambda model: 0)
+            graphs.fuse_for_ort(tmp_path / "model.onnx", tmp_path / "fused.onnx")
+        return ir.load(tmp_path / "fused.onnx")
+
+    return make
+
+
+def attention(model):
+    return [node for node in model.graph if node.op_type == "Attention"]
+
+
+def difference(module, path):
+    """Return the largest difference from torch at real tokens, padded on the right, on the left and inside."""
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for rows, columns in SIZES:
+        feeds = batch_of(rows, columns, seed=columns)
+        holes = feeds["attention_mask"].copy()
+        holes[:, 1::3] = 0
+        for mask in (feeds["attention_mask"], feeds["attention_mask"][:, ::-1].copy(), holes):
+            given = {**feeds, "attention_mask": mask}
+            with torch.no_grad():
+                expected = module(**{name: torch.from_numpy(array) for name, array in given.items()})
+            gap = np.abs(session.run(None, given)[0] - expected.last_hidden_state.numpy())
+            worst = max(worst, float(gap[mask.astype(bool)].max()))
+    return worst
+
+
+def test_take_mask_input_keeps_the_answers_when_the_bias_is_a_padding_mask(fused, tmp_path):
+    module = tiny_bert("sdpa")
+    model = fused(module)
+    assert all(node.inputs[5] is not None for node in attention(model))
+    assert take_mask_input(model) == 2
+    assert all(node.inputs[5] is None and node.inputs[3] is not None for node in attention(model))
+    graphs.save_ir(model, tmp_path / "masked.onnx")
+    assert difference(module, tmp_path / "masked.onnx") < 1e-4
+
+
+def test_take_mask_input_lets_the_quantizer_take_attention_when_it_reads_the_mask(fused, tmp_path):
+    model = fused(tiny_bert("sdpa"))
+    take_mask_input(model)
+    graphs.save_ir(model, tmp_path / "masked.onnx")
+    graphs.quantize_dynamic_int8(tmp_path / "masked.onnx", tmp_path / "int8.onnx")
+    assert graphs.op_counts(tmp_path / "int8.onnx")["com.microsoft.QAttention"] == 2
+
+
+def test_take_mask_input_changes_nothing_when_the_bias_is_causal(fused):
+    model = fused(Causal())
+    before = [[value and value.name for value in node.inputs] for node in attention(model)]
+    assert before  # it was fused at all
+    assert take_mask_input(model) == 0
+    assert [[value and value.name for value in node.inputs] for node in attention(model)] == before
+
+
+def test_take_mask_input_changes_nothing_when_no_input_is_a_mask(fused):
+    model = fused(tiny_bert("sdpa"))
+    next(value for value in model.graph.inputs if value.name == "attention_mask").name = "keep"
+    assert take_mask_input(model) == 0
