@@ -9,21 +9,12 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact import artifact_repository_registry
 
-import _mlflow_tdeploy_bootstrap
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.flavor.artifacts import TDeployArtifactRepository, split_uri
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.flavor.text_bundles import embed, make_text_bundle
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    """Register the scheme as the entry point does (the installed metadata may be older than this checkout)."""
-    registry = artifact_repository_registry._artifact_repository_registry
-    monkeypatch.setitem(registry._registry, "tdeploy", _mlflow_tdeploy_bootstrap.artifact_repository)
 
 
 @pytest.fixture(params=["tracking", "remote"])
