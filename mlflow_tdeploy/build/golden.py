@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow_tdeploy.build.reference import TOKEN_BUDGET
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
@@ -46,7 +46,7 @@ def _request(task: Task, inputs: Any, reference: Infer) -> GoldenRequest:
 def _pick_texts(task: Task, data: VerifyData) -> list[Any]:
     lengths = task.encode(task.items(list(data.texts))).lengths
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    order = [index for index in order if lengths[index] <= TOKEN_BUDGET // 2] or order[:1]
+    order = [index for index in order if lengths[index] <= DEFAULT_TOKEN_BUDGET // 2] or order[:1]
     places = [data.texts[order[int(share * (len(order) - 1))]] for share in (0.0, 0.5, 1.0)]
     mixed = [data.texts[order[int(share * (len(order) - 1))]] for share in _MIXED]
     return [*([text] for text in dict.fromkeys(places)), mixed]

@@ -26,8 +26,6 @@ from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, At, Signature
 
-#: Padded tokens per batch, as in serving.
-TOKEN_BUDGET = 1024
 #: How many items are also asked alone.
 ALONE = 24
 #: Most elements (product of the named dims: tokens, for text) of a corner; fewer for large models.
@@ -174,7 +172,7 @@ def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
             yield Case("items", shape_text(task.signature, request), request, (index,), answers=True)
         return
     encoded = task.encode(items)
-    for batch in Pipeline(task, _never, token_budget=TOKEN_BUDGET).batches(encoded):
+    for batch in Pipeline(task, _never).batches(encoded):
         feeds = encoded.collate(batch)
         yield Case("items", shape_text(task.signature, feeds), feeds, tuple(batch), answers=True)
     step = max(1, len(items) // ALONE)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from mlflow_tdeploy.core.batching import plan_batches
+from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
 from mlflow_tdeploy.core.tasks import Encoded, Task
 from mlflow_tdeploy.core.tensors import Arrays
 
@@ -19,16 +19,25 @@ class Pipeline:
     Args:
         task: What to do before and after inference.
         infer: Maps input arrays to output arrays.
+        single: Used instead of ``infer`` for a request that is one batch; the same function by default.
         token_budget: Most padded tokens in a batch.
         executor: Runs batches of one request at once; None runs them one after the other.
         workers: How many of them at once.
     """
 
     def __init__(
-        self, task: Task, infer: Infer, *, token_budget: int = 1024, executor: Executor | None = None, workers: int = 1
+        self,
+        task: Task,
+        infer: Infer,
+        *,
+        single: Infer | None = None,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        executor: Executor | None = None,
+        workers: int = 1,
     ) -> None:
         self.task = task
         self.infer = infer
+        self.single = single or infer
         self._token_budget = token_budget
         self._executor = executor
         self._workers = workers if executor is not None else 1
@@ -53,12 +62,13 @@ class Pipeline:
 
     def _run(self, encoded: Encoded, params: Mapping[str, Any]) -> list[Any]:
         if len(encoded.lengths) == 1:  # the lone request: no plan, no other thread
-            return list(self._run_batch(encoded, [0], params))
+            return list(self._run_batch(self.single, encoded, [0], params))
         batches = self.batches(encoded)
+        infer = self.single if len(batches) == 1 else self.infer
         answers: list[Any] = [None] * len(encoded.lengths)
 
         def run(batch: list[int]) -> None:
-            for index, answer in zip(batch, self._run_batch(encoded, batch, params), strict=True):
+            for index, answer in zip(batch, self._run_batch(infer, encoded, batch, params), strict=True):
                 answers[index] = answer
 
         if self._executor is None or len(batches) == 1:
@@ -68,6 +78,8 @@ class Pipeline:
             list(self._executor.map(run, batches))
         return answers
 
-    def _run_batch(self, encoded: Encoded, batch: Sequence[int], params: Mapping[str, Any]) -> Sequence[Any]:
+    def _run_batch(
+        self, infer: Infer, encoded: Encoded, batch: Sequence[int], params: Mapping[str, Any]
+    ) -> Sequence[Any]:
         feeds = encoded.collate(batch)
-        return self.task.decode(self.infer(feeds), feeds, len(batch), params)
+        return self.task.decode(infer(feeds), feeds, len(batch), params)

@@ -44,8 +44,9 @@ class SessionOptions:
 
     Attributes:
         threads: Batches run at once in bulk work; 0 means one per usable core.
-        intra_op_threads: Threads inside one operator; 1 is best for short texts.
-        spinning: Whether waiting operator threads spin.
+        intra_op_threads: Threads inside one operator; 0 means one for each batch of bulk work, and for a lone
+            request one or one per core, whichever is faster at the moment.
+        spinning: Whether waiting operator threads spin, where ``intra_op_threads`` is given.
         arena: Whether ONNX Runtime keeps freed memory for the next run.
         graph_level: ``disable``, ``basic``, ``extended``, ``layout`` or ``all``.
         execution_mode: ``sequential`` or ``parallel``.
@@ -54,7 +55,7 @@ class SessionOptions:
     """
 
     threads: int = 0
-    intra_op_threads: int = 1
+    intra_op_threads: int = 0
     spinning: bool = False
     arena: bool = True
     graph_level: str = "all"
@@ -141,6 +142,8 @@ class Runtime(ABC):
     tier: ClassVar[int]
     #: Tried in this order within a tier where no latency was measured; lower first.
     preference: ClassVar[int]
+    #: Whether ``intra_op_threads`` = 0 opens sessions of one thread, so that batches run side by side.
+    one_thread_sessions: ClassVar[bool] = False
     #: How to get it where it is missing.
     install: ClassVar[str]
 

@@ -6,29 +6,29 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import same_outputs
 from mlflow_tdeploy.core.errors import NoVariantError, SessionError, TDeployError
 from mlflow_tdeploy.core.golden import GoldenRequest
-from mlflow_tdeploy.core.pipeline import Pipeline
+from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session, SessionOptions
 from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide
+from mlflow_tdeploy.runtime.threads import AdaptiveThreads
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.store.layout import ASSETS
 
 _log = logging.getLogger("mlflow_tdeploy")
-
-#: Padded tokens per batch in bulk work on a CPU, where a batch's activations should stay in the cache.
-DEFAULT_TOKEN_BUDGET = 1024
 
 Fetch = Callable[[Variant], None]
 
@@ -50,6 +50,7 @@ class Model:
         self._lock = threading.Lock()
         self._executor: Executor | None = None
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._adaptive: list[AdaptiveThreads] = []
         self._forced: dict[tuple[str, str], Pipeline] = {}
         self._decision: Decision | None = None
         self._pipeline: Pipeline | None = None
@@ -116,7 +117,7 @@ class Model:
             InvalidInputError: A tensor is missing, unknown, of a wrong dtype or out of its range.
         """
         self.signature.bind(feeds)
-        return self._open_pipeline().infer(feeds)
+        return self._open_pipeline().single(feeds)
 
     def close(self) -> None:
         """Free sessions and threads; closing twice is fine."""
@@ -125,8 +126,11 @@ class Model:
             sessions, self._sessions = list(self._sessions.values()), {}
             executor, self._executor = self._executor, None
             self._pipeline, self._forced = None, {}
+            adaptive, self._adaptive = self._adaptive, []
         if isinstance(executor, ThreadPoolExecutor):
             executor.shutdown(wait=True)
+        for threads in adaptive:
+            threads.close()
         for session in sessions:
             session.close()
 
@@ -198,7 +202,28 @@ class Model:
             if workers > 1 and self._executor is None:
                 self._executor = ThreadPoolExecutor(workers, thread_name_prefix="tdeploy")
         budget = self._options.token_budget or int(hint)
-        return Pipeline(self._task, session.infer, token_budget=budget, executor=self._executor, workers=workers)
+        return Pipeline(
+            self._task,
+            session.infer,
+            single=self._single(candidate, session),
+            token_budget=budget,
+            executor=self._executor,
+            workers=workers,
+        )
+
+    def _single(self, candidate: Candidate, session: Session) -> Infer:
+        """Return how a lone batch runs: on as many threads as pay, unless the user said how many."""
+        runtime, cores = RUNTIMES.get(candidate.runtime)(), probe.host().cores
+        if not runtime.one_thread_sessions or self._options.intra_op_threads or cores == 1:
+            return session.infer
+        options = replace(self._options, intra_op_threads=cores, spinning=True, profiling="")
+        variant = self._bundle.variants[candidate.variant]
+        adaptive = AdaptiveThreads(
+            session.infer, lambda: runtime.open(self._bundle.root, variant, self.signature, options)
+        )
+        with self._lock:
+            self._adaptive.append(adaptive)
+        return adaptive
 
     def _open_pipeline(self) -> Pipeline:
         pipeline = self._pipeline

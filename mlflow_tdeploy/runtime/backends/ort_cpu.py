@@ -41,6 +41,7 @@ class OrtCpu(Runtime):
     formats: ClassVar[frozenset[str]] = frozenset({"onnx", "ort"})
     tier: ClassVar[int] = 1
     preference: ClassVar[int] = 30
+    one_thread_sessions: ClassVar[bool] = True
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[cpu]'"
 
     def missing(self) -> str | None:
@@ -147,7 +148,7 @@ class OrtSession(Session):
 def _session_options(ort: Any, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    settings.intra_op_num_threads = options.intra_op_threads
+    settings.intra_op_num_threads = options.intra_op_threads or 1  # 0 would be one per core
     settings.inter_op_num_threads = 1
     settings.enable_cpu_mem_arena = options.arena
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[options.graph_level])

@@ -1,0 +1,122 @@
+"""One thread or several for a lone request: whichever is faster on this host at the moment.
+
+Bulk work runs batches in parallel, one thread each. A request that is a single batch could use the idle cores inside
+its operators: on a free machine several spinning threads answer a short text 1.5x sooner than one, on a busy one they
+take three times as long. No constant is right for both, so both are kept at hand and measured as requests come.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import ClassVar
+
+from mlflow_tdeploy.core.pipeline import Infer
+from mlflow_tdeploy.core.tensors import Arrays
+from mlflow_tdeploy.runtime.base import Session
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+
+class _Choice:
+    """Recent durations of both ways for requests of about one size."""
+
+    #: Durations remembered per way; the median of a few forgets a hiccup and notices a change.
+    RECENT: ClassVar[int] = 5
+    #: Every so many requests the way not taken is measured again.
+    RETRY: ClassVar[int] = 64
+
+    def __init__(self) -> None:
+        self._times: tuple[deque[float], deque[float]] = (deque(maxlen=self.RECENT), deque(maxlen=self.RECENT))
+        self._count = 0
+
+    def next(self) -> int:
+        """Return 0 for one thread, 1 for several."""
+        self._count += 1
+        narrow, wide = (sorted(times) for times in self._times)
+        if min(len(narrow), len(wide)) < 3:
+            return 0 if len(narrow) <= len(wide) else 1
+        best = 0 if narrow[len(narrow) // 2] <= wide[len(wide) // 2] else 1
+        return 1 - best if self._count % self.RETRY == 0 else best
+
+    def record(self, way: int, seconds: float) -> None:
+        """Remember how long a way took."""
+        self._times[way].append(seconds)
+
+
+class AdaptiveThreads:
+    """Runs single batches on a one-thread session or on a second one with several threads. Safe from many threads.
+
+    The second session is opened in the background once a few requests have come, so it delays no answer; a request
+    that is not alone always takes one thread.
+
+    Args:
+        narrow: Inference with one thread.
+        open_wide: Opens the session with several threads.
+    """
+
+    #: Single-batch requests before the second session is worth its memory.
+    OPEN_AFTER: ClassVar[int] = 2
+
+    def __init__(self, narrow: Infer, open_wide: Callable[[], Session]) -> None:
+        self._narrow = narrow
+        self._open_wide = open_wide
+        self._wide: Session | None = None
+        self._opener: threading.Thread | None = None
+        self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
+        self._lock = threading.Lock()
+        self._running = 0
+        self._seen = 0
+        self._closed = False
+
+    def __call__(self, feeds: Arrays) -> Arrays:
+        """Run one batch."""
+        with self._lock:
+            self._running += 1
+            alone, wide = self._running == 1, self._wide
+            self._seen += 1
+            if self._seen == self.OPEN_AFTER and not self._closed:
+                self._opener = threading.Thread(target=self._open, name="tdeploy-open", daemon=True)
+                self._opener.start()
+        try:
+            if wide is None or not alone:
+                return self._narrow(feeds)
+            return self._measured(feeds, wide)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def _measured(self, feeds: Arrays, wide: Session) -> Arrays:
+        choice = self._choices[sum(array.size for array in feeds.values()).bit_length()]
+        way = choice.next()
+        begin = time.perf_counter()
+        outputs = wide.infer(feeds) if way else self._narrow(feeds)
+        seconds = time.perf_counter() - begin
+        if self._running == 1:  # still alone: nobody else's work is in the figure
+            choice.record(way, seconds)
+        return outputs
+
+    def _open(self) -> None:
+        try:
+            session = self._open_wide()
+        except Exception as error:  # what serves already goes on serving
+            _log.warning("No second session for lone requests: %s", error)
+            return
+        with self._lock:
+            if not self._closed:
+                self._wide = session
+                return
+        session.close()
+
+    def close(self) -> None:
+        """Free the second session; closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            wide, self._wide = self._wide, None
+        if self._opener is not None:
+            self._opener.join()
+        if wide is not None:
+            wide.close()

@@ -1,0 +1,135 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.runtime.base import Session
+from mlflow_tdeploy.runtime.threads import AdaptiveThreads, _Choice
+
+FEEDS = {"x": np.zeros((1, 8), np.int64)}
+
+
+class Timed(Session):
+    """A session that takes as long as it is told to and counts its runs."""
+
+    def __init__(self, seconds):
+        self.seconds, self.runs, self.closed = seconds, 0, 0
+
+    def infer(self, feeds):
+        assert not self.closed
+        self.runs += 1
+        time.sleep(self.seconds)
+        return feeds
+
+    def close(self):
+        self.closed += 1
+
+
+def opened(narrow, wide):
+    """Both sessions open: the background thread has ended."""
+    threads = AdaptiveThreads(narrow.infer, lambda: wide)
+    for _ in range(AdaptiveThreads.OPEN_AFTER):
+        threads(FEEDS)
+    threads._opener.join()
+    return threads
+
+
+@pytest.mark.parametrize(("narrow_s", "wide_s", "winner"), [(0.004, 0.0005, "wide"), (0.0005, 0.004, "narrow")])
+def test_adaptive_threads_settle_on_the_faster_session(narrow_s, wide_s, winner):
+    sessions = {"narrow": Timed(narrow_s), "wide": Timed(wide_s)}
+    threads = opened(sessions["narrow"], sessions["wide"])
+    for _ in range(40):
+        threads(FEEDS)
+    loser = sessions["narrow" if winner == "wide" else "wide"]
+    assert loser.runs <= AdaptiveThreads.OPEN_AFTER + 4
+    assert sessions[winner].runs >= 34
+    threads.close()
+
+
+def test_adaptive_threads_change_their_mind_when_the_host_becomes_busy():
+    narrow, wide = Timed(0.003), Timed(0.001)
+    threads = opened(narrow, wide)
+    for _ in range(12):
+        threads(FEEDS)
+    wide.seconds = 0.009
+    before = wide.runs
+    for _ in range(30):
+        threads(FEEDS)
+    assert wide.runs - before <= 6
+    threads.close()
+
+
+def test_choice_measures_the_other_way_again_from_time_to_time():
+    choice = _Choice()
+    for _ in range(6):
+        way = choice.next()
+        choice.record(way, 0.001 + way)
+    assert [choice.next() for _ in range(_Choice.RETRY)].count(1) == 1
+
+
+def test_choice_is_made_for_each_size_apart():
+    narrow, wide = Timed(0.0), Timed(0.0)
+    threads = opened(narrow, wide)
+    threads({"x": np.zeros((1, 8))})
+    threads({"x": np.zeros((1, 500))})
+    assert len(threads._choices) == 2
+    threads.close()
+
+
+def test_adaptive_threads_give_the_first_answers_without_waiting_for_the_second_session():
+    narrow, release = Timed(0.0), threading.Event()
+
+    def slow_open():
+        release.wait(10)
+        return Timed(0.0)
+
+    threads = AdaptiveThreads(narrow.infer, slow_open)
+    for _ in range(10):
+        threads(FEEDS)
+    assert narrow.runs == 10
+    release.set()
+    threads.close()
+
+
+def test_adaptive_threads_use_one_thread_when_requests_overlap():
+    narrow, wide = Timed(0.05), Timed(0.05)
+    threads = opened(narrow, wide)
+    before = wide.runs
+    workers = [threading.Thread(target=threads, args=(FEEDS,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wide.runs - before <= 1
+    threads.close()
+
+
+def test_adaptive_threads_go_on_when_the_second_session_cannot_be_opened(caplog):
+    def fail():
+        raise RuntimeError("no memory")
+
+    narrow = Timed(0.0)
+    threads = AdaptiveThreads(narrow.infer, fail)
+    for _ in range(5):
+        threads(FEEDS)
+    threads._opener.join()
+    assert narrow.runs == 5
+    assert "no memory" in caplog.text
+    threads.close()
+
+
+def test_close_frees_the_second_session_even_when_it_opens_late():
+    late, release = Timed(0.0), threading.Event()
+
+    def slow_open():
+        release.wait(10)
+        return late
+
+    threads = AdaptiveThreads(Timed(0.0).infer, slow_open)
+    for _ in range(AdaptiveThreads.OPEN_AFTER):
+        threads(FEEDS)
+    threading.Timer(0.05, release.set).start()
+    threads.close()
+    threads.close()
+    assert late.closed == 1
