@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -86,6 +87,10 @@ class PyFuncWrapper:
     def get_raw_model(self) -> Model:
         """Return the opened model, with its decision, variants and signature."""
         return self._model
+
+
+# MLflow asks for this signature at every request; one that is at hand is four times as fast as one worked out anew.
+PyFuncWrapper.predict.__signature__ = inspect.signature(PyFuncWrapper.predict)  # type: ignore[attr-defined]
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyFuncWrapper:

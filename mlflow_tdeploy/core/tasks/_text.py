@@ -118,22 +118,25 @@ class TextTask(Task):
         """
         width = max(width, self._dim("sequence", "min"))
         count = max(len(rows), self._dim("batch", "min"))
-        columns: dict[str, Sequence[Sequence[int] | Array]] = {
-            "input_ids": [ids for ids, _ in rows],
-            "token_type_ids": [types for _, types in rows],
-            "attention_mask": [np.ones(len(ids), np.int8) for ids, _ in rows],
-            "position_ids": [np.arange(len(ids)) for ids, _ in rows],
-        }
-        return {name: self._fill(name, columns[name], count, width) for name in self._names}
+        return {name: self._fill(name, rows, count, width) for name in self._names}
 
-    def _fill(self, name: str, rows: Sequence[Sequence[int] | Array], count: int, width: int) -> Array:
-        array = np.full((count, width), self._pads.get(name, 0), dtype=self._dtypes[name])
-        for index, row in enumerate(rows):
-            if self._left:
-                array[index, width - len(row) :] = row
+    def _fill(self, name: str, rows: Sequence[tuple[Sequence[int], Sequence[int]]], count: int, width: int) -> Array:
+        array: Array = np.zeros((count, width), self._dtypes[name])
+        if pad := self._pads.get(name):
+            array[:] = pad
+        for index, (ids, types) in enumerate(rows):
+            size = len(ids)
+            place = array[index, width - size :] if self._left else array[index, :size]
+            if name == "input_ids":
+                place[:] = ids
+            elif name == "attention_mask":
+                place[:] = 1
+            elif name == "token_type_ids":
+                place[:] = types
             else:
-                array[index, : len(row)] = row
-        array[len(rows) :] = array[0]  # filler rows repeat a real one: a fully masked row can give NaN
+                place[:] = np.arange(size)
+        if count > len(rows):
+            array[len(rows) :] = array[0]  # filler rows repeat a real one: a fully masked row can give NaN
         return array
 
     def _dim(self, name: str, at: At) -> int:
@@ -173,6 +176,8 @@ def _texts(inputs: Any) -> list[Any]:
     if isinstance(inputs, str):
         return [inputs]
     if hasattr(inputs, "columns"):  # a DataFrame, told by its shape: core does not import pandas
+        if len(inputs.columns) == 1:  # the form that MLflow makes of every request: no Series on the way
+            return list(inputs.to_numpy().ravel().tolist())
         return list(inputs[_text_key(list(inputs.columns))])
     if isinstance(inputs, Mapping):
         return _texts(inputs[_text_key(list(inputs))])
