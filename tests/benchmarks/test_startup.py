@@ -1,0 +1,32 @@
+"""Child processes are timed from their start, with their own peak memory."""
+
+import pytest
+
+from benchmarks import startup
+
+
+def test_run_child_times_the_whole_process():
+    seconds, _ = startup.run_child("import time; time.sleep(0.3)")
+    assert 0.3 < seconds < 5
+
+
+def test_run_child_reports_its_own_memory_when_the_parent_is_larger():
+    ballast = bytearray(b"x" * 200_000_000)
+    _, small = startup.run_child("pass")
+    _, large = startup.run_child("data = bytearray(b'x' * 100_000_000)")
+    assert small < 60
+    assert large > small + 90
+    del ballast
+
+
+def test_run_child_says_why_when_the_child_fails():
+    with pytest.raises(RuntimeError, match="no module named"):
+        startup.run_child("raise SystemExit('no module named x')")
+
+
+def test_figures_hold_the_goals():
+    medians = {"import mlflow.pyfunc": 1.0, "ours fp32": 1.6, "ours int8": 1.4, "ours without MLflow": 0.5}
+    peaks = dict.fromkeys(medians, 250.0)
+    beyond = {"ours fp32": 0.6, "ours int8": 0.4, "ours without MLflow": -0.5}
+    verdicts = {figure.name: figure.met for figure in startup.figures(medians, peaks, beyond) if figure.goal}
+    assert list(verdicts.values()) == [False, True, True, True, True]
