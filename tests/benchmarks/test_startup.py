@@ -19,6 +19,11 @@ def test_run_child_reports_its_own_memory_when_the_parent_is_larger():
     del ballast
 
 
+def test_run_child_counts_memory_only_when_it_is_used():
+    _, mapped = startup.run_child("import mmap; data = mmap.mmap(-1, 500_000_000)")
+    assert mapped < 60
+
+
 def test_run_child_says_why_when_the_child_fails():
     with pytest.raises(RuntimeError, match="no module named"):
         startup.run_child("raise SystemExit('no module named x')")
