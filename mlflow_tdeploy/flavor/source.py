@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.copy import copy_bundle
 from mlflow_tdeploy.store.layout import MANIFEST, ROOT
 from mlflow_tdeploy.store.writer import BundleDraft
 
@@ -37,7 +37,7 @@ class BundleRequest:
     on_budget: OnBudget = "drop"
     verify_with: Any = None
     revision: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     trust_remote_code: bool = False
     opset: int = 18
     progress: Progress | None = None
@@ -99,16 +99,14 @@ class BundleRequest:
     def _copy(self, bundle: Bundle, root: Path) -> None:
         """Take a finished bundle as it is, after checking every file of it."""
         default = BundleRequest(progress=self.progress)
-        changed = [field.name for field in fields(self) if getattr(self, field.name) != getattr(default, field.name)]
+        names = (option.name for option in fields(self))
+        changed = [name for name in names if getattr(self, name) != getattr(default, name)]
         if changed:
             raise InvalidInputError(
                 f"'{bundle.root}' is a finished bundle and is logged as it is: leave out {', '.join(changed)}, "
                 f"or pass the original model."
             )
-        bundle.verify_assets()
-        for variant in bundle.variants.values():
-            bundle.verify(variant)
-        shutil.copytree(bundle.root, root, ignore=shutil.ignore_patterns(".*"))
+        copy_bundle(bundle, root)
 
 
 def bundle_at(model: Any) -> Bundle | None:

@@ -77,6 +77,11 @@ class Bundle:
             self._evidence[variant_id] = tuple(self._read(Evidence, f"{folder}/{name}") for name in names)
         return self._evidence[variant_id]
 
+    def record_paths(self) -> list[str]:
+        """Return the path of every record, the manifest last: without it there is no bundle."""
+        folders = [VARIANTS, *(f"{EVIDENCE}/{variant_id}" for variant_id in self.variants)]
+        return [*(f"{folder}/{name}" for folder in folders for name in _json_files(self.path(folder))), MANIFEST]
+
     def path(self, relative: str) -> Path:
         """Return the file that a recorded path names.
 

@@ -118,6 +118,41 @@ def test_save_model_refuses_a_bundle_with_a_changed_weight(made, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_save_model_copies_only_what_is_recorded_when_given_a_finished_bundle(made, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    root = made / "tdeploy"
+    (root / "report").mkdir()
+    (root / "report" / "index.html").symlink_to(tmp_path / "secret")
+    (root / "files" / "onnx-fp32" / "evil.pkl").write_bytes(b"pickle")
+    (root / "evidence" / "nobody").mkdir()
+    (root / "evidence" / "nobody" / "x.json").write_text("{}")
+    before = Bundle.open(made)
+    mlflow_tdeploy.save_model(made, tmp_path / "model")
+    after = Bundle.open(tmp_path / "model")
+    assert (after.manifest, after.variants) == (before.manifest, before.variants)
+    assert [after.evidence(name) for name in after.variants] == [before.evidence(name) for name in before.variants]
+    recorded = {record.path for variant in after.variants.values() for record in variant.files}
+    recorded |= {record.path for record in (*after.manifest.assets, *after.manifest.golden)}
+    files = {path.relative_to(after.root).as_posix() for path in after.root.rglob("*") if path.is_file()}
+    assert files == recorded | set(after.record_paths())
+
+
+def test_save_model_refuses_a_bundle_with_changed_golden_requests(tmp_path):
+    made = make_bundle(tmp_path / "made")
+    golden = made / "tdeploy" / "golden" / "golden.json"
+    golden.write_text(golden.read_text() + " ")
+    with pytest.raises(MlflowException, match="golden.json"):
+        mlflow_tdeploy.save_model(made, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_token_never_shows_in_what_is_printed():
+    from mlflow_tdeploy.flavor.source import BundleRequest
+    from mlflow_tdeploy.source._options import Options
+
+    assert "hf_secret" not in repr(BundleRequest(token="hf_secret")) + repr(Options(token="hf_secret"))
+
+
 def test_save_model_refuses_build_parameters_for_a_finished_bundle(made, tmp_path):
     with pytest.raises(MlflowException, match="finished bundle.*leave out budget, precisions|precisions, budget"):
         mlflow_tdeploy.save_model(made, tmp_path / "model", precisions=["int8"], budget="worst_cosine >= 0.5")
