@@ -1,13 +1,15 @@
 """How fast variants are on this host, measured in turn so that they can be ranked.
 
 ``p50_ms`` and the other plain names are at the signature's *opt* sizes, which mean "the size to be fastest at": one
-defined shape for every variant, so that ranking compares like with like. ``short_…`` figures are for one short item
-(one row of 16 tokens, or the smallest sizes where a graph has other dimensions).
+defined shape for every variant, so that ranking compares like with like. A text batch runs as it is served: split into
+batches that run side by side. ``short_…`` figures are for one short item (one row of 16 tokens, or the smallest sizes
+where a graph has other dimensions).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mlflow_tdeploy.build.reference import corner_sizes, shape_text
@@ -19,6 +21,7 @@ from mlflow_tdeploy.core.measure import Timing, interleave
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays
+from mlflow_tdeploy.runtime.bench import as_served
 
 _SHORT = {"batch": 1, "sequence": 16}
 
@@ -30,7 +33,7 @@ class Measured:
     Attributes:
         infer: Its session's ``infer``.
         runtime: Name of the runtime.
-        threads: Threads inside one operator.
+        threads: Threads inside one operator; with one, batches run side by side.
     """
 
     infer: Infer
@@ -52,12 +55,13 @@ def measure_latency(
     """
     feeds = {"short_": short_feeds(task, data), "": opt_feeds(task, data)}
     metrics: dict[str, dict[str, float]] = {variant_id: {} for variant_id in variants}
-    for prefix, arrays in feeds.items():
-        calls = {variant_id: _bound(measured.infer, arrays) for variant_id, measured in variants.items()}
-        share = seconds / (4 if prefix else 4 / 3)
-        rounds = interleave(calls, rounds=30 if prefix else 15, warmup=2 if prefix else 1, seconds=share)
-        for variant_id, samples in rounds.items():
-            metrics[variant_id] |= {f"{prefix}{k}": v for k, v in Timing.of(samples).as_metrics().items()}
+    with ThreadPoolExecutor(host.cores) as executor:
+        for prefix, arrays in feeds.items():
+            calls = {name: _call(measured, arrays, task, executor, host) for name, measured in variants.items()}
+            share = seconds / (4 if prefix else 4 / 3)
+            rounds = interleave(calls, rounds=30 if prefix else 15, warmup=2 if prefix else 1, seconds=share)
+            for variant_id, samples in rounds.items():
+                metrics[variant_id] |= {f"{prefix}{k}": v for k, v in Timing.of(samples).as_metrics().items()}
     shapes = tuple(f"{prefix}p50_ms: {shape_text(task.signature, arrays)}" for prefix, arrays in feeds.items())
     return [
         Evidence(
@@ -66,7 +70,11 @@ def measure_latency(
             metrics=metrics[variant_id],
             host=host,
             shapes=shapes,
-            settings={"runtime": measured.runtime, "threads": measured.threads, "interleaved_with": sorted(variants)},
+            settings={
+                "runtime": measured.runtime,
+                "intra_op_threads": measured.threads,
+                "interleaved_with": sorted(variants),
+            },
             created=now(),
         )
         for variant_id, measured in variants.items()
@@ -86,5 +94,7 @@ def opt_feeds(task: Task, data: VerifyData, largest: int | None = None) -> Array
     return task.example_feeds("opt", ragged=False, sizes=sizes, items=data.texts or None)
 
 
-def _bound(infer: Infer, feeds: Arrays) -> Callable[[], Arrays]:
-    return lambda: infer(feeds)
+def _call(measured: Measured, feeds: Arrays, task: Task, executor: Executor, host: Fingerprint) -> Callable[[], object]:
+    if measured.threads == 1:
+        return as_served(measured.infer, feeds, task.signature, executor, host.cores)
+    return lambda: measured.infer(feeds)

@@ -27,10 +27,17 @@ class Fit(enum.Enum):
 
 @dataclass(frozen=True)
 class Compat:
-    """A fit and the reason for it, as one sentence."""
+    """A fit and the reason for it.
+
+    Attributes:
+        fit: The fit.
+        reason: Why, as one sentence.
+        outdated: Whether only the runtime's version on this host is in the way.
+    """
 
     fit: Fit
     reason: str
+    outdated: bool = False
 
     @property
     def can_open(self) -> bool:

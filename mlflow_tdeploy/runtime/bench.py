@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.hardware import host_cpu
 from mlflow_tdeploy.core.measure import Timing, interleave
+from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session, SessionOptions
@@ -16,6 +20,25 @@ from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ASSETS
 
 Shape = dict[str, int]
+#: Seconds of rest before each timed call.
+PAUSE = 0.02
+
+
+def as_served(
+    infer: Infer, feeds: Arrays, signature: Signature, executor: Executor, workers: int
+) -> Callable[[], object]:
+    """Return a call that runs a batch of equally long rows the way a request of these rows is served.
+
+    Rows are split into batches that run side by side, one thread each; what has no batch and sequence dimension, or is
+    one batch, runs as it is.
+    """
+    first = signature.inputs[0]
+    if first.shape[:2] != ("batch", "sequence"):
+        return lambda: infer(feeds)
+    rows, width = feeds[first.name].shape[:2]
+    plan = plan_batches([width] * rows, max_batch=rows, token_budget=DEFAULT_TOKEN_BUDGET, workers=workers)
+    parts = [{name: array[batch] for name, array in feeds.items()} for batch in plan]
+    return (lambda: infer(parts[0])) if len(parts) == 1 else (lambda: list(executor.map(infer, parts)))
 
 
 @dataclass(frozen=True)
@@ -89,7 +112,8 @@ def sweep(
         shapes: Sizes by dimension; None for :func:`default_shapes`.
         rounds: Calls of each candidate per shape.
         seconds: Most time per shape, once three rounds are done.
-        options: Session options.
+        options: Session options. Without ``intra_op_threads`` text batches run as they are served, see
+            :func:`as_served`; with it, each is one call.
 
     Returns:
         A row per shape and candidate.
@@ -104,18 +128,30 @@ def sweep(
             variant = bundle.variants[candidate.variant]
             opened = runtime.open(bundle.root, variant, manifest.signature, options or SessionOptions())
             sessions[candidate.variant, candidate.runtime] = opened
-        return [row for shape in wanted for row in _time_shape(task, sessions, shape, rounds, seconds)]
+        with ThreadPoolExecutor(host_cpu().cores) as executor:
+            split = executor if options is None or not options.intra_op_threads else None
+            timed = (_time_shape(task, sessions, shape, rounds, seconds, split) for shape in wanted)
+            return [row for rows in timed for row in rows]
     finally:
         for session in sessions.values():
             session.close()
 
 
 def _time_shape(
-    task: Task, sessions: Mapping[tuple[str, str], Session], shape: Shape, rounds: int, seconds: float
+    task: Task,
+    sessions: Mapping[tuple[str, str], Session],
+    shape: Shape,
+    rounds: int,
+    seconds: float,
+    executor: Executor | None,
 ) -> list[BenchRow]:
     feeds = task.example_feeds("opt", ragged=False, sizes=shape)
-    calls = {f"{variant}|{runtime}": _call(session, feeds) for (variant, runtime), session in sessions.items()}
-    samples = interleave(calls, rounds=rounds, warmup=2, seconds=seconds * max(1, len(calls)))
+    calls = {
+        f"{name}|{runtime}": _call(session, runtime, feeds, task, executor)
+        for (name, runtime), session in sessions.items()
+    }
+    # A pause lets the threads of the call before, which torch leaves spinning for a while, fall asleep.
+    samples = interleave(calls, rounds=rounds, warmup=2, seconds=seconds * max(1, len(calls)), pause=PAUSE)
     rows = []
     for variant, runtime in sessions:
         timing = Timing.of(samples[f"{variant}|{runtime}"])
@@ -124,5 +160,7 @@ def _time_shape(
     return rows
 
 
-def _call(session: Session, feeds: Arrays) -> Any:
-    return lambda: session.infer(feeds)
+def _call(session: Session, runtime: str, feeds: Arrays, task: Task, executor: Executor | None) -> Callable[[], object]:
+    if executor is None or not RUNTIMES.get(runtime).one_thread_sessions:
+        return lambda: session.infer(feeds)
+    return as_served(session.infer, feeds, task.signature, executor, host_cpu().cores)

@@ -14,7 +14,7 @@ from typing import Any
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import same_outputs
-from mlflow_tdeploy.core.errors import NoVariantError, SessionError, TDeployError
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError, TDeployError
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import TASKS, Task
@@ -48,6 +48,7 @@ class Model:
         self._fetch = fetch
         self._hashes = HashCache()
         self._lock = threading.Lock()
+        self._opening = threading.RLock()
         self._executor: Executor | None = None
         self._sessions: dict[tuple[str, str], Session] = {}
         self._adaptive: list[AdaptiveThreads] = []
@@ -102,6 +103,8 @@ class Model:
             InvalidInputError: The inputs or parameters cannot be used.
             NoVariantError: The forced variant cannot serve.
         """
+        if params is not None and not isinstance(params, Mapping):
+            raise InvalidInputError(f"params must be a mapping from name to value, got {type(params).__name__}.")
         given = {**(params or {}), **keywords}
         policy = Policy.of({key: given.pop(key, None) for key in ("variant", "runtime")}, environ={})
         pipeline = self._open_pipeline() if policy == Policy() else self._force(policy)
@@ -116,12 +119,14 @@ class Model:
         Raises:
             InvalidInputError: A tensor is missing, unknown, of a wrong dtype or out of its range.
         """
+        if not isinstance(feeds, Mapping):
+            raise InvalidInputError(f"infer takes a mapping from name to array, got {type(feeds).__name__}.")
         self.signature.bind(feeds)
         return self._open_pipeline().single(feeds)
 
     def close(self) -> None:
         """Free sessions and threads; closing twice is fine."""
-        with self._lock:
+        with self._opening, self._lock:
             self._closed = True
             sessions, self._sessions = list(self._sessions.values()), {}
             executor, self._executor = self._executor, None
@@ -149,12 +154,15 @@ class Model:
             NoVariantError: None can serve.
         """
         decision = self._decide(policy)
+        for failure in decision.failures:
+            _log.warning("A better variant cannot serve on this host: %s", failure)
         while (candidate := next(iter(decision.openable), None)) is not None:
             try:
                 session = self._open_session(candidate)
-            except TDeployError as error:
-                decision = decision.failed(candidate, str(error))
-                _log.warning("Variant %s cannot serve: %s", candidate.variant, error)
+            except Exception as error:  # also what a store or a library raises: the next variant may be fine
+                why = str(error) if isinstance(error, TDeployError) else f"{type(error).__name__}: {error}"
+                decision = decision.failed(candidate, why)
+                _log.warning("Variant %s cannot serve: %s", candidate.variant, why)
                 if policy.strict:
                     raise decision.none_left() from error
                 continue
@@ -171,22 +179,34 @@ class Model:
 
     def _open_session(self, candidate: Candidate) -> Session:
         key = (candidate.variant, candidate.runtime)
-        with self._lock:
+        with self._opening:  # one at a time: two first requests must not open one variant twice
+            if self._closed:
+                raise SessionError("The model is closed.")
             if key in self._sessions:
                 return self._sessions[key]
-        variant = self._bundle.variants[candidate.variant]
+            variant = self._bundle.variants[candidate.variant]
+            self._bring(variant)
+            session = RUNTIMES.get(candidate.runtime)().open(self._bundle.root, variant, self.signature, self._options)
+            try:
+                self._replay(session)
+            except BaseException:
+                session.close()
+                raise
+            self._sessions[key] = session
+            return session
+
+    def _bring(self, variant: Variant) -> None:
+        """Have the variant's files here, whole; a damaged copy of a remote file is fetched once more."""
         if self._fetch is not None and not self._bundle.present(variant):
             self._fetch(variant)
-        self._bundle.verify(variant, self._hashes)
-        runtime = RUNTIMES.get(candidate.runtime)()
-        session = runtime.open(self._bundle.root, variant, self.signature, self._options)
         try:
-            self._replay(session)
-        except BaseException:
-            session.close()
-            raise
-        with self._lock:
-            return self._sessions.setdefault(key, session)
+            self._bundle.verify(variant, self._hashes)
+        except IntegrityError as error:
+            if self._fetch is None:
+                raise
+            _log.warning("Fetching variant %s again: %s", variant.id, error)
+            self._fetch(variant)
+            self._bundle.verify(variant, self._hashes)
 
     def _replay(self, session: Session) -> None:
         """Run one golden request and hold the answer against the budget."""
@@ -232,20 +252,20 @@ class Model:
         return pipeline
 
     def _force(self, policy: Policy) -> Pipeline:
+        """Return the pipeline of what one call insists on; opened by the first such call."""
         key = (policy.variant or "", policy.runtime or "")
-        with self._lock:
-            if key in self._forced:
-                return self._forced[key]
-        self._open_pipeline()
-        decision = self._decide(policy)
-        if decision.chosen is None:
-            raise decision.none_left()
-        try:
-            pipeline = self._make_pipeline(decision.chosen, self._open_session(decision.chosen))
-        except SessionError as error:
-            raise NoVariantError(f"Variant '{decision.chosen.variant}' cannot serve: {error}") from error
-        with self._lock:
-            return self._forced.setdefault(key, pipeline)
+        with self._opening:
+            self._open_pipeline()
+            if key not in self._forced:
+                decision = self._decide(policy)
+                if decision.chosen is None:
+                    raise decision.none_left()
+                try:
+                    session = self._open_session(decision.chosen)
+                except TDeployError as error:
+                    raise NoVariantError(f"Variant '{decision.chosen.variant}' cannot serve: {error}") from error
+                self._forced[key] = self._make_pipeline(decision.chosen, session)
+            return self._forced[key]
 
 
 def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Session) -> str | None:

@@ -35,7 +35,7 @@ class Policy:
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Policy:
-        """Read a policy from ``model_config`` keys; what is absent or empty there comes from the environment.
+        """Read a policy from ``model_config`` keys; what is None or empty there comes from the environment.
 
         Raises:
             InvalidInputError: A value of a wrong type.
@@ -43,7 +43,7 @@ class Policy:
         values: dict[str, Any] = {}
         for key, variable in _ENVIRONMENT.items():
             value = (config or {}).get(key)
-            if value in (None, "", False):
+            if value is None or value == "":
                 value = environ.get(variable, "")
             values[key] = value
         variant, runtime = (parse_value(key, values[key], str).strip() or None for key in ("variant", "runtime"))
@@ -62,6 +62,8 @@ class Candidate:
         precision: The variant's precision name.
         size: Bytes of the variant's files.
         latency_ms: Median measured on this kind of host, if any.
+        lacking: Whether it is refused only because software is missing or too old on this host. Serving another
+            variant instead is a fallback.
     """
 
     variant: str
@@ -71,6 +73,7 @@ class Candidate:
     precision: str = ""
     size: int = 0
     latency_ms: float | None = None
+    lacking: bool = False
 
     @property
     def can_open(self) -> bool:
@@ -87,7 +90,8 @@ class Decision:
         policy: What the user insisted on.
         candidates: Every variant on every runtime, best first, those that cannot serve last.
         chosen: The one that serves; before anything was opened, the first to try.
-        failures: What was tried and failed, as sentences; empty when the first choice serves.
+        failures: Why better choices do not serve, as sentences: software that this host lacks, and what was tried
+        and failed. Empty when the first choice serves.
     """
 
     host: Fingerprint
@@ -100,7 +104,9 @@ class Decision:
     def openable(self) -> tuple[Candidate, ...]:
         """Candidates that may be tried, best first; only the first under ``strict``."""
         found = tuple(candidate for candidate in self.candidates if candidate.can_open)
-        return found[:1] if self.policy.strict else found
+        if not self.policy.strict:
+            return found
+        return () if self.failures else found[:1]
 
     def failed(self, candidate: Candidate, why: str) -> Decision:
         """Return the decision after ``candidate`` turned out not to work."""
@@ -155,32 +161,96 @@ def decide(
 ) -> Decision:
     """Rank every variant × runtime on a host.
 
-    Order: GPU before CPU before the reference; then latency measured on this kind of host, shortest first; then,
-    for what was not measured here, fit, the runtime's preference and lower precision first. A variant needs a
-    passing accuracy record; the reference needs none.
+    Order: GPU before CPU before the reference; then latency measured on this kind of host, shortest first, where all
+    that can serve was measured; else fit, the runtime's preference and lower precision first. A variant needs a passing
+    accuracy record; the reference needs none. A better variant that this host lacks software for is named in
+    ``failures``; under ``strict`` nothing is served instead of it.
 
     Raises:
         InvalidInputError: The policy names a variant or runtime that does not exist.
     """
     policy = policy or Policy()
+    _check_names(variants, policy)
+    entries = [
+        entry
+        for variant in variants.values()
+        for entry in _entries(manifest, variant, tuple(evidence.get(variant.id, ())), host, policy)
+    ]
+    entries = _ranked(entries)
+    candidates = tuple(entry.candidate for entry in entries)
+    chosen = next((candidate for candidate in candidates if candidate.can_open), None)
+    return _without_silent_fallback(Decision(host, policy, candidates, chosen), entries)
+
+
+def _check_names(variants: Mapping[str, Variant], policy: Policy) -> None:
     if policy.variant is not None and policy.variant not in variants:
         raise InvalidInputError(f"Unknown variant {policy.variant!r}. This model has: {', '.join(sorted(variants))}.")
     if policy.runtime is not None:
         RUNTIMES.get(policy.runtime)  # raises, listing what exists
-    ranked: list[tuple[tuple[float, ...], str, Candidate]] = []
-    for variant in variants.values():
-        records = tuple(evidence.get(variant.id, ()))
-        runtimes = [cls() for cls in RUNTIMES if variant.format in cls.formats]
-        if not runtimes:
-            lost = _candidate(variant, "", Compat(Fit.UNSUPPORTED, f"no runtime opens the format '{variant.format}'"))
-            ranked.append(((math.inf,), variant.id, lost))
-        for runtime in runtimes:
-            compat = _refused(manifest, variant, records, policy, runtime) or runtime.probe(host, variant)
-            latency = measured_latency(records, host, runtime.name)
-            candidate = replace(_candidate(variant, runtime.name, compat), latency_ms=latency)
-            ranked.append((_rank(runtime, variant, candidate), variant.id, candidate))
-    candidates = tuple(candidate for *_, candidate in sorted(ranked, key=lambda entry: entry[:2]))
-    return Decision(host, policy, candidates, next((c for c in candidates if c.can_open), None))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A candidate with what ranks it."""
+
+    candidate: Candidate
+    tier: float
+    order: tuple[int, ...]
+
+
+def _entries(
+    manifest: Manifest, variant: Variant, records: tuple[Evidence, ...], host: Fingerprint, policy: Policy
+) -> list[_Entry]:
+    """Return a variant's candidates: one per runtime that opens its format."""
+    runtimes = [cls() for cls in RUNTIMES if variant.format in cls.formats]
+    if not runtimes:
+        lost = _candidate(variant, "", Compat(Fit.UNSUPPORTED, f"no runtime opens the format '{variant.format}'"))
+        return [_Entry(lost, math.inf, ())]
+    entries = []
+    for runtime in runtimes:
+        refused = _refused(manifest, variant, records, policy, runtime)
+        missing = None if refused else runtime.missing()
+        compat = refused or (Compat(Fit.UNSUPPORTED, missing) if missing else runtime.probe(host, variant))
+        lacking = not refused and (runtime.tier > 0 or host.gpu is not None) and bool(missing or compat.outdated)
+        latency = measured_latency(records, host, runtime.name)
+        candidate = replace(_candidate(variant, runtime.name, compat), latency_ms=latency, lacking=lacking)
+        order = (_FIT_ORDER[compat.fit], runtime.preference, variant.precision.bits)
+        entries.append(_Entry(candidate, runtime.tier, order))
+    return entries
+
+
+def _ranked(entries: list[_Entry]) -> list[_Entry]:
+    """Sort: what can be opened first, by tier, then by latency where all of a tier was measured here, else by order.
+
+    Figures of some are no reason to prefer them to what was not measured.
+    """
+    unmeasured = {e.tier for e in entries if e.candidate.can_open and e.candidate.latency_ms is None}
+
+    def key(entry: _Entry) -> tuple[Any, ...]:
+        measured = entry.candidate.latency_ms if entry.tier not in unmeasured else None
+        by = (measured,) if measured is not None else entry.order
+        return (not entry.candidate.can_open, entry.tier, measured is None, by, entry.candidate.variant)
+
+    return sorted(entries, key=key)
+
+
+def _without_silent_fallback(decision: Decision, entries: list[_Entry]) -> Decision:
+    """Name what would be served if this host had the software for it; under ``strict`` serve nothing instead."""
+    chosen = next((entry for entry in entries if entry.candidate is decision.chosen), None)
+    better = [
+        entry.candidate
+        for entry in entries
+        if entry.candidate.lacking and (chosen is None or entry.tier < chosen.tier or _fits_better(entry, chosen))
+    ]
+    failures = tuple(f"{candidate.variant} on {candidate.runtime}: {candidate.reason}" for candidate in better)
+    if failures and decision.policy.strict:
+        return replace(decision, chosen=None, failures=failures)
+    return replace(decision, failures=failures)
+
+
+def _fits_better(entry: _Entry, chosen: _Entry) -> bool:
+    """Whether what lacks software would have come first in its tier; it has no fit to compare."""
+    return entry.tier == chosen.tier and entry.order[1:] < chosen.order[1:]
 
 
 def _candidate(variant: Variant, runtime: str, compat: Compat) -> Candidate:
@@ -203,13 +273,4 @@ def _refused(
         why = f"variant '{policy.variant}' is forced"
     elif policy.runtime not in (None, runtime.name):
         why = f"runtime '{policy.runtime}' is forced"
-    elif missing := runtime.missing():
-        why = missing
     return Compat(Fit.UNSUPPORTED, why) if why else None
-
-
-def _rank(runtime: Runtime, variant: Variant, candidate: Candidate) -> tuple[float, ...]:
-    refused = 0 if candidate.can_open else 1
-    if candidate.latency_ms is not None:
-        return (refused, runtime.tier, 0, candidate.latency_ms)
-    return (refused, runtime.tier, 1, _FIT_ORDER[candidate.fit], runtime.preference, variant.precision.bits)

@@ -1,11 +1,14 @@
 import logging
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError
+from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu
 from mlflow_tdeploy.runtime.base import SessionOptions
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.select import Policy
@@ -164,3 +167,80 @@ def test_open_model_leaves_no_session_open_when_it_fails(tmp_path, monkeypatch):
 
 def test_bundle_variants_lists_what_the_model_has(tmp_path):
     assert list(Bundle.open(make_bundle(tmp_path, BOTH)).variants) == ["onnx-fp32", "ort-cpu-fp32"]
+
+
+def test_open_model_serves_the_next_variant_when_a_runtime_is_broken(tmp_path, monkeypatch, caplog):
+    """An installed package whose import fails is a reason to fall back, loudly, not a crash."""
+    original = OrtCpu.open
+
+    def broken(self, root, variant, signature, options):
+        if variant.id == "ort-cpu-fp32":
+            raise ImportError("libonnxruntime.so: undefined symbol")
+        return original(self, root, variant, signature, options)
+
+    monkeypatch.setattr(OrtCpu, "open", broken)
+    with open_model(make_bundle(tmp_path, BOTH)) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert "ImportError: libonnxruntime.so" in model.decision.failures[0]
+    assert "undefined symbol" in caplog.text
+
+
+def test_open_says_so_when_onnxruntime_cannot_be_imported(tmp_path, monkeypatch):
+    root = make_bundle(tmp_path)
+    monkeypatch.setattr(OrtCpu, "missing", lambda self: None)  # it is installed, and its import fails
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(NoVariantError, match="cannot open variant 'onnx-fp32'"):
+        open_model(root)
+
+
+def test_open_model_fetches_again_when_the_copy_here_is_damaged(tmp_path):
+    root = make_bundle(tmp_path)
+    path = root / "tdeploy/files/onnx-fp32/model.onnx"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    fetched = []
+
+    def fetch(variant):
+        fetched.append(variant.id)
+        path.write_bytes(whole)
+
+    with open_model(root, fetch=fetch) as model:
+        assert model.decision.failures == ()
+    assert fetched == ["onnx-fp32"]
+
+
+def test_open_model_goes_on_when_the_best_variant_cannot_be_fetched(tmp_path):
+    root = make_bundle(tmp_path, BOTH)
+    (root / "tdeploy/files/ort-cpu-fp32/model.onnx").unlink()
+
+    def fetch(variant):
+        raise ConnectionError("store is down")
+
+    with open_model(root, fetch=fetch) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert "ConnectionError: store is down" in model.decision.failures[0]
+
+
+def test_predict_opens_a_forced_variant_once_when_many_ask_at_once(tmp_path, monkeypatch):
+    opened = []
+    original = OrtCpu.open
+
+    def slow(self, root, variant, signature, options):
+        opened.append(variant.id)
+        time.sleep(0.05)
+        return original(self, root, variant, signature, options)
+
+    with open_model(make_bundle(tmp_path, BOTH)) as model, ThreadPoolExecutor(8) as pool:
+        monkeypatch.setattr(OrtCpu, "open", slow)
+        list(pool.map(lambda _: model.predict({"x": X}, variant="onnx-fp32"), range(8)))
+        assert opened.count("onnx-fp32") <= 2  # the session itself, and one for lone requests
+
+
+@pytest.mark.parametrize("bad", [None, [1], "x"])
+def test_infer_and_params_refuse_what_is_no_mapping(tmp_path, bad):
+    with open_model(make_bundle(tmp_path)) as model:
+        with pytest.raises(InvalidInputError, match="mapping from name to array"):
+            model.infer(bad)
+        if bad is not None:
+            with pytest.raises(InvalidInputError, match="params must be a mapping"):
+                model.predict({"x": X}, params=bad)

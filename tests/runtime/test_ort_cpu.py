@@ -81,3 +81,29 @@ def test_open_writes_a_profile_when_asked(bundle, tmp_path):
     session.infer({"x": X})
     session.close()
     assert list(tmp_path.glob("profile*.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"intra_op_num_threads": 1, "inter_op_num_threads": 1, "enable_cpu_mem_arena": True}),
+        ({"intra_op_threads": 2, "arena": False}, {"intra_op_num_threads": 2, "enable_cpu_mem_arena": False}),
+        ({"execution_mode": "parallel", "threads": 3}, {"inter_op_num_threads": 3}),
+    ],
+)
+def test_open_hands_the_options_to_onnx_runtime(bundle, monkeypatch, options, expected):
+    import onnxruntime as ort
+
+    seen = []
+    original = ort.InferenceSession
+
+    def remember(*args, sess_options, **keywords):
+        seen.append(sess_options)
+        return original(*args, sess_options=sess_options, **keywords)
+
+    monkeypatch.setattr(ort, "InferenceSession", remember)
+    open_session(bundle, **options)
+    assert {name: getattr(seen[0], name) for name in expected} == expected
+    parallel = options.get("execution_mode") == "parallel"
+    assert (seen[0].execution_mode == ort.ExecutionMode.ORT_PARALLEL) is parallel
+    assert seen[0].get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -9,6 +9,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.manifest import Manifest, SourceRecord
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import FileRecord, Variant
+from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu
 from mlflow_tdeploy.runtime.base import Fit
 from mlflow_tdeploy.runtime.select import Policy, decide
 from tests.bundles import SIGNATURE, accuracy
@@ -154,6 +155,57 @@ def test_policy_of_reads_config_before_environment():
     environ = {"TDEPLOY_VARIANT": "a", "TDEPLOY_STRICT": "true", "TDEPLOY_RUNTIME": ""}
     assert Policy.of({}, environ) == Policy("a", None, True)
     assert Policy.of({"variant": "b", "strict": "no"}, environ) == Policy("b", None, False)
+    assert Policy.of({"strict": False}, environ) == Policy("a", None, False)
+    assert Policy.of({"strict": ""}, environ) == Policy("a", None, True)
     assert Policy.of({"runtime": "ort-cpu"}, {}) == Policy(None, "ort-cpu", False)
     with pytest.raises(InvalidInputError, match="'strict'"):
         Policy.of({"strict": "perhaps"}, {})
+
+
+HF = variant("hf", format="hf", entry="source")
+
+
+def lacks_onnxruntime(monkeypatch):
+    monkeypatch.setattr(OrtCpu, "missing", lambda self: "onnxruntime is not installed (pip install x)")
+
+
+def test_decide_names_what_the_host_lacks_when_the_original_serves_instead(monkeypatch):
+    lacks_onnxruntime(monkeypatch)
+    manifest = dataclasses.replace(MANIFEST, reference="hf")
+    decision = decide(manifest, {v.id: v for v in [HF, FUSED]}, {FUSED.id: [accuracy(FUSED.id)]}, HOST)
+    assert decision.chosen.variant == "hf"
+    assert decision.failures == ("ort-cpu-fp32 on ort-cpu: onnxruntime is not installed (pip install x)",)
+
+
+def test_decide_refuses_the_original_when_strict_and_a_runtime_is_missing(monkeypatch):
+    lacks_onnxruntime(monkeypatch)
+    manifest = dataclasses.replace(MANIFEST, reference="hf")
+    records = {FUSED.id: [accuracy(FUSED.id)]}
+    decision = decide(manifest, {v.id: v for v in [HF, FUSED]}, records, HOST, Policy(strict=True))
+    assert decision.chosen is None
+    assert decision.openable == ()
+    assert "onnxruntime is not installed" in str(decision.none_left())
+    forced = decide(manifest, {v.id: v for v in [HF, FUSED]}, records, HOST, Policy(variant="hf", strict=True))
+    assert forced.chosen.variant == "hf"
+    assert forced.failures == ()
+
+
+def test_decide_names_a_better_variant_when_the_runtime_is_too_old_for_it():
+    newer = dataclasses.replace(INT8, requires={"onnxruntime": "99.0"})
+    decision = choose([FP32, FUSED, newer])
+    assert decision.chosen.variant == "ort-cpu-fp32"
+    assert "ort-cpu-int8" in decision.failures[0]
+    assert choose([FP32, FUSED, newer], policy=Policy(strict=True)).chosen is None
+
+
+def test_decide_calls_it_no_fallback_when_the_better_variant_is_over_budget():
+    evidence = {v.id: [accuracy(v.id)] for v in ALL} | {INT8.id: [accuracy(INT8.id, passed=False)]}
+    decision = choose(ALL, evidence=evidence, policy=Policy(strict=True))
+    assert decision.chosen.variant == "ort-cpu-fp32"
+    assert decision.failures == ()
+
+
+def test_decide_ignores_latency_when_not_every_candidate_was_measured_here():
+    decision = choose(ALL, [latency("onnx-fp16", 900.0)])
+    assert [c.variant for c in decision.openable] == ["ort-cpu-int8", "ort-cpu-fp32", "onnx-fp16", "onnx-fp32"]
+    assert next(c for c in decision.candidates if c.variant == "onnx-fp16").latency_ms == 900.0

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlflow_tdeploy.core.errors import SessionError
-from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.hardware import Fingerprint, usable_cores
 from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, SessionOptions
@@ -60,7 +60,8 @@ class OrtCpu(Runtime):
             return Compat(Fit.UNSUPPORTED, "made for CUDA")
         needed = variant.requires.get("onnxruntime", "")
         if needed and _numbers(self.version()) < _numbers(needed):
-            return Compat(Fit.UNSUPPORTED, f"needs onnxruntime >= {needed}, this host has {self.version() or 'none'}")
+            why = f"needs onnxruntime >= {needed}, this host has {self.version()}"
+            return Compat(Fit.UNSUPPORTED, why, outdated=True)
         if variant.precision.name in ("fp16", "bf16"):
             return Compat(
                 Fit.USABLE, f"CPUs compute {variant.precision.name} graphs in fp32 with casts around each operator"
@@ -78,9 +79,9 @@ class OrtCpu(Runtime):
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Open the graph with the CPU provider only."""
-        import onnxruntime as ort
-
         try:
+            import onnxruntime as ort
+
             session = ort.InferenceSession(
                 str(root / variant.entry),
                 sess_options=_session_options(ort, options),
@@ -149,11 +150,12 @@ def _session_options(ort: Any, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = options.intra_op_threads or 1  # 0 would be one per core
-    settings.inter_op_num_threads = 1
     settings.enable_cpu_mem_arena = options.arena
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[options.graph_level])
     parallel = options.execution_mode == "parallel"
     settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+    # With one inter-op thread ONNX Runtime would quietly run sequentially.
+    settings.inter_op_num_threads = max(2, options.threads or usable_cores()) if parallel else 1
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
     if options.profiling:
         settings.enable_profiling = True
