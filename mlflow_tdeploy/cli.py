@@ -14,7 +14,7 @@ import click
 
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 from mlflow_tdeploy.core.evidence import latest_accuracy
-from mlflow_tdeploy.runtime.select import Policy, align
+from mlflow_tdeploy.runtime.select import align
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.runtime.bench import BenchRow
@@ -62,8 +62,8 @@ def _clean_errors() -> Iterator[None]:
 
 def _policy_options(command: F) -> F:
     for option in (
-        click.option("--variant", help="Insist on this variant."),
-        click.option("--runtime", help="Insist on this runtime."),
+        click.option("--variant", help="Insist on this variant; '' lifts what was saved with the model."),
+        click.option("--runtime", help="Insist on this runtime; '' lifts what was saved with the model."),
         click.option("--strict", is_flag=True, help="Never fall back to another variant."),
     ):
         command = option(command)
@@ -145,10 +145,11 @@ def _open_records(uri: str) -> tuple[Bundle, Callable[[str], None]]:
 
 
 def _decide(bundle: Bundle, variant: str | None, runtime: str | None, strict: bool) -> Decision:
+    from mlflow_tdeploy.flavor.config import policy_of
     from mlflow_tdeploy.runtime import probe
     from mlflow_tdeploy.runtime.select import decide
 
-    policy = Policy.of({"variant": variant, "runtime": runtime, "strict": strict})
+    policy = policy_of(bundle, {"variant": variant, "runtime": runtime, "strict": strict or None})
     evidence = {name: bundle.evidence(name) for name in bundle.variants}
     return decide(bundle.manifest, bundle.variants, evidence, probe.host(), policy)
 

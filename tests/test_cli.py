@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from tests.bundles import WEIGHTS, accuracy, linear_graph, make_bundle
 
@@ -50,6 +51,31 @@ def test_explain_says_which_variant_serves_and_why_not_the_other(bundle):
 
 def test_explain_fails_when_the_forced_variant_cannot_serve(bundle):
     assert "over budget" in run("explain", bundle, "--variant", "ort-cpu-int8", ok=False)
+
+
+@pytest.fixture
+def forced(tmp_path):
+    """A saved model whose own configuration forces its second-best variant."""
+    variants = {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS}
+    mlflow_tdeploy.save_model(
+        make_bundle(tmp_path / "made", variants), tmp_path / "model", model_config={"variant": "onnx-fp32"}
+    )
+    return tmp_path / "model"
+
+
+def test_explain_and_bench_obey_what_was_saved_with_the_model(forced, tmp_path):
+    assert json.loads(run("explain", forced, "--json"))["chosen"]["variant"] == "onnx-fp32"
+    lifted = json.loads(run("explain", forced, "--json", "--variant", ""))
+    assert lifted["chosen"]["variant"] == "ort-cpu-fp32"
+    run("bench", forced, "--shape", "batch=1", "--rounds", 3, "--json", tmp_path / "rows.json")
+    assert {row["variant"] for row in json.loads((tmp_path / "rows.json").read_text())["rows"]} == {"onnx-fp32"}
+
+
+def test_inspecting_a_folder_makes_no_mlflow_database(bundle, tmp_path, monkeypatch):
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    run("inspect", bundle)
+    assert list((tmp_path / "cwd").iterdir()) == []
 
 
 def test_bench_times_variants_at_the_shapes_asked_for(bundle, tmp_path):

@@ -19,6 +19,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.flavor.config import policy_of
 from mlflow_tdeploy.flavor.pyfunc import write_origin
 from mlflow_tdeploy.registry_io import (
     SCHEME,
@@ -31,7 +32,7 @@ from mlflow_tdeploy.registry_io import (
     mlflow_errors,
 )
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.select import Policy, decide
+from mlflow_tdeploy.runtime.select import decide
 from mlflow_tdeploy.store.bundle import Bundle
 
 
@@ -117,7 +118,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 def _choose(bundle: Bundle) -> Variant:
     evidence: dict[str, Any] = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
-    decision = decide(bundle.manifest, bundle.variants, evidence, probe.host(), Policy.of())
+    decision = decide(bundle.manifest, bundle.variants, evidence, probe.host(), policy_of(bundle))
     if decision.chosen is None:
         raise decision.none_left()
     return bundle.variants[decision.chosen.variant]

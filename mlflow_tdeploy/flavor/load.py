@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.models import Model as MlflowModel
-from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
 
 from mlflow_tdeploy import FLAVOR_NAME
-from mlflow_tdeploy.core.errors import NotFoundError
+from mlflow_tdeploy.flavor.config import merged_config, read_mlmodel
 from mlflow_tdeploy.flavor.pyfunc import open_configured
 from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
 from mlflow_tdeploy.runtime.model import Fetch, Model
@@ -49,9 +47,12 @@ def load_model(
     """
     location = locate(model_uri)
     bundle, fetch = _bring(location, dst_path)
+    meta = read_mlmodel(bundle)
+    if meta is not None:
+        _add_code_from_conf_to_system_path(str(bundle.root.parent), meta.flavors[FLAVOR_NAME])
     chosen = {"variant": variant, "runtime": runtime, "strict": strict}
     given = {key: value for key, value in chosen.items() if value is not None}
-    return open_configured(bundle.root, {**_saved_config(bundle), **(model_config or {}), **given}, fetch)
+    return open_configured(bundle.root, merged_config(meta, {**(model_config or {}), **given}), fetch)
 
 
 def _bring(location: Location, dst_path: str | None) -> tuple[Bundle, Fetch | None]:
@@ -63,15 +64,3 @@ def _bring(location: Location, dst_path: str | None) -> tuple[Bundle, Fetch | No
         Path(dst_path).mkdir(parents=True, exist_ok=True)
         bundle = fetch_records(location, Path(dst_path))
     return bundle, functools.partial(fetch_variant, location, bundle)
-
-
-def _saved_config(bundle: Bundle) -> dict[str, Any]:
-    """Return the configuration in the ``MLmodel`` file, after putting the model's own code on the path."""
-    folder = bundle.root.parent
-    if not (folder / MLMODEL_FILE_NAME).is_file():
-        return {}  # a bundle that was written without MLflow
-    meta = MlflowModel.load(str(folder / MLMODEL_FILE_NAME))
-    if FLAVOR_NAME not in meta.flavors:
-        raise NotFoundError(f"The model at '{folder}' was not logged with the flavor '{FLAVOR_NAME}'.")
-    _add_code_from_conf_to_system_path(str(folder), meta.flavors[FLAVOR_NAME])
-    return dict(meta.flavors.get("python_function", {}).get("config") or {})

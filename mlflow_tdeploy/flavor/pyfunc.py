@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,10 +19,9 @@ from mlflow_tdeploy.runtime.base import SessionOptions
 from mlflow_tdeploy.runtime.model import Fetch, Model, open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.disk import own_folder, storage_errors, temporary
 
 _POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": False}
-#: Left by a partial download: where the files of the other variants are. Readers of bundles skip dotted names.
-_ORIGIN = ".origin.json"
 
 
 def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -100,8 +101,19 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyFun
 
 
 def write_origin(bundle: Bundle, location: Location) -> None:
-    """Note in a partly downloaded bundle where the other variants' files are."""
-    (bundle.root / _ORIGIN).write_text(json.dumps({"root": location.root}), encoding="utf-8")
+    """Note on this host where the files are that a partly downloaded bundle has not.
+
+    Not in the bundle itself: whoever wrote a model could then have this host ask any server, with its credentials.
+    """
+    path = _origin_file(bundle)
+    with storage_errors(f"write '{path}'"):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = temporary(path.parent)
+        try:
+            fresh.write_text(json.dumps(asdict(location)), encoding="utf-8")
+            os.replace(fresh, path)  # at once: other processes may be reading it
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def _fetcher(bundle: Bundle) -> Fetch | None:
@@ -110,11 +122,16 @@ def _fetcher(bundle: Bundle) -> Fetch | None:
     Whatever comes from there is checked against the hashes of the bundle's records.
     """
     try:
-        root = str(json.loads((bundle.root / _ORIGIN).read_text(encoding="utf-8"))["root"])
-    except (OSError, ValueError, KeyError, TypeError):
+        location = Location(**json.loads(_origin_file(bundle).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return None
-    fetch: functools.partial[None] = functools.partial(_fetch, Location(root, root), bundle)
+    fetch: functools.partial[None] = functools.partial(_fetch, location, bundle)
     return fetch
+
+
+def _origin_file(bundle: Bundle) -> Path:
+    name = hashlib.sha256(os.fsencode(os.path.realpath(bundle.root))).hexdigest()
+    return own_folder("origins") / f"{name}.json"
 
 
 def _fetch(location: Location, bundle: Bundle, variant: Variant) -> None:

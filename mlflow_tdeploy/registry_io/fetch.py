@@ -16,7 +16,7 @@ from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.cache import ContentCache
-from mlflow_tdeploy.store.disk import cache_home
+from mlflow_tdeploy.store.disk import own_folder
 from mlflow_tdeploy.store.hashing import verify_file
 from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
 
@@ -53,14 +53,18 @@ def fetch_view(location: Location) -> Bundle:
     So what was hashed or fetched for an earlier start counts for the next one. Processes may share the folder:
     every file in it appears at once.
     """
-    home = cache_home() / "views"
-    home.mkdir(parents=True, exist_ok=True)
+    home = views_home()
     with tempfile.TemporaryDirectory(dir=home, prefix=".tdeploy-") as folder:
         fetched = fetch_records(location, Path(folder))
         key = hashlib.sha256(location.root.encode() + b"\0" + (fetched.root / MANIFEST).read_bytes()).hexdigest()[:32]
         view = home / key
         _merge(Path(folder), view)
     return Bundle.open(view)
+
+
+def views_home() -> Path:
+    """Return the folder of all views: this user's own, because a model's ``code/`` in it is imported."""
+    return own_folder("views")
 
 
 def _merge(fresh: Path, view: Path) -> None:

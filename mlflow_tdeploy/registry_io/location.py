@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
@@ -63,15 +64,20 @@ def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:
         NotFoundError: There is no such folder or logged model.
         MlflowException: MLflow's own stores do not know the name, version, alias or run.
     """
-    text, client = str(uri), client or MlflowClient()
-    scheme = urllib.parse.urlparse(text).scheme
+    text, scheme = str(uri), urllib.parse.urlparse(str(uri)).scheme
+    if scheme not in (SCHEME, "models", "runs"):
+        return _locate_plain(text, client)  # without a client: making one may create MLflow's default database here
+    client = client or MlflowClient()
     if scheme == SCHEME:
         return replace(_locate_version("models" + text[len(SCHEME) :], client), uri=text)
     if scheme == "models":
         return _locate_version(text, client)
-    if scheme == "runs":
-        return _locate_in_run(text, client)
-    location = Location(text, text, _model_id_in(text), client.tracking_uri)
+    return _locate_in_run(text, client)
+
+
+def _locate_plain(text: str, client: MlflowClient | None) -> Location:
+    tracking_uri = client.tracking_uri if client is not None else mlflow.get_tracking_uri()
+    location = Location(text, text, _model_id_in(text), tracking_uri)
     if location.local is not None and not location.local.is_dir():
         raise NotFoundError(f"No model at '{text}': that folder does not exist.")
     return location

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import functools
+import logging
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ from pathlib import Path
 from mlflow_tdeploy.core.errors import ConflictError, StorageError
 from mlflow_tdeploy.store.layout import TEMPORARY
 
+_log = logging.getLogger("mlflow_tdeploy")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 #: What os.link raises where a file system has no hard links (FAT, many mounted object stores) or not between these two.
@@ -26,8 +31,49 @@ def cache_home() -> Path:
         return Path(chosen)
     home = os.path.expanduser("~")  # Path.home() raises where a container's user has no home
     if not os.path.isabs(home):
-        return Path(tempfile.gettempdir()) / f"mlflow_tdeploy-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+        # anybody can make that folder first, so it counts only if it is this user's own
+        return _own_or_private(Path(tempfile.gettempdir()) / f"mlflow_tdeploy-{_user()}")
     return Path(home) / ".cache" / "mlflow_tdeploy"
+
+
+def own_folder(name: str) -> Path:
+    """Return a folder below :func:`cache_home` that is this user's own: nobody else could have put files there.
+
+    Where it is not, or cannot be made, a private folder is returned that goes when this process ends.
+    """
+    return _own_or_private(cache_home() / name / f"user-{_user()}")
+
+
+def _user() -> str:
+    return str(os.geteuid()) if hasattr(os, "geteuid") else "user"
+
+
+def _own_or_private(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = os.lstat(folder)
+        if not hasattr(os, "geteuid"):
+            return folder
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022:
+            return folder
+        why = "it is not this user's own, or others may write to it"
+    except OSError as error:
+        why = str(error.strerror or error)
+    private = _private(str(folder), os.getpid())
+    _log.warning("'%s' is not used (%s): '%s' is, until this process ends.", folder, why, private)
+    return private
+
+
+@functools.cache
+def _private(instead_of: str, process: int) -> Path:
+    folder = tempfile.mkdtemp(prefix="mlflow_tdeploy-")  # of mode 0700, under a name that nobody can guess
+    atexit.register(_remove_private, folder, process)
+    return Path(folder)
+
+
+def _remove_private(folder: str, process: int) -> None:
+    if os.getpid() == process:  # not in a fork, which leaves the folder to its parent
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary(folder: Path) -> Path:

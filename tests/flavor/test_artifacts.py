@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,6 +15,8 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.flavor.artifacts import TDeployArtifactRepository, split_uri
+from mlflow_tdeploy.flavor.pyfunc import _fetcher, write_origin
+from mlflow_tdeploy.registry_io import Location
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.flavor.text_bundles import embed, make_text_bundle
 
@@ -70,6 +74,34 @@ def test_a_model_that_was_downloaded_by_the_scheme_gets_another_variant_when_it_
     np.testing.assert_array_equal(model.predict(["good film"])[0], embed("good film"))
     again = mlflow.pyfunc.load_model(path)
     np.testing.assert_array_equal(again.predict(["good"], params={"variant": "onnx-fp32"})[0], embed("good"))
+
+
+def test_download_brings_the_variant_that_was_saved_as_the_models_choice(remote, tmp_path):
+    made = make_text_bundle(tmp_path / "made")
+    mlflow_tdeploy.log_model(made, "words", registered_model_name="forced", model_config={"variant": "onnx-fp32"})
+    (tmp_path / "got").mkdir()
+    path = mlflow.artifacts.download_artifacts("tdeploy:/forced/1", dst_path=str(tmp_path / "got"))
+    bundle = Bundle.open(path)
+    present = {name: bundle.present(variant) for name, variant in bundle.variants.items()}
+    assert present == {"ort-cpu-int8": False, "onnx-fp32": True}
+
+
+def test_write_origin_keeps_everything_and_is_never_half_written(remote, tmp_path, monkeypatch):
+    bundle = Bundle.open(make_text_bundle(tmp_path / "made"))
+    location = Location("tdeploy:/a/1", "mlflow-artifacts:/1", "m-" + "0" * 32, "http://tracking")
+    write_origin(bundle, location)
+    seen = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(_fetcher(bundle).args[0]), real(a, b)))
+    write_origin(bundle, replace(location, root="mlflow-artifacts:/2"))
+    assert seen == [location]  # whoever reads in the middle sees the old one whole
+    assert _fetcher(bundle).args[0] == replace(location, root="mlflow-artifacts:/2")
+
+
+def test_a_bundle_cannot_name_the_server_that_a_host_fetches_from(tmp_path):
+    bundle = Bundle.open(make_text_bundle(tmp_path / "made"))
+    (bundle.root / ".origin.json").write_text('{"uri": "x", "root": "http://evil"}')
+    assert _fetcher(bundle) is None
 
 
 def test_single_files_come_by_the_scheme(version):

@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_tdeploy.core.errors import ConflictError, StorageError
 from mlflow_tdeploy.store import disk
-from mlflow_tdeploy.store.disk import cache_home, link_or_copy, storage_errors, write_once
+from mlflow_tdeploy.store.disk import cache_home, link_or_copy, own_folder, storage_errors, write_once
 
 
 @pytest.fixture
@@ -96,6 +96,47 @@ def test_cache_home_is_absolute_when_user_has_no_home(monkeypatch):
     monkeypatch.delenv("TDEPLOY_CACHE_DIR", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does without HOME and passwd entry
     assert cache_home().is_absolute()
+
+
+@pytest.fixture
+def no_home(monkeypatch, tmp_path):
+    """A user without a home; returns the folder that anybody could have made for the cache."""
+    monkeypatch.delenv("TDEPLOY_CACHE_DIR", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(disk.tempfile, "gettempdir", lambda: str(tmp_path))
+    disk._private.cache_clear()
+    return tmp_path / f"mlflow_tdeploy-{os.geteuid()}"
+
+
+def test_cache_home_is_readable_by_this_user_only_when_user_has_no_home(no_home):
+    assert cache_home() == no_home
+    assert no_home.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("whose", ["writable by all", "a link", "somebody else's"])
+def test_cache_home_is_a_private_folder_when_somebody_else_made_the_usual_one(no_home, tmp_path, monkeypatch, whose):
+    if whose == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        no_home.symlink_to(tmp_path / "theirs")
+    else:
+        no_home.mkdir()
+        no_home.chmod(0o777 if whose == "writable by all" else 0o755)
+    if whose == "somebody else's":
+        if os.geteuid() != 0:
+            pytest.skip("giving a folder away needs root")
+        os.chown(no_home, 4321, 4321)
+    found = cache_home()
+    assert found != no_home
+    assert found.stat().st_mode & 0o777 == 0o700
+    assert cache_home() == found  # the same one all the time
+
+
+def test_own_folder_is_private_when_the_cache_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "file"))
+    folder = own_folder("views")
+    assert folder.is_dir()
+    assert (tmp_path / "file") not in folder.parents
 
 
 def test_cache_home_is_the_chosen_folder_when_environment_names_one(monkeypatch):
