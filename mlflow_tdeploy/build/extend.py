@@ -13,7 +13,7 @@ from mlflow_tdeploy.build.recipes import RECIPES, Graph
 from mlflow_tdeploy.build.report import Step
 from mlflow_tdeploy.build.stage import Staged, opened, stage_graph
 from mlflow_tdeploy.build.workshop import Progress, Workshop
-from mlflow_tdeploy.core.errors import BuildError, ConflictError, TDeployError
+from mlflow_tdeploy.core.errors import BuildError, ConflictError, InvalidInputError, NotFoundError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import TASKS
@@ -60,41 +60,56 @@ def build_variant(
         bundle: The bundle; it is only read.
         what: Name of a recipe, or the path of an ONNX graph to take as it is.
         workdir: An empty folder for everything; what is returned lies in it.
-        options: Options; without a budget the bundle's own holds.
+        options: Options; a budget in them may only be stricter than the bundle's own, which holds in any case.
         variant_id: Id of the variant; needed for a graph, a recipe has its own.
         fetch: Brings a variant's files where the bundle was downloaded without them.
         progress: Told of every finished step.
 
     Raises:
         ConflictError: The bundle has a variant of that id.
-        InvalidInputError: There is no such recipe, or the graph's tensors are not the signature's.
+        InvalidInputError: There is no such recipe, the graph's tensors are not the signature's, or the budget is
+            wider than the bundle's.
+        NotFoundError: There is no such graph.
         BuildError: The variant cannot be made here.
         BudgetError: It is over budget and ``on_budget`` is ``raise``.
     """
     options = options or BuildOptions()
-    path = None if isinstance(what, str) and what in RECIPES else Path(what)
-    if path is not None and path.suffix != ".onnx":
-        RECIPES.get(str(what))  # raises, listing what exists
+    path = _graph_path(what, variant_id)
     new_id = check_variant_id(variant_id or ("" if path else str(what)))
     if new_id in bundle.variants:
         raise ConflictError(
             f"The model has a variant '{new_id}' already; variants are never replaced. Choose another id."
         )
     manifest = bundle.manifest
+    budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
     task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-    shop = Workshop(task, options.budget or manifest.budget, options, workdir, progress=progress)
+    shop = Workshop(task, budget, options, workdir, progress=progress)
     here = _Here(bundle, fetch)
     with _reference(bundle, here) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)
     staged = _stage(shop, here, new_id, path)
     verified = shop.check(staged, answers)
-    evidence = [shop.evidence(new_id, verified, name)]
+    evidence = [shop.evidence(staged, verified, name)]
     if not verified.passed:
         staged = staged.drop()
     else:
         evidence += shop.latencies({new_id: staged}, {})
     kept = None if staged.variant.dropped else staged.root
     return Built(staged.variant, kept, tuple(evidence), tuple(shop.steps))
+
+
+def _graph_path(what: str | Path, variant_id: str | None) -> Path | None:
+    """Return the graph that was given, or None for the name of a recipe."""
+    if isinstance(what, str) and what in RECIPES:
+        return None
+    path = Path(what)
+    if path.suffix != ".onnx":
+        if isinstance(what, str) and variant_id is None:
+            RECIPES.get(what)  # raises, listing what exists
+        raise InvalidInputError(f"A ready-made variant is an ONNX graph in a file that ends in .onnx, got '{path}'.")
+    if not path.is_file():
+        raise NotFoundError(f"There is no file '{path}' to take as the variant '{variant_id}'.")
+    return path
 
 
 class _Here:

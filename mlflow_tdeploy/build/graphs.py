@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+import onnxscript
 from onnxscript import optimizer as onnxscript_optimizer
 
 from mlflow_tdeploy.build.attention_mask import take_mask_input
@@ -64,18 +65,42 @@ def save_ir(
 ) -> None:
     """Write a graph; weights of more than ``threshold`` bytes in all go to ``<path>.data`` beside it.
 
+    What exporters and fusers note about where a node comes from is left out, see :func:`strip_notes`.
+
     Args:
         model: The graph.
         path: The file to write.
         external_data: Force (True) or forbid (False) the file beside.
         threshold: Total size of the weights that may stay inside.
     """
+    strip_notes(model)
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     beside = size > threshold if external_data is None else external_data
     if not beside:
         ir.external_data.load_to_model(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(model, path, external_data=f"{path.name}.data" if beside else None, size_threshold_bytes=1024)
+
+
+def strip_notes(model: ir.Model) -> None:
+    """Remove every doc string and metadata property of a graph.
+
+    The exporters write the user's source lines, the names of classes and paths of the machine there: a model that
+    is handed on must not carry them, nor be twice as large for them.
+    """
+    scopes: list[Any] = [model.graph, *model.functions.values()]
+    scopes += [graph for scope in scopes for graph in scope.subgraphs()]
+    noted: list[Any] = [model, *scopes]
+    for scope in scopes:
+        for node in scope:
+            noted += [node, *node.outputs, *node.attributes.values()]
+        noted += scope.inputs
+        noted += scope.initializers.values() if isinstance(scope, ir.Graph) else ()
+    noted += [value.const_value for value in noted if isinstance(value, ir.Value) and value.const_value is not None]
+    for part in noted:
+        part.doc_string = None
+        if getattr(part, "metadata_props", None):
+            part.metadata_props.clear()
 
 
 def op_counts(path: Path) -> dict[str, int]:
@@ -153,29 +178,6 @@ def fuse_for_ort(
     best.opset_imports.setdefault("com.microsoft", 1)
     save_ir(best, dst, external_data=external_data)
     return _fused(best)
-
-
-def bake_for_ort(
-    src: Path, dst: Path, *, fusions: Collection[str] = CPU_FUSIONS, external_data: bool | None = None
-) -> None:
-    """Store the graph as ONNX Runtime would have it after its own optimizations, without the unwanted fusions.
-
-    A session opens the result with optimizations off and runs the same kernels wherever it is served, even where
-    a server offers no way to disable single optimizers. Use the ONNX Runtime version that serves.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory(dir=dst.parent) as folder:
-        file = Path(folder) / "model.onnx"
-        options.optimized_model_filepath = str(file)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        disabled = [name for kind, name in SESSION_OPTIMIZERS.items() if kind not in fusions]
-        ort.InferenceSession(src, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled)
-        save_ir(ir.load(file), dst, external_data=external_data)
 
 
 def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
@@ -295,9 +297,7 @@ def _without_weight_shapes(src: Path) -> Iterator[Path]:
 
 def _fuse_onnxscript(src: Path, fusions: Collection[str]) -> ir.Model:
     """Run onnxscript's fusions for ONNX Runtime in their own order, one kind at a time."""
-    from onnxscript.rewriter import ort_fusions, rewrite
-    from onnxscript.rewriter.ort_fusions import _core as steps
-    from onnxscript.rewriter.rules.common import gemm_to_matmul_add_rule
+    ort_fusions, steps, rewrite, gemm_to_matmul_add_rule = _onnxscript_fusions()
 
     if set(fusions) >= FUSIONS:
         return ort_fusions.optimize_for_ort(ir.load(src))[0]
@@ -325,6 +325,27 @@ def _fuse_onnxscript(src: Path, fusions: Collection[str]) -> ir.Model:
             step(model, **options)
     onnxscript_optimizer.optimize_ir(model)
     return model
+
+
+def _onnxscript_fusions() -> tuple[Any, Any, Any, Any]:
+    """Import what is needed of onnxscript's fuser.
+
+    Its public function always fuses everything, and some fusions slow the CPU down: the single steps are private,
+    so a release that moves them shall say so in words.
+
+    Raises:
+        BuildError: This release of onnxscript has them elsewhere.
+    """
+    try:
+        from onnxscript.rewriter import ort_fusions, rewrite
+        from onnxscript.rewriter.ort_fusions import _core as steps
+        from onnxscript.rewriter.rules.common import gemm_to_matmul_add_rule
+    except ImportError as error:
+        raise BuildError(
+            f"The fusions of onnxscript {onnxscript.__version__} are not where this package looks for them ({error}). "
+            f"Install a release it knows: pip install 'onnxscript>=0.5.6,<0.8'"
+        ) from error
+    return ort_fusions, steps, rewrite, gemm_to_matmul_add_rule
 
 
 def _fuse_transformers(src: Path, fusions: Collection[str], num_heads: int, hidden_size: int) -> ir.Model:

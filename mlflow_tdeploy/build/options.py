@@ -33,7 +33,7 @@ class BuildOptions:
     opset: int = 18
     exporter: str = "auto"
     measure: bool = True
-    seconds: float = field(default=10.0)
+    seconds: float = field(default=6.0)
 
     def __post_init__(self) -> None:
         if self.on_budget not in ("drop", "raise"):

@@ -160,6 +160,7 @@ class _Build:
         """Check a variant and keep it, or only its record."""
         variant_id = staged.variant.id
         verified = self.shop.check(staged, answers)
+        self.evidence[variant_id] = [self.shop.evidence(staged, verified, "source")]
         if verified.passed:
             staged = staged.move_to(self.draft.root)
             self.kept[variant_id] = staged
@@ -167,7 +168,6 @@ class _Build:
             self._refuse_last(variant_id, verified)
             staged = staged.drop()
         self.variants[variant_id] = staged.variant
-        self.evidence[variant_id] = [self.shop.evidence(variant_id, verified, "source")]
         return staged
 
     def _refuse_last(self, variant_id: str, verified: Verified) -> None:

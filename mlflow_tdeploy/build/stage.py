@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.inspect_graph import differing_dtypes, is_portable, precision_of, requirements
-from mlflow_tdeploy.build.latency import Measured, opt_feeds, short_feeds
+from mlflow_tdeploy.build.latency import opt_feeds, short_feeds
 from mlflow_tdeploy.build.recipes import Graph, Measure, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.verify import Verified, failed, now, verify
@@ -186,8 +186,3 @@ def make_measure(task: Task, data: VerifyData, host: Fingerprint) -> Measure:
                 session.close()
 
     return measure
-
-
-def measured(session: Session, runtime: str, threads: int = 1) -> Measured:
-    """Return an opened session as something to time."""
-    return Measured(session.infer, runtime, threads)

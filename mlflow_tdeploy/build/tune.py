@@ -26,7 +26,7 @@ from mlflow_tdeploy.core.measure import ratio
 #: A fusion goes when the graph without it is faster by more than this share.
 GAIN = 0.02
 #: Seconds for all measurements of a graph.
-SECONDS = 5.0
+SECONDS = 3.5
 #: Fusions that a session does itself and that can be slower than what they replace.
 _IN_SESSION = ("skip_layer_norm", "bias_gelu")
 #: Fusions in the graph itself that are worth questioning; the others only spell standard operators.

@@ -20,6 +20,8 @@ _TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
 _LABEL_KEYS = ("label", "labels")
 _DEFAULT = "default"
 _GLOSSES = "glosses.txt"
+#: How many of them are used, taken evenly over the file, which holds short and long ones.
+_TEXTS = 256
 _FORMS = (
     "Pass a list of texts, a table or mapping with 'text' and optionally 'label', or, for task 'tensors', "
     "a list of mappings from input name to array."
@@ -54,7 +56,7 @@ class VerifyData:
         """Make verification data from what a user passes.
 
         Args:
-            value: None (384 WordNet definitions, or arrays generated from the signature), a list of texts, a
+            value: None (256 WordNet definitions, or arrays generated from the signature), a list of texts, a
                 DataFrame or mapping with texts and optional labels, or a list of name → array mappings.
             name: Where it is from.
 
@@ -130,7 +132,8 @@ class VerifyData:
 def default_texts() -> tuple[str, ...]:
     """Return the texts that variants are verified on when none are given."""
     text = (importlib.resources.files("mlflow_tdeploy.build") / "data" / _GLOSSES).read_text(encoding="utf-8")
-    return tuple(line for line in text.splitlines() if line)
+    lines = [line for line in text.splitlines() if line]
+    return tuple(lines[index * len(lines) // _TEXTS] for index in range(_TEXTS))
 
 
 def _of_table(value: Any, name: str) -> VerifyData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.latency import Measured, measure_latency
@@ -116,11 +117,17 @@ class Workshop:
         self._runtime = runtime
         return verified
 
-    def evidence(self, variant_id: str, verified: Verified, reference: str) -> Evidence:
-        """Return the accuracy record of a checked variant."""
-        return verified.evidence(
-            variant_id, self.host, reference=reference, runtime=self._runtime, threads=self.host.cores
+    def evidence(self, staged: Staged, verified: Verified, reference: str) -> Evidence:
+        """Return the accuracy record of a checked variant, whose files are still there."""
+        found = verified.evidence(
+            staged.variant.id,
+            self.host,
+            reference=reference,
+            runtime=self._runtime,
+            threads=self.host.cores,
+            budget=str(self.budget),
         )
+        return replace(found, files=staged.variant.digest or None)
 
     def latencies(self, kept: Mapping[str, Staged], others: Mapping[str, Measured]) -> list[Evidence]:
         """Time variants against each other, and what is no graph after them."""
@@ -136,6 +143,7 @@ class Workshop:
             seconds = self.options.seconds
             found = measure_latency(variants, self.task, self.data, self.host, seconds=seconds * 0.8)
             # Apart: torch's threads go on spinning after a run and would slow whoever comes next.
+            found = [replace(record, files=kept[record.variant].variant.digest) for record in found]
             return found + measure_latency(others, self.task, self.data, self.host, seconds=seconds * 0.2)
 
 
