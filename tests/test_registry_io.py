@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -180,9 +181,44 @@ def test_fetch_variant_refuses_content_that_is_not_what_the_record_says(remote, 
     bundle = fetch_view(location)
     wanted = bundle.variants["ort-cpu-fp32"]
     changed = replace(wanted, files=(replace(wanted.files[0], sha256=hashlib.sha256(b"other").hexdigest()),))
-    with pytest.raises(IntegrityError, match="was changed"):
+    with pytest.raises(IntegrityError, match="was changed or is incomplete in its artifact store"):
         fetch_variant(location, bundle, changed, ContentCache(tmp_path / "cache"))
     assert not bundle.present(wanted)
+
+
+@pytest.mark.parametrize("damaged", ["content", "length", "missing", "fifo"])
+def test_fetch_variant_mends_a_damaged_file_and_the_cache_behind_it(remote, model, tmp_path, monkeypatch, damaged):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    location = locate(log(model).model_uri)
+    cache = ContentCache()
+    bundle = fetch_view(location)
+    wanted = bundle.variants["ort-cpu-fp32"]
+    fetch_variant(location, bundle, wanted)
+    path = bundle.path(wanted.entry)
+    assert path.samefile(cache._object(wanted.files[0]))  # one inode: what damages one damages the other
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if damaged == "content" else content[:-1])
+    if damaged in ("missing", "fifo"):
+        path.unlink()
+    if damaged == "fifo":
+        os.mkfifo(path)
+    fetch_variant(location, bundle, wanted)
+    bundle.verify(wanted)
+    cache.link(wanted.files[0], tmp_path / "from-cache")
+    assert (tmp_path / "from-cache").read_bytes() == path.read_bytes()
+
+
+def test_fetch_variant_leaves_a_sound_file_alone(remote, model, monkeypatch):
+    location = locate(log(model).model_uri)
+    bundle = fetch_view(location)
+    wanted = bundle.variants["ort-cpu-fp32"]
+    fetch_variant(location, bundle, wanted)
+    before = bundle.path(wanted.entry).stat()
+    monkeypatch.setattr(type(location), "repository", None)
+    fetch_variant(location, bundle, wanted)
+    after = bundle.path(wanted.entry).stat()
+    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)  # so it is not hashed again
 
 
 def test_fetch_view_is_the_same_folder_every_time_and_sees_new_records(remote, model, tmp_path):

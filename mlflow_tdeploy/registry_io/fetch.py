@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import hashlib
+import logging
 import os
-import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import NotFoundError, StorageError
+from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError, StorageError
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.cache import ContentCache
 from mlflow_tdeploy.store.disk import own_folder
-from mlflow_tdeploy.store.hashing import verify_file
+from mlflow_tdeploy.store.hashing import HashCache, verify_file
 from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
 
 _WORKERS = 4
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 def fetch_records(location: Location, into: Path) -> Bundle:
@@ -76,20 +77,39 @@ def _merge(fresh: Path, view: Path) -> None:
 
 
 def fetch_variant(location: Location, bundle: Bundle, variant: Variant, cache: ContentCache | None = None) -> None:
-    """Bring the files of one variant into a bundle that was fetched without them.
+    """Bring the files of one variant into a bundle that was fetched without them, and mend those that are damaged.
 
-    Files come from this host's cache where it has them; what is downloaded is verified and kept there.
+    A file that is there and what its record says stays. The others come from this host's cache; what the cache has
+    not, or has damaged, is downloaded, verified and kept there.
 
     Raises:
-        IntegrityError: A downloaded file is not what the variant's record says.
+        IntegrityError: A downloaded file is not what the variant's record says: the model itself is damaged.
     """
-    cache = cache or ContentCache()
+    cache, hashes = cache or ContentCache(), HashCache()
+    bundle.root.mkdir(parents=True, exist_ok=True)  # somebody may have pruned the view
 
     def bring(record: FileRecord) -> None:
-        _fetch_file(location, bundle.root, record, cache)
+        if not _sound(bundle.path(record.path), record, hashes):
+            _fetch_file(location, bundle.root, record, cache)
+        cache.use(record)
 
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-fetch") as pool:
         list(pool.map(bring, variant.files))
+
+
+def _sound(path: Path, record: FileRecord, hashes: HashCache) -> bool:
+    """Tell whether a file is what its record says; a damaged one is removed, for the cache may hold the same inode."""
+    if not os.path.lexists(path):
+        return False
+    try:
+        verify_file(path, record, hashes)
+    except IntegrityError as error:
+        _log.warning("A file is damaged and is fetched again: %s", error)
+        if path.is_dir():
+            raise
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _fetch_file(location: Location, root: Path, record: FileRecord, cache: ContentCache) -> None:
@@ -100,8 +120,14 @@ def _fetch_file(location: Location, root: Path, record: FileRecord, cache: Conte
             return
     with tempfile.TemporaryDirectory(dir=root, prefix=".tdeploy-fetch-") as folder:
         got = Path(location.repository.download_artifacts(f"{ROOT}/{record.path}", folder))
-        verify_file(got, record)
+        try:
+            verify_file(got, record)
+        except IntegrityError as error:
+            raise IntegrityError(
+                f"'{record.path}' of '{location.uri}' was changed or is incomplete in its artifact store: what came "
+                f"from there now is not what the model's record says. Log the model again."
+            ) from error
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(got, target)
+        os.replace(got, target)
     with contextlib.suppress(StorageError):  # a cache that cannot be written costs the next download, not this one
         cache.add(target, record)

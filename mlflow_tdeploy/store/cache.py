@@ -86,6 +86,11 @@ class ContentCache:
             finally:
                 fresh.unlink(missing_ok=True)
 
+    def use(self, record: FileRecord) -> None:
+        """Note that a content is in use, so that it is pruned later than others."""
+        if self.has(record):
+            self._touch(self._object(record))
+
     def discard(self, record: FileRecord) -> None:
         """Remove one content, for example one that turned out damaged."""
         self._remove(self._object(record))

@@ -19,7 +19,10 @@ from mlflow_tdeploy.store.layout import safe_path
 _ENTRY = re.compile(r"([0-9a-f]{64}) ([0-9a-f]{64})\n")
 #: A file that changed this recently may change again within one tick of the file system's clock.
 _YOUNG_NS = 2_000_000_000
-_AGAIN = "Download the model again, or log it again."
+_AGAIN = (
+    "Load the model by its URI once more: what this host keeps of it is fetched again then. Where the model is a "
+    "folder, take a sound copy of it or log the model again."
+)
 
 
 def sha256_file(path: Path | str) -> str:
