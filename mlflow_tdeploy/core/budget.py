@@ -54,8 +54,11 @@ class Limit:
         if self.metric not in metrics:
             return f"{self.metric} was not measured (budget {self})"
         value = metrics[self.metric]
-        kept = value >= self.bound if self.op == ">=" else value <= self.bound
-        return None if kept else f"{self.metric} is {value:.4g} (budget {self})"
+        return None if self.allows(value) else f"{self.metric} is {value:.4g} (budget {self})"
+
+    def allows(self, value: float) -> bool:
+        """Tell whether a value keeps this limit."""
+        return value >= self.bound if self.op == ">=" else value <= self.bound
 
 
 def _direction(metric: str) -> str:
@@ -94,6 +97,23 @@ class Budget:
         found = [] if not metrics.get("non_finite") else [f"{metrics['non_finite']:.0f} values are NaN or infinite"]
         found += [text for limit in self.limits if (text := limit.violation(metrics))]
         return tuple(found)
+
+    def tightened(self, by: Budget) -> Budget:
+        """Return this budget with limits of another one that are at least as strict, or new.
+
+        Raises:
+            InvalidInputError: A limit is wider than this budget's for the same metric.
+        """
+        for limit in by.limits:
+            for own in self.limits:
+                if own.metric == limit.metric and not own.allows(limit.bound):
+                    raise InvalidInputError(
+                        f"The limit '{limit}' is wider than the model's own '{own}', and a variant beyond that one "
+                        f"could never serve: a model's budget is fixed when it is logged. State a stricter limit or "
+                        f"none, or log the model again with a wider budget."
+                    )
+        stated = {limit.metric for limit in by.limits}
+        return Budget((*(own for own in self.limits if own.metric not in stated), *by.limits))
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.limits)) or "no limit"

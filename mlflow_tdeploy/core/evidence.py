@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlflow_tdeploy.core.hardware import Fingerprint
-from mlflow_tdeploy.core.variant import check_variant_id
+from mlflow_tdeploy.core.variant import Variant, check_variant_id
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Evidence:
         shapes: The shapes covered, for example ``batch=8,sequence=128``.
         settings: What else belongs to the figure: threads, repetitions, token budget, runtime.
         created: UTC time in ISO format.
+        files: :attr:`Variant.digest` of the files that were measured; None where it was not noted.
     """
 
     variant: str
@@ -52,9 +53,22 @@ class Evidence:
     shapes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    files: str | None = None
 
     def __post_init__(self) -> None:
         check_variant_id(self.variant)
+
+    def about(self, variant: Variant) -> bool:
+        """Tell whether this was measured on the very files of a variant.
+
+        Where two hosts add the same id at once, the loser's evidence may lie beside the winner's files. A variant
+        without files can have failed only.
+        """
+        if self.variant != variant.id:
+            return False
+        if variant.dropped:
+            return self.passed is not True
+        return self.files is None or self.files == variant.digest
 
 
 def latest_accuracy(evidence: Iterable[Evidence]) -> Evidence | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -112,6 +113,14 @@ class Variant:
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """Digest of its files' names, sizes and contents, wherever in the bundle they lie; empty without files."""
+        if not self.files:
+            return ""
+        lines = sorted(f"{file.sha256} {file.size} {file.path.rsplit('/', 1)[-1]}\n" for file in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
     def dropped(self) -> bool:

@@ -50,7 +50,7 @@ def extend_model(
         variants: Ready-made ONNX graphs by variant id.
         verify_with: Data to check with, see :func:`save_model`.
         on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
-        budget: How far a variant may be; the model's own budget when None.
+        budget: A stricter budget for these variants; the model's own, fixed when it was logged, holds in any case.
         opset: Opset of exported graphs.
         progress: Called with each finished step.
 

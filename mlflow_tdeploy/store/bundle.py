@@ -66,7 +66,9 @@ class Bundle:
         return self._variants
 
     def evidence(self, variant_id: str) -> tuple[Evidence, ...]:
-        """Return every measurement of a variant, oldest first; empty where there is none.
+        """Return every measurement of a variant's own files, oldest first; empty where there is none.
+
+        What was measured on other files is left out: see :meth:`Evidence.about`.
 
         Raises:
             ManifestError: A record is damaged; the message names its file.
@@ -74,7 +76,9 @@ class Bundle:
         folder = f"{EVIDENCE}/{check_variant_id(variant_id)}"
         if variant_id not in self._evidence:
             names = _json_files(self.path(folder))
-            self._evidence[variant_id] = tuple(self._read(Evidence, f"{folder}/{name}") for name in names)
+            found = (self._read(Evidence, f"{folder}/{name}") for name in names)
+            variant = self.variants.get(variant_id)
+            self._evidence[variant_id] = tuple(item for item in found if variant is None or item.about(variant))
         return self._evidence[variant_id]
 
     def record_paths(self) -> list[str]:

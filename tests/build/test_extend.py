@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from mlflow_tdeploy.build.extend import build_variant
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError, InvalidInputError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError, InvalidInputError, NotFoundError
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
@@ -88,6 +88,38 @@ def test_build_variant_holds_the_budget_that_is_given(bundle, tmp_path):
     (tmp_path / "work").mkdir()
     built = build_variant(bundle, path, tmp_path / "work", options, variant_id="mine")
     assert not built.evidence[0].passed
+    assert "max_difference <= -1" in built.evidence[0].settings["budget"]
+
+
+def test_build_variant_refuses_a_budget_that_is_wider_than_the_models(bundle, tmp_path):
+    wider = BuildOptions(measure=False, budget=Budget.of("worst_cosine >= 0.5"))
+    path = bundle.path(bundle.variants["onnx-fp32"].entry)
+    with pytest.raises(InvalidInputError, match="fixed when it is logged"):
+        build_variant(bundle, path, tmp_path, wider, variant_id="mine")
+
+
+def test_build_variant_ties_evidence_to_the_files_that_were_measured(bundle, tmp_path):
+    (tmp_path / "a").mkdir()
+    built = build_variant(bundle, "onnx-fp16", tmp_path / "a", BuildOptions(seconds=0.2))
+    assert {record.kind: record.files for record in built.evidence} == {
+        "accuracy": built.variant.digest,
+        "latency": built.variant.digest,
+    }
+    (tmp_path / "b").mkdir()
+    path = _broken(bundle, tmp_path / "broken.onnx")
+    failed = build_variant(bundle, path, tmp_path / "b", QUICK, variant_id="mine")
+    assert failed.evidence[0].files  # of the files that failed, though they are not kept
+    assert failed.evidence[0].about(failed.variant)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [("graph", InvalidInputError, "ends in .onnx, got '.*graph'"), ("no.onnx", NotFoundError, "no file '.*no.onnx'")],
+)
+def test_build_variant_says_what_is_wrong_with_the_path_of_a_graph(bundle, tmp_path, name, error, message):
+    for form in (tmp_path / name, str(tmp_path / name)):
+        with pytest.raises(error, match=message):
+            build_variant(bundle, form, tmp_path, QUICK, variant_id="mine")
 
 
 def test_build_variant_refuses_an_id_that_exists(bundle, tmp_path):

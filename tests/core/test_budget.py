@@ -89,6 +89,20 @@ def test_budget_reads_back_when_it_was_printed():
     assert str(Budget(())) == "no limit"
 
 
+def test_tightened_takes_stricter_and_new_limits_and_keeps_the_rest():
+    own = Budget.of("worst_cosine >= 0.99, max_difference <= 0.1")
+    assert own.tightened(Budget.of("worst_cosine >= 0.995, f1_drop <= 0.01")) == Budget.of(
+        "max_difference <= 0.1, worst_cosine >= 0.995, f1_drop <= 0.01"
+    )
+    assert own.tightened(own).violations({"worst_cosine": 0.99, "max_difference": 0.1}) == ()
+
+
+@pytest.mark.parametrize("wider", ["worst_cosine >= 0.98", "max_difference <= 0.2", "f1 >= 0.1, max_difference <= 1"])
+def test_tightened_refuses_a_wider_limit(wider):
+    with pytest.raises(InvalidInputError, match="fixed when it is logged"):
+        Budget.of("worst_cosine >= 0.99, max_difference <= 0.1").tightened(Budget.of(wider))
+
+
 def test_higher_is_better_tells_the_direction():
     assert higher_is_better("accuracy")
     assert not higher_is_better("accuracy_drop")

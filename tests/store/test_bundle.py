@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 
@@ -11,6 +12,7 @@ from mlflow_tdeploy.core.errors import (
     NotFoundError,
     SchemaVersionError,
 )
+from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.store import hashing
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
@@ -121,6 +123,24 @@ def test_evidence_is_in_order_of_time(root, bundle):
     names = [append_evidence(root, accuracy("onnx-fp32", created=str(n))) for n in range(5)]
     assert names == sorted(names)
     assert [e.created for e in bundle.evidence("onnx-fp32")][-5:] == list("01234")
+
+
+def test_evidence_is_left_out_when_it_is_about_other_files(root, bundle):
+    variant = bundle.variants["onnx-fp32"]
+    own = dataclasses.replace(accuracy("onnx-fp32", created="2027"), files=variant.digest)
+    append_evidence(root, own)
+    append_evidence(root, dataclasses.replace(accuracy("onnx-fp32", passed=False, created="2028"), files="0" * 64))
+    assert latest_accuracy(bundle.evidence("onnx-fp32")) == own
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_evidence_of_a_variant_without_files_can_only_be_a_failure(tmp_path, passed):
+    record = dataclasses.replace(accuracy("onnx-fp16", passed=passed), files="0" * 64)
+    changes = {"onnx-fp16": {"files": ()}}
+    made = make_bundle(
+        tmp_path / "m", {"onnx-fp32": WEIGHTS, "onnx-fp16": WEIGHTS}, evidence={"onnx-fp16": [record]}, changes=changes
+    )
+    assert bool(Bundle.open(made).evidence("onnx-fp16")) is not passed
 
 
 def test_evidence_is_empty_when_there_is_none(bundle):
