@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -25,17 +25,31 @@ DTYPES = (
 )  # fmt: skip
 
 
+def shown(value: object, width: int = 60) -> str:
+    """Return how a value looks in a message: never long, never an error, whatever somebody sent."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except Exception:  # an integer of too many digits, a broken __repr__
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= width else f"{text[:width]}…"
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return the numpy dtype called ``name``; ``bfloat16`` comes from ``ml_dtypes``.
 
     Raises:
         InvalidInputError: The name is none of :data:`DTYPES`.
+        MissingDependencyError: It is ``bfloat16`` and ``ml_dtypes`` is not installed.
     """
     if name not in DTYPES:
         raise InvalidInputError(f"Unknown tensor dtype {name!r}. Available: {', '.join(DTYPES)}.")
     if name == "bfloat16":
-        import ml_dtypes  # only models that use bfloat16 need it
-
+        try:
+            import ml_dtypes  # only models that use bfloat16 need it
+        except ImportError:
+            raise MissingDependencyError(
+                "ml_dtypes", "A model with bfloat16 tensors", "pip install ml_dtypes"
+            ) from None
         bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return bfloat16
     return np.dtype(name)
@@ -194,8 +208,8 @@ class Signature:
         form = f"This model takes: {', '.join(map(str, self.inputs))}."
         if missing := sorted(expected - set(arrays)):
             raise InvalidInputError(f"Input tensor '{missing[0]}' is missing. {form}")
-        if unknown := sorted(str(name) for name in set(arrays) - expected):
-            raise InvalidInputError(f"Unknown input tensor '{unknown[0]}'. {form}")
+        if unknown := [name for name in arrays if name not in expected]:
+            raise InvalidInputError(f"Unknown input tensor {shown(unknown[0])}. {form}")
 
     def _check_form(self, spec: TensorSpec, array: Array) -> None:
         if not isinstance(array, np.ndarray):

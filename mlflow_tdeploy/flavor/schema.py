@@ -50,9 +50,18 @@ def merge_signature(task: Task, given: ModelSignature | None) -> ModelSignature:
     )
 
 
-def _inputs(task: Task) -> Schema:
+def _inputs(task: Task) -> Schema | None:
+    """Return what goes in; None for texts, so that the task itself sees and checks the whole request.
+
+    MLflow has no schema that fits texts: an unnamed column makes it drop every column but the first, whatever
+    their names, before the model sees the table; a named one makes it refuse lists, strings and Series.
+    """
     if task.input_kind == "text":
-        return Schema([ColSpec(DataType.string)])  # unnamed: lists, Series and tables of one column all fit
+        return None
+    return _tensor_inputs(task)
+
+
+def _tensor_inputs(task: Task) -> Schema:
     return Schema([_tensor(task.signature, spec) for spec in task.signature.inputs])
 
 
@@ -103,7 +112,7 @@ def _is_text_dtype(kind: Any) -> bool:
 
 
 def _check_tensors(task: Task, schema: Schema) -> None:
-    own = _inputs(task)
+    own = _tensor_inputs(task)
     expected: dict[Any, Any] = {spec.name: spec for spec in own.inputs}
     got: dict[Any, Any] = {spec.name: spec for spec in schema.inputs}
     if len(expected) == 1 and set(got) == {None}:

@@ -1,10 +1,12 @@
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tensors import DTYPES, Dim, Signature, TensorSpec, numpy_dtype
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError
+from mlflow_tdeploy.core.tensors import DTYPES, Dim, Signature, TensorSpec, numpy_dtype, shown
 
 SIGNATURE = Signature(
     dims=(Dim("batch", 1, 8, 64), Dim("sequence", 2, 128, 512)),
@@ -48,7 +50,7 @@ def test_bind_accepts_exactly_the_declared_ranges(batch, sequence):
         ({"input_ids": None}, r"'input_ids' must be a numpy array .* got NoneType"),
         ({"scale": np.zeros(4, np.float32)}, r"'scale' axis 0 must be 3, got 4"),
         ({"token_type_ids": np.zeros(1)}, r"Unknown input tensor 'token_type_ids'.*takes: input_ids: int64"),
-        ({3: np.zeros(1)}, r"Unknown input tensor '3'"),
+        ({3: np.zeros(1)}, "Unknown input tensor 3"),
     ],
 )
 def test_bind_names_tensor_dimension_and_value_when_inputs_are_wrong(changes, message):
@@ -164,3 +166,16 @@ def test_numpy_dtype_has_the_name_it_was_asked_for(name):
 def test_numpy_dtype_lists_what_exists_when_name_is_unknown():
     with pytest.raises(InvalidInputError, match=r"'object'. Available: bool, int8"):
         numpy_dtype("object")
+
+
+def test_numpy_dtype_names_the_install_line_when_ml_dtypes_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(MissingDependencyError, match="bfloat16.*pip install ml_dtypes"):
+        numpy_dtype("bfloat16")
+
+
+@pytest.mark.parametrize("value", [10**5000, "x" * 500, {"a": "\ud800"}, "\ud800"], ids=range(4))
+def test_shown_is_short_and_printable_whatever_the_value(value):
+    text = shown(value)
+    assert len(text) <= 61
+    assert text.encode("utf-8")

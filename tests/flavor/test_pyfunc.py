@@ -32,8 +32,17 @@ def load(tmp_path):
 
 @pytest.mark.parametrize(
     "form",
-    [list, pd.Series, np.array, lambda texts: pd.DataFrame({"review": texts}), lambda texts: pd.DataFrame({0: texts})],
-    ids=["list", "Series", "ndarray", "DataFrame", "DataFrame without a name"],
+    [
+        list,
+        pd.Series,
+        np.array,
+        lambda texts: pd.DataFrame({"review": texts}),
+        lambda texts: pd.DataFrame({0: texts}),
+        lambda texts: pd.DataFrame({"id": ["7"] * len(texts), "text": texts}),
+        lambda texts: {"text": texts},
+        lambda texts: [{"id": "7", "text": text} for text in texts],
+    ],
+    ids=["list", "Series", "ndarray", "DataFrame", "nameless DataFrame", "text and another", "dict", "records"],
 )
 def test_predict_returns_float32_vectors_in_order_when_given_texts_in_any_form(load, form):
     vectors = load("sentence-embedding").predict(form(TEXTS))
@@ -84,7 +93,12 @@ def test_predict_serves_another_variant_when_a_parameter_forces_it(load):
 @pytest.mark.parametrize(
     ("inputs", "params", "message"),
     [
-        ([], None, "missing inputs"),
+        ([], None, "request is empty"),
+        ({}, None, "request is empty"),
+        (pd.DataFrame({"id": ["7"], "review": ["good"]}), None, r"which column.*'id', 'review'"),
+        (pd.DataFrame({"text": ["good"], "text_pair": ["bad"]}), None, "pairs of texts are not supported"),
+        (np.array([["good", "bad"]]), None, r"shape \(1, 2\)"),
+        ([pd.NA], None, "missing"),
         (pd.DataFrame({"text": []}, dtype="str"), None, "empty"),
         (["good"], {"variant": "no-such"}, "Unknown variant 'no-such'.*onnx-fp32"),
         (["good"], {"runtime": "no-such"}, "Unknown runtime 'no-such'.*ort-cpu"),

@@ -37,9 +37,9 @@ def tensors(tmp_path):
     return TASKS.get("tensors")({}, signature, tmp_path)
 
 
-def test_mlflow_signature_takes_one_unnamed_column_when_the_task_is_about_texts(task):
+def test_mlflow_signature_leaves_inputs_to_the_task_when_it_is_about_texts(task):
     signature = mlflow_signature(task("sentence-embedding"))
-    assert signature.inputs == Schema([ColSpec("string")])
+    assert signature.inputs is None
     assert signature.outputs == Schema([TensorSpec(np.dtype("float32"), (-1, 4))])
     assert [spec.name for spec in signature.params.params] == ["variant", "runtime"]
 

@@ -30,6 +30,12 @@ FORMATS = {
     "instances": {"instances": TEXTS},
     "dataframe_split": {"dataframe_split": {"columns": ["text"], "data": [[text] for text in TEXTS]}},
     "dataframe_records": {"dataframe_records": [{"text": text} for text in TEXTS]},
+    "split with an id": {"dataframe_split": {"columns": ["id", "text"], "data": [["7", text] for text in TEXTS]}},
+    "records with an id": {"dataframe_records": [{"id": "7", "text": text} for text in TEXTS]},
+    "instances with an id": {"instances": [{"id": "7", "text": text} for text in TEXTS]},
+    "inputs with an id": {"inputs": [{"id": "7", "text": text} for text in TEXTS]},
+    "inputs by name": {"inputs": {"text": TEXTS}},
+    "another name": {"dataframe_records": [{"review": text} for text in TEXTS]},
 }
 
 
@@ -90,6 +96,10 @@ def test_the_server_answers_features_and_tensors(client, tmp_path):
         {"inputs": ["a"], "params": {"top_k": "many"}},
         {"texts": ["a"]},
         {"inputs": ["lone surrogate \ud800"]},
+        {"inputs": [["good", "bad"]]},
+        {"inputs": [5]},
+        {"dataframe_records": [{"text": "good", "text_pair": "bad"}]},
+        {"dataframe_records": [{"id": "7", "review": "good"}]},
     ],
     ids=lambda body: json.dumps(body)[:40],
 )

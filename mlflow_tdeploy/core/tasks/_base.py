@@ -13,7 +13,7 @@ import numpy as np
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tensors import Arrays, At, Signature
+from mlflow_tdeploy.core.tensors import Arrays, At, Signature, shown
 
 _PARAM_TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": (int, np.integer),
@@ -43,7 +43,7 @@ class Param:
         wrong_bool = isinstance(value, (bool, np.bool_)) and self.dtype != "boolean"
         if wrong_bool or not isinstance(value, _PARAM_TYPES[self.dtype]):
             raise InvalidInputError(
-                f"The parameter '{self.name}' must be of type {self.dtype}, got {value!r}. {self.help}"
+                f"The parameter '{self.name}' must be of type {self.dtype}, got {shown(value)}. {self.help}"
             )
         return value
 
@@ -163,13 +163,17 @@ class Task(ABC):
         """Return every parameter with its value or default.
 
         Raises:
-            InvalidInputError: An unknown name or a wrong type.
+            InvalidInputError: No mapping, an unknown name or a wrong type.
         """
+        if params is not None and not isinstance(params, Mapping):
+            raise InvalidInputError(
+                f"params must be a mapping from name to value, such as {{'name': 1}}; got {shown(params)}."
+            )
         given = dict(params or {})
         checked = {param.name: param.check(given.pop(param.name, None)) for param in self.params}
         if given:
             known = ", ".join(param.name for param in self.params) or "none"
             raise InvalidInputError(
-                f"Unknown parameter {min(map(str, given))!r} for task '{self.name}'. Known: {known}."
+                f"Unknown parameter {shown(next(iter(given)))} for task '{self.name}'. Known: {known}."
             )
         return checked

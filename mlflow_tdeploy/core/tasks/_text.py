@@ -13,10 +13,11 @@ from tokenizers import Encoding, Tokenizer
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
 from mlflow_tdeploy.core.tasks._base import Encoded, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, shown
 
 #: Columns or keys under which a table of texts is recognized.
 _TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
+_PAIR_KEY = "text_pair"
 _ROW_FILE = "tokenizer.json"
 
 
@@ -173,44 +174,82 @@ def _framed(ids: list[int], frame: list[int]) -> list[int]:
 
 
 def _texts(inputs: Any) -> list[Any]:
+    """Return the values of a request in whatever container they came; whether they are texts is checked later."""
     if isinstance(inputs, str):
         return [inputs]
-    if hasattr(inputs, "columns"):  # a DataFrame, told by its shape: core does not import pandas
-        if len(inputs.columns) == 1:  # the form that MLflow makes of every request: no Series on the way
-            return list(inputs.to_numpy().ravel().tolist())
-        return list(inputs[_text_key(list(inputs.columns))])
+    if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame, told by its shape: core has no pandas
+        if len(inputs.columns) == 1:  # no Series on the way
+            return _flat(inputs.to_numpy())
+        key = _text_key(list(inputs.columns))
+        return list(inputs[key]) if key is not None else []
     if isinstance(inputs, Mapping):
-        return _texts(inputs[_text_key(list(inputs))])
+        key = _text_key(list(inputs))
+        return _values(inputs[key]) if key is not None else []
+    return _values(inputs)
+
+
+def _values(inputs: Any) -> list[Any]:
+    """Return the values of a column or a sequence."""
+    if isinstance(inputs, str):
+        return [inputs]
     if isinstance(inputs, (bytes, bytearray)):
         raise InvalidInputError(_not_a_text(0, inputs))
     if isinstance(inputs, np.ndarray):
-        return list(inputs.reshape(-1).tolist())
-    if hasattr(inputs, "tolist"):  # a Series
-        return list(inputs.tolist())
-    if isinstance(inputs, (list, tuple)):
-        return list(inputs)
+        return _flat(inputs)
+    values = inputs.tolist() if hasattr(inputs, "tolist") else inputs  # a Series
+    if isinstance(values, (list, tuple)):
+        return [_of_row(value) if isinstance(value, Mapping) else value for value in values]
     raise InvalidInputError(
         f"Cannot read texts from {type(inputs).__name__}: pass a string, a list of strings or a table."
     )
 
 
+def _flat(array: Array) -> list[Any]:
+    if array.ndim > 1 and array.size != array.shape[0]:
+        raise InvalidInputError(
+            f"Cannot read texts from an array of shape {array.shape}: pass one text per row, in one dimension or one "
+            f"column. Pairs of texts are not supported yet."
+        )
+    return list(array.reshape(-1).tolist())
+
+
+def _of_row(row: Mapping[Any, Any]) -> Any:
+    """Return the text of a record such as ``{"text": "…"}``; MLflow's server makes arrays of no axes of the values."""
+    key = _text_key(list(row))
+    value = None if key is None else row[key]
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
 def _text_key(keys: list[Any]) -> Any:
-    if len(keys) == 1:
-        return keys[0]
-    found = [key for key in keys if key in _TEXT_KEYS]
+    """Return the column that holds the texts; None where there is no column at all."""
+    if any(isinstance(key, str) and key == _PAIR_KEY for key in keys):  # `in` fails on a key such as pandas.NA
+        raise InvalidInputError(
+            f"The request has the column '{_PAIR_KEY}', and pairs of texts are not supported yet. Leave it out to score "
+            f"each text alone, or join the two as the model was trained to read them."
+        )
+    if len(keys) <= 1:
+        return keys[0] if keys else None
+    found = [key for key in keys if isinstance(key, str) and key in _TEXT_KEYS]
     if len(found) != 1:
         raise InvalidInputError(
-            f"Cannot tell which column holds the texts: got {keys}. Pass one column, or name it 'text'."
+            f"Cannot tell which column holds the texts: got {shown(keys, 200)}. Pass one column, or name it 'text'."
         )
     return found[0]
 
 
 def _not_a_text(index: int, value: Any) -> str:
-    if value is None or value != value:  # NaN, also pandas' missing values where they compare so
-        return f"Text {index} is missing ({value!r}). Fill or drop missing values first."
+    if _is_missing(value):
+        return f"Text {index} is missing ({shown(value)}). Fill or drop missing values first."
     if isinstance(value, (bytes, bytearray)):
         return f"Text {index} is bytes. Decode it first, for example with .decode('utf-8')."
-    return f"Text {index} must be a string, got {type(value).__name__} ({str(value)[:40]})."
+    return f"Text {index} must be a string, got {type(value).__name__} ({shown(value)})."
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell whether a value is None, NaN, NaT or ``pandas.NA``, whose comparisons give no bool."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return type(value).__name__ == "NaTType" or (isinstance(value, (float, np.generic)) and bool(value != value))
 
 
 def _is_unicode(text: str) -> bool:

@@ -11,7 +11,7 @@ from mlflow_tdeploy.core.budget import Budget, Limit
 from mlflow_tdeploy.core.compare import Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype, shown
 
 
 @TASKS.register("tensors")
@@ -28,9 +28,10 @@ class Tensors(Task):
         for name, array in arrays.items():
             if array.size == 0:
                 raise InvalidInputError(f"Input '{name}' is empty (shape {array.shape}).")
-            if array.dtype.kind == "f" and np.isnan(array).any():
-                raise InvalidInputError(f"Input '{name}' has NaN values. Fill them first.")
         self.signature.bind(arrays)
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biu" and np.isnan(array).any():  # bfloat16 is of a kind of its own
+                raise InvalidInputError(f"Input '{name}' has NaN values. Fill them first.")
         return [arrays]
 
     def encode(self, items: Sequence[Any]) -> Encoded:
@@ -93,17 +94,23 @@ class Tensors(Task):
         return np.asarray(random.standard_normal(shape).astype(dtype))
 
     def _arrays(self, inputs: Any) -> Arrays:
-        if hasattr(inputs, "columns"):  # a DataFrame: one column per input
-            inputs = {str(name): inputs[name].tolist() for name in inputs.columns}
+        if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: one column per input
+            columns = list(inputs.columns)
+            if len(set(columns)) < len(columns):
+                raise InvalidInputError(f"The table has two columns of one name: {shown(columns, 200)}.")
+            inputs = {name: inputs[name].tolist() for name in columns}
         if not isinstance(inputs, Mapping):
             if len(self.signature.inputs) != 1:
                 names = ", ".join(spec.name for spec in self.signature.inputs)
                 raise InvalidInputError(f"This model has several inputs: pass a mapping from name to array ({names}).")
             inputs = {self.signature.inputs[0].name: inputs}
-        return {str(name): _as_array(str(name), value, self._dtype_of(str(name))) for name, value in inputs.items()}
-
-    def _dtype_of(self, name: str) -> str | None:
-        return next((spec.dtype for spec in self.signature.inputs if spec.name == name), None)
+        dtypes = {spec.name: spec.dtype for spec in self.signature.inputs}
+        if unknown := [name for name in inputs if name not in dtypes]:
+            raise InvalidInputError(
+                f"Unknown input tensor {shown(unknown[0])}. "
+                f"This model takes: {', '.join(map(str, self.signature.inputs))}."
+            )
+        return {name: _as_array(name, value, dtypes[name]) for name, value in inputs.items()}
 
 
 class _Whole(Encoded):
@@ -129,7 +136,7 @@ class _TensorComparison(Comparison):
         return self._rows.metrics()
 
 
-def _as_array(name: str, value: Any, dtype: str | None) -> Array:
+def _as_array(name: str, value: Any, dtype: str) -> Array:
     """Return ``value`` as an array; only plain lists take the signature's dtype, arrays keep theirs."""
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value
@@ -139,8 +146,43 @@ def _as_array(name: str, value: Any, dtype: str | None) -> Array:
         array = np.asarray(value)
         if array.dtype == object:
             array = np.asarray(np.stack(list(array)))
-        if dtype is None or array.dtype.kind not in "biuf":
+        if array.dtype.kind not in "biuf":
             raise ValueError(f"values of type {array.dtype}")
-        return array.astype(numpy_dtype(dtype), casting="same_kind" if array.dtype.kind == "f" else "unsafe")
-    except (ValueError, TypeError) as error:
-        raise InvalidInputError(f"Input '{name}' is not a regular array of numbers ({error}).") from error
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever a caller's own type raises when it is made an array
+        raise InvalidInputError(
+            f"Input '{name}' is not a regular array of numbers ({shown(str(error), 200)})."
+        ) from error
+    return _cast(name, array, dtype)
+
+
+def _cast(name: str, array: Array, dtype: str) -> Array:
+    """Return numbers in the signature's dtype, where every one of them fits it: nothing wraps, overflows or is cut.
+
+    Raises:
+        InvalidInputError: One does not fit.
+    """
+    target = numpy_dtype(dtype)
+    if array.size == 0 or array.dtype == target:
+        return array.astype(target)
+    if target.kind not in "biu":
+        return _cast_to_float(name, array, target)
+    if array.dtype.kind == "f":
+        raise InvalidInputError(
+            f"Input '{name}' must be {dtype}, got numbers with a fraction or exponent, such as "
+            f"{array.reshape(-1)[0]}. Round them first."
+        )
+    low, high = (0, 1) if target.kind == "b" else (int(np.iinfo(target).min), int(np.iinfo(target).max))
+    for found in (int(array.min()), int(array.max())):
+        if not low <= found <= high:
+            raise InvalidInputError(f"Input '{name}' has the value {found}, outside {dtype}'s range {low}..{high}.")
+    return array.astype(target)
+
+
+def _cast_to_float(name: str, array: Array, target: np.dtype[Any]) -> Array:
+    with np.errstate(over="ignore"):
+        cast: Array = array.astype(target)
+    if (lost := np.isfinite(array) & ~np.isfinite(cast)).any():
+        raise InvalidInputError(f"Input '{name}' has the value {array[lost][0]}, which is too large for {target.name}.")
+    return cast

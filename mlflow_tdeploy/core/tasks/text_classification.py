@@ -13,7 +13,7 @@ from mlflow_tdeploy.core.compare import Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Param
 from mlflow_tdeploy.core.tasks._text import TextTask
-from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
+from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, shown
 
 OUTPUT = "logits"
 _FUNCTIONS = ("softmax", "sigmoid", "none")
@@ -43,11 +43,11 @@ class TextClassification(TextTask):
         """Check ``top_k`` and ``function_to_apply``."""
         checked = super().check_params(params)
         if checked["top_k"] < 0:
-            raise InvalidInputError(f"top_k must be at least 1, or 0 for all labels, got {checked['top_k']}.")
+            raise InvalidInputError(f"top_k must be at least 1, or 0 for all labels, got {shown(checked['top_k'])}.")
         checked["function_to_apply"] = checked["function_to_apply"] or self._function
         if checked["function_to_apply"] not in _FUNCTIONS:
             raise InvalidInputError(
-                f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {checked['function_to_apply']!r}."
+                f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {shown(checked['function_to_apply'])}."
             )
         return checked
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec, numpy_dtype
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of
 
@@ -66,6 +68,11 @@ def test_predict_takes_lists_and_tables(pipeline, inputs):
         ({"mask": None}, "'mask' is None"),
         ({"x": [[1.0, 2.0], [3.0]]}, "not a regular array"),
         ({"x": [["a", "b", "c"]] * 2}, "not a regular array"),
+        ({"mask": [[2**63] * 3] * 2}, r"'mask' has the value 9223372036854775808, outside int64's range"),
+        ({"mask": [[0.5, 0, 0]] * 2}, "'mask' must be int64, got numbers with a fraction"),
+        ({"mask": [[2**70, 0, 0]] * 2}, "'mask'"),
+        ({"x": [[1e39, 0, 0]] * 2}, r"'x' has the value 1e\+39, which is too large for float32"),
+        ({"\ud800": X}, r"Unknown input tensor '\\ud800'"),
     ],
 )
 def test_predict_refuses_arrays_before_inference_when_they_do_not_fit(pipeline, change, message):
@@ -98,3 +105,36 @@ def test_comparison_sees_every_output(pipeline):
     metrics = comparison.metrics()
     assert metrics["max_difference"] == 2.0
     assert metrics["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        ("uint8", [300, -1], r"'x' has the value -1, outside uint8's range 0\.\.255"),
+        ("uint8", [300, 1], "value 300"),
+        ("int32", [2**32 + 5], r"4294967301, outside int32's range -2147483648\.\.2147483647"),
+        ("bool", [0, 2], r"value 2, outside bool's range 0\.\.1"),
+        ("float16", [70000], "70000, which is too large for float16"),
+        ("float32", [-1e300], "too large for float32"),
+        ("bfloat16", [1e39], "too large for bfloat16"),
+        ("bfloat16", [float("nan")], "NaN"),
+    ],
+)
+def test_items_refuses_a_list_whose_numbers_do_not_fit_the_dtype(dtype, value, message, tmp_path):
+    with pytest.raises(InvalidInputError, match=message):
+        vector_task(dtype, tmp_path).items({"x": value})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("uint8", [0, 255]), ("int32", [True, -5]), ("bool", [0, 1]), ("float16", [1, 2.5]), ("bfloat16", [1.5, 2])],
+)
+def test_items_keeps_every_number_of_a_list_that_fits_the_dtype(dtype, value, tmp_path):
+    array = vector_task(dtype, tmp_path).items({"x": value})[0]["x"]
+    assert array.dtype == numpy_dtype(dtype)
+    assert array.astype(np.float64).tolist() == [float(number) for number in value]
+
+
+def vector_task(dtype, assets):
+    specs = [(TensorSpec(name, dtype, ("batch",)),) for name in "xy"]
+    return TASKS.get("tensors")({}, Signature((Dim("batch", 1, 2, 4),), *specs), assets)

@@ -33,6 +33,9 @@ def task(source, tmp_path_factory):
         pd.DataFrame({"text": ["a", "b"], "id": [1, 2]}),
         {"inputs": ["a", "b"]},
         {"text": pd.Series(["a", "b"]), "id": [1, 2]},
+        [{"text": "a"}, {"text": "b", "id": 2}],
+        [{"text": np.array("a"), "id": np.array("7")}, {"text": np.array("b"), "id": np.array("8")}],
+        {"text": np.array(["a", "b"]), "id": np.array(["7", "8"])},
     ],
 )
 def test_items_reads_texts_of_every_form(task, inputs):
@@ -53,6 +56,21 @@ def test_items_reads_texts_of_every_form(task, inputs):
         (["a", 3], "Text 1 must be a string, got int"),
         (pd.DataFrame({"x": ["a"], "y": ["b"]}), "which column holds the texts"),
         ({"text": ["a"], "inputs": ["b"]}, "which column holds the texts"),
+        ({}, "request is empty"),
+        (pd.DataFrame(), "request is empty"),
+        (pd.DataFrame({"text": ["a"], "text_pair": ["b"]}), "pairs of texts are not supported"),
+        ({"text": ["a"], "text_pair": ["b"]}, "pairs of texts are not supported"),
+        ([{"text": "a", "text_pair": "b"}], "pairs of texts are not supported"),
+        (np.array([["a", "b"], ["c", "d"]]), r"shape \(2, 2\)"),
+        (["a", pd.NA], "Text 1 is missing"),
+        (pd.DataFrame({"x": ["a", pd.NA]}), "Text 1 is missing"),
+        ([pd.NaT], "Text 0 is missing"),
+        ([np.array(["a", "b"])], "Text 0 must be a string, got ndarray"),
+        ([["a", "b"]], "Text 0 must be a string, got list"),
+        ([10**5000], "Text 0 must be a string, got int"),
+        (np.float64(1), "Cannot read texts from float64"),
+        ({pd.NA: ["a"], "b": ["c"]}, "which column holds the texts"),
+        ({"text": {"text": "a"}}, "Cannot read texts from dict"),
     ],
 )
 def test_items_names_the_position_when_an_input_is_no_text(task, inputs, message):
@@ -91,3 +109,9 @@ def test_tokenizer_says_so_when_its_file_is_damaged(source, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
         task.encode(["a"])
+
+
+@pytest.mark.parametrize("params", [["top_k"], "top_k", 3, np.array([1])])
+def test_check_params_refuses_what_is_no_mapping(task, params):
+    with pytest.raises(InvalidInputError, match="params must be a mapping"):
+        task.check_params(params)
