@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from benchmarks import data, floor, ours, peers
-from benchmarks.report import Figure, summarize
+from benchmarks.report import Figure, say, summarize
 from mlflow_tdeploy.core.measure import interleave, ratio
 
 #: Rest before each call; the threads of the one before (OpenMP's, ONNX Runtime's) spin for some milliseconds.
@@ -35,7 +35,12 @@ class Goal:
     of: str
     to: str
     goal: float | None
-    direction: Any = "at least"
+    direction: Literal["at most", "at least"] = "at least"
+
+    @property
+    def group(self) -> str:
+        """Which measurement holds both calls."""
+        return "floor" if "floor" in self.of + self.to else "peers"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Workload:
         name: For the table.
         texts: The request.
         goals: The ratios.
-        rounds: Rounds of the measurement.
+        rounds: Rounds of ours against the floor.
+        peer_rounds: Rounds of ours against the peers, some of which take many seconds per call.
         search: Rounds of the search for the best floor.
     """
 
@@ -54,6 +60,7 @@ class Workload:
     texts: Sequence[str] = field(repr=False)
     goals: Sequence[Goal]
     rounds: int
+    peer_rounds: int
     search: int
 
 
@@ -77,8 +84,8 @@ def workloads(*, quick: bool = False) -> list[Workload]:
     ]
     texts = data.mixed_texts()
     return [
-        Workload("short", [data.SHORT_TEXT], short, 12 if quick else 60, 5 if quick else 40),
-        Workload("mixed", texts[:48] if quick else texts, mixed, 3 if quick else 9, 2 if quick else 5),
+        Workload("short", [data.SHORT_TEXT], short, *((12, 5, 5) if quick else (100, 40, 40))),
+        Workload("mixed", texts[:48] if quick else texts, mixed, *((3, 2, 2) if quick else (11, 4, 4))),
     ]
 
 
@@ -95,19 +102,23 @@ def measure(work: Path, model: Path, *, quick: bool = False) -> tuple[list[Figur
     figures: list[Figure] = []
     details: dict[str, Any] = {}
     for workload in workloads(quick=quick):
-        calls, searched = _with_floor(work, opened, workload)
-        samples = interleave(
-            {name: _bound(call, workload.texts) for name, call in calls.items()},
-            rounds=workload.rounds, warmup=2 if workload.name == "short" else 1, pause=_PAUSE,
-        )  # fmt: skip
-        ratios = {f"{goal.of} / {goal.to}": ratio(samples, goal.of, goal.to) for goal in workload.goals}
+        say(f"  {workload.name}: search for the best floor")
+        floors, searched = _floors(work, workload)
+        own = {name: opened[name] for name in opened if name.startswith("ours")}
+        groups = {
+            "floor": _timed(_in_pairs(own, floors), workload, workload.rounds),
+            "peers": _timed(opened, workload, workload.peer_rounds),
+        }
+        ratios = {goal: ratio(groups[goal.group], goal.of, goal.to) for goal in workload.goals}
         details[workload.name] = {
-            "texts": len(workload.texts), "sha256": data.digest(workload.texts), "calls": summarize(samples),
-            "ratios": ratios, "floor": searched,
+            "texts": len(workload.texts), "sha256": data.digest(workload.texts),
+            "ratios": {f"{goal.of} / {goal.to}": value for goal, value in ratios.items()},
+            "calls": {group: summarize(samples) for group, samples in groups.items()}, "floor": searched,
         }  # fmt: skip
-        figures += _figures(workload, ratios, samples, searched)
+        figures += [Figure(goal.name, value, "x", goal.goal, goal.direction) for goal, value in ratios.items()]
+        figures += _medians(workload, groups, searched)
         if workload.name == "mixed":
-            found = fidelity(calls, workload.texts)
+            found = fidelity({**opened, **floors}, workload.texts)
             details["worst_cosine_to_sentence_transformers"] = found
             figures += [Figure(f"worst cosine to sentence_transformers, {n}", v, "") for n, v in found.items()]
     return figures, details
@@ -125,33 +136,40 @@ def _unit(vectors: Any) -> np.ndarray:
     return array / np.linalg.norm(array, axis=1, keepdims=True)
 
 
-def _with_floor(
-    work: Path, opened: Mapping[str, peers.Embed], workload: Workload
-) -> tuple[dict[str, peers.Embed], dict[str, Any]]:
-    calls = dict(opened)
+def _floors(work: Path, workload: Workload) -> tuple[dict[str, peers.Embed], dict[str, Any]]:
+    """Return the best floor of each precision for a workload, and what the search saw."""
+    calls: dict[str, peers.Embed] = {}
     searched: dict[str, Any] = {}
     for precision in _PRECISIONS:
         best, medians = floor.best_floor(work, precision, workload.texts, rounds=workload.search)
         calls[f"floor {precision}"] = best
         searched[precision] = {"best": best.settings, "searched_ms": medians}
-    # Ours and its floor one after the other: a drift of the machine's speed hits both.
-    order = [f"{who} {precision}" for precision in _PRECISIONS for who in ("floor", "ours")]
-    return {name: calls[name] for name in (*order, *(name for name in calls if name not in order))}, searched
+    return calls, searched
 
 
-def _figures(
-    workload: Workload,
-    ratios: Mapping[str, float],
-    samples: Mapping[str, Sequence[float]],
-    searched: Mapping[str, Any],
+def _in_pairs(own: Mapping[str, peers.Embed], floors: Mapping[str, peers.Embed]) -> dict[str, peers.Embed]:
+    """Return ours and its floor one after the other: a drift of the machine's speed hits both."""
+    both = {**own, **floors}
+    return {name: both[name] for precision in _PRECISIONS for name in (f"floor {precision}", f"ours {precision}")}
+
+
+def _timed(calls: Mapping[str, peers.Embed], workload: Workload, rounds: int) -> dict[str, list[float]]:
+    say(f"  {workload.name}: {rounds} rounds of {', '.join(calls)}")
+    bound = {name: _bound(call, workload.texts) for name, call in calls.items()}
+    return interleave(bound, rounds=rounds, warmup=2 if len(workload.texts) == 1 else 1, pause=_PAUSE)
+
+
+def _medians(
+    workload: Workload, groups: Mapping[str, Mapping[str, Sequence[float]]], searched: Mapping[str, Any]
 ) -> list[Figure]:
-    found = [
-        Figure(goal.name, ratios[f"{goal.of} / {goal.to}"], "x", goal.goal, goal.direction) for goal in workload.goals
-    ]
-    for name, seconds in samples.items():
-        precision = name.removeprefix("floor ")
-        note = str(searched[precision]["best"]).strip("{}").replace("'", "") if name.startswith("floor") else ""
-        found.append(Figure(f"  {workload.name}: {name}", float(np.median(seconds)) * 1e3, "ms", note=note))
+    """Return every call's median; ours twice, as each group has its own conditions."""
+    found = []
+    for group, samples in groups.items():
+        for name, seconds in samples.items():
+            best = searched[name.removeprefix("floor ")]["best"] if name.startswith("floor") else {}
+            note = ", ".join(f"{key} {value}" for key, value in best.items())
+            title = f"  {workload.name}, with the {group}: {name}"
+            found.append(Figure(title, float(np.median(seconds)) * 1e3, "ms", note=note))
     return found
 
 

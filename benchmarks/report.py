@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,11 @@ def write_json(results: Results, path: Path) -> None:
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
     draft.replace(path)
+
+
+def say(what: str) -> None:
+    """Tell whoever waits what is going on; the table alone goes to standard output."""
+    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
 
 
 def _version(distribution: str) -> str:

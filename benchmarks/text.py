@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from benchmarks import floor, footprint, latency, ours, peers, startup
-from benchmarks.report import Figure, Results, table, write_json
+from benchmarks.report import Figure, Results, say, table, write_json
 
 RESULTS = Path(__file__).parent / "results" / "text.json"
 PARTS = ("logging", "text", "startup")
@@ -37,21 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _workplace(options.work) as work:
         model = _model(work, results, fresh="logging" in parts)
         if {"text", "startup"} & set(parts):
-            _say("peers and floor: saving and exporting")
+            say("peers and floor: saving and exporting")
             peers.prepare(work)
             floor.prepare(work)
         if "text" in parts:
-            _say("latency: ours, peers and floor in turn")
+            say("latency: ours, peers and floor in turn")
             results.add("latency", *latency.measure(work, model, quick=options.quick))
         if "startup" in parts:
-            _say("process start: children in turn")
+            say("process start: children in turn")
             results.add("startup", *startup.measure(work, model, rounds=1 if options.quick else 5))
             results.add("environment", *footprint.measure())
     print(table(results.figures))
     print(_verdict(results))
     if path := options.out or (None if options.quick or options.only else RESULTS):
         write_json(results, path)
-        _say(f"written to {path}")
+        say(f"written to {path}")
     return 0
 
 
@@ -90,7 +88,7 @@ def _model(work: Path, results: Results, *, fresh: bool) -> Path:
     note = work / _MODEL_NOTE
     if not fresh and note.exists():
         return Path(note.read_text())
-    _say("log_model: export, fuse, quantize, verify")
+    say("log_model: export, fuse, quantize, verify")
     folder, times = ours.log(work / "ours")
     note.write_text(str(folder))
     results.add("logging", ours.logging_figures(times), times)
@@ -102,10 +100,6 @@ def _verdict(results: Results) -> str:
     missed: list[Figure] = results.missed
     names = "".join(f"\n  missed: {figure.name}" for figure in missed)
     return f"\n{len(goals) - len(missed)} of {len(goals)} goals met on this machine{names}"
-
-
-def _say(what: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,18 @@ def test_workloads_shrink_when_quick():
     assert all(a.rounds < b.rounds for a, b in zip(quick, full, strict=True))
 
 
+def test_goal_group_is_the_measurement_that_holds_both_calls():
+    goals = {goal.name: goal.group for workload in latency.workloads() for goal in workload.goals}
+    assert goals["256 texts, int8: faster than the floor"] == "floor"
+    assert goals["8 words, fp32: time over the floor's"] == "floor"
+    assert goals["256 texts, fp32: faster than mlflow.onnx"] == "peers"
+
+
+def test_in_pairs_puts_each_floor_before_ours():
+    own, floors = {"ours fp32": 1, "ours int8": 2}, {"floor fp32": 3, "floor int8": 4}
+    assert list(latency._in_pairs(own, floors)) == ["floor fp32", "ours fp32", "floor int8", "ours int8"]
+
+
 def test_fidelity_is_the_worst_cosine_to_sentence_transformers():
     calls = {
         "mlflow.sentence_transformers": lambda texts: np.array([[1.0, 0.0], [0.0, 2.0]]),
