@@ -1,10 +1,11 @@
-"""The command line: ``tdeploy log | inspect | explain | doctor | bench``."""
+"""The command line: ``tdeploy log | inspect | explain | doctor | bench | cache``."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -262,14 +263,20 @@ def _examine_host() -> dict[str, Any]:
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to this file too."
 )
+@click.option("--record", is_flag=True, help="Add the figures to the model, so that hosts of this kind rank by them.")
 def bench(
     uri: str, variant: str | None, runtime: str | None, strict: bool,
-    shapes: tuple[str, ...], rounds: int, intra_op_threads: int, json_path: Path | None,
+    shapes: tuple[str, ...], rounds: int, intra_op_threads: int, json_path: Path | None, record: bool,
 ) -> None:  # fmt: skip
     """Time every variant that can serve here, interleaved, over batch and length; inputs from the signature."""
     from mlflow_tdeploy.runtime.base import SessionOptions
     from mlflow_tdeploy.runtime.bench import sweep
 
+    if record:
+        if variant or runtime or strict or shapes or intra_op_threads not in (0, 1):
+            raise click.UsageError("--record measures every variant as it is served: leave the other choices out.")
+        _record(uri, rounds, json_path)
+        return
     with _clean_errors():
         bundle, fetch = _open_records(uri)
         decision = _decide(bundle, variant, runtime, strict)
@@ -283,10 +290,23 @@ def bench(
             options=SessionOptions(intra_op_threads=intra_op_threads),
         )  # fmt: skip
         click.echo(f"{decision.host.kind}; ms per call, {intra_op_threads} intra-op thread(s)")
-        click.echo(_bench_table(rows))
-        if json_path:
-            document = {"host": decision.host.kind, "rows": [row.as_dict() for row in rows]}
-            json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        _show_bench(decision, rows, json_path)
+
+
+def _record(uri: str, rounds: int, json_path: Path | None) -> None:
+    from mlflow_tdeploy.flavor.measure import record_latency
+
+    with _clean_errors():
+        decision, rows = record_latency(uri, rounds=rounds)
+        click.echo(f"{decision.host.kind}; ms per call, as served; recorded with the model")
+        _show_bench(decision, rows, json_path)
+
+
+def _show_bench(decision: Decision, rows: list[BenchRow], json_path: Path | None) -> None:
+    click.echo(_bench_table(rows))
+    if json_path:
+        document = {"host": decision.host.kind, "rows": [row.as_dict() for row in rows]}
+        json_path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _bench_table(rows: list[BenchRow]) -> str:
@@ -299,6 +319,30 @@ def _bench_table(rows: list[BenchRow]) -> str:
         shape = ",".join(f"{name}={size}" for name, size in row.shape.items())
         table.append((shape, row.variant, row.runtime, *(f"{x:.2f}" for x in figures), f"{row.throughput:.0f}"))
     return align(table)
+
+
+@main.command()
+@click.option("--prune", "most", help="Remove what was used least recently until this much is left: 0, 500MB, 2GB.")
+def cache(most: str | None) -> None:
+    """Show how much room downloaded models take on this host, and give some back."""
+    from mlflow_tdeploy.store import prune
+    from mlflow_tdeploy.store.disk import cache_home
+
+    with _clean_errors():
+        if most is not None:
+            click.echo(f"freed      {prune.prune(_parse_bytes(most)) / 1e6:.1f} MB")
+        found = prune.usage()
+        click.echo(f"folder     {cache_home()}")
+        click.echo(f"objects    {found.objects / 1e6:.1f} MB")
+        click.echo(f"views      {found.views / 1e6:.1f} MB, most of it shared with the objects")
+        click.echo(f"total      {found.total / 1e6:.1f} MB")
+
+
+def _parse_bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
+    if match is None:
+        raise InvalidInputError(f"Cannot read the size {text!r}. Write it like 500MB or 2GB; 0 removes everything.")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))
 
 
 def _parse_shape(text: str) -> dict[str, int]:

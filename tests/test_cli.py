@@ -6,6 +6,9 @@ from click.testing import CliRunner
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.cache import ContentCache
+from mlflow_tdeploy.store.hashing import record_file
 from tests.bundles import WEIGHTS, accuracy, linear_graph, make_bundle
 
 
@@ -88,6 +91,43 @@ def test_bench_times_variants_at_the_shapes_asked_for(bundle, tmp_path):
     ]
     assert rows[1]["throughput_per_s"] == pytest.approx(8e3 / rows[1]["mean_ms"])
     assert "p99" in output
+
+
+def test_bench_record_adds_evidence_by_which_this_host_ranks(forced, tmp_path):
+    variants = {"onnx-fp32", "ort-cpu-fp32"}
+    run("bench", forced, "--record", "--rounds", 3, "--json", tmp_path / "rows.json")  # all, whatever is forced
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    after = Bundle.open(forced)
+    for name in variants:
+        (latency,) = [record for record in after.evidence(name) if record.kind == "latency"]
+        short, opt = [row for row in rows if row["variant"] == name]
+        assert latency.shapes == ("short_p50_ms: batch=1", "p50_ms: batch=2")
+        assert (latency.metrics["short_p50_ms"], latency.metrics["p50_ms"]) == (short["p50_ms"], opt["p50_ms"])
+        assert latency.settings == {
+            "runtime": "ort-cpu",
+            "intra_op_threads": 1,
+            "interleaved_with": sorted(variants),
+        }
+        assert latency.files == after.variants[name].digest
+    candidates = json.loads(run("explain", forced, "--variant", "", "--json"))["candidates"]
+    ranked = [c["latency_ms"] for c in candidates if c["fit"] in ("optimal", "usable")]
+    assert len(ranked) == 2
+    assert ranked == sorted(ranked)
+
+
+def test_bench_record_refuses_choices_that_would_make_figures_differ(bundle):
+    for option in (("--variant", "onnx-fp32"), ("--shape", "batch=1"), ("--intra-op-threads", 4)):
+        assert "leave the other choices out" in run("bench", bundle, "--record", *option, ok=False)
+
+
+def test_cache_shows_and_prunes(monkeypatch, tmp_path):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "file").write_bytes(bytes(3_000_000))
+    ContentCache().add(tmp_path / "file", record_file(tmp_path, "file"))
+    assert "total      3.0 MB" in run("cache")
+    assert "freed      0.0 MB" in run("cache", "--prune", "3MB")
+    assert "freed      3.0 MB" in run("cache", "--prune", "2.9 mb")
+    assert "Cannot read the size 'much'" in run("cache", "--prune", "much", ok=False)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from mlflow_tdeploy.core import errors
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, TDeployError
 from mlflow_tdeploy.registry_io import (
     append,
+    append_evidence,
     describe,
     fetch_records,
     fetch_variant,
@@ -307,6 +311,57 @@ def test_append_removes_what_it_uploaded_when_the_record_cannot_be_written(remot
     with pytest.raises(OSError, match="connection reset"):
         append(info.model_uri, stage(tmp_path / "new", model), tmp_path / "new", [accuracy("onnx-fp16")])
     assert tree(location) == before
+
+
+def test_append_evidence_adds_measurements_that_the_next_reader_sees(store, model):
+    info = log(model)
+    location = locate(info.model_uri)
+    before = tree(location)
+    append_evidence(location, [replace(accuracy("onnx-fp32"), created="2030"), accuracy("ort-cpu-fp32")])
+    assert len(tree(location) - before) == 2
+    bundle = Bundle.open(mlflow.artifacts.download_artifacts(info.model_uri))
+    assert [record.created for record in bundle.evidence("onnx-fp32")][-1] == "2030"
+    with pytest.raises(NotFoundError, match="no variant 'nobody'"):
+        append_evidence(location, [accuracy("nobody")])
+
+
+def test_append_leaves_no_visible_variant_when_it_is_killed(remote, model, tmp_path):
+    info = log(model)
+    location = locate(info.model_uri)
+    variant = stage(tmp_path / "new", model)
+    for calls in (1, 2):  # killed when the weights are up, and when the evidence is, too
+        code = f"""
+import os, signal
+from pathlib import Path
+from mlflow_tdeploy.registry_io import append, locate
+location = locate({info.model_uri!r})
+kind, left = type(location.repository), [{calls}]
+def dying(real):
+    def send(*arguments, **keywords):
+        real(*arguments, **keywords)
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return send
+for name in ("log_artifact", "log_artifacts"):
+    setattr(kind, name, dying(getattr(kind, name)))
+from tests.bundles import accuracy
+from tests.test_registry_io import stage
+folder = Path({str(tmp_path / "child")!r} + str({calls}))
+variant = stage(folder, Path({str(model)!r}))
+append(location, variant, folder, [accuracy("onnx-fp16")])
+"""
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": remote}
+        ended = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1])
+        assert ended.returncode == -signal.SIGKILL
+        view = fetch_view(location)
+        assert "onnx-fp16" not in view.variants
+        with mlflow_tdeploy.load_model(info.model_uri) as loaded:
+            assert "onnx-fp16" not in loaded.variants
+    written = append(location, variant, tmp_path / "new", [accuracy("onnx-fp16")])  # and nothing stands in the way
+    bundle = Bundle.open(mlflow.artifacts.download_artifacts(info.model_uri))
+    assert bundle.variants["onnx-fp16"] == written
+    bundle.verify(written)
 
 
 def tree(location) -> set[str]:

@@ -69,7 +69,7 @@ def extend_model(
     if not wanted:
         raise InvalidInputError("Nothing to add: name precisions=['int8'] or variants={'my-id': 'model.onnx'}.")
     added = [_add(location, bundle, name, path, request, progress) for name, path in wanted.items()]
-    _tag(location)
+    update_tags(location)
     return added
 
 
@@ -114,11 +114,12 @@ def _add(
         return append(location, built.variant, built.staged, built.evidence)
 
 
-def _tag(location: Location) -> None:
+def update_tags(location: Location) -> None:
+    """Write tags and metrics anew after something was added; a failure is a warning, as the model itself is whole."""
     if location.model_id is None:
         return  # a folder outside MLflow
     try:
         bundle = Bundle.open(location.local) if location.local is not None else fetch_view(location)
         tag_logged_model(location.model_id or "", *describe(bundle))
     except Exception as error:
-        _log.warning("The variants were added to %s, but its tags and metrics were not: %s", location.uri, error)
+        _log.warning("%s has what was added, but its tags and metrics were not updated: %s", location.uri, error)

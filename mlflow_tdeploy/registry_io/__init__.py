@@ -5,7 +5,7 @@ Everything else in this package works on folders.
 
 from __future__ import annotations
 
-from mlflow_tdeploy.registry_io.append import append
+from mlflow_tdeploy.registry_io.append import append, append_evidence
 from mlflow_tdeploy.registry_io.errors import mlflow_errors
 from mlflow_tdeploy.registry_io.fetch import fetch_records, fetch_variant, fetch_view
 from mlflow_tdeploy.registry_io.index import describe, tag_logged_model
@@ -15,6 +15,7 @@ __all__ = [
     "SCHEME",
     "Location",
     "append",
+    "append_evidence",
     "describe",
     "fetch_records",
     "fetch_variant",

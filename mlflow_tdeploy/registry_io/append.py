@@ -18,6 +18,7 @@ from mlflow_tdeploy.registry_io.location import Location, locate
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import verify_file
 from mlflow_tdeploy.store.layout import EVIDENCE, FILES, ROOT, VARIANTS, safe_path
+from mlflow_tdeploy.store.writer import append_evidence as append_local
 from mlflow_tdeploy.store.writer import append_variant, evidence_name
 
 
@@ -51,6 +52,27 @@ def append(
         for record in variant.files:
             verify_file(safe_path(staged, record.path), record)
     return _append_remote(location, variant, staged, evidence)
+
+
+def append_evidence(location: Location, evidence: Sequence[Evidence]) -> None:
+    """Add measurements of variants to a logged or registered model; no file of it changes.
+
+    Raises:
+        NotFoundError: The model has no such variant.
+        InvalidInputError: The model's store cannot be written to.
+    """
+    if location.local is not None:
+        root = Bundle.open(location.local).root
+        for item in evidence:
+            append_local(root, item)
+        return
+    names = _variant_files(location)
+    if missing := [item.variant for item in evidence if f"{item.variant}.json" not in names]:
+        raise NotFoundError(f"'{location.uri}' has no variant '{missing[0]}' to add a measurement to.")
+    with tempfile.TemporaryDirectory(prefix="tdeploy-append-") as folder:
+        for item in evidence:
+            written = _write_record(Path(folder), f"{EVIDENCE}/{item.variant}/{evidence_name()}", item)
+            _upload(location, written, f"{EVIDENCE}/{item.variant}")
 
 
 def _append_remote(location: Location, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
@@ -98,13 +120,17 @@ def _upload(location: Location, path: Path, target: str) -> None:
 
 
 def _refuse_existing(location: Location, variant_id: str) -> None:
-    names = {entry.path.rsplit("/", 1)[-1] for entry in location.repository.list_artifacts(f"{ROOT}/{VARIANTS}")}
+    names = _variant_files(location)
     if not names:
         raise NotFoundError(f"'{location.uri}' holds no bundle to add a variant to.")
     if f"{variant_id}.json" in names:
         raise ConflictError(
             f"'{location.uri}' has a variant '{variant_id}' already; variants are never replaced. Choose another id."
         )
+
+
+def _variant_files(location: Location) -> set[str]:
+    return {entry.path.rsplit("/", 1)[-1] for entry in location.repository.list_artifacts(f"{ROOT}/{VARIANTS}")}
 
 
 def _moved(variant: Variant, folder: str) -> Variant:

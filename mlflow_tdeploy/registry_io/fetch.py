@@ -16,9 +16,9 @@ from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.cache import ContentCache
-from mlflow_tdeploy.store.disk import own_folder
 from mlflow_tdeploy.store.hashing import HashCache, verify_file
 from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
+from mlflow_tdeploy.store.prune import used, views_home
 
 _WORKERS = 4
 _log = logging.getLogger("mlflow_tdeploy")
@@ -60,12 +60,8 @@ def fetch_view(location: Location) -> Bundle:
         key = hashlib.sha256(location.root.encode() + b"\0" + (fetched.root / MANIFEST).read_bytes()).hexdigest()[:32]
         view = home / key
         _merge(Path(folder), view)
+        used(view)
     return Bundle.open(view)
-
-
-def views_home() -> Path:
-    """Return the folder of all views: this user's own, because a model's ``code/`` in it is imported."""
-    return own_folder("views")
 
 
 def _merge(fresh: Path, view: Path) -> None:

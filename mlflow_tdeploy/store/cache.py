@@ -93,36 +93,20 @@ class ContentCache:
 
     def discard(self, record: FileRecord) -> None:
         """Remove one content, for example one that turned out damaged."""
-        self._remove(self._object(record))
+        self.remove(self._object(record))
 
-    def prune(self, max_bytes: int) -> int:
-        """Remove what was used least recently until at most ``max_bytes`` are left; views keep their files.
-
-        Returns:
-            Bytes removed.
-        """
-        contents = sorted(self._contents())
-        total = sum(size for _, size, _ in contents)
-        removed = 0
-        for _, size, path in contents:
-            if total - removed <= max_bytes:
-                break
-            self._remove(path)
-            removed += size
-        return removed
-
-    def _contents(self) -> Iterator[tuple[int, int, Path]]:
+    def paths(self) -> Iterator[Path]:
+        """Yield every content that is kept."""
         for path in self._directory.glob("??/*"):
-            if path.name.startswith(".") or path.suffix == _USED:
-                continue
-            with contextlib.suppress(OSError):
-                yield _last_used(path), path.stat().st_size, path
+            if not path.name.startswith(".") and path.suffix != _USED:
+                yield path
 
     def _object(self, record: FileRecord) -> Path:
         return self._directory / record.sha256[:2] / record.sha256
 
     @staticmethod
-    def _remove(path: Path) -> None:
+    def remove(path: Path) -> None:
+        """Remove a content and the note of its use."""
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
             path.with_suffix(_USED).unlink(missing_ok=True)
@@ -133,7 +117,8 @@ class ContentCache:
             path.with_suffix(_USED).touch()
 
 
-def _last_used(path: Path) -> int:
+def last_used(path: Path) -> int:
+    """Return when a content was used last, in ns."""
     try:
         return path.with_suffix(_USED).stat().st_mtime_ns
     except OSError:

@@ -1,0 +1,114 @@
+"""How much room this package takes on a host, and giving some back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_tdeploy.store.cache import ContentCache, last_used
+from mlflow_tdeploy.store.disk import own_folder, temporary
+
+_VIEWS = "views"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes on the disk; what an object and a view share through a hard link counts once in ``total``."""
+
+    objects: int
+    views: int
+    total: int
+
+
+@dataclass(frozen=True)
+class _Item:
+    used: int
+    path: Path
+    files: dict[tuple[int, int], int]
+
+    @property
+    def size(self) -> int:
+        return sum(self.files.values())
+
+
+def views_home() -> Path:
+    """Return the folder of all views: this user's own, because a model's ``code/`` in it is imported."""
+    return own_folder(_VIEWS)
+
+
+def used(view: Path) -> None:
+    """Note that a view is in use, so that it is pruned later than others."""
+    with contextlib.suppress(OSError):
+        os.utime(view)
+
+
+def usage() -> Usage:
+    """Return what objects and views take."""
+    return _usage(*_items())
+
+
+def prune(max_bytes: int) -> int:
+    """Remove what was used least recently, objects and views, until at most ``max_bytes`` are left.
+
+    A process that runs keeps what it has opened; whatever else is wanted again is fetched again.
+
+    Returns:
+        Bytes freed.
+    """
+    objects, views = _items()
+    before = left = _usage(objects, views).total
+    owners: dict[tuple[int, int], int] = {}
+    for item in (*objects, *views):
+        for inode in item.files:
+            owners[inode] = owners.get(inode, 0) + 1
+    for item in sorted((*objects, *views), key=lambda item: item.used):
+        if left <= max_bytes:
+            break
+        _remove(item.path)
+        for inode, size in item.files.items():
+            owners[inode] -= 1
+            left -= 0 if owners[inode] else size
+    return before - left
+
+
+def _usage(objects: list[_Item], views: list[_Item]) -> Usage:
+    distinct = {inode: size for item in (*objects, *views) for inode, size in item.files.items()}
+    return Usage(sum(item.size for item in objects), sum(item.size for item in views), sum(distinct.values()))
+
+
+def _items() -> tuple[list[_Item], list[_Item]]:
+    objects = [_Item(last_used(path), path, _files([path])) for path in ContentCache().paths()]
+    found = (path for path in views_home().iterdir() if path.is_dir() and not path.name.startswith("."))
+    views = []
+    for path in found:
+        with contextlib.suppress(OSError):  # another process prunes, too
+            views.append(_Item(path.stat().st_mtime_ns, path, _files(_below(path))))
+    return objects, views
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for current, _, names in os.walk(folder):
+        yield from (Path(current, name) for name in names)
+
+
+def _files(paths: list[Path] | Iterator[Path]) -> dict[tuple[int, int], int]:
+    found: dict[tuple[int, int], int] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            found[status.st_dev, status.st_ino] = status.st_size
+    return found
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if not path.is_dir():
+            ContentCache.remove(path)
+            return
+        gone = temporary(path.parent)
+        os.rename(path, gone)  # at once: nobody opens half a view
+        shutil.rmtree(gone, ignore_errors=True)

@@ -1,0 +1,53 @@
+import os
+
+import pytest
+
+from mlflow_tdeploy.store import prune
+from mlflow_tdeploy.store.cache import ContentCache
+from mlflow_tdeploy.store.hashing import record_file
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """Three contents of 1000 bytes, used one after the other; the oldest and the newest have a view."""
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    cache, records = ContentCache(), []
+    for index in range(3):
+        (tmp_path / "file").write_bytes(bytes([index]) * 1000)
+        record = record_file(tmp_path, "file")
+        cache.add(tmp_path / "file", record)
+        (tmp_path / "file").unlink()
+        records.append(record)
+        if index != 1:
+            cache.link(record, prune.views_home() / str(index) / "files" / "weights")
+        for path in (cache._object(record).with_suffix(".used"), prune.views_home() / str(index)):
+            if path.exists():
+                os.utime(path, ns=(index, index))
+    return cache, records
+
+
+def test_usage_counts_what_is_shared_once(host):
+    assert prune.usage() == prune.Usage(objects=3000, views=2000, total=3000)
+
+
+def test_prune_removes_least_recently_used_objects_and_views_together(host):
+    cache, records = host
+    assert prune.prune(2000) == 1000
+    assert [cache.has(record) for record in records] == [False, True, True]
+    assert sorted(path.name for path in prune.views_home().iterdir()) == ["2"]
+    assert prune.prune(2000) == 0
+
+
+def test_prune_keeps_what_was_used_again(host):
+    cache, records = host
+    cache.use(records[0])
+    prune.used(prune.views_home() / "0")
+    prune.prune(1000)
+    assert [cache.has(record) for record in records] == [True, False, False]
+    assert (prune.views_home() / "0" / "files" / "weights").read_bytes() == bytes(1000)
+
+
+def test_prune_removes_everything_when_nothing_may_be_left(host):
+    assert prune.prune(0) == 3000
+    assert prune.usage() == prune.Usage(0, 0, 0)
+    assert list(prune.views_home().iterdir()) == []
