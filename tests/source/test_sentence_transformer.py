@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.runtime.backends._torch_modules import load_module, run_module
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of, task_of
@@ -130,6 +130,53 @@ def test_resolve_refuses_a_folder_when_a_later_module_is_pickled(chain, tmp_path
     (dense / "model.safetensors").unlink()
     torch.save({}, dense / "pytorch_model.bin")
     with pytest.raises(InvalidInputError, match=r"Dense \(only pytorch_model\.bin\)"):
+        resolve(folder)
+
+
+@pytest.mark.parametrize("extra", [None, "other.safetensors"])
+def test_resolve_refuses_a_folder_when_a_pickled_module_is_in_a_folder_of_any_name(chain, tmp_path, extra):
+    from sentence_transformers.models import Dense
+
+    folder = tmp_path / "saved"
+    chain(_pooling(), Dense(32, 8)).save(str(folder), create_model_card=False)
+    modules = json.loads((folder / "modules.json").read_text())
+    dense = (folder / modules[2]["path"]).rename(folder / "dense")
+    modules[2]["path"] = "dense"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert resolve(folder).signature.outputs[0].shape[-1] == 8
+    (dense / "model.safetensors").rename(dense / (extra or "away"))
+    torch.save({}, dense / "pytorch_model.bin")
+    with pytest.raises(InvalidInputError, match=r"dense \(only pytorch_model\.bin\)"):
+        resolve(folder)
+
+
+@pytest.mark.parametrize("path", ["../outside", "/outside", "a/../../outside"])
+def test_resolve_refuses_a_folder_when_a_module_lies_outside(chain, tmp_path, path):
+    folder = tmp_path / "saved"
+    chain(_pooling()).save(str(folder), create_model_card=False)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InvalidInputError, match="Unsafe path"):
+        resolve(folder)
+
+
+def test_resolve_reads_the_old_layout_when_the_transformer_has_a_folder_of_its_own(chain, tmp_path):
+    folder = tmp_path / "saved"
+    model = chain(_pooling())
+    model.save(str(folder), create_model_card=False)
+    modules = json.loads((folder / "modules.json").read_text())
+    assert modules[0]["path"] == ""
+    (folder / "0_BERT").mkdir()
+    for path in list(folder.iterdir()):
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(folder / "0_BERT" / path.name)
+    modules[0]["path"] = "0_BERT"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    texts = ["one", "two words"]
+    np.testing.assert_allclose(pipeline_of(resolve(folder), tmp_path / "assets")(texts), model.encode(texts), atol=1e-5)
+    (folder / "0_BERT" / "config.json").unlink()
+    with pytest.raises(NotFoundError, match=r"no config\.json in its folder '0_BERT'"):
         resolve(folder)
 
 

@@ -17,12 +17,14 @@ import torch
 
 from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
 from mlflow_tdeploy.core.tensors import Arrays, Signature
+from mlflow_tdeploy.store.layout import safe_path
 
 EMBEDDING, LOGITS, HIDDEN = "sentence_embedding", "logits", "last_hidden_state"
 MODULES_FILE = "modules.json"
 #: Modules of sentence-transformers that compute the same in a graph, whatever the text.
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
+_SAFE = ("model.safetensors", "model.safetensors.index.json")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -134,6 +136,11 @@ def load_transformers(folder: Path, output: str, *, trust_remote_code: bool = Fa
         trust_remote_code: Whether code of the folder may run; never when serving.
     """
     check_weights(folder)
+    if not (folder / "config.json").is_file():
+        raise NotFoundError(
+            f"'{folder.name}' keeps its transformer in a folder of its own, as old sentence-transformers models do. "
+            f"Pass that folder, or log it for the task 'sentence-embedding'."
+        )
     return _model_class(folder, output, trust_remote_code).from_pretrained(
         str(folder), use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
     )
@@ -175,17 +182,27 @@ def check_modules_file(folder: Path) -> None:
     Raises:
         InvalidInputError: ``modules.json`` is damaged or names such a module.
     """
+    for entry in _modules(folder):
+        check_sentence_module(*entry["type"].rpartition(".")[::2])
+
+
+def _modules(folder: Path) -> list[dict[str, str]]:
+    """Return type and path of every module; none for a bare transformers folder, which is pooled by the mean.
+
+    Raises:
+        InvalidInputError: ``modules.json`` is damaged.
+    """
     path = folder / MODULES_FILE
     if not path.is_file():
-        return  # a bare transformers folder, which sentence-transformers pools by the mean
+        return []
     try:
-        types = [str(entry["type"]) for entry in json.loads(path.read_text("utf-8"))]
+        return [
+            {"type": str(entry["type"]), "path": str(entry["path"])} for entry in json.loads(path.read_text("utf-8"))
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(
             f"{path.name} in '{folder.name}' is damaged ({error}). Save the model again."
         ) from error
-    for name in types:
-        check_sentence_module(*name.rpartition(".")[::2])
 
 
 def check_sentence_module(package: str, name: str) -> None:
@@ -202,30 +219,52 @@ def check_sentence_module(package: str, name: str) -> None:
 
 
 def check_weights(folder: Path) -> None:
-    """Make sure that loading the folder reads safetensors and nothing else.
+    """Make sure that loading the folder reads safetensors of this folder and nothing else.
+
+    A sentence-transformers folder names the folders of its modules, the transformer's first: those are checked,
+    whatever they are called. In the oldest ones the transformer lies in one of them, not at the top.
 
     Raises:
-        NotFoundError: The folder has no ``config.json``.
-        InvalidInputError: It has pickled weights only, or is an adapter without its model.
+        NotFoundError: There is no ``config.json`` where the transformer should be.
+        InvalidInputError: It has pickled weights only, is an adapter without its model, or names a folder outside.
+        IntegrityError: A folder is a link that leads outside.
     """
-    if not (folder / "config.json").is_file():
-        raise NotFoundError(f"'{folder.name}' has no config.json: it is no folder of a Hugging Face model.")
-    if (folder / "adapter_config.json").exists():
+    places = [_module_folder(folder, entry["path"]) for entry in _modules(folder)] or [folder]
+    transformer = places[0]
+    where = "it" if transformer == folder else f"its folder '{transformer.name}'"
+    if not (transformer / "config.json").is_file():
+        raise NotFoundError(
+            f"'{folder.name}' has no config.json in {where}: it is no folder of a Hugging Face model that is complete."
+        )
+    if (transformer / "adapter_config.json").exists():
         raise InvalidInputError(
             f"'{folder.name}' is a PEFT adapter. Merge it first: model.merge_and_unload().save_pretrained(folder)."
         )
-    places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[:1].isdigit())]
     for place in places:
-        safe = next(place.glob("*.safetensors"), None)
-        pickles = sorted(path.name for pattern in _PICKLES for path in place.glob(pattern))
-        weights = [name for name in pickles if not name.startswith(("training_args", "optimizer", "scheduler"))]
-        if safe is None and (weights or place == folder):
-            raise InvalidInputError(
-                f"'{folder.name}' has no safetensors weights in {'it' if place == folder else place.name}"
-                f"{f' (only {weights[0]})' if weights else ''}. Other formats are not read because loading them can "
-                f"run code. Convert it where you trust it: "
-                f"AutoModel.from_pretrained(old, use_safetensors=False).save_pretrained(new)."
-            )
+        _check_place(folder, place, needed=place == transformer)
+
+
+def _module_folder(folder: Path, relative: str) -> Path:
+    """Return the folder of a module; an empty path is the model's own folder."""
+    return safe_path(folder, relative.rstrip("/")) if relative else folder
+
+
+def _check_place(folder: Path, place: Path, *, needed: bool) -> None:
+    """Refuse a folder whose weights would be read from another file than safetensors.
+
+    sentence-transformers takes ``pytorch_model.bin`` where there is no file of exactly the name ``model.safetensors``.
+    """
+    if any((place / name).is_file() for name in _SAFE):
+        return
+    pickles = sorted(path.name for pattern in _PICKLES for path in place.glob(pattern))
+    weights = [name for name in pickles if not name.startswith(("training_args", "optimizer", "scheduler"))]
+    if needed or weights:
+        raise InvalidInputError(
+            f"'{folder.name}' has no safetensors weights in {'it' if place == folder else place.name}"
+            f"{f' (only {weights[0]})' if weights else ''}. Other formats are not read because loading them can "
+            f"run code. Convert it where you trust it: "
+            f"AutoModel.from_pretrained(old, use_safetensors=False).save_pretrained(new)."
+        )
 
 
 def _model_class(folder: Path, output: str, trust_remote_code: bool) -> Any:
