@@ -279,21 +279,41 @@ def test_append_uploads_nothing_when_a_staged_file_is_not_what_the_record_says(s
     assert tree(locate(info.model_uri)) == before
 
 
-def test_append_leaves_whole_variants_only_when_two_hosts_add_the_same_id(remote, model, tmp_path):
+def test_append_leaves_whole_variants_only_when_two_hosts_add_the_same_id(store, model, tmp_path):
     info = log(model)
+    local = locate(info.model_uri).local is not None
     staged = {n: stage(tmp_path / f"new{n}", model, "onnx-fp16", WEIGHTS * n) for n in (1, 2)}
 
     def add(n):
         try:
-            return append(info.model_uri, staged[n], tmp_path / f"new{n}", [accuracy("onnx-fp16")])
+            evidence = replace(accuracy("onnx-fp16"), files=staged[n].digest)
+            return append(info.model_uri, staged[n], tmp_path / f"new{n}", [evidence])
         except ConflictError:
             return None
 
     with ThreadPoolExecutor(2) as pool:
         written = [variant for variant in pool.map(add, staged) if variant]
     bundle = Bundle.open(mlflow.artifacts.download_artifacts(info.model_uri))
-    assert bundle.variants["onnx-fp16"] in written
-    bundle.verify(bundle.variants["onnx-fp16"])
+    found = bundle.variants["onnx-fp16"]
+    assert found in written
+    bundle.verify(found)
+    # A store behind a server has no exclusive create, so that both may have written; evidence tells them apart.
+    assert len(written) == 1 if local else len(written) in (1, 2)
+    assert [record.files for record in bundle.evidence("onnx-fp16")] == [found.digest]
+
+
+def test_append_of_a_loser_leaves_no_evidence_that_counts_for_the_winner(remote, model, tmp_path, monkeypatch):
+    info = log(model)
+    location = locate(info.model_uri)
+    loser, winner = (stage(tmp_path / f"new{n}", model, "onnx-fp16", WEIGHTS * n) for n in (1, 2))
+    module = sys.modules["mlflow_tdeploy.registry_io.append"]  # the package has a function of that name
+    monkeypatch.setattr(module, "_refuse_existing", lambda *_: None)  # both looked in the same instant
+    for n, variant, passed in ((1, loser, True), (2, winner, False)):
+        record = replace(accuracy("onnx-fp16", passed=passed, created=f"203{3 - n}"), files=variant.digest)
+        append(location, variant, tmp_path / f"new{n}", [record])
+    bundle = fetch_view(location)
+    assert bundle.variants["onnx-fp16"].digest == winner.digest
+    assert [record.passed for record in bundle.evidence("onnx-fp16")] == [False]
 
 
 def test_append_removes_what_it_uploaded_when_the_record_cannot_be_written(remote, model, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import ConflictError, StorageError
 from mlflow_tdeploy.store import hashing, writer
 from mlflow_tdeploy.store.bundle import Bundle
@@ -65,7 +66,7 @@ def _run(work, kill_before):
     return 0
 
 
-def test_save_leaves_all_or_nothing_when_killed_at_any_point(tmp_path):
+def test_staged_directory_leaves_all_or_nothing_when_killed_at_any_point(tmp_path):
     finished = make_bundle(tmp_path / "finished")
     for point in range(1, 1000):
         target = tmp_path / str(point) / "model"
@@ -85,6 +86,46 @@ def test_save_leaves_all_or_nothing_when_killed_at_any_point(tmp_path):
         if not target.exists():
             save()  # what is left over does not stand in the way
     assert point > 20
+
+
+def test_save_model_leaves_all_or_nothing_when_killed_at_any_point(tmp_path):
+    finished = make_bundle(tmp_path / "finished")
+    mlflow_tdeploy.save_model(finished, tmp_path / "warm")  # every import is done before the first fork
+    count = _steps(lambda: mlflow_tdeploy.save_model(finished, tmp_path / "counted"))
+    seen = set()
+    for point in sorted({*range(1, count, max(1, count // 12)), *range(count - 6, count + 1)}):
+        target = tmp_path / str(point) / "model"
+
+        def save(target=target):
+            mlflow_tdeploy.save_model(finished, target)
+
+        assert in_child(save, kill_before=point) in (-signal.SIGKILL, 0)
+        seen.add(target.exists())
+        if target.exists():
+            with mlflow_tdeploy.load_model(str(target)) as model:
+                assert model.decision.chosen.variant == "onnx-fp32"
+            assert (target / "MLmodel").is_file()
+            assert (target / "requirements.txt").is_file()
+        else:
+            save()  # what is left over does not stand in the way
+            assert Bundle.open(target).variants
+    assert seen == {True, False}
+
+
+def _steps(work):
+    """Return how many file operations ``work`` does, counted in a child of its own."""
+    read, write = os.pipe()
+
+    def counted():
+        count = [0]
+        sys.addaudithook(lambda event, _: count.__setitem__(0, count[0] + (event in STEPS)))
+        work()
+        os.write(write, str(count[0]).encode())
+
+    assert in_child(counted) == 0
+    os.close(write)
+    with os.fdopen(read) as file:
+        return int(file.read())
 
 
 def test_append_variant_leaves_all_or_nothing_when_killed_at_any_point(tmp_path):
