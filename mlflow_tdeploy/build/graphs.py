@@ -93,12 +93,17 @@ def strip_notes(model: ir.Model) -> None:
     noted: list[Any] = [model, *scopes]
     for scope in scopes:
         for node in scope:
-            noted += [node, *node.outputs, *node.attributes.values()]
-        noted += scope.inputs
-        noted += scope.initializers.values() if isinstance(scope, ir.Graph) else ()
-    noted += [value.const_value for value in noted if isinstance(value, ir.Value) and value.const_value is not None]
+            noted.extend([node, *node.outputs, *node.attributes.values()])
+        noted.extend([*scope.inputs, *(scope.initializers.values() if isinstance(scope, ir.Graph) else ())])
+    noted.extend(
+        [value.const_value for value in noted if isinstance(value, ir.Value) and value.const_value is not None]
+    )
     for part in noted:
-        part.doc_string = None
+        if isinstance(part, ir.TensorProtoTensor):  # a view of the message, which is written again as it is
+            part.raw.ClearField("doc_string")
+            part.raw.ClearField("metadata_props")
+        if getattr(part, "doc_string", None):
+            part.doc_string = None
         if getattr(part, "metadata_props", None):
             part.metadata_props.clear()
 

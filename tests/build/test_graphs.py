@@ -1,6 +1,7 @@
 """Every graph function keeps the answers, at several sizes, with right- and left-padded masks."""
 
 import logging
+import sys
 
 import numpy as np
 import onnx
@@ -175,30 +176,6 @@ def test_simplified_model_equals_torch(source, tmp_path):
     assert worst(module, tmp_path / "s.onnx") < 1e-4
 
 
-def test_baked_graph_needs_no_optimizer_and_keeps_unwanted_fusions_out(source, tmp_path):
-    module, path = source
-    fusions = graphs.CPU_FUSIONS
-    graphs.fuse_for_ort(path, tmp_path / "f.onnx", fusions=fusions, num_heads=4, hidden_size=32)
-    graphs.bake_for_ort(tmp_path / "f.onnx", tmp_path / "b.onnx", fusions=fusions)
-    counts = graphs.op_counts(tmp_path / "b.onnx")
-    assert not {"com.microsoft.SkipLayerNormalization", "com.microsoft.BiasGelu"} & set(counts)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    assert worst(module, tmp_path / "b.onnx", sess_options=options) < 1e-4
-
-
-def test_baking_would_fuse_what_is_not_left_out(tmp_path):
-    """Else the test above would pass without any disabled optimizer."""
-    nodes = [helper.make_node("Add", ["x", "b"], ["s"]), helper.make_node("Gelu", ["s"], ["y"], domain="com.microsoft")]
-    model = small_model(nodes, [numpy_helper.from_array(np.ones(4, np.float32), "b")])
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    onnx.save(model, tmp_path / "m.onnx")
-    graphs.bake_for_ort(tmp_path / "m.onnx", tmp_path / "all.onnx", fusions=graphs.FUSIONS)
-    graphs.bake_for_ort(tmp_path / "m.onnx", tmp_path / "cpu.onnx", fusions=graphs.CPU_FUSIONS)
-    assert graphs.op_counts(tmp_path / "all.onnx") == {"com.microsoft.BiasGelu": 1}
-    assert graphs.op_counts(tmp_path / "cpu.onnx") == {"Add": 1, "com.microsoft.Gelu": 1}
-
-
 def test_external_weights_survive_every_step(source, tmp_path, monkeypatch):
     module, path = source
     monkeypatch.setattr(graphs.save_ir, "__kwdefaults__", {"external_data": True, "threshold": 0})
@@ -209,7 +186,6 @@ def test_external_weights_survive_every_step(source, tmp_path, monkeypatch):
         "fused": lambda a, b: graphs.fuse_for_ort(a, b, external_data=True, num_heads=4, hidden_size=32),
         "int8": lambda a, b: graphs.quantize_dynamic_int8(a, b, external_data=True),
         "half": graphs.to_fp16,
-        "baked": lambda a, b: graphs.bake_for_ort(a, b, external_data=True),
     }
     for name, step in steps.items():
         target = tmp_path / name / "model.onnx"
@@ -235,3 +211,70 @@ def test_versions_and_errors(source, tmp_path):
     assert graphs.opset_and_ir(path)[1] <= 10
     with pytest.raises(BuildError, match=r"Unknown fusion 'attentoin'. Available: attention, bias_gelu"):
         graphs.fuse_for_ort(path, tmp_path / "f.onnx", fusions={"attentoin"})
+
+
+def noted(path):
+    """Return everything in a graph file that only says where it comes from."""
+    model = onnx.load(path)
+    found = [model.doc_string, *model.metadata_props]
+
+    def visit(graph):
+        found.extend([graph.doc_string, *getattr(graph, "metadata_props", [])])
+        values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+        for part in (*graph.node, *values):
+            found.extend([part.doc_string, *part.metadata_props])
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            found.append(attribute.doc_string)
+            if attribute.HasField("g"):
+                visit(attribute.g)
+
+    visit(model.graph)
+    return [note for note in found if note]
+
+
+def chatty_model():
+    """Return a graph that carries notes at every place a graph can carry them."""
+    inner = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["n"], doc_string="secret")], "then", [],
+        [helper.make_tensor_value_info("n", TensorProto.FLOAT, None, doc_string="secret")], doc_string="secret",
+    )  # fmt: skip
+    other = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["m"])], "else", [],
+        [helper.make_tensor_value_info("m", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=other, name="choice")]
+    graph = helper.make_graph(
+        nodes, "outer",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4], doc_string="secret"),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.ones(4, np.float32), "w")], doc_string="secret",
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10, doc_string="secret")
+    graph = model.graph  # make_model copies
+    inner_node = graph.node[0].attribute[0].g.node[0]
+    for part in (model, graph, graph.node[0], inner_node, graph.input[0], graph.initializer[0]):
+        part.metadata_props.add(key="where", value="secret")
+    graph.initializer[0].doc_string = "secret"
+    return model
+
+
+def test_no_written_graph_carries_notes(tmp_path):
+    onnx.save(chatty_model(), tmp_path / "m.onnx")
+    assert len(noted(tmp_path / "m.onnx")) == 13
+    graphs.simplify(tmp_path / "m.onnx", tmp_path / "s.onnx")
+    graphs.fuse_for_ort(tmp_path / "m.onnx", tmp_path / "f.onnx")
+    for name in "sf":
+        path = tmp_path / f"{name}.onnx"
+        onnx.checker.check_model(path)
+        assert noted(path) == []
+        assert b"secret" not in path.read_bytes()
+
+
+def test_fuse_says_which_onnxscript_it_knows_when_the_fusions_moved(source, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript.rewriter.ort_fusions._core", None)
+    monkeypatch.delattr("onnxscript.rewriter.ort_fusions._core")
+    with pytest.raises(BuildError, match=r"onnxscript \d.*onnxscript>=0\.5\.6,<0\.8"):
+        graphs.fuse_for_ort(source[1], tmp_path / "f.onnx")
