@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -15,23 +13,13 @@ from mlflow_tdeploy.build.graphs import op_counts, opset_and_ir
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tensors import Signature
+from mlflow_tdeploy.source import _onnx_signature
 
 #: First ONNX Runtime release that runs an opset and reads an IR version
 #: (https://onnxruntime.ai/docs/reference/compatibility.html).
 _OPSET_RUNTIME = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
 _IR_RUNTIME = {9: "1.15", 10: "1.18", 11: "1.23"}
 _OLDEST = "1.14"
-
-_WEIGHTS = {
-    TensorProto.FLOAT: "fp32", TensorProto.DOUBLE: "fp64", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16",
-    TensorProto.INT8: "int8", TensorProto.UINT8: "int8", TensorProto.INT4: "int4", TensorProto.UINT4: "int4",
-    TensorProto.FLOAT8E4M3FN: "fp8", TensorProto.FLOAT8E5M2: "fp8",
-}  # fmt: skip
-_LOWEST_FIRST = ("int4", "fp8", "int8", "fp16", "bf16", "fp32", "fp64")
-#: A type counts as the weights' when it holds this share of them: embedding tables often stay in a higher one.
-_SHARE = 0.1
-_INT8_ACTIVATIONS = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger")
-_INT8_PREFIXES = ("QLinear", "QAttention", "ConvInteger", "MatMulIntegerToFloat")
 
 _DTYPES = {
     TensorProto.BOOL: "bool", TensorProto.INT8: "int8", TensorProto.UINT8: "uint8", TensorProto.INT16: "int16",
@@ -50,18 +38,8 @@ def requirements(path: Path) -> dict[str, str]:
 
 
 def precision_of(path: Path) -> Precision:
-    """Return the precision of a graph that somebody else made, read from its weights and operators."""
-    sizes: Counter[str] = Counter()
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
-        if tensor.data_type in _WEIGHTS and len(tensor.dims) > 1:
-            sizes[_WEIGHTS[tensor.data_type]] += int(np.prod(tensor.dims))
-    total = sum(sizes.values())
-    weights = next((name for name in _LOWEST_FIRST if sizes[name] > _SHARE * total), "fp32")
-    ops = [name.rpartition(".")[2] for name in op_counts(path)]
-    if any(op in _INT8_ACTIVATIONS or op.startswith(_INT8_PREFIXES) for op in ops):
-        return Precision(weights, "int8")
-    floats = [name for name in _LOWEST_FIRST[3:] if sizes[name]]
-    return Precision(weights, max(floats, key=lambda name: sizes[name]) if floats else "fp32")
+    """Return the precision of a graph that somebody else made, as its id was made from."""
+    return _onnx_signature.precision_of(onnx.load(path, load_external_data=False))
 
 
 def is_portable(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tensors import DTYPES, Dim, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, FREE, identifier
 from mlflow_tdeploy.source._tokenizer import first_line
@@ -19,12 +22,15 @@ if TYPE_CHECKING:
     import onnx
 
 _RENAMED = {"float": "float32", "double": "float64"}
-_QUANTIZED_OPS = ("Quantize", "Dequantize", "Integer", "QLinear", "QAttention", "QGemm")
+#: Parts of the names of operators that take or make quantized activations; DequantizeLinear alone is of weights.
+_INT8_ACTIVATIONS = ("QuantizeLinear", "DynamicQuantize", "Integer", "QLinear", "QAttention", "QGemm")
 #: Bytes of weights up to which a graph in memory is written as one file; a file holds 2 GiB at most.
 ONE_FILE = 1 << 30
 #: Precisions from the most to the least exact.
-PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "int8")
-_FLOATS = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
+PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "int8", "fp8", "int4")
+_FLOATS = ("fp64", "fp32", "bf16", "fp16")
+#: A type counts as the weights' when it holds this share of them: embedding tables often stay in a higher one.
+_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def read_graph(path: Path) -> GraphFacts:
         tuple(TensorSpec(name, dtype, shape or ()) for name, dtype, shape in specs),
         tuple(TensorSpec(name, dtype, shape) for name, dtype, shape in outputs if shape is not None),
         tuple((name, dtype) for name, dtype, shape in outputs if shape is None),
-        _precision(model),
+        precision_of(model).name,
         all(node.domain in ("", "ai.onnx") for node in model.graph.node),
     )
 
@@ -152,17 +158,29 @@ def axis_name(tensor: str, axis: int, size: str | int | None) -> str | int:
     return "batch" if axis == 0 else identifier(f"{tensor}_{axis}")
 
 
-def _precision(model: onnx.ModelProto) -> str:
-    if any(part in node.op_type for node in _nodes(model.graph) for part in _QUANTIZED_OPS):
-        return "int8"
-    sizes: dict[str, int] = {}
+def precision_of(model: onnx.ModelProto) -> Precision:
+    """Return the precision of a graph that somebody else made, read from its weights and operators."""
+    kinds = _weight_kinds()
+    sizes: Counter[str] = Counter()
     for tensor in model.graph.initializer:
-        if kind := _FLOATS.get(tensor.data_type):
-            count = 1
-            for dim in tensor.dims:
-                count *= dim
-            sizes[kind] = sizes.get(kind, 0) + count
-    return max(sizes, key=lambda kind: sizes[kind], default="fp32")
+        if kind := kinds.get(tensor.data_type):
+            sizes[kind] += math.prod(tensor.dims)
+    total = sum(sizes.values())
+    floats = [kind for kind in PRECISIONS if sizes[kind] and kind in _FLOATS]
+    activations = max(floats, key=lambda kind: sizes[kind], default="fp32")
+    weights = next((kind for kind in reversed(PRECISIONS) if sizes[kind] > _SHARE * total), "fp32")
+    if any(part in node.op_type for node in _nodes(model.graph) for part in _INT8_ACTIVATIONS):
+        return Precision("int8" if weights in _FLOATS else weights, "int8")
+    return Precision(weights, activations)
+
+
+def _weight_kinds() -> dict[int, str]:
+    types = onnx_library().TensorProto
+    return {
+        types.DOUBLE: "fp64", types.FLOAT: "fp32", types.BFLOAT16: "bf16", types.FLOAT16: "fp16",
+        types.INT8: "int8", types.UINT8: "int8", types.FLOAT8E4M3FN: "fp8", types.FLOAT8E5M2: "fp8",
+        types.INT4: "int4", types.UINT4: "int4",
+    }  # fmt: skip
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

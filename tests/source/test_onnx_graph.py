@@ -7,7 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mlflow_tdeploy.build.inspect_graph import precision_of
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.source._onnx_signature import read_graph
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of
 
@@ -218,3 +220,18 @@ def test_resolve_says_what_a_text_graph_lacks(tokenizer):
         resolve(_classifier(), task="text-classification")
     with pytest.raises(InvalidInputError, match="1 names, the graph returns 3 classes"):
         resolve(_classifier(), tokenizer=tokenizer, labels=["a"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"), [(np.float32, "fp32"), (np.float16, "fp16"), (np.float64, "fp64"), (np.int8, "int8")]
+)
+def test_id_and_precision_of_a_graph_agree(tmp_path, weights, name):
+    """A table of another type beside the weights must not make the id say one thing and the record another."""
+    model = _model()
+    spare = numpy_helper.from_array(np.zeros((4, 5), weights), "spare")
+    model.graph.initializer.append(spare)
+    onnx.save(model, tmp_path / "g.onnx")
+    facts = read_graph(tmp_path / "g.onnx")
+    assert facts.precision == precision_of(tmp_path / "g.onnx").name
+    assert facts.variant_id == f"onnx-{facts.precision}"
+    assert facts.precision == ("fp32" if name == "fp64" else name)
