@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 import mlflow_tdeploy.build.recipes as recipes_package
@@ -293,6 +294,34 @@ def test_build_options_refuse_what_is_unknown():
     for wrong in ({"on_budget": "warn"}, {"exporter": "magic"}, {"opset": "18"}, {"opset": 3}):
         with pytest.raises(InvalidInputError):
             BuildOptions(**wrong)
+
+
+class Outlier(torch.nn.Module):
+    """One input channel is thousands of times larger than the others, which carry the answer: int8 rounds them off."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = torch.nn.Linear(4, 64)
+        self.last = torch.nn.Linear(64, 3, bias=False)
+        with torch.no_grad():
+            self.first.bias[0] += 2e4
+            self.last.weight[:, 0] = 0
+
+    def forward(self, x):
+        return {"y": self.last(self.first(x))}
+
+
+def test_build_bundle_refuses_int8_by_the_default_budget_when_activations_have_outliers(tmp_path):
+    options = BuildOptions(measure=False, precisions=("fp32", "int8"))
+    _, bundle = build(mlp_source(Outlier().eval()), tmp_path / "model", options)
+    int8 = accuracy(bundle, "ort-cpu-int8")
+    assert int8.passed is False
+    assert int8.metrics["worst_cosine"] < 0.99
+    assert bundle.variants["ort-cpu-int8"].dropped
+    assert accuracy(bundle, "ort-cpu-fp32").passed
+    with open_model(tmp_path / "model") as model:
+        assert model.decision.chosen.variant == "ort-cpu-fp32"
 
 
 # ready-made graphs

@@ -224,8 +224,8 @@ def _text_key(keys: list[Any]) -> Any:
     """Return the column that holds the texts; None where there is no column at all."""
     if any(isinstance(key, str) and key == _PAIR_KEY for key in keys):  # `in` fails on a key such as pandas.NA
         raise InvalidInputError(
-            f"The request has the column '{_PAIR_KEY}', and pairs of texts are not supported yet. Leave it out to score "
-            f"each text alone, or join the two as the model was trained to read them."
+            f"The request has the column '{_PAIR_KEY}', and pairs of texts are not supported yet. Leave it out to "
+            f"score each text alone, or join the two as the model was trained to read them."
         )
     if len(keys) <= 1:
         return keys[0] if keys else None
