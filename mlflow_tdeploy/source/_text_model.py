@@ -13,6 +13,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime.backends._torch_modules import HIDDEN, run_module, serving_copy, set_attention
+from mlflow_tdeploy.source._progress import no_progress_bars
 from mlflow_tdeploy.source._tokenizer import first_line, write_tokenizer
 from mlflow_tdeploy.source.base import Source
 
@@ -79,7 +80,8 @@ class TextModelSource(Source):
         if self._save is None:
             return False
         folder.mkdir(parents=True, exist_ok=True)
-        self._save(folder)
+        with no_progress_bars():
+            self._save(folder)
         return True
 
 

@@ -14,6 +14,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError
 from mlflow_tdeploy.core.tensors import Array
 from mlflow_tdeploy.source._hub import fetch, is_hub_id
 from mlflow_tdeploy.source._options import Options
+from mlflow_tdeploy.source._progress import no_progress_bars
 from mlflow_tdeploy.source.base import Source
 
 _ACCEPTED = (
@@ -136,6 +137,11 @@ def _from_folder(folder: Path, options: Options, name: str, revision: str | None
             "model with example=."
         )
     _need_transformers()
+    with no_progress_bars():
+        return _from_model_folder(folder, options, name, revision)
+
+
+def _from_model_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
     pooled = (folder / "modules.json").is_file() and options.task != "text-classification"
     if pooled or options.task == "sentence-embedding":
         from mlflow_tdeploy.source import sentence_transformer

@@ -145,3 +145,17 @@ def test_resolve_refuses_arguments_when_they_mean_nothing(tiny_bert, encoder, to
         resolve(tiny_bert, example={"input_ids": np.zeros((1, 2), np.int64)})
     with pytest.raises(InvalidInputError, match="labels="):
         resolve(encoder, tokenizer=tokenizer, labels=["a"])
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_resolve_and_write_source_show_no_progress_bars_and_leave_them_as_they_were(tiny_bert, tmp_path, capfd, shown):
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+    try:
+        resolve(tiny_bert).write_source(tmp_path / "source")
+        assert "%|" not in capfd.readouterr().err
+        assert logging.is_progress_bar_enabled() is shown
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
