@@ -107,6 +107,7 @@ def report(uri: str, folder: Path) -> None:
                 "SentenceTransformer.encode, 64 texts": lambda: original.encode(many, show_progress_bar=False),
             },
             rounds=9,
+            pause=0.1,  # torch's threads spin for a while after a call and would slow whoever comes next
         )
         print(
             align([("median on this machine", "ms"), *((n, f"{np.median(s) * 1e3:.1f}") for n, s in samples.items())])

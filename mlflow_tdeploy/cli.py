@@ -259,7 +259,10 @@ def _examine_host() -> dict[str, Any]:
 @_policy_options
 @click.option("--shape", "shapes", multiple=True, help="batch=8,sequence=128; several times. A sweep by default.")
 @click.option("--rounds", default=20, show_default=True, help="Calls of each variant per shape.")
-@click.option("--intra-op-threads", default=1, show_default=True, help="Threads inside one operator.")
+@click.option(
+    "--intra-op-threads", default=0, show_default=True,
+    help="Threads inside one operator, each shape in one call; 0 runs text batches as they are served.",
+)  # fmt: skip
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to this file too."
 )
@@ -273,7 +276,7 @@ def bench(
     from mlflow_tdeploy.runtime.bench import sweep
 
     if record:
-        if variant or runtime or strict or shapes or intra_op_threads not in (0, 1):
+        if variant or runtime or strict or shapes or intra_op_threads:
             raise click.UsageError("--record measures every variant as it is served: leave the other choices out.")
         _record(uri, rounds, json_path)
         return
@@ -289,7 +292,8 @@ def bench(
             bundle, decision.openable, shapes=[_parse_shape(shape) for shape in shapes] or None, rounds=rounds,
             options=SessionOptions(intra_op_threads=intra_op_threads),
         )  # fmt: skip
-        click.echo(f"{decision.host.kind}; ms per call, {intra_op_threads} intra-op thread(s)")
+        how = f"{intra_op_threads} intra-op thread(s)" if intra_op_threads else "as served"
+        click.echo(f"{decision.host.kind}; ms per call, {how}")
         _show_bench(decision, rows, json_path)
 
 

@@ -21,7 +21,8 @@ from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.disk import own_folder, storage_errors, temporary
 
-_POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": False}
+#: Empty leaves the choice to the environment, then to the host.
+_POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": ""}
 
 
 def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
         InvalidInputError: An unknown key or a value that cannot be used.
     """
     policy, options = split_config(given)
-    chosen = {"variant": policy.variant or "", "runtime": policy.runtime or "", "strict": policy.strict}
+    chosen = {key: getattr(policy, key) for key in _POLICY if (given or {}).get(key) not in (None, "")}
     return {**_POLICY, **chosen, **asdict(options)}
 
 

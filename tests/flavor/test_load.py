@@ -51,6 +51,11 @@ def test_load_model_serves_another_variant_when_the_chosen_one_was_tampered_with
         assert "was changed" in model.decision.failures[0]
     with pytest.raises(MlflowException, match="was changed"):
         mlflow_tdeploy.load_model(whole, strict=True)
+    monkeypatch.setenv("TDEPLOY_STRICT", "1")
+    with pytest.raises(MlflowException, match="was changed"):
+        mlflow.pyfunc.load_model(whole)
+    with mlflow_tdeploy.load_model(whole, strict=False) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_full_config_has_every_key_so_that_each_can_be_overridden():
         *("execution_mode", "profiling", "token_budget"),
     }
     assert config["threads"] == 2
-    assert (config["variant"], config["runtime"], config["strict"]) == ("", "", False)
+    assert (config["variant"], config["runtime"], config["strict"]) == ("", "", "")
 
 
 def test_full_config_ignores_the_environment(monkeypatch):
