@@ -47,6 +47,9 @@ def programs(work: Path, model: Path) -> dict[str, str]:
     for precision, variant in VARIANTS.items():
         config = repr({"variant": variant})
         cases[f"ours {precision}"] = f"{opened.replace('{}', config)}; model.predict({text})"
+    # MLflow compares requirements with every installed package at each load; the more there are, the longer it takes.
+    unchecked = opened.replace(", model_config={}", ", suppress_warnings=True")
+    cases["ours, MLflow's check of requirements off"] = f"{unchecked}; model.predict({text})"
     cases[_BARE] = (
         "from mlflow_tdeploy.runtime.model import Policy, open_model; "
         f"open_model({str(model)!r}, policy=Policy(variant={VARIANTS['fp32']!r})).predict({text})"
