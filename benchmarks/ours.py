@@ -52,7 +52,10 @@ def logging_figures(times: Mapping[str, Any]) -> list[Figure]:
         Figure("log_model, all variants and evidence", times["total_s"], "s", LOGGING_GOAL),
         *(Figure(f"  {step['step']}", step["seconds"], "s", note=step["detail"][:100]) for step in times["steps"]),
     ]
-    return [*figures, Figure("  outside the steps: importing torch, reading the model, MLflow", times["total_s"] - known, "s")]
+    return [
+        *figures,
+        Figure("  outside the steps: importing torch, reading the model, MLflow", times["total_s"] - known, "s"),
+    ]
 
 
 def open_pyfunc(model: Path, variant: str) -> Embed:
