@@ -8,6 +8,7 @@ take three times as long. No constant is right for both, so both are kept at han
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import defaultdict, deque
@@ -22,29 +23,56 @@ _log = logging.getLogger("mlflow_tdeploy")
 
 
 class _Choice:
-    """Recent durations of both ways for requests of about one size."""
+    """Which of two ways is faster for requests of about one size, by the medians of what they took lately.
 
-    #: Durations remembered per way; the median of a few forgets a hiccup and notices a change.
-    RECENT: ClassVar[int] = 5
-    #: Every so many requests the way not taken is measured again.
-    RETRY: ClassVar[int] = 64
+    The way in use is measured with every request, the other one tried from time to time, best of three. A host's
+    hiccups (a spinning thread that lost its core takes three times as long) so cost a request, not the choice.
+    """
+
+    #: Durations of the way in use whose median counts; a few hiccups in a row do not outvote the others.
+    RECENT: ClassVar[int] = 31
+    #: As many must be known before that median may overturn the choice.
+    SURE: ClassVar[int] = 8
+    #: Requests of each way before the first choice.
+    FIRST: ClassVar[int] = 3
+    #: Every so many requests the other way is tried again.
+    RETRY: ClassVar[int] = 128
 
     def __init__(self) -> None:
         self._times: tuple[deque[float], deque[float]] = (deque(maxlen=self.RECENT), deque(maxlen=self.RECENT))
+        self._best = 0
+        self._trial = False
         self._count = 0
 
     def next(self) -> int:
         """Return 0 for one thread, 1 for several."""
         self._count += 1
-        narrow, wide = (sorted(times) for times in self._times)
-        if min(len(narrow), len(wide)) < 3:
-            return 0 if len(narrow) <= len(wide) else 1
-        best = 0 if narrow[len(narrow) // 2] <= wide[len(wide) // 2] else 1
-        return 1 - best if self._count % self.RETRY == 0 else best
+        if self._count <= 2 * self.FIRST:
+            return 1 - self._count % 2
+        if self._count == 2 * self.FIRST + 1 and self._median(1) < self._median(0):
+            self._best = 1
+        other = 1 - self._best
+        overtaken = len(self._times[self._best]) >= self.SURE and self._median(other) < self._median(self._best)
+        if not self._trial and (overtaken or self._count % self.RETRY == 0):
+            self._times[other].clear()  # from another time
+            self._trial = True
+        return other if self._trial else self._best
 
     def record(self, way: int, seconds: float) -> None:
         """Remember how long a way took."""
         self._times[way].append(seconds)
+        if not self._trial or way == self._best:
+            return
+        to_beat = self._median(self._best)
+        faster = sum(seconds < to_beat for seconds in self._times[way])
+        if faster == 2:
+            self._best = way
+        if 2 in (faster, len(self._times[way]) - faster):
+            self._trial = False
+
+    def _median(self, way: int) -> float:
+        times = sorted(self._times[way])
+        return times[len(times) // 2] if times else math.inf
 
 
 class AdaptiveThreads:
