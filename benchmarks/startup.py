@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from benchmarks.data import SHORT_TEXT
 from benchmarks.ours import VARIANTS
-from benchmarks.report import Figure
+from benchmarks.report import Figure, say
 
 IMPORT_GOAL = 0.5
 MEMORY_GOAL = 280.0
@@ -33,34 +34,77 @@ print(json.dumps({"ended": ended, "peak_mib": int(peak) / 1024}))
 """
 
 
-def programs(work: Path, model: Path) -> dict[str, str]:
-    """Return what each child runs, by name.
+@dataclass(frozen=True)
+class Place:
+    """An environment that children start in.
+
+    Attributes:
+        name: For the table.
+        python: Its interpreter.
+        folder: Where they start; ``python -c`` imports from there first.
+    """
+
+    name: str
+    python: str = sys.executable
+    folder: Path = _ROOT
+
+
+SERVING, DEVELOPMENT = "serving environment", "development environment"
+
+
+def serving_environment(work: Path) -> Place:
+    """Make an environment that holds what serving takes and nothing else; one that is there already stays.
+
+    The package is installed from this checkout as it is now, with its ``cpu`` extra.
+    """
+    folder = work / "serving"
+    place = Place(SERVING, str(folder / "bin" / "python"), work)
+    if not folder.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [place.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", str(_ROOT / "constraints.txt"), f"{_ROOT}[cpu]"], check=True)
+    subprocess.run([*pip, "--no-deps", "--force-reinstall", str(_ROOT)], check=True)
+    return place
+
+
+def programs(model: Path) -> dict[str, str]:
+    """Return what children run in every environment, by name; the first is what the others are compared with.
 
     Args:
-        work: Where the peers were prepared.
         model: The logged model.
     """
     text = repr([SHORT_TEXT])
-    opened = f"import mlflow.pyfunc; model = mlflow.pyfunc.load_model({str(model)!r}, model_config={{}})"
-    peer = "from benchmarks.peers import open_peer; open_peer({name!r}, __import__('pathlib').Path({work!r}))({text})"
     cases = {_BASE: _BASE}
     for precision, variant in VARIANTS.items():
-        config = repr({"variant": variant})
-        cases[f"ours {precision}"] = f"{opened.replace('{}', config)}; model.predict({text})"
+        opened = f"import mlflow.pyfunc; model = mlflow.pyfunc.load_model({str(model)!r}, model_config={{!r}})"
+        cases[f"ours {precision}"] = f"{opened.format({'variant': variant})}; model.predict({text})"
+    return cases
+
+
+def more_programs(work: Path, model: Path) -> dict[str, str]:
+    """Return what only the development environment runs: without MLflow, without its check, the peers."""
+    text = repr([SHORT_TEXT])
     # MLflow compares requirements with every installed package at each load; the more there are, the longer it takes.
-    unchecked = opened.replace(", model_config={}", ", suppress_warnings=True")
-    cases["ours, MLflow's check of requirements off"] = f"{unchecked}; model.predict({text})"
-    cases[_BARE] = (
-        "from mlflow_tdeploy.runtime.model import Policy, open_model; "
-        f"open_model({str(model)!r}, policy=Policy(variant={VARIANTS['fp32']!r})).predict({text})"
-    )
+    unchecked = f"import mlflow.pyfunc; model = mlflow.pyfunc.load_model({str(model)!r}, suppress_warnings=True)"
+    cases = {
+        "ours, MLflow's check of requirements off": f"{unchecked}; model.predict({text})",
+        _BARE: (
+            "from mlflow_tdeploy.runtime.model import Policy, open_model; "
+            f"open_model({str(model)!r}, policy=Policy(variant={VARIANTS['fp32']!r})).predict({text})"
+        ),
+    }
+    peer = "from benchmarks.peers import open_peer; open_peer({name!r}, __import__('pathlib').Path({work!r}))({text})"
     for name in ("onnx", "sentence_transformers"):
         cases[f"mlflow.{name}"] = peer.format(name=name, work=str(work), text=text)
     return cases
 
 
-def run_child(code: str) -> tuple[float, float]:
+def run_child(code: str, place: Place | None = None) -> tuple[float, float]:
     """Run Python code in a new process.
+
+    Args:
+        code: The statements.
+        place: Which environment runs them; this one when None.
 
     Returns:
         Seconds from before the start until after the last statement, and peak memory in MiB.
@@ -68,11 +112,13 @@ def run_child(code: str) -> tuple[float, float]:
     Raises:
         RuntimeError: The child failed; holds what it wrote to stderr.
     """
+    place = place or Place(DEVELOPMENT)
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1"}
+    # With it every start compiles the modules anew: what is measured would be the compiler.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    command = [place.python, "-c", code + _REPORT]
     started = time.monotonic()  # one clock for all processes of a host
-    done = subprocess.run(
-        [sys.executable, "-c", code + _REPORT], capture_output=True, text=True, env=environment, cwd=_ROOT, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=place.folder, check=False)
     if done.returncode:
         raise RuntimeError(f"A child process failed.\n{code}\n{done.stderr[-2000:]}")
     record = json.loads(done.stdout.splitlines()[-1])
@@ -81,33 +127,59 @@ def run_child(code: str) -> tuple[float, float]:
 
 def measure(work: Path, model: Path, *, rounds: int = 5) -> tuple[list[Figure], dict[str, Any]]:
     """Start every program in turn; the first round, which fills disk and hash caches, does not count."""
-    cases = programs(work, model)
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    memory: dict[str, list[float]] = {name: [] for name in cases}
+    say(f"{SERVING}: pip install")
+    places = [serving_environment(work), Place(DEVELOPMENT)]
+    cases = [(place, name, code) for place in places for name, code in programs(model).items()]
+    cases += [(places[-1], name, code) for name, code in more_programs(work, model).items()]
+    found: dict[str, Samples] = {place.name: Samples() for place in places}
+    say(f"{rounds} rounds of {len(cases)} programs")
     for turn in range(rounds + 1):
-        for name, code in cases.items():
-            took, peak = run_child(code)
+        for place, name, code in cases:
+            taken = run_child(code, place)
             if turn:
-                seconds[name].append(took)
-                memory[name].append(peak)
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    peaks = {name: float(np.median(values)) for name, values in memory.items()}
-    # Pair by pair: both processes of a round saw the same machine.
-    beyond = {
-        name: float(np.median(np.subtract(values, seconds[_BASE]))) for name, values in seconds.items() if name != _BASE
+                found[place.name].add(name, *taken)
+    figures = [figure for place, samples in found.items() for figure in samples.figures(place)]
+    details = {
+        place: dataclasses.asdict(samples) | {"beyond_import_s": samples.beyond()} for place, samples in found.items()
     }
-    details = {"seconds": seconds, "peak_mib": memory, "beyond_import_s": beyond, "rounds": rounds}
-    return figures(medians, peaks, beyond), details
+    return figures, {**details, "rounds": rounds}
 
 
-def figures(medians: Mapping[str, float], peaks: Mapping[str, float], beyond: Mapping[str, float]) -> list[Figure]:
-    """Return the figures with their goals."""
-    found = []
-    for precision in VARIANTS:
-        name = f"ours {precision}"
-        found.append(Figure(f"start to first prediction beyond '{_BASE}', {precision}", beyond[name], "s", IMPORT_GOAL))
-        found.append(Figure(f"start to first prediction, peak memory, {precision}", peaks[name], "MiB", MEMORY_GOAL))
-    found.append(Figure("start to first prediction without MLflow, fp32", medians[_BARE], "s", BARE_GOAL))
-    for name, median in medians.items():
-        found.append(Figure(f"  start: {name}", median, "s", note=f"{peaks[name]:.0f} MiB"))
-    return found
+@dataclass(frozen=True)
+class Samples:
+    """What the children of one environment took.
+
+    Attributes:
+        seconds: From process start to the end, by program.
+        peak_mib: Peak memory, by program.
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak_mib: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, name: str, seconds: float, peak_mib: float) -> None:
+        """Remember one run."""
+        self.seconds.setdefault(name, []).append(seconds)
+        self.peak_mib.setdefault(name, []).append(peak_mib)
+
+    def beyond(self) -> dict[str, float]:
+        """Return what each program takes beyond MLflow's import, pair by pair: a round saw one state of the machine."""
+        base = self.seconds[_BASE]
+        return {name: float(np.median(np.subtract(values, base))) for name, values in self.seconds.items()}
+
+    def figures(self, place: str) -> list[Figure]:
+        """Return the figures with their goals."""
+        found = []
+        beyond = self.beyond()
+        for precision in VARIANTS:
+            name = f"ours {precision}"
+            title = f"start to first prediction, {precision}, {place}"
+            found.append(Figure(f"{title}: beyond '{_BASE}'", beyond[name], "s", IMPORT_GOAL))
+            found.append(Figure(f"{title}: peak memory", float(np.median(self.peak_mib[name])), "MiB", MEMORY_GOAL))
+        if _BARE in self.seconds:
+            bare = float(np.median(self.seconds[_BARE]))
+            found.append(Figure(f"start to first prediction, fp32, without MLflow, {place}", bare, "s", BARE_GOAL))
+        for name, values in self.seconds.items():
+            note = f"{np.median(self.peak_mib[name]):.0f} MiB"
+            found.append(Figure(f"  start, {place}: {name}", float(np.median(values)), "s", note=note))
+        return found

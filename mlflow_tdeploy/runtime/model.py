@@ -175,7 +175,7 @@ class Model:
     def _decide(self, policy: Policy) -> Decision:
         bundle = self._bundle
         evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
-        return decide(bundle.manifest, bundle.variants, evidence, probe.host(), policy)
+        return decide(bundle.manifest, bundle.variants, evidence, probe.hardware(), policy)
 
     def _open_session(self, candidate: Candidate) -> Session:
         key = (candidate.variant, candidate.runtime)
@@ -217,7 +217,7 @@ class Model:
 
     def _make_pipeline(self, candidate: Candidate, session: Session) -> Pipeline:
         hint = self._bundle.variants[candidate.variant].session.get("token_budget", DEFAULT_TOKEN_BUDGET)
-        workers = self._options.threads or probe.host().cores
+        workers = self._options.threads or probe.hardware().cores
         with self._lock:
             if workers > 1 and self._executor is None:
                 self._executor = ThreadPoolExecutor(workers, thread_name_prefix="tdeploy")
@@ -233,7 +233,7 @@ class Model:
 
     def _single(self, candidate: Candidate, session: Session) -> Infer:
         """Return how a lone batch runs: on as many threads as pay, unless the user said how many."""
-        runtime, cores = RUNTIMES.get(candidate.runtime)(), probe.host().cores
+        runtime, cores = RUNTIMES.get(candidate.runtime)(), probe.hardware().cores
         if not runtime.one_thread_sessions or self._options.intra_op_threads or cores == 1:
             return session.infer
         options = replace(self._options, intra_op_threads=cores, spinning=True, profiling="")

@@ -65,7 +65,13 @@ class ChildResult:
 @functools.cache
 def host() -> Fingerprint:
     """Return this host's whole fingerprint: CPU, GPU, library versions. Computed once per process."""
-    return dataclasses.replace(host_cpu(), gpu=gpu()[0], software=library_versions())
+    return dataclasses.replace(hardware(), software=library_versions())
+
+
+@functools.cache
+def hardware() -> Fingerprint:
+    """Return this host's fingerprint without library versions: those take longer to look up than all else here."""
+    return dataclasses.replace(host_cpu(), gpu=gpu()[0])
 
 
 def library_versions() -> dict[str, str]:
