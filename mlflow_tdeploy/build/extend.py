@@ -93,7 +93,7 @@ def build_variant(
     if not verified.passed:
         staged = staged.drop()
     else:
-        evidence += shop.latencies({new_id: staged}, {})
+        evidence += shop.latencies({new_id: staged}, [])
     kept = None if staged.variant.dropped else staged.root
     return Built(staged.variant, kept, tuple(evidence), tuple(shop.steps))
 

@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow_tdeploy.build.golden import golden_requests
-from mlflow_tdeploy.build.latency import Measured
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
 from mlflow_tdeploy.build.recipes import Graph, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, runtime_for, stage_graph
-from mlflow_tdeploy.build.verify import Verified, now
+from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.workshop import Progress, Workshop, over_budget
 from mlflow_tdeploy.core.errors import BuildError
-from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.source.base import Source
 from mlflow_tdeploy.store.disk import temporary
@@ -176,10 +176,10 @@ class _Build:
             raise over_budget(variant_id, verified)
 
     def _measure(self) -> None:
-        others: dict[str, Measured] = {}
+        others: list[Contender] = []
         if HF in self.variants:
             runtime = runtime_for(self.variants[HF], self.shop.host)
-            others[HF] = Measured(self.source.reference, runtime.name, self.shop.host.cores)
+            others.append(Contender(HF, runtime.name, self.source.reference, self.shop.host.cores, split=False))
         for record in self.shop.latencies(self.kept, others):
             self.evidence.setdefault(record.variant, []).append(record)
 

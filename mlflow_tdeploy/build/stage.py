@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.inspect_graph import differing_dtypes, is_portable, precision_of, requirements
-from mlflow_tdeploy.build.latency import opt_feeds, short_feeds
 from mlflow_tdeploy.build.recipes import Graph, Measure, Recipe
-from mlflow_tdeploy.build.reference import ReferenceAnswers
-from mlflow_tdeploy.build.verify import Verified, failed, now, verify
+from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes
+from mlflow_tdeploy.build.verify import Verified, failed, verify
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import NoVariantError, TDeployError
+from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.measure import interleave
 from mlflow_tdeploy.core.precision import Precision
@@ -24,6 +24,7 @@ from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session, SessionOptions
+from mlflow_tdeploy.runtime.latency import recorded_shapes
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.store.external_data import copy_graph
 from mlflow_tdeploy.store.hashing import record_tree
@@ -160,7 +161,12 @@ def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Finge
 
 def make_measure(task: Task, data: VerifyData, host: Fingerprint) -> Measure:
     """Return the function that recipes time graphs with: one intra-op thread, the CPU runtime that will serve."""
-    shapes = {"short": short_feeds(task, data), "opt": opt_feeds(task, data, _TUNE_ELEMENTS)}
+    short, _ = recorded_shapes(task.signature)
+    opt = corner_sizes(task.signature, "opt", _TUNE_ELEMENTS)[-1]
+    shapes = {
+        name: task.example_feeds("opt", ragged=False, sizes=sizes, items=data.texts or None)
+        for name, sizes in (("short", short), ("opt", opt))
+    }
 
     def measure(graphs: Mapping[str, Graph], seconds: float) -> dict[str, dict[str, list[float]]]:
         sessions: dict[str, Session] = {}

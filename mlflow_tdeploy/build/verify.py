@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any
 
 from mlflow_tdeploy.build.reference import Case, ReferenceAnswers, Score
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import Comparison, same_outputs
-from mlflow_tdeploy.core.evidence import DataRecord, Evidence
+from mlflow_tdeploy.core.evidence import DataRecord, Evidence, now
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tensors import Arrays
 
-__all__ = ["ReferenceAnswers", "Verified", "VerifyData", "failed", "now", "verify"]
+__all__ = ["ReferenceAnswers", "Verified", "VerifyData", "failed", "verify"]
 
 #: After so many batches without a comparable answer the rest is not asked.
 _MOST_PROBLEMS = 3
@@ -85,11 +84,6 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:
 def failed(answers: ReferenceAnswers, why: str) -> Verified:
     """Return the verification of a variant that cannot even be opened."""
     return Verified({}, (why,), answers.data.record)
-
-
-def now() -> str:
-    """Return the UTC time in ISO format."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 class _Asked:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mlflow_tdeploy.build.latency import Measured, measure_latency
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.reference import ReferenceAnswers
@@ -23,6 +23,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.latency import Contender, measure_latency
 from mlflow_tdeploy.source.base import Source
 
 Progress = Callable[[Step], None]
@@ -129,22 +130,22 @@ class Workshop:
         )
         return replace(found, files=staged.variant.digest or None)
 
-    def latencies(self, kept: Mapping[str, Staged], others: Mapping[str, Measured]) -> list[Evidence]:
+    def latencies(self, kept: Mapping[str, Staged], others: Sequence[Contender]) -> list[Evidence]:
         """Time variants against each other, and what is no graph after them."""
         if not self.options.measure or not (kept or others):
             return []
         with self.step("latency"), ExitStack() as stack:
-            variants: dict[str, Measured] = {}
+            contenders = []
             for variant_id, staged in kept.items():
                 session, runtime = stack.enter_context(
                     opened(staged.root, staged.variant, self.task.signature, self.host, 1)
                 )
-                variants[variant_id] = Measured(session.infer, runtime, 1)
-            seconds = self.options.seconds
-            found = measure_latency(variants, self.task, self.data, self.host, seconds=seconds * 0.8)
-            # Apart: torch's threads go on spinning after a run and would slow whoever comes next.
+                contenders.append(Contender(variant_id, runtime, session.infer, 1, split=True))
+            measure = functools.partial(measure_latency, task=self.task, host=self.host, items=self.data.texts or None)
+            found = measure(contenders, seconds=self.options.seconds * 0.8)
             found = [replace(record, files=kept[record.variant].variant.digest) for record in found]
-            return found + measure_latency(others, self.task, self.data, self.host, seconds=seconds * 0.2)
+            # Apart: a model as slow as torch's would use up the rounds of the others.
+            return found + measure(others, seconds=self.options.seconds * 0.2)
 
 
 def _run(recipe: type[Recipe], context: RecipeContext) -> Graph:

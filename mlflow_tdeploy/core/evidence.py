@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 from mlflow_tdeploy.core.hardware import Fingerprint
@@ -69,6 +70,11 @@ class Evidence:
         if variant.dropped:
             return self.passed is not True
         return self.files is None or self.files == variant.digest
+
+
+def now() -> str:
+    """Return the UTC time in ISO format, as :attr:`Evidence.created` holds it."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def latest_accuracy(evidence: Iterable[Evidence]) -> Evidence | None:

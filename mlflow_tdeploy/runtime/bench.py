@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.hardware import host_cpu
-from mlflow_tdeploy.core.measure import Timing, interleave
-from mlflow_tdeploy.core.pipeline import Infer
-from mlflow_tdeploy.core.tasks import TASKS, Task
-from mlflow_tdeploy.core.tensors import Arrays, Signature
-from mlflow_tdeploy.runtime.base import RUNTIMES, Session, SessionOptions
+from mlflow_tdeploy.core.hardware import usable_cores
+from mlflow_tdeploy.core.measure import Timing
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Signature
+from mlflow_tdeploy.runtime.base import RUNTIMES, SessionOptions
+from mlflow_tdeploy.runtime.latency import Contender, Shape, time_shape
 from mlflow_tdeploy.runtime.select import Candidate
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ASSETS
-
-Shape = dict[str, int]
-#: Seconds of rest before each timed call.
-PAUSE = 0.02
-
-
-def as_served(
-    infer: Infer, feeds: Arrays, signature: Signature, executor: Executor, workers: int
-) -> Callable[[], object]:
-    """Return a call that runs a batch of equally long rows the way a request of these rows is served.
-
-    Rows are split into batches that run side by side, one thread each; what has no batch and sequence dimension, or is
-    one batch, runs as it is.
-    """
-    first = signature.inputs[0]
-    if first.shape[:2] != ("batch", "sequence"):
-        return lambda: infer(feeds)
-    rows, width = feeds[first.name].shape[:2]
-    plan = plan_batches([width] * rows, max_batch=rows, token_budget=DEFAULT_TOKEN_BUDGET, workers=workers)
-    parts = [{name: array[batch] for name, array in feeds.items()} for batch in plan]
-    return (lambda: infer(parts[0])) if len(parts) == 1 else (lambda: list(executor.map(infer, parts)))
 
 
 @dataclass(frozen=True)
@@ -111,56 +89,53 @@ def sweep(
         candidates: Which variants on which runtimes.
         shapes: Sizes by dimension; None for :func:`default_shapes`.
         rounds: Calls of each candidate per shape.
-        seconds: Most time per shape, once three rounds are done.
+        seconds: Most time per shape and candidate, once three rounds are done.
         options: Session options. Without ``intra_op_threads`` text batches run as they are served, see
-            :func:`as_served`; with it, each is one call.
+            :func:`~mlflow_tdeploy.runtime.latency.as_served`; with it, each is one call.
 
     Returns:
         A row per shape and candidate.
     """
+    wanted = [check_shape(bundle.manifest.signature, s) for s in (shapes or default_shapes(bundle.manifest.signature))]
+    with contenders(bundle, candidates, options) as taking_part:
+        return time_contenders(bundle, taking_part, wanted, rounds=rounds, seconds=seconds)
+
+
+def time_contenders(
+    bundle: Bundle, taking_part: Sequence[Contender], shapes: Iterable[Shape], *, rounds: int, seconds: float
+) -> list[BenchRow]:
+    """Time opened contenders; the arguments and rows are those of :func:`sweep`."""
     manifest = bundle.manifest
     task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-    wanted = [check_shape(manifest.signature, s) for s in (shapes or default_shapes(manifest.signature))]
-    sessions: dict[tuple[str, str], Session] = {}
-    try:
-        for candidate in candidates:
-            runtime = RUNTIMES.get(candidate.runtime)()
-            variant = bundle.variants[candidate.variant]
-            opened = runtime.open(bundle.root, variant, manifest.signature, options or SessionOptions())
-            sessions[candidate.variant, candidate.runtime] = opened
-        with ThreadPoolExecutor(host_cpu().cores) as executor:
-            split = executor if options is None or not options.intra_op_threads else None
-            timed = (_time_shape(task, sessions, shape, rounds, seconds, split) for shape in wanted)
-            return [row for rows in timed for row in rows]
-    finally:
-        for session in sessions.values():
-            session.close()
-
-
-def _time_shape(
-    task: Task,
-    sessions: Mapping[tuple[str, str], Session],
-    shape: Shape,
-    rounds: int,
-    seconds: float,
-    executor: Executor | None,
-) -> list[BenchRow]:
-    feeds = task.example_feeds("opt", ragged=False, sizes=shape)
-    calls = {
-        f"{name}|{runtime}": _call(session, runtime, feeds, task, executor)
-        for (name, runtime), session in sessions.items()
-    }
-    # A pause lets the threads of the call before, which torch leaves spinning for a while, fall asleep.
-    samples = interleave(calls, rounds=rounds, warmup=2, seconds=seconds * max(1, len(calls)), pause=PAUSE)
     rows = []
-    for variant, runtime in sessions:
-        timing = Timing.of(samples[f"{variant}|{runtime}"])
-        throughput = shape.get("batch", 1) * 1e3 / timing.mean_ms
-        rows.append(BenchRow(variant, runtime, shape, timing, throughput))
+    for shape in shapes:
+        limit = seconds * max(1, len(taking_part))
+        timings = time_shape(taking_part, task, shape, rounds=rounds, seconds=limit)
+        for one, timing in zip(taking_part, timings, strict=True):
+            throughput = shape.get("batch", 1) * 1e3 / timing.mean_ms
+            rows.append(BenchRow(one.variant, one.runtime, shape, timing, throughput))
     return rows
 
 
-def _call(session: Session, runtime: str, feeds: Arrays, task: Task, executor: Executor | None) -> Callable[[], object]:
-    if executor is None or not RUNTIMES.get(runtime).one_thread_sessions:
-        return lambda: session.infer(feeds)
-    return as_served(session.infer, feeds, task.signature, executor, host_cpu().cores)
+@contextmanager
+def contenders(
+    bundle: Bundle, candidates: Iterable[Candidate], options: SessionOptions | None = None
+) -> Iterator[list[Contender]]:
+    """Open candidates as they are served; closed on the way out.
+
+    Args:
+        bundle: The bundle, with the candidates' files present.
+        candidates: Which variants on which runtimes.
+        options: Session options; with ``intra_op_threads`` batches are not split.
+    """
+    given = options or SessionOptions()
+    with ExitStack() as stack:
+        found = []
+        for candidate in candidates:
+            runtime = RUNTIMES.get(candidate.runtime)()
+            session = runtime.open(bundle.root, bundle.variants[candidate.variant], bundle.manifest.signature, given)
+            stack.callback(session.close)
+            split = runtime.one_thread_sessions and not given.intra_op_threads
+            threads = given.intra_op_threads or (1 if split else usable_cores())
+            found.append(Contender(candidate.variant, candidate.runtime, session.infer, threads, split=split))
+        yield found

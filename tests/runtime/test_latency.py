@@ -1,0 +1,94 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.runtime import latency
+from mlflow_tdeploy.runtime.latency import Contender, measure_latency, recorded_shapes, time_shape
+
+HOST = Fingerprint("x86_64", "some CPU", cores=2, memory=1)
+
+
+@pytest.fixture
+def task(tmp_path):
+    ids = TensorSpec("input_ids", "int64", ("batch", "sequence"))
+    output = TensorSpec("y", "float32", ("batch",))
+    dims = (Dim("batch", 1, 4, 8), Dim("sequence", 4, 128, 512))
+    return TASKS.get("tensors")({}, Signature(dims, (ids,), (output,)), tmp_path)
+
+
+class Seen:
+    """An ``infer`` that remembers the shapes it was given and the threads it ran in."""
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.shapes, self.threads = seconds, [], set()
+
+    def __call__(self, feeds):
+        self.shapes.append(feeds["input_ids"].shape)
+        self.threads.add(threading.get_ident())
+        time.sleep(self.seconds)
+        return feeds
+
+    def contender(self, name="v", *, split=True):
+        return Contender(name, "ort-cpu", self, 1 if split else 2, split=split)
+
+
+def test_recorded_shapes_are_one_short_item_and_opt(task):
+    assert recorded_shapes(task.signature) == ({"batch": 1, "sequence": 16}, {"batch": 4, "sequence": 128})
+
+
+def test_recorded_short_shape_stays_within_the_range():
+    ids = TensorSpec("input_ids", "int64", ("batch", "sequence", "channel"))
+    dims = (Dim("batch", 2, 4, 8), Dim("sequence", 32, 64, 128), Dim("channel", 3, 5, 9))
+    assert recorded_shapes(Signature(dims, (ids,), (TensorSpec("y", "float32", ("batch",)),)))[0] == {
+        "batch": 2,
+        "sequence": 32,
+        "channel": 3,
+    }
+
+
+def test_a_batch_is_timed_as_it_is_served(task, monkeypatch):
+    monkeypatch.setattr(latency, "usable_cores", lambda: 2)
+    served, whole = Seen(0.002), Seen()
+    time_shape([served.contender(), whole.contender(split=False)], task, {"batch": 4, "sequence": 128}, seconds=0.1)
+    assert set(served.shapes) == {(2, 128)}  # 256 tokens a batch, side by side
+    assert len(served.threads) == 2
+    assert set(whole.shapes) == {(4, 128)}
+    assert whole.threads == {threading.get_ident()}
+
+
+def test_timings_come_in_the_order_of_the_contenders(task):
+    slow, fast = Seen(0.01), Seen(0.001)
+    timings = time_shape([slow.contender("s"), fast.contender("f")], task, {"batch": 1, "sequence": 8}, seconds=0.3)
+    assert timings[0].p50_ms > 9 > timings[1].p50_ms
+    assert timings[0].count == timings[1].count >= 3
+
+
+def test_each_call_is_preceded_by_a_rest(task, monkeypatch):
+    """Without it a call pays for the threads that the one before left spinning."""
+    rests = []
+    monkeypatch.setattr(time, "sleep", rests.append)
+    timings = time_shape(
+        [Seen().contender(), Seen().contender()], task, {"batch": 1, "sequence": 8}, rounds=5, seconds=9
+    )
+    assert [rest for rest in rests if rest >= 0.01] == [latency._PAUSE] * 2 * timings[0].count
+
+
+def test_evidence_tells_what_was_measured_where(task):
+    found = measure_latency([Seen(0.001).contender("b"), Seen(0.002).contender("a")], task, HOST, seconds=0.4)
+    assert [record.variant for record in found] == ["b", "a"]
+    record = found[0]
+    assert record.shapes == ("short_p50_ms: batch=1,sequence=16", "p50_ms: batch=4,sequence=128")
+    assert record.settings == {"runtime": "ort-cpu", "intra_op_threads": 1, "interleaved_with": ["a", "b"]}
+    assert record.host == HOST
+    assert 0 < record.metrics["short_p50_ms"] < record.metrics["p50_ms"] * 2
+    assert record.metrics["short_count"] >= 3
+    assert np.isfinite(list(record.metrics.values())).all()
+
+
+def test_nothing_to_measure_is_no_evidence(task):
+    assert measure_latency([], task, HOST) == []
