@@ -1,0 +1,97 @@
+"""The results as a picture for the README: ``python -m benchmarks.picture``. Draws what the JSON holds, nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+from benchmarks.startup import SERVING
+
+_FOLDER = Path(__file__).parent
+RESULTS = _FOLDER / "results" / "text.json"
+PICTURE = _FOLDER.parent / "docs" / "images" / "text.png"
+_OURS, _FLOOR, _PEER = "#2a7f9e", "#8a8f98", "#c9ccd1"
+_ORDER = (
+    *("mlflow.sentence_transformers", "mlflow.transformers", "mlflow.onnx"),
+    *("floor fp32", "ours fp32", "floor int8", "ours int8"),
+)
+_PANELS = (("short", "one text of 8 words", "ms", 1e3), ("mixed", "256 texts of mixed length", "s", 1.0))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the picture."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.picture", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON of python -m benchmarks.text")
+    parser.add_argument("--out", type=Path, default=PICTURE, help="PNG or SVG file to write")
+    options = parser.parse_args(arguments)
+    draw(json.loads(options.results.read_text(encoding="utf-8")), options.out)
+    return 0
+
+
+def bars(results: Mapping[str, Any], workload: str) -> dict[str, float]:
+    """Return the median seconds of every call of a workload, by name.
+
+    Ours are those measured in turn with the floor: there the machine's speed drifted least.
+    """
+    groups = results["details"]["latency"][workload]["calls"]
+    medians = {name: call["median_ms"] / 1e3 for group in ("peers", "floor") for name, call in groups[group].items()}
+    return {name: medians[name] for name in _ORDER if name in medians}
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Write the picture.
+
+    Args:
+        results: What ``python -m benchmarks.text`` wrote.
+        path: The file; its ending decides the format.
+
+    Raises:
+        KeyError: The results lack the latency or the startup part.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 2.9), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, (workload, title, unit, scale) in zip(axes, _PANELS, strict=False):
+        found = {name: seconds * scale for name, seconds in bars(results, workload).items()}
+        _panel(axis, found, f"{title}, {unit}")
+    _panel(axes[2], started(results), "process start to first answer, s")
+    host = results["host"]
+    figure.supxlabel(f"medians; {host['cores']} cores, {host['cpu']}; shorter is better", fontsize=8, color="#555555")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def started(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the median seconds from process start to the first answer; ours in the serving environment."""
+    places = results["details"]["startup"]
+    found = {name: _median(values) for place in places.values() if isinstance(place, Mapping)
+             for name, values in place["seconds"].items() if name.startswith("mlflow.")}  # fmt: skip
+    ours = {name: _median(places[SERVING]["seconds"][name]) for name in ("ours fp32", "ours int8")}
+    return {name: value for name, value in {**found, **ours}.items() if name in _ORDER}
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _panel(axis: Axes, found: Mapping[str, float], title: str) -> None:
+    names = list(found)[::-1]
+    colors = [_OURS if name.startswith("ours") else _FLOOR if name.startswith("floor") else _PEER for name in names]
+    drawn = axis.barh(names, [found[name] for name in names], color=colors)
+    axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
+    axis.set_title(title, fontsize=9)
+    axis.tick_params(labelsize=8, left=False)
+    axis.set_xticks([])
+    axis.margins(x=0.18)
+    axis.spines[:].set_visible(False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
