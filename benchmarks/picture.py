@@ -1,4 +1,4 @@
-"""The results as a picture for the README: ``python -m benchmarks.picture``. Draws what the JSON holds, nothing else."""
+"""The results as a picture for the README: ``python -m benchmarks.picture`` draws what the JSON holds."""
 
 from __future__ import annotations
 

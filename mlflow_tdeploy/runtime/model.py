@@ -152,7 +152,9 @@ class Model:
 
         Raises:
             NoVariantError: None can serve.
+            IntegrityError: A file of the task, such as the tokenizer, cannot be read.
         """
+        self._task.prepare()
         decision = self._decide(policy)
         for failure in decision.failures:
             _log.warning("A better variant cannot serve on this host: %s", failure)

@@ -109,3 +109,11 @@ def test_load_model_never_chooses_a_variant_over_budget(tmp_path):
         assert model.decision.chosen.variant == "onnx-fp32"
     with pytest.raises(MlflowException, match="over budget: worst_cosine is 0.9"):
         mlflow_tdeploy.load_model(str(made), variant="ort-cpu-int8")
+
+
+def test_an_opened_text_model_needs_its_tokenizer_file_no_more(tmp_path):
+    """What the first request needs is read at opening: it does not wait, and a damaged file shows before it."""
+    folder = make_text_bundle(tmp_path / "model")
+    with mlflow_tdeploy.load_model(str(folder)) as model:
+        (folder / "tdeploy" / "assets" / "tokenizer.json").unlink()
+        assert np.allclose(model.predict(["a good film"]), [embed("a good film")], atol=1e-3)

@@ -106,6 +106,14 @@ class Task(ABC):
         self.signature = signature
         self.assets = assets
 
+    def prepare(self) -> None:
+        """Read what requests need, so that none of them waits for it and a damaged file shows at opening.
+
+        Raises:
+            IntegrityError: A file cannot be read.
+        """
+        return
+
     @abstractmethod
     def items(self, inputs: Any) -> list[Any]:
         """Validate what the user passed and return the items of the request.

@@ -55,6 +55,10 @@ class TextTask(Task):
         tokenizer.enable_truncation(longest, direction=self.config.get("truncation_side", "right"))
         return tokenizer
 
+    def prepare(self) -> None:
+        """Read the tokenizer."""
+        _ = self.tokenizer
+
     def items(self, inputs: Any) -> list[str]:
         """Return the texts of a request: a string, a list, an array, a Series, a table or a mapping."""
         texts = _texts(inputs)
