@@ -48,8 +48,9 @@ types: $(STAMP) ## Types
 contracts: $(STAMP) ## Which layer may import which
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## Measures variants against the original on this machine
+bench: $(STAMP) ## Measures ours, the peers and the floor on this machine, and draws the picture of it
 	$(RUN) -m benchmarks.text
+	$(RUN) -m benchmarks.picture
 
 clean: ## Removes caches and outputs; .venv stays
 	rm -rf build/lib dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .tmp quickstart-out
