@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mlflow.models import ModelSignature
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, infer_signature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array
 
@@ -27,13 +28,20 @@ def mlflow_signature(task: Task) -> ModelSignature:
     return ModelSignature(inputs=_inputs(task), outputs=_outputs(task), params=_params(task))
 
 
-def merge_signature(task: Task, given: ModelSignature | None) -> ModelSignature:
+def merge_signature(task: Task, given: ModelSignature | None, example: Any = None) -> ModelSignature:
     """Return the user's signature if the model can serve it, with the model's parameters if it names none.
+
+    Args:
+        task: The task.
+        given: The user's signature.
+        example: An example of what users pass, which says the inputs of a text model where ``given`` does not.
 
     Raises:
         InvalidInputError: The user's signature does not fit the model.
     """
     own = mlflow_signature(task)
+    if own.inputs is None and example is not None:
+        own = ModelSignature(_text_schema(task, example), own.outputs, own.params)
     if given is None:
         return own
     if given.inputs is not None:
@@ -54,11 +62,22 @@ def _inputs(task: Task) -> Schema | None:
     """Return what goes in; None for texts, so that the task itself sees and checks the whole request.
 
     MLflow has no schema that fits texts: an unnamed column makes it drop every column but the first, whatever
-    their names, before the model sees the table; a named one makes it refuse lists, strings and Series.
+    their names, before the model sees the table; a named one makes it refuse lists, strings and Series. So inputs are
+    stated only where the user's signature or example says what will come.
     """
     if task.input_kind == "text":
         return None
     return _tensor_inputs(task)
+
+
+def _text_schema(task: Task, example: Any) -> Schema | None:
+    """Return the schema that MLflow reads off an example, or None where it is not one column of strings."""
+    try:
+        schema = infer_signature(example).inputs
+        _check_inputs(task, schema)
+    except (MlflowException, InvalidInputError):
+        return None
+    return schema
 
 
 def _tensor_inputs(task: Task) -> Schema:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
@@ -272,6 +273,23 @@ def test_save_model_stores_the_input_example(save):
     model = mlflow.pyfunc.load_model(str(folder))
     assert model.predict(model.input_example).shape == (1, 4)
     assert json.loads((folder / "serving_input_example.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("example", "schema"),
+    [
+        (["a good film"], Schema([ColSpec("string")])),
+        ("a good film", Schema([ColSpec("string")])),
+        ((["a good film"], {"variant": "onnx-fp32"}), Schema([ColSpec("string")])),
+        (pd.DataFrame({"text": ["a good film"]}), Schema([ColSpec("string", "text")])),
+        (pd.DataFrame({"id": [1], "text": ["a good film"]}), None),  # no schema would let the model see both
+    ],
+)
+def test_signature_of_a_text_model_states_inputs_like_the_example(save, example, schema):
+    folder = save(input_example=example)
+    assert Model.load(str(folder)).signature.inputs == schema
+    served = mlflow.pyfunc.load_model(str(folder))
+    assert served.predict(example[0] if isinstance(example, tuple) else example).shape == (1, 4)
 
 
 def test_save_model_stores_arrays_as_input_example(tmp_path):
