@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -235,6 +236,8 @@ def doctor(as_json: bool) -> None:
     click.echo(f"libraries  {', '.join(f'{name} {version}' for name, version in host['software'].items())}\n")
     rows = [("runtime", "works", "what it said"), *((r["name"], r["works"], r["detail"]) for r in report["runtimes"])]
     click.echo(align(rows))
+    for conflict in report["conflicts"]:
+        click.echo(f"\nconflict: {conflict}")
     if report["missing"]:
         click.echo("\n" + align([("missing", "needed for", "install"), *map(tuple, report["missing"])]))
 
@@ -251,7 +254,33 @@ def _examine_host() -> dict[str, Any]:
         detail = lacking or (result.output if result and result.ok else result.reason if result else "")
         runtimes.append({"name": name, "works": "yes" if result and result.ok else "no", "detail": detail})
     missing = [(name, *about) for name, about in _OPTIONAL.items() if importlib.util.find_spec(name) is None]
-    return {"host": to_plain(probe.host()), "no_gpu": probe.gpu()[1], "runtimes": runtimes, "missing": missing}
+    return {
+        "host": to_plain(probe.host()), "no_gpu": probe.gpu()[1],
+        "runtimes": runtimes, "conflicts": _conflicts(), "missing": missing,
+    }  # fmt: skip
+
+
+def _conflicts() -> list[str]:
+    """Say which installed distributions overwrite each other's files, and what to do."""
+    from mlflow_tdeploy.runtime.base import RUNTIMES
+
+    found = []
+    for name in RUNTIMES.names():
+        installed = [one for one in RUNTIMES.get(name).distributions if _is_installed(one)]
+        if len(installed) > 1:
+            found.append(
+                f"{' and '.join(installed)} overwrite each other's files: pip uninstall -y {' '.join(installed)}, "
+                f"then install one of them."
+            )
+    return found
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @main.command()

@@ -145,6 +145,15 @@ def test_doctor_exercises_every_runtime_and_names_what_is_missing():
     assert "CPUExecutionProvider" in runtimes["ort-cpu"]["detail"]
     assert report["host"]["cores"] >= 1
     assert "runtime" in run("doctor")
+    assert report["conflicts"] == []
+
+
+def test_doctor_tells_when_two_builds_of_onnx_runtime_overwrite_each_other(tmp_path, monkeypatch):
+    folder = tmp_path / "onnxruntime_gpu-1.31.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in run("doctor")
 
 
 def test_log_writes_a_folder_that_inspect_and_explain_read(tmp_path):

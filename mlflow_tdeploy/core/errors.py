@@ -94,3 +94,12 @@ class MissingDependencyError(TDeployError):
         super().__init__(f"{purpose} needs the package '{package}', which is not installed. Install it with: {install}")
         self.package = package
         self.install = install
+
+
+def shown(value: object, width: int = 60) -> str:
+    """Return how a value looks in a message: never long, never an error, whatever somebody sent."""
+    try:
+        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    except Exception:  # an integer of too many digits, a broken __repr__
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= width else f"{text[:width]}…"

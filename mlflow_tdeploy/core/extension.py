@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, shown
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Registry(Generic[T]):
             return self._items[name]
         except (KeyError, TypeError):
             raise InvalidInputError(
-                f"Unknown {self.kind} {name!r}. Available: {', '.join(sorted(self._items)) or 'none'}."
+                f"Unknown {self.kind} {shown(name)}. Available: {', '.join(sorted(self._items)) or 'none'}."
             ) from None
 
     def names(self) -> tuple[str, ...]:

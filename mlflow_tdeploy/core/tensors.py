@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, shown
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -23,15 +23,6 @@ DTYPES = (
     "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64",
     "float16", "bfloat16", "float32", "float64",
 )  # fmt: skip
-
-
-def shown(value: object, width: int = 60) -> str:
-    """Return how a value looks in a message: never long, never an error, whatever somebody sent."""
-    try:
-        text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
-    except Exception:  # an integer of too many digits, a broken __repr__
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= width else f"{text[:width]}…"
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:

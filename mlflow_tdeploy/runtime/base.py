@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.extension import Registry
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Arrays, Signature
@@ -110,12 +110,12 @@ def parse_value(key: str, value: Any, kind: type) -> Any:
         return int(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    raise InvalidInputError(f"The option '{key}' must be of type {kind.__name__}, got {value!r}.")
+    raise InvalidInputError(f"The option '{key}' must be of type {kind.__name__}, got {shown(value)}.")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise InvalidInputError(f"The session option '{name}' must be one of {', '.join(allowed)}, got {value!r}.")
+        raise InvalidInputError(f"The session option '{name}' must be one of {', '.join(allowed)}, got {shown(value)}.")
 
 
 class Session(ABC):
@@ -153,6 +153,8 @@ class Runtime(ABC):
     one_thread_sessions: ClassVar[bool] = False
     #: How to get it where it is missing.
     install: ClassVar[str]
+    #: Distributions that each provide its library; two of them installed overwrite each other's files.
+    distributions: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def missing(self) -> str | None:

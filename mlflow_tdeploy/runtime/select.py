@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError
+from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, shown
 from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy, measured_latency
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.manifest import Manifest
@@ -184,7 +184,9 @@ def decide(
 
 def _check_names(variants: Mapping[str, Variant], policy: Policy) -> None:
     if policy.variant is not None and policy.variant not in variants:
-        raise InvalidInputError(f"Unknown variant {policy.variant!r}. This model has: {', '.join(sorted(variants))}.")
+        raise InvalidInputError(
+            f"Unknown variant {shown(policy.variant)}. This model has: {', '.join(sorted(variants))}."
+        )
     if policy.runtime is not None:
         RUNTIMES.get(policy.runtime)  # raises, listing what exists
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,13 +29,18 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+#: The names that :func:`mlflow_tdeploy.store.disk.temporary` gives.
+_STAGED = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
+#: Seconds without a change after which an unlocked folder is a killed writer's.
+_ABANDONED_S = 3600.0
+
 
 @contextlib.contextmanager
 def staged_directory(target: Path) -> Iterator[Path]:
     """Yield a fresh folder beside ``target`` that becomes ``target``, whole and on disk, when the block ends well.
 
-    After any exception neither exists. After a kill there may be a folder ``.tdeploy-…`` beside
-    ``target``, which nothing reads; ``target`` itself is there completely or not at all.
+    After any exception neither exists. After a kill there may be a folder ``.tdeploy-…`` beside ``target``, which
+    nothing reads and a later call removes; ``target`` itself is there completely or not at all.
 
     Raises:
         ConflictError: ``target`` exists and is not an empty folder.
@@ -43,8 +50,10 @@ def staged_directory(target: Path) -> Iterator[Path]:
     _refuse_taken(target)
     with storage_errors(f"write '{target}'"):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent)
         fresh = temporary(target.parent)
         fresh.mkdir()
+        handle = _hold(fresh)
         try:
             yield fresh
             sync_tree(fresh)
@@ -52,7 +61,42 @@ def staged_directory(target: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
+        finally:
+            if handle is not None:
+                os.close(handle)
         sync_folder(target.parent)
+
+
+def _hold(folder: Path) -> int | None:
+    """Lock a folder for as long as this process lives and the handle is open, where the system can."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers left: folders that nobody locks and nobody has written to for some time.
+
+    The lock alone does not tell where a file system knows only this host's locks.
+    """
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if not _STAGED.fullmatch(path.name) or path.is_symlink() or not path.is_dir() or _is_fresh(path):
+                continue
+            if (handle := _hold(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(handle)
+
+
+def _is_fresh(folder: Path) -> bool:
+    newest = max(os.lstat(path).st_mtime for path in (folder, *folder.rglob("*")))
+    return time.time() - newest < _ABANDONED_S
 
 
 def _refuse_taken(target: Path) -> None:

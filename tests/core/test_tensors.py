@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError
-from mlflow_tdeploy.core.tensors import DTYPES, Dim, Signature, TensorSpec, numpy_dtype, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, shown
+from mlflow_tdeploy.core.tensors import DTYPES, Dim, Signature, TensorSpec, numpy_dtype
 
 SIGNATURE = Signature(
     dims=(Dim("batch", 1, 8, 64), Dim("sequence", 2, 128, 512)),

@@ -2,6 +2,7 @@ import dataclasses
 import errno
 import os
 import shutil
+import time
 
 import pytest
 
@@ -62,6 +63,25 @@ def test_staged_directory_becomes_target_when_block_ends(tmp_path, exists):
         assert not (target / "sub").exists()
     assert (target / "sub" / "x").read_text() == "content"
     assert os.listdir(target.parent) == ["model"]
+
+
+def test_staged_directory_removes_what_a_killed_writer_left_long_ago(tmp_path):
+    def staged(name, *, seconds_ago):
+        folder = tmp_path / name
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "x").write_text("content")
+        for path in (folder / "sub" / "x", folder / "sub", folder):
+            os.utime(path, (time.time() - seconds_ago,) * 2)
+
+    staged(".tdeploy-0123456789abcdef", seconds_ago=7200)
+    staged(".tdeploy-0123456789abcde0", seconds_ago=60)  # perhaps another host is writing there
+    staged(".tdeploy-mine", seconds_ago=7200)  # no name of ours
+    with staged_directory(tmp_path / "first") as fresh:
+        for path in (fresh, *fresh.rglob("*")):
+            os.utime(path, (time.time() - 7200,) * 2)  # slow, and alive
+        with staged_directory(tmp_path / "second"):
+            pass
+    assert sorted(os.listdir(tmp_path)) == [".tdeploy-0123456789abcde0", ".tdeploy-mine", "first", "second"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

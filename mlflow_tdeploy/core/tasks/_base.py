@@ -12,8 +12,8 @@ import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import Comparison
-from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tensors import Arrays, At, Signature, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.tensors import Arrays, At, Signature
 
 _PARAM_TYPES: dict[str, type | tuple[type, ...]] = {
     "integer": (int, np.integer),

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
 from mlflow_tdeploy.core.tasks._base import Encoded, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, shown
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 #: Columns or keys under which a table of texts is recognized.
 _TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")

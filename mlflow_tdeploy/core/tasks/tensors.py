@@ -9,9 +9,9 @@ import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget, Limit
 from mlflow_tdeploy.core.compare import Comparison, Rows
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype, shown
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype
 
 
 @TASKS.register("tensors")
@@ -146,15 +146,31 @@ def _as_array(name: str, value: Any, dtype: str) -> Array:
         array = np.asarray(value)
         if array.dtype == object:
             array = np.asarray(np.stack(list(array)))
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"values of type {array.dtype}")
-    except InvalidInputError:
-        raise
+        if array.dtype.kind == "f" and numpy_dtype(dtype).kind in "iu":
+            array = _exact(value, array)
     except Exception as error:  # whatever a caller's own type raises when it is made an array
-        raise InvalidInputError(
-            f"Input '{name}' is not a regular array of numbers ({shown(str(error), 200)})."
-        ) from error
+        why = "rows of different lengths" if "inhomogeneous" in str(error) else shown(str(error), 200)
+        raise InvalidInputError(f"Input '{name}' is not a regular array of numbers: {why}.") from error
+    whole = array.dtype == object and all(type(one) is int for one in array.flat)
+    if whole and not all(-(2**63) <= one < 2**64 for one in array.flat):  # may have too many digits to be shown
+        raise InvalidInputError(f"Input '{name}' has a whole number of more than 64 bits. Pass it as a float.")
+    if array.dtype.kind not in "biuf" and not whole:
+        raise InvalidInputError(f"Input '{name}' is not a regular array of numbers: it has {_what_else(array)}.")
     return _cast(name, array, dtype)
+
+
+def _exact(value: Any, rounded: Array) -> Array:
+    """Return whole numbers as they came: numpy makes floats of a list with one that int64 does not hold."""
+    array = np.asarray(value, dtype=object)
+    return array if array.shape == rounded.shape and all(type(one) is int for one in array.flat) else rounded
+
+
+def _what_else(array: Array) -> str:
+    """Say what an array holds that is no number."""
+    if array.dtype.kind in "US":
+        return "texts"
+    other = next((one for one in array.flat if not isinstance(one, (int, float, np.number))), None)
+    return shown(other)
 
 
 def _cast(name: str, array: Array, dtype: str) -> Array:
@@ -182,6 +198,7 @@ def _cast(name: str, array: Array, dtype: str) -> Array:
 
 def _cast_to_float(name: str, array: Array, target: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
+        array = array.astype(np.float64) if array.dtype == object else array
         cast: Array = array.astype(target)
     if (lost := np.isfinite(array) & ~np.isfinite(cast)).any():
         raise InvalidInputError(f"Input '{name}' has the value {array[lost][0]}, which is too large for {target.name}.")

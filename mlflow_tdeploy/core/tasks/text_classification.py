@@ -10,10 +10,10 @@ import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget, Limit
 from mlflow_tdeploy.core.compare import Comparison, Rows
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Param
 from mlflow_tdeploy.core.tasks._text import TextTask
-from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, shown
+from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
 
 OUTPUT = "logits"
 _FUNCTIONS = ("softmax", "sigmoid", "none")

@@ -20,8 +20,6 @@ from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, SessionOptions
 
-#: Distributions that provide the module ``onnxruntime``; each has the CPU provider.
-_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -43,6 +41,10 @@ class OrtCpu(Runtime):
     preference: ClassVar[int] = 30
     one_thread_sessions: ClassVar[bool] = True
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[cpu]'"
+    #: Each has the CPU provider.
+    distributions: ClassVar[tuple[str, ...]] = (
+        *("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
+    )
 
     def missing(self) -> str | None:
         """Return why ONNX Runtime cannot be used, or None."""
@@ -165,7 +167,7 @@ def _session_options(ort: Any, options: SessionOptions) -> Any:
 
 @functools.cache
 def _version() -> str:
-    for distribution in _DISTRIBUTIONS:
+    for distribution in OrtCpu.distributions:
         try:
             return importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:

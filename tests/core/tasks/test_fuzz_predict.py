@@ -88,7 +88,10 @@ anything = st.one_of(
 )
 params = st.one_of(
     st.none(),
-    st.dictionaries(st.one_of(st.sampled_from(["top_k", "function_to_apply"]), keys), scalars, max_size=2),
+    st.dictionaries(
+        st.one_of(st.sampled_from(["top_k", "function_to_apply", "variant", "runtime"]), keys), anything, max_size=2
+    ),
+    anything,
 )
 
 

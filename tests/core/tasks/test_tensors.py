@@ -66,8 +66,9 @@ def test_predict_takes_lists_and_tables(pipeline, inputs):
         ({"x": np.ones((2, 4), np.float32)}, "axis 1 must be 3, got 4"),
         ({"y": X}, "Unknown input tensor 'y'"),
         ({"mask": None}, "'mask' is None"),
-        ({"x": [[1.0, 2.0], [3.0]]}, "not a regular array"),
-        ({"x": [["a", "b", "c"]] * 2}, "not a regular array"),
+        ({"x": [[1.0, 2.0], [3.0]]}, "not a regular array of numbers: rows of different lengths"),
+        ({"x": [["a", "b", "c"]] * 2}, "not a regular array of numbers: it has texts"),
+        ({"x": [[1.0, None, 2.0]] * 2}, "not a regular array of numbers: it has None"),
         ({"mask": [[2**63] * 3] * 2}, r"'mask' has the value 9223372036854775808, outside int64's range"),
         ({"mask": [[0.5, 0, 0]] * 2}, "'mask' must be int64, got numbers with a fraction"),
         ({"mask": [[2**70, 0, 0]] * 2}, "'mask'"),
@@ -112,6 +113,9 @@ def test_comparison_sees_every_output(pipeline):
     [
         ("uint8", [300, -1], r"'x' has the value -1, outside uint8's range 0\.\.255"),
         ("uint8", [300, 1], "value 300"),
+        ("int64", [2**63, -1], "value 9223372036854775808, outside int64's range"),
+        ("int64", [0, -(2**70)], "more than 64 bits"),
+        ("float32", [10**5000], "more than 64 bits"),
         ("int32", [2**32 + 5], r"4294967301, outside int32's range -2147483648\.\.2147483647"),
         ("bool", [0, 2], r"value 2, outside bool's range 0\.\.1"),
         ("float16", [70000], "70000, which is too large for float16"),
@@ -127,7 +131,15 @@ def test_items_refuses_a_list_whose_numbers_do_not_fit_the_dtype(dtype, value, m
 
 @pytest.mark.parametrize(
     ("dtype", "value"),
-    [("uint8", [0, 255]), ("int32", [True, -5]), ("bool", [0, 1]), ("float16", [1, 2.5]), ("bfloat16", [1.5, 2])],
+    [
+        ("uint8", [0, 255]),
+        ("int32", [True, -5]),
+        ("bool", [0, 1]),
+        ("float64", [2**63, -1]),
+        ("uint64", [2**64 - 1, 0]),
+        ("float16", [1, 2.5]),
+        ("bfloat16", [1.5, 2]),
+    ],
 )
 def test_items_keeps_every_number_of_a_list_that_fits_the_dtype(dtype, value, tmp_path):
     array = vector_task(dtype, tmp_path).items({"x": value})[0]["x"]
