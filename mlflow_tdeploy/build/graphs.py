@@ -1,4 +1,4 @@
-"""Functions from ONNX file to ONNX file: simplify, fuse, convert to fp16, quantize.
+"""Functions from ONNX file to ONNX file: simplify, fuse, quantize. Half precision is in ``build.half``.
 
 None of them changes its source, and none sends a graph through one protobuf message of more than 2 GiB:
 large weights are read and written beside the graph.
@@ -49,13 +49,9 @@ SESSION_OPTIMIZERS: dict[str, str] = {
     "skip_layer_norm": "SkipLayerNormFusion",
 }
 
-#: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
-FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
-_FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
 #: Matrix products are worth int8. Embedding tables are not: rows are only copied, and their rounding would be all loss.
 INT8_OPS = ("Attention", "Gemm", "MatMul")
 
-_FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 _EXTERNAL_DATA_BYTES = 64 * 2**20
 _FOLD_BYTES = 256 * 2**20  # the packed weights of one fused attention are folded up to this size
 
@@ -134,7 +130,7 @@ def simplify(src: Path, dst: Path) -> bool:
         Whether the graph got smaller. When it did not, ``dst`` holds the source graph unchanged.
     """
     before, model = ir.load(src), ir.load(src)
-    with _quiet():
+    with quiet():
         onnxscript_optimizer.optimize_ir(model, onnx_shape_inference=False)
         passes.CommonSubexpressionEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
@@ -171,7 +167,7 @@ def fuse_for_ort(
     """
     if unknown := set(fusions) - FUSIONS:
         raise BuildError(f"Unknown fusion {min(unknown)!r}. Available: {', '.join(sorted(FUSIONS))}.")
-    with _quiet():
+    with quiet():
         best = _fuse_onnxscript(src, fusions)
         if "attention" in fusions and not _fused(best).get("attention"):
             other = _fuse_transformers(src, fusions, num_heads, hidden_size)
@@ -183,68 +179,6 @@ def fuse_for_ort(
     best.opset_imports.setdefault("com.microsoft", 1)
     save_ir(best, dst, external_data=external_data)
     return _fused(best)
-
-
-def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
-    """Convert a graph to fp16; its inputs and outputs stay as they are, and so do operators that overflow.
-
-    Args:
-        src: An fp32 graph.
-        dst: The file to write.
-        keep_nodes: Names of nodes to leave in fp32.
-    """
-    from onnxruntime.transformers import float16
-
-    with tempfile.TemporaryDirectory(dir=src.parent) as folder:
-        shaped = Path(folder) / "model.onnx"
-        onnx.shape_inference.infer_shapes_path(str(src), str(shaped))
-        model = onnx.load(shaped, load_external_data=False)
-    onnx.load_external_data_for_model(model, str(src.parent))
-    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS]
-    with _quiet():
-        half = float16.convert_float_to_float16(
-            model,
-            keep_io_types=True,
-            disable_shape_infer=True,
-            op_block_list=blocked,
-            node_block_list=[*keep_nodes, *_finishing_nodes(model)],
-            max_finite_val=1e4,  # a mask's -3e38 must not become -inf once a score is added
-        )
-        converted = ir.serde.deserialize_model(half)
-        _join_fp32_neighbours(converted)
-        save_ir(converted, dst)
-
-
-def _finishing_nodes(model: onnx.ModelProto) -> list[str]:
-    """Name the nodes that carry a large sum to its root or clip; nodes without a name get one."""
-    large: set[str] = set()
-    names = []
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-        if node.op_type in FP32_OPS:
-            large.update(node.output)
-        elif node.op_type in _FP32_AFTER and large & set(node.input):
-            names.append(node.name)
-            if node.op_type in ("Add", "Max"):
-                large.update(node.output)
-    return names
-
-
-def _join_fp32_neighbours(model: ir.Model) -> None:
-    """Remove the trip through fp16 that the converter puts between two nodes that both stay fp32."""
-    for back in list(model.graph):
-        there = back.inputs[0].producer() if back.op_type == "Cast" and back.inputs[0] is not None else None
-        if there is None or there.op_type != "Cast" or (_cast_to(back), _cast_to(there)) != (_FLOAT, _FLOAT16):
-            continue
-        source = there.inputs[0]
-        producer = source.producer() if source is not None else None
-        if source is not None and producer is not None and producer.op_type in (*FP32_OPS, *_FP32_AFTER):
-            back.outputs[0].replace_all_uses_with(source)
-    passes.RemoveUnusedNodesPass()(model)
-
-
-def _cast_to(node: ir.Node) -> int:
-    return int(node.attributes["to"].as_int())
 
 
 def quantize_dynamic_int8(
@@ -268,7 +202,7 @@ def quantize_dynamic_int8(
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _without_weight_shapes(src) as bare, tempfile.TemporaryDirectory(dir=src.parent) as folder, _quiet():
+    with _without_weight_shapes(src) as bare, tempfile.TemporaryDirectory(dir=src.parent) as folder, quiet():
         file = Path(folder) / "model.onnx"
         quantize_dynamic(
             bare,
@@ -384,7 +318,7 @@ def _interface(model: ir.Model) -> list[tuple[str | None, str, str]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the libraries' logs below ERROR, and take back the handler their calls of ``logging.warning`` install."""
     disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(max(logging.WARNING, disabled))

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_tdeploy.build import graphs
 from mlflow_tdeploy.build.export import export_module
+from mlflow_tdeploy.build.half import to_fp16
 from mlflow_tdeploy.core.errors import BuildError
 
 from .test_export import batch_of, bert_signature, tiny_bert
@@ -113,7 +114,7 @@ def test_per_channel_scales_are_per_channel(source, tmp_path):
 
 def test_fp16_keeps_inputs_and_outputs(source, tmp_path):
     module, path = source
-    graphs.to_fp16(path, tmp_path / "h.onnx")
+    to_fp16(path, tmp_path / "h.onnx")
     half, full = (onnx.load(p).graph for p in (tmp_path / "h.onnx", path))
     for side in ("input", "output"):
         assert [(v.name, v.type.tensor_type.elem_type) for v in getattr(half, side)] == [
@@ -144,9 +145,40 @@ def test_fp16_does_not_overflow_a_sum_of_squares_or_a_mask(tmp_path):
         helper.make_node("Softmax", ["masked"], ["y"]),
     ]
     onnx.save(small_model(nodes, [mask, two, axes]), tmp_path / "m.onnx")
-    graphs.to_fp16(tmp_path / "m.onnx", tmp_path / "h.onnx")
+    to_fp16(tmp_path / "m.onnx", tmp_path / "h.onnx")
     x = {"x": np.array([[400, 300, -350, 380]], np.float32)}  # squares are beyond fp16's 65504
     np.testing.assert_allclose(run(tmp_path / "h.onnx", x)[0], run(tmp_path / "m.onnx", x)[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("captured", ["node", "weight", "input"])
+def test_fp16_keeps_branches_that_use_values_around_them(tmp_path, captured):
+    """ONNX's branches see the outer graph's values; the converter turns those into fp16 and not the branches."""
+    outer = {"node": "double", "weight": "w", "input": "x"}[captured]
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node(op, [outer, "double"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
+        for name, op in (("then", "Add"), ("else", "Sub"))
+    }
+    weight = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    zero = numpy_helper.from_array(np.array(0.0, np.float32), "zero")
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["double"]),
+        helper.make_node("Mul", ["double", "w"], ["scaled"]),
+        helper.make_node("ReduceMax", ["scaled"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "zero"], ["positive"]),
+        helper.make_node("If", ["positive"], ["chosen"], **branches),
+        helper.make_node("Mul", ["chosen", "scaled"], ["y"]),
+    ]
+    onnx.save(small_model(nodes, [weight, zero]), tmp_path / "m.onnx")
+    to_fp16(tmp_path / "m.onnx", tmp_path / "h.onnx")
+    assert onnx.load(tmp_path / "h.onnx").graph.initializer[0].data_type == TensorProto.FLOAT16
+    for sign in (1, -1):
+        x = {"x": sign * np.array([[1, 2, 3, 4]], np.float32)}
+        np.testing.assert_allclose(run(tmp_path / "h.onnx", x)[0], run(tmp_path / "m.onnx", x)[0], rtol=2e-3)
 
 
 def test_simplify_folds_and_keeps_dynamic_dims(tmp_path):
@@ -185,7 +217,7 @@ def test_external_weights_survive_every_step(source, tmp_path, monkeypatch):
     steps = {
         "fused": lambda a, b: graphs.fuse_for_ort(a, b, external_data=True, num_heads=4, hidden_size=32),
         "int8": lambda a, b: graphs.quantize_dynamic_int8(a, b, external_data=True),
-        "half": graphs.to_fp16,
+        "half": to_fp16,
     }
     for name, step in steps.items():
         target = tmp_path / name / "model.onnx"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mlflow_tdeploy.build.graphs import FP32_OPS, to_fp16
+from mlflow_tdeploy.build.half import FP32_OPS, to_fp16
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format

@@ -1,0 +1,137 @@
+"""Half precision: an fp32 ONNX file in, an fp16 one out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from mlflow_tdeploy.build.graphs import quiet, save_ir
+
+#: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
+FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+_FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
+
+_FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
+
+
+def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
+    """Convert a graph to fp16; its inputs and outputs stay as they are, and so do operators that overflow.
+
+    Args:
+        src: An fp32 graph.
+        dst: The file to write.
+        keep_nodes: Names of nodes to leave in fp32.
+    """
+    from onnxruntime.transformers import float16
+
+    with tempfile.TemporaryDirectory(dir=src.parent) as folder:
+        shaped = Path(folder) / "model.onnx"
+        onnx.shape_inference.infer_shapes_path(str(src), str(shaped))
+        model = onnx.load(shaped, load_external_data=False)
+    onnx.load_external_data_for_model(model, str(src.parent))
+    branching = list(_branching(model.graph))
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS]
+    with quiet():
+        half = float16.convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            disable_shape_infer=True,
+            op_block_list=blocked,
+            node_block_list=[
+                *keep_nodes,
+                *_finishing_nodes(model),
+                *(node.name for node, _ in _branching(model.graph)),
+            ],
+            max_finite_val=1e4,  # a mask's -3e38 must not become -inf once a score is added
+        )
+        _cast_captured(half.graph)
+        converted = ir.serde.deserialize_model(half)
+        _join_fp32_neighbours(converted)
+        save_ir(converted, dst)
+
+
+def _finishing_nodes(model: onnx.ModelProto) -> list[str]:
+    """Name the nodes that carry a large sum to its root or clip; nodes without a name get one."""
+    large: set[str] = set()
+    names = []
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+        if node.op_type in FP32_OPS:
+            large.update(node.output)
+        elif node.op_type in _FP32_AFTER and large & set(node.input):
+            names.append(node.name)
+            if node.op_type in ("Add", "Max"):
+                large.update(node.output)
+    return names
+
+
+def _join_fp32_neighbours(model: ir.Model) -> None:
+    """Remove the trip through fp16 that the converter puts between two nodes that both stay fp32."""
+    for back in list(model.graph):
+        there = back.inputs[0].producer() if back.op_type == "Cast" and back.inputs[0] is not None else None
+        if there is None or there.op_type != "Cast" or (_cast_to(back), _cast_to(there)) != (_FLOAT, _FLOAT16):
+            continue
+        source = there.inputs[0]
+        producer = source.producer() if source is not None else None
+        if source is not None and producer is not None and producer.op_type in (*FP32_OPS, *_FP32_AFTER):
+            back.outputs[0].replace_all_uses_with(source)
+    passes.RemoveUnusedNodesPass()(model)
+
+
+def _cast_to(node: ir.Node) -> int:
+    return int(node.attributes["to"].as_int())
+
+
+def _branching(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.GraphProto]]]:
+    """Yield the nodes that hold graphs of their own (If, Loop, Scan), with these."""
+    for node in graph.node:
+        inner = [graph for a in node.attribute for graph in ([a.g] if a.HasField("g") else []) + list(a.graphs)]
+        if inner:
+            yield node, inner
+
+
+def _cast_captured(graph: onnx.GraphProto) -> None:
+    """Give branches, which stay fp32, an fp32 copy of every value around them that became fp16."""
+    half = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == _FLOAT16}
+    half |= {tensor.name for tensor in graph.initializer if tensor.data_type == _FLOAT16}
+    for node, inner in list(_branching(graph)):
+        for name in sorted(half & set().union(*map(_captured, inner))):
+            copy = f"{name}_as_fp32"
+            if all(copy not in other.output for other in graph.node):
+                cast = onnx.helper.make_node("Cast", [name], [copy], name=copy, to=_FLOAT)
+                graph.node.insert(list(graph.node).index(node), cast)
+            for branch in inner:
+                _rename(branch, name, copy)
+
+
+def _captured(graph: onnx.GraphProto) -> set[str]:
+    """Name what a branch takes from around it."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    found = {value.name for value in graph.output}
+    for node in graph.node:
+        own |= set(node.output)
+        found |= set(node.input)
+    for _, inner in _branching(graph):
+        found |= set().union(*map(_captured, inner))
+    return found - own
+
+
+def _rename(graph: onnx.GraphProto, name: str, to: str) -> None:
+    """Take ``to`` from around a branch wherever it took ``name``."""
+    if name not in _captured(graph):
+        return
+    for node in graph.node:
+        for index, taken in enumerate(node.input):
+            if taken == name:
+                node.input[index] = to
+    for value in graph.output:
+        if value.name == name:
+            value.name = to
+    for _, inner in _branching(graph):
+        for branch in inner:
+            _rename(branch, name, to)
