@@ -34,7 +34,6 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         onnx.shape_inference.infer_shapes_path(str(src), str(shaped))
         model = onnx.load(shaped, load_external_data=False)
     onnx.load_external_data_for_model(model, str(src.parent))
-    branching = list(_branching(model.graph))
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS]
     with quiet():
         half = float16.convert_float_to_float16(
