@@ -1,15 +1,19 @@
-"""Environments other than the development one: made by pip, so slow."""
+"""Environments other than the development one, made by pip; and what needs gigabytes."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import StringStringEntryProto, TensorProto, helper
 
 import mlflow_tdeploy
 from tests.flavor.text_bundles import make_text_bundle
@@ -105,3 +109,35 @@ def test_mlproject_logs_serves_benches_and_exports(tiny_bert, tmp_path):
     project("export", tmp_path, source=tiny_bert, task="text-classification", out=out)
     with mlflow_tdeploy.load_model(str(out)) as model:
         assert len(model.predict(TEXTS)) == 2
+
+
+def test_a_graph_of_more_than_2_gib_is_logged_and_served(tmp_path):
+    """More than one protobuf message can hold: weights stay beside the graph all the way."""
+    width, layers = 4096, 34
+    source = tmp_path / "source"
+    source.mkdir()
+    random = np.random.default_rng(0)
+    nodes, weights = [], []
+    with (source / "weights.bin").open("wb") as file:
+        for layer in range(layers):
+            place = {"location": "weights.bin", "offset": file.tell(), "length": 4 * width**2}
+            file.write((random.standard_normal((width, width), dtype=np.float32) / 64).tobytes())
+            weight = TensorProto(name=f"w{layer}", data_type=TensorProto.FLOAT, dims=[width, width])
+            weight.data_location = TensorProto.EXTERNAL
+            weight.external_data.extend(StringStringEntryProto(key=k, value=str(v)) for k, v in place.items())
+            weights.append(weight)
+            nodes.append(helper.make_node("MatMul", [f"x{layer}" if layer else "x", weight.name], [f"m{layer}"]))
+            nodes.append(helper.make_node("Tanh", [f"m{layer}"], [f"x{layer + 1}" if layer + 1 < layers else "y"]))
+    assert (source / "weights.bin").stat().st_size > 2 * 2**30
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name in "xy"]
+    graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, source / "model.onnx")
+    x = np.ones((1, width), np.float32)
+    expected = onnxruntime.InferenceSession(source / "model.onnx").run(None, {"x": x})[0]
+    mlflow_tdeploy.save_model(
+        str(source / "model.onnx"), tmp_path / "model", task="tensors", shapes={"batch": (1, 2, 2)}, precisions=["fp32"]
+    )
+    shutil.rmtree(source)
+    with mlflow_tdeploy.load_model(str(tmp_path / "model")) as served:
+        np.testing.assert_allclose(served.predict({"x": x})["y"], expected, atol=1e-4)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_quickstart_does_what_the_readme_says(tmp_path):
+    """The command that a new user runs first; `make quickstart` only makes the environment around it."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "quickstart.py", "--out", tmp_path / "out"],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "PATH": path}, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = done.stdout
+    assert "Registered as minilm version 1, alias champion" in out
+    assert "predict(3 texts) -> (3, 384) float32" in out
+    difference = re.search(r"over HTTP; largest difference to step 3: (\S+)", out)
+    assert difference is not None
+    assert float(difference.group(1)) < 1e-5
+    assert re.search(r"ort-cpu-fp32 +ort-cpu +serves", out)
+    assert re.search(r"ort-cpu-int8 +ort-cpu +unsupported .* over budget: worst_cosine is 0\.98", out)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]  # everything it writes is below
