@@ -106,7 +106,7 @@ def _add(
             bundle,
             graph or name,
             Path(folder),
-            request.options(),
+            request.options,
             variant_id=name if graph else None,
             fetch=fetch,
             progress=progress,

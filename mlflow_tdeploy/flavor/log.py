@@ -119,7 +119,7 @@ def log_model(
             signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,
             extra_files, model_config,
         )  # fmt: skip
-        request.options()
+        request.check()
         packaging.check()
     saver = _Saver(model, request, packaging)
     info = MlflowModel.log(

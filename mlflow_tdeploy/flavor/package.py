@@ -63,8 +63,9 @@ class Packaging:
         code = _validate_and_copy_code_paths(self.code_paths, str(path))
         manifest = bundle.manifest
         task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-        saved = _save_example(model, self.input_example, str(path))
-        model.signature = merge_signature(task, self.signature, saved.inference_data if saved else None)
+        model.signature = merge_signature(task, self.signature)
+        if self.input_example is not None:
+            _save_example(model, self.input_example, str(path))
         if self.metadata is not None:
             model.metadata = self.metadata
         pyfunc.add_to_model(

@@ -72,8 +72,8 @@ def save_model(
         mlflow_model: The MLflow model that the flavor is added to.
         signature: MLflow signature; made from the model's own when None. That of a text model states no inputs, so
             that the model sees whole requests (MLflow would cut a table down to its first column); Unity Catalog
-            wants them stated: pass a signature or an example.
-        input_example: Example to store with the model. A text model's signature then states inputs like it.
+            wants them stated: pass a signature.
+        input_example: Example to store with the model; it does not change the signature.
         conda_env: Conda environment: a mapping or the path of a file.
         pip_requirements: Requirements, instead of the default ones.
         extra_pip_requirements: Requirements, beside the default ones.

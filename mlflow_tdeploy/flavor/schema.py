@@ -6,11 +6,11 @@ are checked by the task.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature, infer_signature
+from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array
 
@@ -18,6 +18,8 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Signature, numpy_dtype
 from mlflow_tdeploy.core.tensors import TensorSpec as OurSpec
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 #: Parameters that every model takes, beside its task's own.
 HOST_PARAMS = ("variant", "runtime")
@@ -28,24 +30,26 @@ def mlflow_signature(task: Task) -> ModelSignature:
     return ModelSignature(inputs=_inputs(task), outputs=_outputs(task), params=_params(task))
 
 
-def merge_signature(task: Task, given: ModelSignature | None, example: Any = None) -> ModelSignature:
+def merge_signature(task: Task, given: ModelSignature | None) -> ModelSignature:
     """Return the user's signature if the model can serve it, with the model's parameters if it names none.
 
     Args:
         task: The task.
         given: The user's signature.
-        example: An example of what users pass, which says the inputs of a text model where ``given`` does not.
 
     Raises:
         InvalidInputError: The user's signature does not fit the model.
     """
     own = mlflow_signature(task)
-    if own.inputs is None and example is not None:
-        own = ModelSignature(_text_schema(task, example), own.outputs, own.params)
     if given is None:
         return own
     if given.inputs is not None:
         _check_inputs(task, given.inputs)
+        if task.input_kind == "text" and not given.inputs.has_input_names():
+            _log.warning(
+                "With the signature %s MLflow hands on nothing but the first column of a table, whatever its name.",
+                given.inputs,
+            )
     known = {spec.name: spec for spec in own.params.params}
     for spec in given.params.params if given.params else ():
         if spec.name not in known:
@@ -63,21 +67,11 @@ def _inputs(task: Task) -> Schema | None:
 
     MLflow has no schema that fits texts: an unnamed column makes it drop every column but the first, whatever
     their names, before the model sees the table; a named one makes it refuse lists, strings and Series. So inputs are
-    stated only where the user's signature or example says what will come.
+    stated only where the user's own signature says what will come; an example does not say what else will.
     """
     if task.input_kind == "text":
         return None
     return _tensor_inputs(task)
-
-
-def _text_schema(task: Task, example: Any) -> Schema | None:
-    """Return the schema that MLflow reads off an example, or None where it is not one column of strings."""
-    try:
-        schema = infer_signature(example).inputs
-        _check_inputs(task, schema)
-    except (MlflowException, InvalidInputError):
-        return None
-    return schema
 
 
 def _tensor_inputs(task: Task) -> Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -49,8 +50,9 @@ class BundleRequest:
         if isinstance(self.precisions, str):
             raise InvalidInputError(f"precisions is a list like ['fp32', 'int8'], got {self.precisions!r}.")
 
+    @functools.cached_property
     def options(self) -> BuildOptions:
-        """Return what the build is asked for.
+        """What the build is asked for, worked out once: an iterator is used up by looking at it.
 
         Raises:
             InvalidInputError: The budget, the data or another option cannot be used.
@@ -67,6 +69,14 @@ class BundleRequest:
             opset=self.opset,
         )
 
+    def check(self) -> None:
+        """Refuse what cannot be used before anything is made.
+
+        Raises:
+            InvalidInputError: See :attr:`options`.
+        """
+        _ = self.options
+
     def write(self, model: Any, root: Path) -> None:
         """Make the bundle of ``model`` in the new folder ``root``."""
         bundle = bundle_at(model)
@@ -79,7 +89,7 @@ class BundleRequest:
         from mlflow_tdeploy.build.pipeline import build_bundle
         from mlflow_tdeploy.source.resolve import resolve
 
-        options = self.options()  # before the model is loaded: what is wrong with them shows at once
+        options = self.options  # before the model is loaded: what is wrong with them shows at once
         source = resolve(
             model,
             task=self.task,

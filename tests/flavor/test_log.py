@@ -8,6 +8,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from tests.bundles import WEIGHTS, linear_graph
 from tests.flavor.text_bundles import embed, make_text_bundle
 
 
@@ -136,3 +137,17 @@ def test_two_models_of_one_run_keep_apart(tracking, made, tmp_path):
         for info in (first, second)
     ]
     assert [found["ort-cpu-int8.worst_cosine"] for found in values] == [1.0, 0.9]
+
+
+def test_log_model_uses_an_iterator_of_precisions_twice(tracking, tmp_path):
+    """It is looked at before the logged model is made, and again when variants are."""
+    linear_graph(tmp_path / "graph.onnx", np.asarray(WEIGHTS))
+    info = mlflow_tdeploy.log_model(
+        str(tmp_path / "graph.onnx"),
+        name="graph",
+        task="tensors",
+        shapes={"batch": (1, 2, 8)},
+        precisions=(name for name in ["fp32"]),
+    )
+    with mlflow_tdeploy.load_model(info.model_uri) as model:
+        assert sorted(model.variants) == ["onnx-fp32", "ort-cpu-fp32"]

@@ -275,21 +275,20 @@ def test_save_model_stores_the_input_example(save):
     assert json.loads((folder / "serving_input_example.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("example", "schema"),
-    [
-        (["a good film"], Schema([ColSpec("string")])),
-        ("a good film", Schema([ColSpec("string")])),
-        ((["a good film"], {"variant": "onnx-fp32"}), Schema([ColSpec("string")])),
-        (pd.DataFrame({"text": ["a good film"]}), Schema([ColSpec("string", "text")])),
-        (pd.DataFrame({"id": [1], "text": ["a good film"]}), None),  # no schema would let the model see both
-    ],
-)
-def test_signature_of_a_text_model_states_inputs_like_the_example(save, example, schema):
-    folder = save(input_example=example)
-    assert Model.load(str(folder)).signature.inputs == schema
-    served = mlflow.pyfunc.load_model(str(folder))
-    assert served.predict(example[0] if isinstance(example, tuple) else example).shape == (1, 4)
+@pytest.mark.parametrize("example", [None, ["a good film"], pd.DataFrame({"text": ["a good film"]})])
+def test_a_text_model_sees_whole_requests_whatever_the_example(save, example):
+    """A schema read off the example would make MLflow drop columns, or refuse everything but tables."""
+    served = mlflow.pyfunc.load_model(str(save(input_example=example)))
+    table = pd.DataFrame({"title": ["bad"], "text": ["a good film"]})
+    for request in ("a good film", ["a good film"], pd.Series(["a good film"], name="plot"), table):
+        np.testing.assert_allclose(served.predict(request)[0], embed("a good film"), rtol=1e-3)
+
+
+def test_a_signature_of_the_users_is_kept_with_a_warning_where_it_cuts_tables(save, caplog):
+    folder = save(signature=ModelSignature(Schema([ColSpec("string")])))
+    assert "nothing but the first column" in caplog.text
+    assert Model.load(str(folder)).signature.inputs == Schema([ColSpec("string")])
+    assert mlflow.pyfunc.load_model(str(folder)).predict(["a good film"]).shape == (1, 4)
 
 
 def test_save_model_stores_arrays_as_input_example(tmp_path):
