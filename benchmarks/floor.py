@@ -15,12 +15,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from benchmarks.peers import INPUTS, MAX_LENGTH, MODEL, export, pool, quiet
+from mlflow_tdeploy.core.hardware import usable_cores
 from mlflow_tdeploy.core.measure import interleave
 
 Precision = Literal["fp32", "int8"]
 
-THREADS = (1, 2)
-BATCH_SIZES = (8, 16, 32, 64)
+THREADS = tuple(range(1, usable_cores() + 1))
+BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 _LAYERS = 6
 #: A candidate that takes this many times the best one's time is out after the first round of a search.
 _NEAR = 1.4

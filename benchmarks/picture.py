@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-from benchmarks.startup import SERVING
+from benchmarks.startup import DEVELOPMENT
 
 _FOLDER = Path(__file__).parent
 RESULTS = _FOLDER / "results" / "text.json"
@@ -39,7 +39,7 @@ def bars(results: Mapping[str, Any], workload: str) -> dict[str, float]:
 
     Ours are those measured in turn with the floor: there the machine's speed drifted least.
     """
-    groups = results["details"]["latency"][workload]["calls"]
+    groups = results["latency"]["details"][workload]["calls"]
     medians = {name: call["median_ms"] / 1e3 for group in ("peers", "floor") for name, call in groups[group].items()}
     return {name: medians[name] for name in _ORDER if name in medians}
 
@@ -56,16 +56,17 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    figure = Figure(figsize=(11, 3.1), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, (workload, title, unit, scale) in zip(axes, _PANELS, strict=False):
         found = {name: seconds * scale for name, seconds in bars(results, workload).items()}
         _panel(axis, found, f"{title}, {unit}")
     _panel(axes[2], started(results), "start to first answer, s")
-    host = results["host"]
+    host = results["latency"]["host"]
     caption = (
         f"text in, vectors out, all-MiniLM-L6-v2, medians; {host['cores']} cores, {host['cpu']}; "
-        "grey: MLflow's own flavors through pyfunc, dark grey: a bare ONNX Runtime loop"
+        "grey: MLflow's own flavors through pyfunc, dark grey: a bare ONNX Runtime loop;\n"
+        "int8 is 0.98 from the original (worst cosine): within a budget of 0.97, not within the default of 0.99"
     )
     figure.supxlabel(caption, fontsize=8, color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,13 +74,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def started(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the median seconds from process start to the first answer; ours in the serving environment."""
-    places = results["details"]["startup"]
-    found = {name: _median(values) for place in places.values() if isinstance(place, Mapping)
-             for name, values in place["seconds"].items() if name.startswith("mlflow.")}  # fmt: skip
-    ours = {name: _median(places[SERVING]["seconds"][name]) for name in ("ours fp32", "ours int8")}
-    started_in = {**found, **ours}
-    return {name: started_in[name] for name in _ORDER if name in started_in}
+    """Return the median seconds from process start to the first answer, all in one environment."""
+    found = results["startup"]["details"][DEVELOPMENT]["seconds"]
+    return {name: _median(found[name]) for name in _ORDER if name in found}
 
 
 def _median(values: Sequence[float]) -> float:

@@ -67,17 +67,19 @@ class Results:
     """Everything a run of the benchmarks found out.
 
     Attributes:
-        figures: In the order of the table.
-        details: Medians, ratios, rounds, settings, by section.
+        sections: Figures and details (medians, ratios, rounds, settings) by section, in the order of the table.
     """
 
-    figures: list[Figure] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, tuple[list[Figure], dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, section: str, figures: Iterable[Figure], details: Mapping[str, Any]) -> None:
         """Take in a section's figures and details."""
-        self.figures += figures
-        self.details[section] = dict(details)
+        self.sections[section] = (list(figures), dict(details))
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, in the order of the table."""
+        return [figure for figures, _ in self.sections.values() for figure in figures]
 
     @property
     def missed(self) -> list[Figure]:
@@ -125,16 +127,21 @@ def host_record() -> dict[str, Any]:
 
 
 def write_json(results: Results, path: Path) -> None:
-    """Write figures and details, whole or not at all."""
-    figures = [{**dataclasses.asdict(figure), "met": figure.met} for figure in results.figures]
-    for figure in figures:
-        if not math.isfinite(figure["value"]):
-            figure["value"] = None  # JSON has no NaN
-    record = {**host_record(), "figures": figures, "details": results.details}
+    """Write every section with what it was measured on, whole or not at all; sections not measured now are kept."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record = {**kept, **{name: _section(*section) for name, section in results.sections.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(json.dumps(record, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
     draft.replace(path)
+
+
+def _section(figures: Sequence[Figure], details: Mapping[str, Any]) -> dict[str, Any]:
+    rows = [{**dataclasses.asdict(figure), "met": figure.met} for figure in figures]
+    for row in rows:
+        if not math.isfinite(row["value"]):
+            row["value"] = None  # JSON has no NaN
+    return {**host_record(), "figures": rows, "details": details}
 
 
 def say(what: str) -> None:

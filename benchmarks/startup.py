@@ -25,6 +25,7 @@ BARE_GOAL = 0.6
 _ROOT = Path(__file__).parents[1]
 _BASE = "import mlflow.pyfunc"
 _BARE = "ours without MLflow"
+_STEADY = "ours fp32, after 20 requests"
 #: VmHWM belongs to this process alone; getrusage's peak would be the parent's where that one is larger.
 _REPORT = """
 import time; ended = time.monotonic()
@@ -52,12 +53,17 @@ class Place:
 SERVING, DEVELOPMENT = "serving environment", "development environment"
 
 
+def serving_folder(work: Path) -> Path:
+    """Return where :func:`serving_environment` is."""
+    return work / "serving"
+
+
 def serving_environment(work: Path) -> Place:
     """Make an environment that holds what serving takes and nothing else; one that is there already stays.
 
     The package is installed from this checkout as it is now, with its ``cpu`` extra.
     """
-    folder = work / "serving"
+    folder = serving_folder(work)
     place = Place(SERVING, str(folder / "bin" / "python"), work)
     if not folder.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -78,6 +84,9 @@ def programs(model: Path) -> dict[str, str]:
     for precision, variant in VARIANTS.items():
         opened = f"import mlflow.pyfunc; model = mlflow.pyfunc.load_model({str(model)!r}, model_config={{!r}})"
         cases[f"ours {precision}"] = f"{opened.format({'variant': variant})}; model.predict({text})"
+    # By then a second session for lone requests is open, see runtime.threads.
+    more = f"import time; [(model.predict({text}), time.sleep(0.05)) for _ in range(20)]"
+    cases[_STEADY] = f"{cases['ours fp32']}; {more}"
     # MLflow compares requirements with every installed package at each load; the more there are, the longer it takes.
     unchecked = cases["ours fp32"].replace("model_config=", "suppress_warnings=True, model_config=")
     cases["ours fp32, MLflow's check of requirements off"] = unchecked
@@ -176,10 +185,15 @@ class Samples:
             title = f"start to first prediction, {precision}, {place}"
             found.append(Figure(f"{title}: beyond '{_BASE}'", beyond[name], "s", IMPORT_GOAL))
             found.append(Figure(f"{title}: peak memory", float(np.median(self.peak_mib[name])), "MiB", MEMORY_GOAL))
+        if _STEADY in self.seconds:
+            steady = float(np.median(self.peak_mib[_STEADY]))
+            found.append(Figure(f"peak memory after 20 lone requests, fp32, {place}", steady, "MiB"))
         if _BARE in self.seconds:
             bare = float(np.median(self.seconds[_BARE]))
             found.append(Figure(f"start to first prediction, fp32, without MLflow, {place}", bare, "s", BARE_GOAL))
         for name, values in self.seconds.items():
+            if name == _STEADY:
+                continue  # most of its time it sleeps
             note = f"{np.median(self.peak_mib[name]):.0f} MiB"
             found.append(Figure(f"  start, {place}: {name}", float(np.median(values)), "s", note=note))
         return found

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "startup" in parts:
             say("process start: children in turn")
             results.add("startup", *startup.measure(work, model, rounds=1 if options.quick else 5))
-            results.add("environment", *footprint.measure())
+            results.add("environment", *footprint.measure(startup.serving_folder(work)))
     print(table(results.figures))
     print(_verdict(results))
     if path := options.out or (None if options.quick or options.only else RESULTS):
@@ -62,7 +62,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         action="append",
         choices=PARTS,
-        help="run this part only (may be repeated); writes no JSON without --out",
+        help="run this part only (may be repeated); writes no JSON without --out, where other parts are kept",
     )
     parser.add_argument(
         "--out", type=Path, help=f"JSON file to write (default: {RESULTS.relative_to(Path(__file__).parents[1])})"

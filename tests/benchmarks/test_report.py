@@ -66,27 +66,36 @@ def test_missed_lists_only_missed_goals():
     results = Results()
     results.add("one", [Figure("a", 2, "x", 1), Figure("b", 1, "x", 1), Figure("c", 9, "x")], {"rounds": 3})
     assert [figure.name for figure in results.missed] == ["a"]
-    assert results.details == {"one": {"rounds": 3}}
+    assert results.sections["one"][1] == {"rounds": 3}
 
 
 def test_write_json_holds_host_versions_and_figures(tmp_path):
     results = Results()
     results.add("latency", [Figure("a", math.nan, "x", 1.0)], {"ratios": {"a / b": 2.0}})
     write_json(results, tmp_path / "new" / "r.json")
-    record = json.loads((tmp_path / "new" / "r.json").read_text())
+    record = json.loads((tmp_path / "new" / "r.json").read_text())["latency"]
     assert record["host"]["cores"] >= 1
     assert record["versions"]["mlflow"]
     assert record["figures"] == [
         {"name": "a", "value": None, "unit": "x", "goal": 1.0, "direction": "at most", "note": "", "met": False}
     ]
-    assert record["details"]["latency"]["ratios"] == {"a / b": 2.0}
+    assert record["details"]["ratios"] == {"a / b": 2.0}
 
 
 def test_write_json_keeps_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "r.json"
-    path.write_text("old")
+    path.write_text('{"old": {}}')
     results = Results()
     results.add("x", [], {"bad": math.inf})
     with pytest.raises(ValueError, match="JSON"):
         write_json(results, path)
-    assert path.read_text() == "old"
+    assert path.read_text() == '{"old": {}}'
+
+
+def test_write_json_keeps_sections_that_were_not_measured_now(tmp_path):
+    for section, value in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        results = Results()
+        results.add(section, [Figure("x", value, "s")], {})
+        write_json(results, tmp_path / "r.json")
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert {name: section["figures"][0]["value"] for name, section in record.items()} == {"a": 3.0, "b": 2.0}
