@@ -81,6 +81,12 @@ def main() -> None:
     )
     print("5. What was logged, and which variant serves here")
     report(uri, folder)
+    print(f"\nLook further: MLFLOW_TRACKING_URI=sqlite:///{show(out / 'mlflow.db')} tdeploy inspect {uri}")
+
+
+def show(path: Path) -> str:
+    """Return a path as somebody in this folder would type it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def report(uri: str, folder: Path) -> None:

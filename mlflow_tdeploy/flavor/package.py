@@ -21,6 +21,7 @@ from mlflow.utils.model_utils import (
 )
 
 import mlflow_tdeploy
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.flavor.pyfunc import full_config
 from mlflow_tdeploy.flavor.requirements import CONDA_FILE, PYTHON_FILE, check_environment, write_environment
@@ -52,6 +53,15 @@ class Packaging:
         """
         check_environment(self.conda_env, self.pip_requirements, self.extra_pip_requirements)
         self.config()
+        if self.signature is not None and not isinstance(self.signature, ModelSignature):
+            raise InvalidInputError(f"signature must be a ModelSignature, got {type(self.signature).__name__}.")
+        for name in ("code_paths", "extra_files"):
+            given = getattr(self, name)
+            if given is not None and not isinstance(given, (list, tuple)):
+                raise InvalidInputError(f"{name} must be a list of paths, got {type(given).__name__}.")
+            for path in given or ():
+                if "://" not in str(path) and not Path(path).exists():
+                    raise NotFoundError(f"{name}: there is no '{path}'.")
 
     def config(self) -> dict[str, Any]:
         """Return the complete ``model_config`` to save."""

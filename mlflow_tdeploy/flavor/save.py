@@ -57,7 +57,8 @@ def save_model(
         task: Name of the task, where it cannot be told from the model.
         tokenizer: Tokenizer of a bare model.
         shapes: Range of each dimension: ``{"batch": (1, 8, 64), "sequence": (1, 128, 512)}``.
-        example: Example inputs of a ``torch.nn.Module``.
+        example: Example inputs of a ``torch.nn.Module``: a mapping from parameter to array, or arrays in the order of
+            its forward.
         labels: Names of the classes, where the model's own are to be replaced.
         precisions: Which variants to make, as precisions or ids; every one made by default when None.
         budget: How far a variant may be from the original, for example ``"worst_cosine >= 0.99"``.

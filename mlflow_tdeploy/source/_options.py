@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Array
 
@@ -50,6 +50,8 @@ class Options:
             isinstance(self.labels, str) or not all(isinstance(x, str) for x in self.labels)
         ):
             raise InvalidInputError(f"labels must be a list of names in class order, got {self.labels!r}.")
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise InvalidInputError(f"labels has a name twice: {shown(list(self.labels), 200)}.")
 
     def pick_task(self, inferred: str, allowed: Sequence[str], what: str) -> str:
         """Return the task: the one asked for, or the inferred one.

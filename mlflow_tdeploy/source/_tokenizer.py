@@ -60,6 +60,12 @@ def check_tokenizer(tokenizer: Any) -> Any:
             ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InvalidInputError(f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}.")
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        # what AutoTokenizer makes up for a folder that has a config.json and no tokenizer
+        raise InvalidInputError(
+            f"The {type(tokenizer).__name__} knows special tokens only: the model's folder has no tokenizer files. "
+            f"Save the tokenizer there with tokenizer.save_pretrained(folder), or pass it as tokenizer=."
+        )
     if not tokenizer.is_fast:
         raise InvalidInputError(
             f"{type(tokenizer).__name__} is a slow tokenizer without a fast form: serving needs its tokenizer.json. "

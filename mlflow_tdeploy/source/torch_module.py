@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -80,7 +81,7 @@ def from_module(module: torch.nn.Module, options: Options) -> Source:
     what = type(module).__name__
     options.pick_task(TASK, (TASK,), f"The torch module {what}")
     options.refuse("a torch module", "tokenizer", "labels")
-    example = check_example(options.example, what)
+    example = check_example(named_example(module, options.example), what)
     axes = name_axes(example, options.shapes)
     inputs = tuple(TensorSpec(name, str(array.dtype), axes.specs[name]) for name, array in example.items())
     served, note = serving_copy(module)
@@ -136,6 +137,22 @@ def name_axes(example: Mapping[str, Array], shapes: Shapes | None) -> Axes:
     }
     _check_sizes(example, specs, dims)
     return Axes(dims, specs)
+
+
+def named_example(module: torch.nn.Module, example: Any) -> Any:
+    """Return positional examples, as ``torch.onnx.export`` takes them, under the names of forward's parameters."""
+    if isinstance(example, (torch.Tensor, np.ndarray)):
+        example = (example,)
+    if not isinstance(example, (tuple, list)):
+        return example
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [one.name for one in inspect.signature(module.forward).parameters.values() if one.kind in kinds]
+    if len(example) > len(names):
+        raise InvalidInputError(
+            f"{len(example)} example inputs for a forward with {len(names)} named parameters. Pass a mapping from "
+            f"parameter to array."
+        )
+    return dict(zip(names, example, strict=False))
 
 
 def check_example(example: Any, what: str) -> Arrays:

@@ -319,3 +319,18 @@ def test_saved_model_holds_no_path_of_this_machine(save):
     for path in folder.rglob("*"):
         if path.suffix in (".json", ".txt", ".yaml") or path.name == "MLmodel":
             assert str(folder.parent) not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"signature": "x"}, "signature must be a ModelSignature, got str"),
+        ({"code_paths": ["no_such_file.py"]}, "code_paths: there is no 'no_such_file.py'"),
+        ({"code_paths": "code.py"}, "code_paths must be a list"),
+        ({"extra_files": ["no/such"]}, "extra_files: there is no 'no/such'"),
+    ],
+)
+def test_save_model_refuses_wrong_parameters_before_it_looks_at_the_model(tmp_path, arguments, message):
+    with pytest.raises(MlflowException, match=message):
+        mlflow_tdeploy.save_model(object(), tmp_path / "model", **arguments)
+    assert not list(tmp_path.iterdir())

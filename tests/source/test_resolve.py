@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NotFoundError
 from mlflow_tdeploy.source.resolve import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -159,3 +159,27 @@ def test_resolve_and_write_source_show_no_progress_bars_and_leave_them_as_they_w
         assert logging.is_progress_bar_enabled() is shown
     finally:
         (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
+@pytest.mark.parametrize("cut", [1000, None])
+def test_resolve_names_the_file_when_weights_are_truncated(tiny_bert, tmp_path, cut):
+    folder = shutil.copytree(tiny_bert, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-cut] if cut else b"")
+    with pytest.raises(IntegrityError, match=r"'model\.safetensors' is damaged or incomplete"):
+        resolve(folder, task="text-classification")
+
+
+def test_resolve_refuses_the_tokenizer_that_transformers_makes_up(tiny_bert, tmp_path):
+    """AutoTokenizer makes one that knows special tokens only where a folder has none: every word would be unknown."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(Path(tiny_bert) / name, folder / name)
+    with pytest.raises(InvalidInputError, match=r"no tokenizer files|No tokenizer can be read"):
+        resolve(folder, task="text-classification")
+
+
+def test_resolve_refuses_labels_that_name_two_classes_alike(tiny_bert):
+    with pytest.raises(InvalidInputError, match="labels has a name twice"):
+        resolve(tiny_bert, task="text-classification", labels=["x", "x"])

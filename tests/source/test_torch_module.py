@@ -171,3 +171,17 @@ def test_resolve_refuses_a_text_task_when_the_model_is_a_plain_module():
 def test_write_source_keeps_nothing_of_a_plain_module(tmp_path):
     source = resolve(torch.nn.Linear(4, 2), example={"input": np.zeros((1, 4), np.float32)})
     assert source.write_source(tmp_path / "source") is False
+
+
+@pytest.mark.parametrize("form", [tuple, list])
+def test_resolve_takes_positional_examples_under_the_names_of_forward(form):
+    example = _example()
+    named = resolve(Mixer(), example=example, shapes=SHAPES)
+    positional = resolve(Mixer(), example=form(example.values()), shapes=SHAPES)
+    assert positional.signature == named.signature
+
+
+def test_resolve_takes_a_lone_tensor_as_the_example_and_refuses_too_many():
+    assert str(resolve(torch.nn.Linear(4, 2), example=torch.zeros(3, 4)).signature.inputs[0]).startswith("input: ")
+    with pytest.raises(InvalidInputError, match="2 example inputs for a forward with 1 named parameters"):
+        resolve(torch.nn.Linear(4, 2), example=(torch.zeros(3, 4), torch.zeros(3, 4)))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError, NotFoundError
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.store.layout import safe_path
 
@@ -227,7 +227,7 @@ def check_weights(folder: Path) -> None:
     Raises:
         NotFoundError: There is no ``config.json`` where the transformer should be.
         InvalidInputError: It has pickled weights only, is an adapter without its model, or names a folder outside.
-        IntegrityError: A folder is a link that leads outside.
+        IntegrityError: A folder is a link that leads outside, or a weight file is damaged or incomplete.
     """
     places = [_module_folder(folder, entry["path"]) for entry in _modules(folder)] or [folder]
     transformer = places[0]
@@ -242,6 +242,21 @@ def check_weights(folder: Path) -> None:
         )
     for place in places:
         _check_place(folder, place, needed=place == transformer)
+        for file in sorted(place.glob("*.safetensors")):
+            _check_whole(file)
+
+
+def _check_whole(file: Path) -> None:
+    """Read a weight file's header, which says how long the file must be."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"'{file.name}' is damaged or incomplete: {error}. Copy or download the model again."
+        ) from error
 
 
 def _module_folder(folder: Path, relative: str) -> Path:
