@@ -11,9 +11,10 @@ from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
 
 from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.flavor.config import merged_config, read_mlmodel
+from mlflow_tdeploy.flavor.native import TDeployModel
 from mlflow_tdeploy.flavor.pyfunc import open_configured
 from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
-from mlflow_tdeploy.runtime.model import Fetch, Model
+from mlflow_tdeploy.runtime.model import Fetch
 from mlflow_tdeploy.store.bundle import Bundle
 
 
@@ -26,7 +27,7 @@ def load_model(
     runtime: str | None = None,
     strict: bool | None = None,
     model_config: Mapping[str, Any] | None = None,
-) -> Model:
+) -> TDeployModel:
     """Load a model on this host. From a remote store only the records and the chosen variant are fetched.
 
     Args:
@@ -40,7 +41,7 @@ def load_model(
 
     Returns:
         An object with ``predict(inputs, **params)``, ``infer(dict of arrays)``, ``signature``, ``variants``,
-        ``decision`` and ``close()``.
+        ``decision`` and ``close()``; what it raises is an MlflowException.
 
     Raises:
         MlflowException: There is no such model, it holds no bundle, or none of its variants can serve here.
@@ -52,7 +53,7 @@ def load_model(
         _add_code_from_conf_to_system_path(str(bundle.root.parent), meta.flavors[FLAVOR_NAME])
     chosen = {"variant": variant, "runtime": runtime, "strict": strict}
     given = {key: value for key, value in chosen.items() if value is not None}
-    return open_configured(bundle.root, merged_config(meta, {**(model_config or {}), **given}), fetch)
+    return TDeployModel(open_configured(bundle.root, merged_config(meta, {**(model_config or {}), **given}), fetch))
 
 
 def _bring(location: Location, dst_path: str | None) -> tuple[Bundle, Fetch | None]:

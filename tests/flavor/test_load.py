@@ -117,3 +117,17 @@ def test_an_opened_text_model_needs_its_tokenizer_file_no_more(tmp_path):
     with mlflow_tdeploy.load_model(str(folder)) as model:
         (folder / "tdeploy" / "assets" / "tokenizer.json").unlink()
         assert np.allclose(model.predict(["a good film"]), [embed("a good film")], atol=1e-3)
+
+
+def test_a_loaded_model_raises_what_mlflow_users_catch(tmp_path):
+    with mlflow_tdeploy.load_model(str(make_text_bundle(tmp_path / "model"))) as model:
+        for call in (
+            lambda: model.predict([]),
+            lambda: model.predict(["a"], variant="no-such"),
+            lambda: model.infer({"input_ids": np.zeros((1, 2), np.int32)}),
+        ):
+            with pytest.raises(MlflowException) as caught:
+                call()
+            assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    with pytest.raises(MlflowException, match="closed"):
+        model.predict(["a"])
