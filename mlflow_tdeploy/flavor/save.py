@@ -69,7 +69,7 @@ def save_model(
         token: Access token of the hub; never stored.
         trust_remote_code: Whether a hub model may run code of its own.
         opset: Opset of exported graphs.
-        progress: Called with each finished step.
+        progress: Called with each finished step, which has a ``name``, ``seconds`` and a ``detail`` in words.
         mlflow_model: The MLflow model that the flavor is added to.
         signature: MLflow signature; made from the model's own when None. That of a text model states no inputs, so
             that the model sees whole requests (MLflow would cut a table down to its first column); Unity Catalog
