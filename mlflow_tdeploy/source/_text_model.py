@@ -92,6 +92,15 @@ def serving_module(wrapper: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str
     return module, (note,) if note else ()
 
 
+def asked(module: torch.nn.Module) -> Callable[[Signature, Arrays], Arrays]:
+    """Return the module as a function of a signature and its inputs."""
+
+    def run(signature: Signature, feeds: Arrays) -> Arrays:
+        return run_module(module, feeds, [spec.name for spec in signature.outputs])
+
+    return run
+
+
 def probe_signature(
     module: torch.nn.Module, tokenizer: Any, inputs: Sequence[TensorSpec], dims: tuple[Dim, ...], output: str
 ) -> Signature:

@@ -25,6 +25,7 @@ from mlflow_tdeploy.source._onnx_signature import (
     write_proto,
 )
 from mlflow_tdeploy.source._options import Options
+from mlflow_tdeploy.source._padding import settle_padding
 from mlflow_tdeploy.source._shapes import check_shapes, make_dims
 from mlflow_tdeploy.source._tokenizer import (
     TEXT_TASKS,
@@ -137,6 +138,9 @@ class OnnxSource(Source):
         self.signature = Signature(dims, inputs, (output,))
         if task == "text-classification":
             self.task_config |= _classes(size, options)
+        self.signature, self.task_config = settle_padding(
+            lambda _, feeds: self._probe(feeds), task, self.task_config, self.signature, tokenizer, set()
+        )
         check_parity(task, self.task_config, self.signature, tokenizer, encode_with(tokenizer, longest))
 
     def _outputs(self, facts: GraphFacts) -> tuple[TensorSpec, ...]:

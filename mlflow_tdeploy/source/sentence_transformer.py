@@ -19,7 +19,14 @@ from mlflow_tdeploy.runtime.backends._torch_modules import (
     load_sentence_transformer,
 )
 from mlflow_tdeploy.source._options import Options
-from mlflow_tdeploy.source._text_model import TextModelSource, check_vocabulary, probe_signature, serving_module
+from mlflow_tdeploy.source._padding import settle_padding
+from mlflow_tdeploy.source._text_model import (
+    TextModelSource,
+    asked,
+    check_vocabulary,
+    probe_signature,
+    serving_module,
+)
 from mlflow_tdeploy.source._tokenizer import (
     Encode,
     check_parity,
@@ -72,7 +79,11 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
     inputs = text_inputs(tokenizer, accepted_inputs(transformer))
     dims = text_dims(tokenizer, longest, limit, options.shapes)
     signature = probe_signature(module, tokenizer, inputs, dims, EMBEDDING)
-    config = _matching_settings(model, tokenizer, longest, signature)
+    padding = {"padding_side": str(tokenizer.padding_side), "max_length": longest}
+    signature, settled = settle_padding(
+        asked(module), TASK, padding, signature, tokenizer, accepted_inputs(transformer)
+    )
+    config = _matching_settings(model, tokenizer, longest, signature, str(settled["padding_side"]))
     record = record or record_of(transformer, "sentence-transformers")
 
     def save(folder: Path) -> None:
@@ -123,14 +134,14 @@ def check_prompts(model: Any) -> None:
         )
 
 
-def _matching_settings(model: Any, tokenizer: Any, longest: int, signature: Signature) -> dict[str, Any]:
+def _matching_settings(model: Any, tokenizer: Any, longest: int, signature: Signature, side: str) -> dict[str, Any]:
     """Return the settings that tokenize as the model does: releases before 6 strip texts, later ones do not."""
     expected = _encode_with(model)
-    config = tokenizer_settings(tokenizer, longest)
+    config = tokenizer_settings(tokenizer, longest) | {"padding_side": side}
     try:
         check_parity(TASK, config, signature, tokenizer, expected)
     except ExportError:
-        config = tokenizer_settings(tokenizer, longest, strip=True)
+        config = config | {"strip": True}
         check_parity(TASK, config, signature, tokenizer, expected)
     return config
 

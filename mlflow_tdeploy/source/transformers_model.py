@@ -16,7 +16,14 @@ from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tensors import TensorSpec
 from mlflow_tdeploy.runtime.backends._torch_modules import HIDDEN, LOGITS, TransformersModule, load_transformers
 from mlflow_tdeploy.source._options import Options, plain_name
-from mlflow_tdeploy.source._text_model import TextModelSource, check_vocabulary, probe_signature, serving_module
+from mlflow_tdeploy.source._padding import settle_padding
+from mlflow_tdeploy.source._text_model import (
+    TextModelSource,
+    asked,
+    check_vocabulary,
+    probe_signature,
+    serving_module,
+)
 from mlflow_tdeploy.source._tokenizer import (
     TEXT_TASKS,
     check_parity,
@@ -120,6 +127,7 @@ def from_model(
         config |= classification_settings(model.config, signature.outputs[0], options.labels, function)
     else:
         options.refuse(f"task '{task}'", "labels")
+    signature, config = settle_padding(asked(module), task, config, signature, tokenizer, accepted_inputs(model))
     check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
     record = record or record_of(model, "transformers")
     return TextModelSource(record, task, config, signature, module, tokenizer, saver(model, tokenizer), notes)
