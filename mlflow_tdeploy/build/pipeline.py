@@ -130,7 +130,12 @@ class _Build:
     def _take(self, variant_id: str, path: Path, answers: ReferenceAnswers) -> None:
         with self.shop.step(f"take {variant_id}"):
             staged = stage_graph(variant_id, path, self.shop.work / "staged", self.source.signature)
-        self._use(self._judge(staged, answers))
+        try:
+            self._use(self._judge(staged, answers))
+        except BuildError as error:  # such as a graph for another kind of host
+            if variant_id == self.reference:
+                raise
+            self.skipped[variant_id] = str(error)
 
     def _make(self, recipe: type[Recipe], plan: Plan, answers: ReferenceAnswers) -> None:
         if recipe.parent is not None and recipe.parent not in self.graphs:
@@ -138,11 +143,11 @@ class _Build:
             return
         try:
             staged = self.shop.make(recipe, self.graphs.get(recipe.parent or ""))
+            if recipe.id in plan.keep:
+                staged = self._judge(staged, answers)
         except BuildError as error:
             self._skip(recipe, plan, str(error), error)
             return
-        if recipe.id in plan.keep:
-            staged = self._judge(staged, answers)
         self._use(staged)
 
     def _use(self, staged: Staged) -> None:

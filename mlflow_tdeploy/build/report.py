@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from mlflow_tdeploy.build.verify import verdict
 from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.variant import Variant
@@ -87,7 +88,8 @@ def _closeness(manifest: Manifest, accuracy: Evidence | None) -> str:
 def _verdict(variant: Variant, accuracy: Evidence | None) -> str:
     if accuracy is None:
         return "the reference"
+    word = verdict(accuracy.violations, accuracy.metrics)
     if accuracy.passed:
-        return "within budget"
+        return word
     kept = "; files not kept" if variant.dropped else ""
-    return f"over budget: {'; '.join(accuracy.violations)}{kept}"
+    return f"{word}: {'; '.join(accuracy.violations)}{kept}"

@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.inspect_graph import differing_dtypes, is_portable, precision_of, requirements
-from mlflow_tdeploy.build.recipes import Graph, Measure, Recipe
+from mlflow_tdeploy.build.recipes import Graph, Measure, Recipe, Trial
 from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes
-from mlflow_tdeploy.build.verify import Verified, failed, verify
+from mlflow_tdeploy.build.verify import Verified, verify
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import NoVariantError, TDeployError
+from mlflow_tdeploy.core.errors import BuildError, NoVariantError, SessionError
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.measure import interleave
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import Task
-from mlflow_tdeploy.core.tensors import Signature
+from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session, SessionOptions
 from mlflow_tdeploy.runtime.latency import recorded_shapes
@@ -146,39 +146,34 @@ def runtime_for(variant: Variant, host: Fingerprint) -> Runtime:
     )
 
 
-def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Fingerprint) -> tuple[Verified, str]:
-    """Open a variant and ask it everything; one that cannot be opened has failed.
+def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Fingerprint) -> Verified:
+    """Open a variant and ask it everything.
 
-    Returns:
-        What was found, and the runtime that was used.
+    Raises:
+        BuildError: It cannot be opened: nothing is known about how close it is.
     """
     try:
         with opened(staged.root, staged.variant, answers.task.signature, host, host.cores) as (session, runtime):
-            return verify(answers, session.infer, budget), runtime
-    except TDeployError as error:
-        return failed(answers, f"cannot be opened: {error}"), ""
+            return replace(verify(answers, session.infer, budget), runtime=runtime)
+    except (SessionError, NoVariantError) as error:
+        why = without_folder(error, staged.root)
+        raise BuildError(f"Variant '{staged.variant.id}' was made and cannot be opened here: {why}") from error
+
+
+def without_folder(error: Exception, folder: Path) -> str:
+    """Return an error's message without the folder of this build: it ends up in records, which name no such place."""
+    return str(error).replace(f"{folder}{os.sep}", "")
 
 
 def make_measure(task: Task, data: VerifyData, host: Fingerprint) -> Measure:
     """Return the function that recipes time graphs with: one intra-op thread, the CPU runtime that will serve."""
-    short, _ = recorded_shapes(task.signature)
-    opt = corner_sizes(task.signature, "opt", _TUNE_ELEMENTS)[-1]
-    shapes = {
-        name: task.example_feeds("opt", ragged=False, sizes=sizes, items=data.texts or None)
-        for name, sizes in (("short", short), ("opt", opt))
-    }
+    shapes = _tune_feeds(task, data)
 
     def measure(graphs: Mapping[str, Graph], seconds: float) -> dict[str, dict[str, list[float]]]:
         sessions: dict[str, Session] = {}
         try:
             for name, graph in graphs.items():
-                root = graph.path.parent
-                variant = Variant(
-                    "candidate", "ort", Precision(), "cpu", graph.path.name, (), session=graph.session,
-                    dtypes=graph.dtypes,
-                )  # fmt: skip
-                runtime = runtime_for(variant, host)
-                sessions[name] = runtime.open(root, variant, task.signature, SessionOptions())
+                sessions[name] = _open_candidate(graph, task, host)
             return {
                 shape: interleave(
                     {name: lambda s=session, f=feeds: s.infer(f) for name, session in sessions.items()},  # type: ignore[misc]
@@ -192,3 +187,38 @@ def make_measure(task: Task, data: VerifyData, host: Fingerprint) -> Measure:
                 session.close()
 
     return measure
+
+
+def make_trial(task: Task, data: VerifyData, host: Fingerprint) -> Trial:
+    """Return the function that opens a graph as :func:`make_measure` does and asks it once at each size."""
+    shapes = _tune_feeds(task, data)
+
+    def trial(graph: Graph) -> str | None:
+        try:
+            session = _open_candidate(graph, task, host)
+            try:
+                for feeds in shapes.values():
+                    session.infer(feeds)
+            finally:
+                session.close()
+        except (SessionError, NoVariantError) as error:
+            return without_folder(error, graph.path.parent)
+        return None
+
+    return trial
+
+
+def _tune_feeds(task: Task, data: VerifyData) -> dict[str, Arrays]:
+    short, _ = recorded_shapes(task.signature)
+    opt = corner_sizes(task.signature, "opt", _TUNE_ELEMENTS)[-1]
+    return {
+        name: task.example_feeds("opt", ragged=False, sizes=sizes, items=data.texts or None)
+        for name, sizes in (("short", short), ("opt", opt))
+    }
+
+
+def _open_candidate(graph: Graph, task: Task, host: Fingerprint) -> Session:
+    variant = Variant(
+        "candidate", "ort", Precision(), "cpu", graph.path.name, (), session=graph.session, dtypes=graph.dtypes
+    )
+    return runtime_for(variant, host).open(graph.path.parent, variant, task.signature, SessionOptions())

@@ -2,7 +2,8 @@
 
 A fused operator is not always the faster one: ONNX Runtime's CPU kernel for SkipLayerNormalization takes about four
 times as long as the Add and LayerNormalization it replaces. So a graph is measured with every fusion and without
-each one, interleaved; what does not pay is left out.
+each one, interleaved; what does not pay is left out. So is a fusion that makes a graph which cannot be opened: the
+fusers' patterns also match in models that they do not fit, such as GPT-2's.
 
 Two kinds of fusion differ in where they are switched: those the builder writes into the graph, and those that ONNX
 Runtime does itself whenever a session opens, which the variant's session hints switch off.
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.build.graphs import CPU_FUSIONS, SESSION_OPTIMIZERS, fuse_for_ort
-from mlflow_tdeploy.build.recipes._base import Graph, Measure
+from mlflow_tdeploy.build.recipes._base import Graph, Measure, Trial
+from mlflow_tdeploy.core.errors import NoVariantError, SessionError
 from mlflow_tdeploy.core.measure import ratio
 
 #: A fusion goes when the graph without it is faster by more than this share.
@@ -31,6 +33,8 @@ SECONDS = 3.5
 _IN_SESSION = ("skip_layer_norm", "bias_gelu")
 #: Fusions in the graph itself that are worth questioning; the others only spell standard operators.
 _IN_GRAPH = ("attention", "packed_qkv", "rotary_embedding", "skip_rms_norm")
+#: What is left out first of a graph that cannot be opened.
+_SUSPECTS = ("packed_qkv", *(kind for kind in _IN_GRAPH if kind != "packed_qkv"))
 #: What goes with another one.
 _IMPLIED = {"attention": ("packed_qkv",)}
 _ALL = "all"
@@ -62,6 +66,7 @@ def choose_fusions(
     fusions: Collection[str] = CPU_FUSIONS,
     question: Collection[str] = _IN_GRAPH,
     convert: Convert | None = None,
+    trial: Trial | None = None,
     seconds: float = SECONDS,
 ) -> Fused:
     """Fuse a portable graph for ONNX Runtime's CPU provider.
@@ -73,15 +78,22 @@ def choose_fusions(
         fusions: What to fuse in the graph.
         question: Which of these to hold against the graph without them.
         convert: What is done to each fused graph before it is measured, such as quantization.
+        trial: Says why a graph cannot be opened; None trusts every fusion.
         seconds: For the measurements.
+
+    Raises:
+        SessionError: A graph cannot be opened, whatever is left out.
     """
     bench = _Bench(parent, workdir, frozenset(fusions) - set(_IN_SESSION), convert)
     counts = bench.counts
     kinds = [*(kind for kind in _IN_GRAPH if kind in question and counts.get(kind)), *_IN_SESSION]
-    dropped: tuple[str, ...] = _IN_SESSION
-    settings: dict[str, Any] = {"measured": False}
-    if measure is not None:
-        dropped, settings = _measured(bench, kinds, measure, seconds)
+    if measure is None:
+        broken = _broken(bench, trial)
+        dropped, settings = (*_IN_SESSION, *broken), {"measured": False}
+    else:
+        dropped, settings, broken = _measured_among_working(bench, kinds, measure, trial, seconds)
+    if broken:
+        settings["cannot_be_opened_with"] = broken
     chosen = bench.without(dropped)
     path = bench.keep(chosen)
     gone = _with_implied(dropped)
@@ -89,17 +101,45 @@ def choose_fusions(
     return Fused(path, chosen.session, settings)
 
 
+def _measured_among_working(
+    bench: _Bench, kinds: Sequence[str], measure: Measure, trial: Trial | None, seconds: float
+) -> tuple[tuple[str, ...], dict[str, Any], dict[str, str]]:
+    """Measure, after a failure only what opens; returns what to leave out, the ratios, and what fails and why."""
+    try:
+        return *_measured(bench, kinds, measure, seconds), {}
+    except (SessionError, NoVariantError):
+        if trial is None:
+            raise
+    broken = _broken(bench, trial)
+    left = [kind for kind in kinds if kind not in _with_implied(broken)]
+    left = [kind for kind in left if trial(bench.without((*broken, kind))) is None]
+    return *_measured(bench, left, measure, seconds, tuple(broken)), broken
+
+
+def _broken(bench: _Bench, trial: Trial | None) -> dict[str, str]:
+    """Return the fusions without which the graph can be opened, as few as possible, and why it cannot with them."""
+    why = None if trial is None else trial(bench.without(()))
+    if trial is None or why is None:
+        return {}
+    suspects = [*(kind for kind in _SUSPECTS if kind in bench.fusions), *sorted(bench.fusions - set(_SUSPECTS))]
+    together = [tuple(suspects[: count + 1]) for count in range(1, len(suspects))]
+    for kinds in (*((kind,) for kind in suspects), *together):
+        if trial(bench.without(kinds)) is None:
+            return dict.fromkeys(kinds, why)
+    raise SessionError(f"The graph cannot be opened with fused operators nor without: {why}")
+
+
 def _measured(
-    bench: _Bench, kinds: Sequence[str], measure: Measure, seconds: float
+    bench: _Bench, kinds: Sequence[str], measure: Measure, seconds: float, broken: tuple[str, ...] = ()
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return what to leave out, and the ratios that say so."""
+    """Return what to leave out, ``broken`` among it, and the ratios that say so."""
     started = time.perf_counter()
-    graphs = {_ALL: bench.without(()), **{kind: bench.without((kind,)) for kind in kinds}}
+    graphs = {_ALL: bench.without(broken), **{kind: bench.without((*broken, kind)) for kind in kinds}}
     ratios = _ratios(measure(graphs, seconds * 2 / 3), kinds)
     slow = sorted((kind for kind in kinds if _overall(ratios[kind]) < 1 - GAIN), key=lambda k: _overall(ratios[k]))
     dropped = tuple(slow)
     if len(slow) > 1:  # each alone pays; whether both do is another question
-        pair = {_ALL: bench.without((slow[0],)), "+".join(slow): bench.without(dropped)}
+        pair = {_ALL: bench.without((*broken, slow[0])), "+".join(slow): bench.without((*broken, *slow))}
         both = _ratios(measure(pair, seconds / 3), ["+".join(slow)])
         name = f"{'+'.join(slow)} against {slow[0]}"
         ratios[name] = both["+".join(slow)]
@@ -107,7 +147,7 @@ def _measured(
             dropped = (slow[0],)
     took = round(time.perf_counter() - started, 1)
     rounded = {kind: {shape: round(x, 3) for shape, x in shapes.items()} for kind, shapes in ratios.items()}
-    return dropped, {"measured": True, "time_without_over_with": rounded, "seconds": took}
+    return (*broken, *dropped), {"measured": True, "time_without_over_with": rounded, "seconds": took}
 
 
 def _ratios(samples: Mapping[str, Mapping[str, list[float]]], names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -128,12 +168,12 @@ class _Bench:
         self._convert = convert
         self._files: dict[frozenset[str], Path] = {}
         # What sessions fuse themselves stays out of the file: one file serves both choices.
-        self._fusions = fusions
+        self.fusions = fusions
         self.counts = self._fuse(fusions)
 
     def without(self, left_out: Sequence[str]) -> Graph:
         """Return the graph without some fusions."""
-        fusions = self._fusions - _with_implied(left_out)
+        fusions = self.fusions - _with_implied(left_out)
         if fusions not in self._files:
             self._fuse(fusions)
         disabled = [SESSION_OPTIMIZERS[kind] for kind in sorted(left_out) if kind in SESSION_OPTIMIZERS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tensors import Arrays
 
-__all__ = ["ReferenceAnswers", "Verified", "VerifyData", "failed", "verify"]
+__all__ = ["ReferenceAnswers", "Verified", "VerifyData", "verify"]
 
 #: After so many batches without a comparable answer the rest is not asked.
 _MOST_PROBLEMS = 3
@@ -31,6 +31,7 @@ class Verified:
         shapes: Corners really covered.
         data: What was asked.
         settings: The same metrics for corners and items apart, and how many batches each.
+        runtime: Name of the runtime that answered.
     """
 
     metrics: Mapping[str, float]
@@ -38,11 +39,17 @@ class Verified:
     data: DataRecord
     shapes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    runtime: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether the budget holds."""
         return not self.violations
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in two words; a variant without any answer to compare has failed, not missed the budget."""
+        return verdict(self.violations, self.metrics)
 
     def evidence(self, variant: str, host: Fingerprint | None = None, **settings: Any) -> Evidence:
         """Return it as the evidence record of a variant."""
@@ -58,6 +65,13 @@ class Verified:
             settings={**self.settings, **settings},
             created=now(),
         )
+
+
+def verdict(violations: Sequence[str], metrics: Mapping[str, float]) -> str:
+    """Return what to call an outcome: ``within budget``, ``over budget`` or ``failed``."""
+    if not violations:
+        return "within budget"
+    return "over budget" if metrics else "failed"
 
 
 def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:
@@ -79,11 +93,6 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:
     metrics = asked.metrics()
     violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()))
     return Verified(metrics, violations, answers.data.record, answers.corner_shapes, asked.settings())
-
-
-def failed(answers: ReferenceAnswers, why: str) -> Verified:
-    """Return the verification of a variant that cannot even be opened."""
-    return Verified({}, (why,), answers.data.record)
 
 
 class _Asked:

@@ -13,11 +13,11 @@ from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import Step
-from mlflow_tdeploy.build.stage import Staged, check, make_measure, opened, stage_recipe
+from mlflow_tdeploy.build.stage import Staged, check, make_measure, make_trial, opened, stage_recipe, without_folder
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BudgetError, BuildError, TDeployError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, NoVariantError, SessionError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
@@ -61,6 +61,7 @@ class Workshop:
         self.steps: list[Step] = []
         self._progress = progress
         self._measure = make_measure(task, self.data, self.host) if options.measure else None
+        self._trial = make_trial(task, self.data, self.host)
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
@@ -95,6 +96,7 @@ class Workshop:
             parent=parent,
             source=self.source,
             measure=self._measure,
+            trial=self._trial,
             opset=self.options.opset,
             exporter=self.options.exporter,
         )
@@ -108,14 +110,14 @@ class Workshop:
         """Hold a variant against the reference's answers.
 
         Raises:
+            BuildError: It cannot be opened.
             BudgetError: It is over budget and the caller wants that to be an error.
         """
         with self.step(f"check {staged.variant.id}") as detail:
-            verified, runtime = check(staged, answers, self.budget, self.host)
+            verified = check(staged, answers, self.budget, self.host)
             detail.append(_found(verified, self.budget))
         if not verified.passed and self.options.on_budget == "raise":
             raise over_budget(staged.variant.id, verified)
-        self._runtime = runtime
         return verified
 
     def evidence(self, staged: Staged, verified: Verified, reference: str) -> Evidence:
@@ -124,7 +126,7 @@ class Workshop:
             staged.variant.id,
             self.host,
             reference=reference,
-            runtime=self._runtime,
+            runtime=verified.runtime,
             threads=self.host.cores,
             budget=str(self.budget),
         )
@@ -152,6 +154,9 @@ def _run(recipe: type[Recipe], context: RecipeContext) -> Graph:
     """Run a recipe; whatever a library raises in it becomes a BuildError, errors of the host stay what they are."""
     try:
         return recipe().run(context)
+    except (SessionError, NoVariantError) as error:
+        why = without_folder(error, context.workdir)
+        raise BuildError(f"The recipe of '{recipe.id}' made a graph that cannot be served: {why}") from error
     except (TDeployError, OSError, MemoryError):
         raise
     except Exception as error:
@@ -162,8 +167,9 @@ def _run(recipe: type[Recipe], context: RecipeContext) -> Graph:
 def over_budget(variant_id: str, verified: Verified) -> BudgetError:
     """Return the error for a variant that may not be kept."""
     data = verified.data
+    found = "is over the model's budget" if verified.metrics else "fails"
     return BudgetError(
-        f"Variant '{variant_id}' is over the model's budget on {data.count} items ({data.name}): "
+        f"Variant '{variant_id}' {found} on {data.count} items ({data.name}): "
         f"{'; '.join(verified.violations)}. Leave it out with precisions=…, state a wider budget=…, or use "
         f"on_budget='drop' to log the model without its files."
     )
@@ -181,5 +187,5 @@ def _made(staged: Staged) -> str:
 
 def _found(verified: Verified, budget: Budget) -> str:
     if verified.violations:
-        return "over budget: " + "; ".join(verified.violations)
+        return f"{verified.verdict}: {'; '.join(verified.violations)}"
     return ", ".join(f"{limit.metric} {verified.metrics[limit.metric]:.4g}" for limit in budget.limits)

@@ -19,7 +19,7 @@ from mlflow_tdeploy.build.pipeline import build_bundle
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BudgetError, BuildError, InvalidInputError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, InvalidInputError, SessionError
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import TASKS
@@ -267,6 +267,64 @@ def test_build_bundle_goes_on_when_a_variant_that_nobody_named_cannot_be_made(tm
         build(mlp_source(), tmp_path / "b", BuildOptions(measure=False, precisions=("onnx-fails",)))
 
 
+class Unopenable(Perturbed):
+    """The portable graph with an operator that no runtime has."""
+
+    id: ClassVar[str] = "onnx-unopenable"
+
+    def run(self, context):
+        graph = super().run(context)
+        model = onnx.load(graph.path)
+        model.graph.node[0].op_type = "NoSuchOperator"
+        onnx.save(model, graph.path)
+        return graph
+
+
+def test_build_bundle_skips_a_variant_that_cannot_be_opened_and_does_not_call_it_over_budget(tmp_path, register):
+    register(Unopenable)
+    report, bundle = build(mlp_source(), tmp_path / "a")
+    assert set(bundle.variants) == ALL - {"hf"}
+    why = report.skipped["onnx-unopenable"]
+    assert "cannot be opened" in why
+    assert "NoSuchOperator" in why
+    assert str(tmp_path) not in why  # it ends up in records
+    assert "over budget" not in report.table()
+    with pytest.raises(BuildError, match="cannot be opened"):
+        build(mlp_source(), tmp_path / "b", BuildOptions(measure=False, precisions=("onnx-unopenable",)))
+
+
+def test_build_bundle_skips_a_recipe_whose_candidate_no_runtime_opens(tmp_path, register):
+    class Opens(Unopenable):
+        id: ClassVar[str] = "onnx-opens"
+
+        def run(self, context):
+            graph = super().run(context)
+            raise SessionError(context.trial(graph) or "it opens")
+
+    register(Opens)
+    report, bundle = build(mlp_source(), tmp_path / "model")
+    assert set(bundle.variants) == ALL - {"hf"}
+    assert "NoSuchOperator" in report.skipped["onnx-opens"]
+
+
+def test_build_bundle_of_gpt2_leaves_out_the_fusion_that_its_graph_cannot_be_opened_with(tmp_path, minilm_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2Model
+
+    config = GPT2Config(vocab_size=30522, n_positions=32, n_embd=16, n_layer=1, n_head=2, pad_token_id=0)
+    source = resolve(
+        GPT2Model(config).eval(),
+        tokenizer=AutoTokenizer.from_pretrained(minilm_path),
+        shapes={"batch": (1, 2, 2), "sequence": (1, 8, 16)},
+    )
+    options = BuildOptions(seconds=0.3, precisions=("ort-cpu-fp32",), data=VerifyData.of(["one", "two words"]))
+    _, bundle = build(source, tmp_path / "model", options)
+    source.close()
+    settings = bundle.variants["ort-cpu-fp32"].precision.settings
+    assert "attention" in settings["cannot_be_opened_with"]
+    assert "attention" in settings["left_out"]
+    assert accuracy(bundle, "ort-cpu-fp32").passed
+
+
 def test_build_bundle_gives_equal_data_equal_digests(tmp_path):
     requests = [{"x": np.ones((2, 4), np.float32)}]
     digests = {
@@ -338,6 +396,17 @@ def test_build_bundle_takes_ready_made_variants_as_they_are(tmp_path):
     assert bundle.path(half.entry).read_bytes() == graphs["my-half"].read_bytes()
     assert not os.path.samefile(bundle.path(half.entry), graphs["my-half"])  # a later change of theirs is not ours
     assert accuracy(bundle, "my-half").passed
+
+
+def test_build_bundle_goes_on_without_a_ready_made_graph_that_cannot_be_opened(tmp_path):
+    linear_graph(tmp_path / "full.onnx")
+    model = onnx.load(tmp_path / "full.onnx")
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "odd.onnx")
+    graphs = {"onnx-fp32": tmp_path / "full.onnx", "odd": tmp_path / "odd.onnx"}
+    report, bundle = build(resolve(graphs), tmp_path / "model")
+    assert set(bundle.variants) == {"onnx-fp32"}
+    assert "cannot be opened" in report.skipped["odd"]
 
 
 def test_build_bundle_makes_variants_of_a_single_graph(tmp_path):

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.tune import choose_fusions
+from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.precision import Precision
 
 SESSION = {"skip_layer_norm": "SkipLayerNormFusion", "bias_gelu": "BiasGeluFusion"}
@@ -76,3 +78,54 @@ def test_choose_fusions_uses_what_is_known_when_nothing_is_measured(portable, tm
 def test_choose_fusions_leaves_one_graph_only(portable, tmp_path):
     fused = choose_fusions(portable, tmp_path, timings(attention=0.5))
     assert [path.parent for path in tmp_path.rglob("*.onnx")] == [fused.path.parent]
+
+
+# graphs that cannot be opened
+
+
+def refusing(*operators: str):
+    """A runtime that opens no graph with one of these operators: what ONNX Runtime does with a wrong fusion."""
+
+    def trial(graph: Graph) -> str | None:
+        found = {node.op_type for node in onnx.load(graph.path, load_external_data=False).graph.node} & set(operators)
+        return f"no kernel for {min(found)}" if found else None
+
+    def measure(graphs, seconds):
+        for why in filter(None, map(trial, graphs.values())):
+            raise SessionError(why)
+        return timings(skip_layer_norm=0.8)(graphs, seconds)
+
+    return trial, measure
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_choose_fusions_leaves_attention_out_and_says_why_when_nothing_opens_with_it(portable, tmp_path, measured):
+    trial, measure = refusing("Attention", "MultiHeadAttention")
+    fused = choose_fusions(portable, tmp_path, measure if measured else None, trial=trial)
+    assert trial(Graph(fused.path, Precision())) is None
+    assert fused.settings["cannot_be_opened_with"] == {"attention": "no kernel for Attention"}
+    assert "attention" not in fused.settings["fused"]
+    assert set(fused.settings["left_out"]) == {"attention", "skip_layer_norm"} | (set() if measured else {"bias_gelu"})
+    assert "SkipLayerNormFusion" in fused.session["disabled_optimizers"]
+
+
+def test_choose_fusions_keeps_unpacked_attention_when_only_the_packed_one_cannot_be_opened(portable, tmp_path):
+    trial, measure = refusing("Attention")
+    fused = choose_fusions(portable, tmp_path, measure, trial=trial)
+    assert set(fused.settings["cannot_be_opened_with"]) == {"packed_qkv"}
+    assert fused.settings["fused"]["attention"] == 2
+    assert [path.parent for path in tmp_path.rglob("*.onnx")] == [fused.path.parent]
+
+
+def test_choose_fusions_leaves_a_candidate_out_when_only_that_one_cannot_be_opened(portable, tmp_path):
+    trial, measure = refusing("MultiHeadAttention")  # what is left where attention is not packed
+    fused = choose_fusions(portable, tmp_path, measure, trial=trial)
+    assert "cannot_be_opened_with" not in fused.settings
+    assert fused.settings["fused"]["packed_qkv"] == 2
+    assert set(fused.settings["time_without_over_with"]) == {"attention", "skip_layer_norm", "bias_gelu"}
+
+
+def test_choose_fusions_raises_when_nothing_can_be_opened(portable, tmp_path):
+    trial, measure = refusing("MatMul", "Gemm", "Attention")
+    with pytest.raises(SessionError, match="with fused operators nor without"):
+        choose_fusions(portable, tmp_path, measure, trial=trial)

@@ -37,6 +37,9 @@ class Graph:
 #: Times graphs in turn, within so many seconds: shape name → graph name → durations in seconds.
 Measure = Callable[[Mapping[str, Graph], float], dict[str, dict[str, list[float]]]]
 
+#: Opens a graph and runs it: says why it cannot be served here, or None.
+Trial = Callable[[Graph], str | None]
+
 
 @dataclass(frozen=True)
 class RecipeContext:
@@ -49,6 +52,7 @@ class RecipeContext:
         parent: The graph it starts from; None for a recipe without parent.
         source: The model itself; None when a bundle is extended and the source is not at hand.
         measure: Times graphs on this host; None when nothing shall be measured.
+        trial: Opens graphs on this host; None when that shall not be tried.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
     """
@@ -59,6 +63,7 @@ class RecipeContext:
     parent: Graph | None = None
     source: Source | None = None
     measure: Measure | None = None
+    trial: Trial | None = None
     opset: int = 18
     exporter: str = "auto"
 

@@ -23,6 +23,6 @@ class OrtCpuFp32(Recipe):
 
     def run(self, context: RecipeContext) -> Graph:
         """Fuse, measure, keep what pays."""
-        fused = choose_fusions(context.base(), context.workdir, context.measure)
+        fused = choose_fusions(context.base(), context.workdir, context.measure, trial=context.trial)
         precision = Precision(recipe=self.id, settings=fused.settings)
         return Graph(fused.path, precision, session=fused.session)

@@ -33,6 +33,7 @@ class OrtCpuInt8(Recipe):
             context.base(),
             context.workdir,
             context.measure,
+            trial=context.trial,
             fusions=CPU_INT8_FUSIONS if context.measure is None else CPU_FUSIONS,
             question=("packed_qkv",),
             # Weights beside the graph are mapped into memory: 85 MiB less and a third of the time to open MiniLM.
