@@ -149,11 +149,10 @@ def _open_records(uri: str) -> tuple[Bundle, Callable[[str], None]]:
 def _decide(bundle: Bundle, variant: str | None, runtime: str | None, strict: bool) -> Decision:
     from mlflow_tdeploy.flavor.config import policy_of
     from mlflow_tdeploy.runtime import probe
-    from mlflow_tdeploy.runtime.select import decide
+    from mlflow_tdeploy.runtime.select import decide_bundle
 
     policy = policy_of(bundle, {"variant": variant, "runtime": runtime, "strict": strict or None})
-    evidence = {name: bundle.evidence(name) for name in bundle.variants}
-    return decide(bundle.manifest, bundle.variants, evidence, probe.host(), policy)
+    return decide_bundle(bundle, probe.host(), policy)
 
 
 @main.command()
@@ -188,12 +187,13 @@ def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
             verdict = "reference" if variant.id == bundle.manifest.reference else "no evidence"
         else:
             verdict = "ok" if record.passed else "; ".join(record.violations)
+        verdict = bundle.doubt(variant.id) or verdict
         size = f"{variant.size / 1e6:.1f}" if variant.files else "not kept"
         rows.append(
             (variant.id, variant.format, variant.precision.name, size, variant.parent or "-",
              ", ".join(figures) or "-", verdict)
         )  # fmt: skip
-    return rows
+    return rows + [(name, "-", "-", "-", "-", "-", why) for name, why in bundle.unreadable.items()]
 
 
 def _bundle_as_dict(bundle: Bundle) -> dict[str, Any]:
@@ -203,6 +203,7 @@ def _bundle_as_dict(bundle: Bundle) -> dict[str, Any]:
         "manifest": to_plain(bundle.manifest),
         "variants": {name: to_plain(variant) for name, variant in bundle.variants.items()},
         "evidence": {name: to_plain(bundle.evidence(name)) for name in bundle.variants},
+        "unreadable": dict(bundle.unreadable),
     }
 
 

@@ -52,6 +52,16 @@ def test_explain_says_which_variant_serves_and_why_not_the_other(bundle):
     assert json.loads(run("explain", bundle, "--json"))["chosen"] == {"variant": "onnx-fp32", "runtime": "ort-cpu"}
 
 
+def test_inspect_and_explain_show_a_variant_that_a_newer_version_added(bundle):
+    record = bundle / "tdeploy/variants/trt-fp16-sm90.json"
+    record.write_text('{"id": "trt-fp16-sm90", "schema_version": 2}')
+    for command in ("inspect", "explain"):
+        (line,) = [line for line in run(command, bundle).splitlines() if line.startswith("trt-fp16-sm90")]
+        assert "written by a newer mlflow-tdeploy (schema 2)" in line
+    assert "trt-fp16-sm90" in json.loads(run("inspect", bundle, "--json"))["unreadable"]
+    assert "schema 2" in run("explain", bundle, "--variant", "trt-fp16-sm90", ok=False)
+
+
 def test_explain_fails_when_the_forced_variant_cannot_serve(bundle):
     assert "over budget" in run("explain", bundle, "--variant", "ort-cpu-int8", ok=False)
 

@@ -433,3 +433,16 @@ def test_tag_logged_model_takes_more_metrics_than_one_batch_holds(tracking, mode
     found = MlflowClient().get_logged_model(info.model_id)
     assert {metric.key for metric in found.metrics} >= {"v.m0", "v.m1899"}
     assert "empty" not in found.tags
+
+
+def test_tag_logged_model_keeps_what_a_newer_host_said_of_a_variant_that_cannot_be_read_here(tracking, model):
+    info = log(model)
+    root = Path(locate(info.model_uri).local)
+    newer = {"tdeploy.variant.trt-int4": "ok", "tdeploy.variants": "trt-int4", "tdeploy.precisions": "int4"}
+    MlflowClient().set_logged_model_tags(info.model_id, {**newer, "tdeploy.variant.bad": "over budget"})
+    (root / "tdeploy" / "variants" / "trt-int4.json").write_text('{"schema_version": 2}')
+    tag_logged_model(info.model_id, *describe(Bundle.open(root)))
+    tags = mlflow.get_logged_model(info.model_id).tags
+    assert tags["tdeploy.variants"] == "onnx-fp32,ort-cpu-fp32,trt-int4"
+    assert tags["tdeploy.precisions"] == "fp32,int4"
+    assert tags["tdeploy.variant.trt-int4"] == "ok"

@@ -46,9 +46,17 @@ class StorageError(TDeployError):
 
 
 class SchemaVersionError(TDeployError):
-    """The bundle was written by a newer version of this package."""
+    """The bundle, or a record in it, was written by a newer version of this package.
+
+    Attributes:
+        version: The schema version found; 0 where it is not known.
+    """
 
     code = "FEATURE_DISABLED"
+
+    def __init__(self, message: str, version: int = 0) -> None:
+        super().__init__(message)
+        self.version = version
 
 
 class ManifestError(TDeployError):

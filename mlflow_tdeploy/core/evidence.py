@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any
 
+from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.records import check_version
 from mlflow_tdeploy.core.variant import Variant, check_variant_id
+
+#: Latest form of an evidence record that this package reads; it writes the earliest that holds what there is to say.
+EVIDENCE_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Evidence:
 
     Attributes:
         variant: Id of the variant measured.
-        kind: ``accuracy`` (against the reference) or ``latency``.
+        kind: ``accuracy`` (against the reference), ``latency``, or what only newer versions measure.
         metrics: Finite numbers by name; latencies in milliseconds.
         data: What it was measured on.
         host: The host it was measured on.
@@ -42,10 +47,11 @@ class Evidence:
         settings: What else belongs to the figure: threads, repetitions, token budget, runtime.
         created: UTC time in ISO format.
         files: :attr:`Variant.digest` of the files that were measured; None where it was not noted.
+        schema_version: Version of the record's form.
     """
 
     variant: str
-    kind: Literal["accuracy", "latency"]
+    kind: str
     metrics: Mapping[str, float]
     data: DataRecord | None = None
     host: Fingerprint | None = None
@@ -55,8 +61,12 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     files: str | None = None
+    schema_version: int = 1
 
     def __post_init__(self) -> None:
+        check_version(self.schema_version)
+        if not self.kind:
+            raise InvalidInputError(f"Evidence about '{self.variant}' has no kind: use accuracy or latency.")
         check_variant_id(self.variant)
 
     def about(self, variant: Variant) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, SchemaVersionError
-from mlflow_tdeploy.core.records import from_json
+from mlflow_tdeploy.core.records import check_version, from_json
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import FileRecord, check_variant_id
 
-#: Raised when a record changes in a way that older readers would misread.
+#: Version of the manifest's form. Variants and evidence have their own: they are added later, by other versions.
 SCHEMA_VERSION = 1
 
 
@@ -65,8 +63,7 @@ class Manifest:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.schema_version < 1:
-            raise InvalidInputError(f"schema_version must be at least 1, got {self.schema_version}.")
+        check_version(self.schema_version)
         check_variant_id(self.reference)
 
     @classmethod
@@ -77,15 +74,4 @@ class Manifest:
             SchemaVersionError: A newer version of this package wrote it.
             ManifestError: It is damaged.
         """
-        try:
-            version = json.loads(text).get("schema_version")
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise ManifestError(
-                f"{where} is not a JSON object ({error}). The file is damaged: log the model again."
-            ) from error
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise SchemaVersionError(
-                f"{where} has schema version {version}; this mlflow-tdeploy reads up to {SCHEMA_VERSION}. "
-                f"Upgrade with: pip install -U mlflow-tdeploy"
-            )
-        return from_json(cls, text, where)
+        return from_json(cls, text, where, SCHEMA_VERSION)

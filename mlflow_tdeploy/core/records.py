@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
-from mlflow_tdeploy.core.errors import ManifestError, TDeployError
+from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, SchemaVersionError, TDeployError
 
 R = TypeVar("R")
 
@@ -47,23 +47,48 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def from_json(cls: type[R], text: str | bytes, where: str) -> R:
+def from_json(cls: type[R], text: str | bytes, where: str, newest: int | None = None) -> R:
     """Parse JSON text into the dataclass ``cls``.
 
     Args:
         cls: A dataclass whose fields are str, int, float, bool, tuples, mappings, optionals or dataclasses.
         text: The JSON.
         where: File name for messages.
+        newest: Latest ``schema_version`` of the record that this package reads; looked at before any other key.
 
     Raises:
+        SchemaVersionError: A newer version of this package wrote it.
         ManifestError: Not JSON, a missing, unknown or wrongly typed key, or a value the class refuses.
     """
     try:
-        return from_plain(cls, json.loads(text, parse_constant=_refuse_constant), where)
+        plain = json.loads(text, parse_constant=_refuse_constant)
+        if newest is not None:
+            _refuse_newer(plain, where, newest)
+        return from_plain(cls, plain, where)
     except (ValueError, RecursionError) as error:
         raise ManifestError(
             f"{where} is not valid JSON ({error}). The file is damaged: restore or log it again."
         ) from error
+
+
+def _refuse_newer(plain: Any, where: str, newest: int) -> None:
+    version = plain.get("schema_version") if isinstance(plain, dict) else None
+    if isinstance(version, int) and version > newest:
+        raise SchemaVersionError(
+            f"{where} has schema version {version}; this mlflow-tdeploy reads up to {newest}. "
+            f"Upgrade with: pip install -U mlflow-tdeploy",
+            version,
+        )
+
+
+def check_version(version: int) -> None:
+    """Refuse what is no schema version.
+
+    Raises:
+        InvalidInputError: It is below 1.
+    """
+    if version < 1:
+        raise InvalidInputError(f"schema_version must be at least 1, got {version}.")
 
 
 def from_plain(cls: type[R], plain: Any, where: str) -> R:

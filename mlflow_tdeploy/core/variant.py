@@ -6,13 +6,18 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.records import check_version
 
-Format = Literal["hf", "onnx", "ort", "trt", "triton"]
+#: Latest form of a variant's record that this package reads; it writes the earliest that holds what there is to say.
+VARIANT_SCHEMA = 1
+#: A name that runtimes know (``hf``, ``onnx``, ``ort``); which ones there are is theirs to say.
+Format = str
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,9 +78,9 @@ class Variant:
 
     Attributes:
         id: Reads well: ``onnx-fp32``, ``ort-cpu-int8``, ``trt-fp16-sm90``.
-        format: Which runtimes can open it.
+        format: Which runtimes can open it: ``hf``, ``onnx``, ``ort``, or one that only newer versions know.
         precision: What it computes with and the recipe that made it.
-        device: ``any``, ``cpu`` or ``cuda``: what it was made for.
+        device: What it was made for: ``any``, ``cpu``, ``cuda``, or one that only newer versions know.
         entry: The file (or folder, for ``hf``) that a runtime opens, relative to ``tdeploy``.
         files: Everything it needs. Empty when the variant failed its budget and its files were dropped.
         parent: Id of the variant it was made from.
@@ -85,6 +90,7 @@ class Variant:
         built_for: The host it was built on or tuned for; ``None`` for portable ones.
         created: UTC time in ISO format.
         made_with: Versions of the packages that made it.
+        schema_version: Version of the record's form.
     """
 
     id: str
@@ -100,14 +106,20 @@ class Variant:
     built_for: Fingerprint | None = None
     created: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = 1
 
     def __post_init__(self) -> None:
+        check_version(self.schema_version)
         check_variant_id(self.id)
         check_relative(self.entry)
         if self.parent is not None:
             check_variant_id(self.parent)
-        if self.device not in ("any", "cpu", "cuda"):
-            raise InvalidInputError(f"Variant '{self.id}': unknown device {self.device!r}. Use any, cpu or cuda.")
+        for what, name in (("format", self.format), ("device", self.device)):
+            if not _NAME.fullmatch(name):
+                raise InvalidInputError(
+                    f"Variant '{self.id}': {shown(name)} is no name of a {what}: use 1 to 32 of a-z, 0-9, '.', '_', "
+                    f"'-', starting with a letter or digit, like {'onnx' if what == 'format' else 'cpu'}."
+                )
 
     @property
     def size(self) -> int:

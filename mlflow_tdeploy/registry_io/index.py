@@ -48,6 +48,19 @@ def _state(bundle: Bundle, variant: Variant) -> str:
     return "ok" if variant.id == bundle.manifest.reference else "unverified"
 
 
+def _with_unreadable(tags: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags with those variants that another host found good and whose records cannot be read here."""
+    prefix = "tdeploy.variant."
+    good = {key.removeprefix(prefix) for key, state in before.items() if key.startswith(prefix) and state == "ok"}
+    others = {name for name in good if prefix + name not in tags}
+    if not others:
+        return dict(tags)
+    precisions = {*tags.get("tdeploy.precisions", "").split(","), *before.get("tdeploy.precisions", "").split(",")}
+    variants = {*tags.get("tdeploy.variants", "").split(","), *others}
+    joined = {"tdeploy.variants": variants, "tdeploy.precisions": precisions}
+    return {**tags, **{key: ",".join(sorted(names - {""})) for key, names in joined.items()}}
+
+
 def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
     """Write what :func:`describe` returned to a logged model, so that ``search_logged_models`` finds it.
 
@@ -55,7 +68,8 @@ def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[st
     """
     client = MlflowClient()
     model = client.get_logged_model(model_id)
-    client.set_logged_model_tags(model_id, {key: value for key, value in tags.items() if value})
+    kept = _with_unreadable(tags, model.tags)
+    client.set_logged_model_tags(model_id, {key: value for key, value in kept.items() if value})
     if not metrics:
         return
     now = get_current_time_millis()

@@ -22,7 +22,7 @@ from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session, SessionOptions
-from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide
+from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide_bundle
 from mlflow_tdeploy.runtime.threads import AdaptiveThreads
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
@@ -175,9 +175,7 @@ class Model:
         raise decision.none_left()
 
     def _decide(self, policy: Policy) -> Decision:
-        bundle = self._bundle
-        evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
-        return decide(bundle.manifest, bundle.variants, evidence, probe.hardware(), policy)
+        return decide_bundle(self._bundle, probe.hardware(), policy)
 
     def _open_session(self, candidate: Candidate) -> Session:
         key = (candidate.variant, candidate.runtime)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, parse_value
+from mlflow_tdeploy.store.bundle import Bundle
 
 _ENVIRONMENT = {"variant": "TDEPLOY_VARIANT", "runtime": "TDEPLOY_RUNTIME", "strict": "TDEPLOY_STRICT"}
 _FIT_ORDER = {Fit.OPTIMAL: 0, Fit.USABLE: 1, Fit.REBUILD: 2, Fit.UNSUPPORTED: 3}
@@ -158,6 +159,9 @@ def decide(
     evidence: Mapping[str, Iterable[Evidence]],
     host: Fingerprint,
     policy: Policy | None = None,
+    *,
+    unreadable: Mapping[str, str] | None = None,
+    doubts: Mapping[str, str] | None = None,
 ) -> Decision:
     """Rank every variant × runtime on a host.
 
@@ -166,23 +170,40 @@ def decide(
     accuracy record; the reference needs none. A better variant that this host lacks software for is named in
     ``failures``; under ``strict`` nothing is served instead of it.
 
+    Args:
+        manifest: The model.
+        variants: Its variants by id.
+        evidence: What was measured about each, by id.
+        host: The host.
+        policy: What the user insists on.
+        unreadable: Why the records of further variants cannot be read, by id: candidates that never serve.
+        doubts: Why the newest verdict on a variant cannot be read, by id: it does not serve, unless it is the
+            reference, which needs none.
+
     Raises:
         InvalidInputError: The policy names a variant or runtime that does not exist.
     """
-    policy = policy or Policy()
-    _check_names(variants, policy)
-    entries = [
-        entry
-        for variant in variants.values()
-        for entry in _entries(manifest, variant, tuple(evidence.get(variant.id, ())), host, policy)
-    ]
+    policy, unreadable, doubts = policy or Policy(), unreadable or {}, doubts or {}
+    _check_names({*variants, *unreadable}, policy)
+    entries = [_Entry(Candidate(name, "", Fit.UNSUPPORTED, why), math.inf, ()) for name, why in unreadable.items()]
+    for variant in variants.values():
+        records = tuple(evidence.get(variant.id, ()))
+        verdict = _verdict(manifest, variant, records, doubts.get(variant.id))
+        entries += _entries(variant, records, verdict, host, policy)
     entries = _ranked(entries)
     candidates = tuple(entry.candidate for entry in entries)
     chosen = next((candidate for candidate in candidates if candidate.can_open), None)
     return _without_silent_fallback(Decision(host, policy, candidates, chosen), entries)
 
 
-def _check_names(variants: Mapping[str, Variant], policy: Policy) -> None:
+def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = None) -> Decision:
+    """Like :func:`decide` for everything that a bundle's records say, those that cannot be read included."""
+    evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
+    doubts = {variant_id: why for variant_id in bundle.variants if (why := bundle.doubt(variant_id))}
+    return decide(bundle.manifest, bundle.variants, evidence, host, policy, unreadable=bundle.unreadable, doubts=doubts)
+
+
+def _check_names(variants: Collection[str], policy: Policy) -> None:
     if policy.variant is not None and policy.variant not in variants:
         raise InvalidInputError(
             f"Unknown variant {shown(policy.variant)}. This model has: {', '.join(sorted(variants))}."
@@ -201,7 +222,7 @@ class _Entry:
 
 
 def _entries(
-    manifest: Manifest, variant: Variant, records: tuple[Evidence, ...], host: Fingerprint, policy: Policy
+    variant: Variant, records: tuple[Evidence, ...], verdict: str | None, host: Fingerprint, policy: Policy
 ) -> list[_Entry]:
     """Return a variant's candidates: one per runtime that opens its format."""
     runtimes = [cls() for cls in RUNTIMES if variant.format in cls.formats]
@@ -210,7 +231,7 @@ def _entries(
         return [_Entry(lost, math.inf, ())]
     entries = []
     for runtime in runtimes:
-        refused = _refused(manifest, variant, records, policy, runtime)
+        refused = _refused(variant, verdict, policy, runtime)
         missing = None if refused else runtime.missing()
         compat = refused or (Compat(Fit.UNSUPPORTED, missing) if missing else runtime.probe(host, variant))
         lacking = not refused and (runtime.tier > 0 or host.gpu is not None) and bool(missing or compat.outdated)
@@ -259,20 +280,25 @@ def _candidate(variant: Variant, runtime: str, compat: Compat) -> Candidate:
     return Candidate(variant.id, runtime, compat.fit, compat.reason, variant.precision.name, variant.size)
 
 
-def _refused(
-    manifest: Manifest, variant: Variant, records: tuple[Evidence, ...], policy: Policy, runtime: Runtime
-) -> Compat | None:
-    """Return why a variant may not serve before its runtime is even asked, or None."""
+def _verdict(manifest: Manifest, variant: Variant, records: Iterable[Evidence], doubt: str | None) -> str | None:
+    """Return why a variant's evidence forbids that it serves, or None."""
     accuracy = latest_accuracy(records)
-    why = None
     if accuracy is not None and not accuracy.passed:
-        why = "over budget: " + "; ".join(accuracy.violations)
-    elif accuracy is None and variant.id != manifest.reference:
-        why = "no accuracy evidence yet"
-    elif variant.dropped:
+        return "over budget: " + "; ".join(accuracy.violations)
+    if variant.id == manifest.reference:
+        return None
+    if doubt is not None:
+        return f"its accuracy evidence cannot be read here: {doubt}"
+    return "no accuracy evidence yet" if accuracy is None else None
+
+
+def _refused(variant: Variant, verdict: str | None, policy: Policy, runtime: Runtime) -> Compat | None:
+    """Return why a variant may not serve before its runtime is even asked, or None."""
+    why = verdict
+    if why is None and variant.dropped:
         why = "its files were not kept"
-    elif policy.variant not in (None, variant.id):
+    elif why is None and policy.variant not in (None, variant.id):
         why = f"variant '{policy.variant}' is forced"
-    elif policy.runtime not in (None, runtime.name):
+    elif why is None and policy.runtime not in (None, runtime.name):
         why = f"runtime '{policy.runtime}' is forced"
     return Compat(Fit.UNSUPPORTED, why) if why else None

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mlflow_tdeploy.core import golden
-from mlflow_tdeploy.core.errors import IntegrityError, ManifestError, NotFoundError, TDeployError
-from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.errors import (
+    IntegrityError,
+    ManifestError,
+    NotFoundError,
+    SchemaVersionError,
+    TDeployError,
+    shown,
+)
+from mlflow_tdeploy.core.evidence import EVIDENCE_SCHEMA, Evidence
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.records import from_json
-from mlflow_tdeploy.core.variant import FileRecord, Variant, check_variant_id
+from mlflow_tdeploy.core.variant import VARIANT_SCHEMA, FileRecord, Variant, check_variant_id
 from mlflow_tdeploy.store.hashing import HashCache, list_tree, verify_file
 from mlflow_tdeploy.store.layout import EVIDENCE, GOLDEN, MANIFEST, ROOT, VARIANTS, safe_path
 
 R = TypeVar("R", Variant, Evidence)
+_log = logging.getLogger("mlflow_tdeploy")
+#: Longest reason why a record is left out.
+_REASON = 300
 
 
 class Bundle:
     """The bundle in a folder. Records are read once; :meth:`reload` reads them again.
+
+    Hosts with other versions of this package add records, so one that cannot be read is left out, loudly, and says
+    nothing about the others; only the manifest must be read.
 
     Nothing outside :attr:`root` is ever read, nothing whose name starts with a dot (work in progress
     of a writer), and no file of a variant that has no record.
@@ -30,7 +46,9 @@ class Bundle:
         self.root = root
         self.manifest = manifest
         self._variants: dict[str, Variant] | None = None
+        self._unreadable: dict[str, str] = {}
         self._evidence: dict[str, tuple[Evidence, ...]] = {}
+        self._doubts: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
@@ -55,36 +73,83 @@ class Bundle:
 
     @property
     def variants(self) -> dict[str, Variant]:
-        """Every variant by id, those over budget included.
+        """Every variant by id whose record can be read, those over budget included.
 
         Raises:
-            ManifestError: A record is damaged; the message names its file.
+            IntegrityError: The folder of the records leads out of the bundle or cannot be read.
         """
         if self._variants is None:
-            records = (self._read(Variant, f"{VARIANTS}/{name}") for name in _json_files(self.path(VARIANTS)))
-            self._variants = {record.id: record for record in records}
+            found: dict[str, Variant] = {}
+            unreadable: dict[str, str] = {}
+            for name in _json_files(self.path(VARIANTS)):
+                try:
+                    record = self._read(Variant, f"{VARIANTS}/{name}", VARIANT_SCHEMA)
+                    found[record.id] = record
+                except TDeployError as error:
+                    named = Path(name).stem
+                    unreadable[named if named.isprintable() else shown(named)] = _left_out(f"{VARIANTS}/{name}", error)
+            self._variants, self._unreadable = found, unreadable
         return self._variants
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Why each variant whose record cannot be read is not one of :attr:`variants`, by id."""
+        _ = self.variants
+        return self._unreadable
 
     def evidence(self, variant_id: str) -> tuple[Evidence, ...]:
         """Return every measurement of a variant's own files, oldest first; empty where there is none.
 
-        What was measured on other files is left out: see :meth:`Evidence.about`.
-
-        Raises:
-            ManifestError: A record is damaged; the message names its file.
+        What was measured on other files is left out, see :meth:`Evidence.about`, and what cannot be read, with a
+        warning that names its file; :meth:`doubt` says whether a verdict was among that.
         """
         folder = f"{EVIDENCE}/{check_variant_id(variant_id)}"
         if variant_id not in self._evidence:
-            names = _json_files(self.path(folder))
-            found = (self._read(Evidence, f"{folder}/{name}") for name in names)
-            variant = self.variants.get(variant_id)
-            self._evidence[variant_id] = tuple(item for item in found if variant is None or item.about(variant))
+            self._evidence[variant_id] = self._read_evidence(variant_id, folder)
         return self._evidence[variant_id]
 
+    def doubt(self, variant_id: str) -> str | None:
+        """Return why the newest verdict on a variant's accuracy cannot be read, or None where it can or there is none.
+
+        An older verdict does not stand in for it: the newer one may say that the variant is over budget.
+        """
+        self.evidence(variant_id)
+        return self._doubts.get(variant_id)
+
+    def _read_evidence(self, variant_id: str, folder: str) -> tuple[Evidence, ...]:
+        variant = self.variants.get(variant_id)
+        found: list[Evidence] = []
+        doubt = None
+        for name in _json_files(self.path(folder)):  # their names sort by time
+            relative = f"{folder}/{name}"
+            try:
+                item = self._read(Evidence, relative, EVIDENCE_SCHEMA)
+                if variant is None or item.about(variant):
+                    found.append(item)
+                    doubt = None if item.kind == "accuracy" else doubt
+            except TDeployError as error:
+                why = _left_out(relative, error)
+                doubt = f"{relative} is {why}" if self._is_verdict(relative) else doubt
+        if doubt is not None:
+            self._doubts[variant_id] = doubt
+        return tuple(found)
+
+    def _is_verdict(self, relative: str) -> bool:
+        """Tell whether evidence that cannot be read at least says that it is about accuracy."""
+        try:
+            plain: Any = json.loads(_read_bytes(self.root, relative))
+        except (TDeployError, ValueError, RecursionError):
+            return False
+        return isinstance(plain, dict) and plain.get("kind") == "accuracy"
+
     def record_paths(self) -> list[str]:
-        """Return the path of every record, the manifest last: without it there is no bundle."""
-        folders = [VARIANTS, *(f"{EVIDENCE}/{variant_id}" for variant_id in self.variants)]
-        return [*(f"{folder}/{name}" for folder in folders for name in _json_files(self.path(folder))), MANIFEST]
+        """Return the path of every variant's record and evidence, the manifest last: without it there is no bundle.
+
+        Records of variants that cannot be read are left out: nobody here can tell which files belong to them.
+        """
+        folders = [f"{EVIDENCE}/{variant_id}" for variant_id in self.variants]
+        evidence = [f"{folder}/{name}" for folder in folders for name in _json_files(self.path(folder))]
+        return [*(f"{VARIANTS}/{variant_id}.json" for variant_id in self.variants), *evidence, MANIFEST]
 
     def path(self, relative: str) -> Path:
         """Return the file that a recorded path names.
@@ -155,19 +220,32 @@ class Bundle:
         """Read the records again: another process may have added some."""
         self.manifest = _read_manifest(self.root)
         self._variants = None
+        self._unreadable = {}
         self._evidence = {}
+        self._doubts = {}
 
     def _verify_files(self, records: tuple[FileRecord, ...], cache: HashCache | None) -> None:
         for record in records:
             verify_file(self.path(record.path), record, cache)
 
-    def _read(self, cls: type[R], relative: str) -> R:
-        record = from_json(cls, _read_bytes(self.root, relative), relative)
+    def _read(self, cls: type[R], relative: str, newest: int) -> R:
+        record = from_json(cls, _read_bytes(self.root, relative), relative, newest)
         named, stored = Path(relative), record.id if isinstance(record, Variant) else record.variant
         expected = named.stem if isinstance(record, Variant) else named.parent.name
         if stored != expected:
             raise ManifestError(f"{relative}: is about the variant '{stored}', its name says '{expected}'.")
         return record
+
+
+def _left_out(relative: str, error: TDeployError) -> str:
+    """Warn of a record that cannot be read, and return why, on one line that can be shown."""
+    text = f"damaged: {error}"
+    if isinstance(error, SchemaVersionError):
+        text = f"written by a newer mlflow-tdeploy (schema {error.version}): pip install -U mlflow-tdeploy"
+    # what a file holds or is called may be no text that a terminal takes
+    why = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)[:_REASON]
+    _log.warning("The record %s is left out: %s", ascii(relative)[1:-1], why)
+    return why
 
 
 def _read_manifest(root: Path) -> Manifest:

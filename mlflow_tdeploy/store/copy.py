@@ -15,13 +15,15 @@ from mlflow_tdeploy.store.layout import safe_path
 def copy_bundle(bundle: Bundle, root: Path) -> None:
     """Copy records and recorded files, each checked; whatever else lies in the folder stays behind.
 
+    So do variants whose record cannot be read here, of which the bundle has warned: their files cannot be checked.
+
     Args:
         bundle: A finished bundle.
         root: The new ``tdeploy`` folder, inside a :func:`~mlflow_tdeploy.store.writer.staged_directory`.
 
     Raises:
         IntegrityError: A recorded file is missing, changed, or a link out of the bundle.
-        ManifestError: A record is damaged.
+        ManifestError: The golden requests cannot be read.
         StorageError: The disk is full or refuses.
     """
     bundle.verify_assets()

@@ -1,4 +1,6 @@
+import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -64,6 +66,38 @@ def test_open_model_reads_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TDEPLOY_VARIANT", "onnx-fp32")
     with open_model(make_bundle(tmp_path, BOTH)) as model:
         assert model.decision.chosen.variant == "onnx-fp32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"schema_version": 2, "engine": {}}, r"written by a newer mlflow-tdeploy \(schema 2\)"),
+        ({"engine": {}}, "damaged: .*unknown key 'engine'"),
+        ({"format": "openvino"}, "no runtime opens the format 'openvino'"),
+        ({"device": "npu"}, "made for npu"),
+    ],
+)
+def test_open_model_serves_the_rest_when_a_newer_version_added_a_variant(tmp_path, changes, why):
+    root = make_bundle(tmp_path, BOTH)
+    path = root / "tdeploy/variants/ort-cpu-fp32.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with open_model(root, policy=Policy(strict=True)) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        (lost,) = [c for c in model.decision.candidates if c.variant == "ort-cpu-fp32"]
+        assert re.search(why, lost.reason)
+        with pytest.raises(NoVariantError, match=why):
+            model.predict({"x": X}, variant="ort-cpu-fp32")
+    with pytest.raises(NoVariantError, match=why):
+        open_model(root, policy=Policy(variant="ort-cpu-fp32"))
+
+
+def test_open_model_does_not_serve_a_variant_whose_newest_verdict_cannot_be_read(tmp_path):
+    root = make_bundle(tmp_path, BOTH)
+    record = {"schema_version": 2, "kind": "accuracy", "passed": False}
+    (root / "tdeploy/evidence/ort-cpu-fp32/20990101T000000000000Z-0.json").write_text(json.dumps(record))
+    with open_model(root) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert "cannot be read here: evidence/ort-cpu-fp32/2099" in model.decision.explain()
 
 
 def test_open_model_says_why_for_each_when_nothing_can_serve(tmp_path):

@@ -10,6 +10,7 @@ from mlflow_tdeploy.core.manifest import Manifest, SourceRecord
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu
+from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
 from mlflow_tdeploy.runtime.base import Fit
 from mlflow_tdeploy.runtime.select import Policy, decide
 from tests.bundles import SIGNATURE, accuracy
@@ -133,6 +134,38 @@ def test_decide_names_what_a_host_lacks():
     assert "needs onnxruntime >= 99.0" in reasons["ort-cpu-fp32"]
     assert "made for CUDA" in reasons["onnx-fp16"]
     assert "no runtime opens the format 'trt'" in reasons["trt-fp16-sm90"]
+
+
+def test_decide_names_the_device_when_no_runtime_knows_it():
+    decision = choose([FP32, dataclasses.replace(FUSED, device="npu"), dataclasses.replace(INT8, format="openvino")])
+    reasons = {c.variant: c.reason for c in decision.candidates}
+    assert decision.chosen.variant == "onnx-fp32"
+    assert reasons["ort-cpu-fp32"] == "made for npu"
+    assert "no runtime opens the format 'openvino'" in reasons["ort-cpu-int8"]
+    original = dataclasses.replace(HF, device="npu")
+    assert TorchReference().probe(HOST, original).reason == "made for npu"
+
+
+def test_decide_shows_variants_that_cannot_be_read_as_candidates_that_never_serve():
+    records = {FP32.id: [accuracy(FP32.id)]}
+    lost = {"trt-fp16-sm90": "written by a newer mlflow-tdeploy (schema 2)"}
+    decision = decide(MANIFEST, {FP32.id: FP32}, records, HOST, Policy(strict=True), unreadable=lost)
+    assert decision.chosen.variant == "onnx-fp32"
+    assert decision.failures == ()
+    assert decision.candidates[-1].fit is Fit.UNSUPPORTED
+    assert "trt-fp16-sm90  -        unsupported  -       written by a newer" in decision.explain()
+    forced = decide(MANIFEST, {FP32.id: FP32}, records, HOST, Policy(variant="trt-fp16-sm90"), unreadable=lost)
+    assert forced.chosen is None
+    assert "trt-fp16-sm90 on no runtime: written by a newer mlflow-tdeploy (schema 2)" in str(forced.none_left())
+
+
+def test_decide_needs_the_newest_verdict_unless_the_variant_is_the_reference():
+    evidence = {v.id: [accuracy(v.id)] for v in (FP32, FUSED)}
+    doubts = {"ort-cpu-fp32": "evidence/x.json is damaged", "onnx-fp32": "evidence/y.json is damaged"}
+    decision = decide(MANIFEST, {v.id: v for v in (FP32, FUSED)}, evidence, HOST, doubts=doubts)
+    assert decision.chosen.variant == "onnx-fp32"
+    reason = next(c.reason for c in decision.candidates if c.variant == "ort-cpu-fp32")
+    assert reason == "its accuracy evidence cannot be read here: evidence/x.json is damaged"
 
 
 def test_decide_ranks_int8_last_of_the_fused_when_the_cpu_has_no_int8_dot_product():

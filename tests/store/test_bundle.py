@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -78,25 +79,76 @@ def test_open_says_unreadable_when_the_manifest_is_a_folder(root):
         Bundle.open(root)
 
 
-def test_variants_names_the_file_when_a_record_is_damaged(root, bundle):
-    _edit(root / "variants" / "ort-cpu-fp32.json", device="toaster")
-    with pytest.raises(ManifestError, match=r"variants/ort-cpu-fp32\.json.*toaster"):
-        _ = bundle.variants
+NEWER = {"schema_version": 2, "engine": {"sm": "90"}, "files": "of another form"}
 
 
-def test_variants_refuses_when_the_id_is_not_the_file_name(root, bundle):
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (NEWER, r"^written by a newer mlflow-tdeploy \(schema 2\)"),
+        ({"engine": {"sm": "90"}}, r"^damaged: variants/ort-cpu-fp32\.json: unknown key 'engine'"),
+        ({"schema_version": 0}, r"^damaged: variants/ort-cpu-fp32\.json: schema_version must be at least 1"),
+        ({"device": ""}, "^damaged: .*'' is no name of a device"),
+        ({"format": "../onnx"}, r"^damaged: .*'\.\./onnx' is no name of a format"),
+        ({"files": [{"path": "../x", "sha256": "0" * 64, "size": 1}]}, "^damaged: .*Unsafe path"),
+        ({"files": [{"path": "/etc/passwd", "sha256": "0" * 64, "size": 1}]}, "^damaged: .*Unsafe path"),
+        ({"files": [{"path": "files/../../x", "sha256": "0" * 64, "size": 1}]}, "^damaged: .*Unsafe path"),
+        ({"made_with": {"\ud800\n": 1}}, r"^damaged: .*\\ud800\\n"),
+    ],
+)
+def test_variants_leaves_a_record_out_and_says_why_when_it_cannot_be_read(root, bundle, caplog, changes, why):
+    _edit(root / "variants" / "ort-cpu-fp32.json", **changes)
+    assert list(bundle.variants) == ["onnx-fp32"]
+    assert list(bundle.unreadable) == ["ort-cpu-fp32"]
+    assert re.search(why, bundle.unreadable["ort-cpu-fp32"])
+    assert bundle.unreadable["ort-cpu-fp32"].isprintable()
+    assert "variants/ort-cpu-fp32.json is left out" in caplog.text
+
+
+def test_variants_leaves_a_record_out_when_its_bytes_are_damaged_or_a_link_outside(root, bundle, tmp_path):
+    os.rename(root / "variants" / "ort-cpu-fp32.json", tmp_path / "outside.json")
+    (root / "variants" / "ort-cpu-fp32.json").symlink_to(tmp_path / "outside.json")
+    (root / "variants" / "torn.json").write_text('{"id": "to')
+    (root / "variants" / "folder.json").mkdir()
+    (root / "variants" / os.fsdecode(b"\xff.json")).write_text("{}")
+    assert list(bundle.variants) == ["onnx-fp32"]
+    assert "leads out of the bundle" in bundle.unreadable["ort-cpu-fp32"]
+    assert "not valid JSON" in bundle.unreadable["torn"]
+    assert "cannot be read" in bundle.unreadable["folder"]
+    assert all(text.isprintable() for pair in bundle.unreadable.items() for text in pair)
+    assert len(bundle.unreadable) == 4
+
+
+def test_variants_leaves_a_record_out_when_the_id_is_not_the_file_name(root, bundle):
     os.rename(root / "variants" / "ort-cpu-fp32.json", root / "variants" / "ort-cpu-int8.json")
-    with pytest.raises(ManifestError, match=r"ort-cpu-int8\.json: is about the variant 'ort-cpu-fp32'"):
-        _ = bundle.variants
+    assert list(bundle.variants) == ["onnx-fp32"]
+    assert "is about the variant 'ort-cpu-fp32', its name says 'ort-cpu-int8'" in bundle.unreadable["ort-cpu-int8"]
 
 
-@pytest.mark.parametrize("path", ["../../x", "/etc/passwd", "files/../../x"])
-def test_variants_refuses_when_a_record_names_a_file_outside(root, bundle, path):
-    record = json.loads((root / "variants" / "onnx-fp32.json").read_text())
-    record["files"][0]["path"] = path
-    _edit(root / "variants" / "onnx-fp32.json", files=record["files"])
-    with pytest.raises(ManifestError, match=r"onnx-fp32\.json.*Unsafe path"):
-        _ = bundle.variants
+def test_variants_reads_formats_and_devices_that_it_does_not_know(root, bundle):
+    _edit(root / "variants" / "ort-cpu-fp32.json", format="openvino", device="npu")
+    assert (bundle.variants["ort-cpu-fp32"].format, bundle.variants["ort-cpu-fp32"].device) == ("openvino", "npu")
+    assert bundle.unreadable == {}
+
+
+def test_variants_and_evidence_without_a_schema_version_are_of_the_first(root, bundle):
+    for path in (*root.glob("variants/*.json"), *root.glob("evidence/*/*.json")):
+        plain = json.loads(path.read_text())
+        assert plain.pop("schema_version") == 1
+        path.write_text(json.dumps(plain))
+    assert bundle.variants["onnx-fp32"].schema_version == 1
+    assert bundle.evidence("onnx-fp32")[0].schema_version == 1
+
+
+def test_reload_reads_what_was_mended(root, bundle):
+    path = root / "variants" / "ort-cpu-fp32.json"
+    whole = path.read_bytes()
+    path.write_text("{")
+    assert set(bundle.unreadable) == {"ort-cpu-fp32"}
+    path.write_bytes(whole)
+    bundle.reload()
+    assert bundle.unreadable == {}
+    assert "ort-cpu-fp32" in bundle.variants
 
 
 def test_variants_skips_unfinished_and_foreign_files(root, bundle):
@@ -152,11 +204,46 @@ def test_evidence_refuses_when_the_id_is_a_path(bundle):
         bundle.evidence("../variants")
 
 
-def test_evidence_refuses_when_it_is_about_another_variant(root, bundle):
+def test_evidence_is_left_out_when_it_is_about_another_variant(root, bundle, caplog):
     (path,) = (root / "evidence" / "onnx-fp32").iterdir()
     _edit(path, variant="ort-cpu-fp32")
-    with pytest.raises(ManifestError, match="is about the variant 'ort-cpu-fp32', its name says 'onnx-fp32'"):
-        bundle.evidence("onnx-fp32")
+    assert bundle.evidence("onnx-fp32") == ()
+    assert len(bundle.evidence("ort-cpu-fp32")) == 1
+    assert "is about the variant 'ort-cpu-fp32', its name says 'onnx-fp32'" in caplog.text
+
+
+LATER = "20990101T000000000000Z-00000000.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "doubt"),
+    [
+        ("{", None),  # says nothing
+        ('{"kind": "energy", "schema_version": 2}', None),
+        ('{"kind": "accuracy", "schema_version": 2}', r"written by a newer mlflow-tdeploy \(schema 2\)"),
+        ('{"kind": "accuracy", "passed": "perhaps"}', "damaged"),
+    ],
+)
+def test_doubt_names_the_file_when_the_newest_verdict_cannot_be_read(root, bundle, caplog, text, doubt):
+    folder = root / "evidence" / "onnx-fp32"
+    (folder / LATER).write_text(text)
+    assert len(bundle.evidence("onnx-fp32")) == 1
+    assert f"evidence/onnx-fp32/{LATER} is left out" in caplog.text
+    if doubt is None:
+        assert bundle.doubt("onnx-fp32") is None
+    else:
+        assert re.search(f"{LATER} is {doubt}", bundle.doubt("onnx-fp32"))
+    assert bundle.doubt("ort-cpu-fp32") is None
+    os.rename(folder / LATER, folder / "19990101T000000000000Z-00000000.json")  # superseded
+    bundle.reload()
+    assert bundle.doubt("onnx-fp32") is None
+
+
+def test_evidence_of_a_kind_that_is_not_known_is_no_verdict(root, bundle):
+    append_evidence(root, dataclasses.replace(accuracy("onnx-fp32", passed=False, created="2099"), kind="energy"))
+    assert [item.kind for item in bundle.evidence("onnx-fp32")] == ["accuracy", "energy"]
+    assert latest_accuracy(bundle.evidence("onnx-fp32")).passed
+    assert bundle.doubt("onnx-fp32") is None
 
 
 def test_reload_sees_what_was_added_since(root, bundle):

@@ -58,8 +58,8 @@ class OrtCpu(Runtime):
 
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:
         """Any ONNX graph runs; graphs fused for the CPU are at their best."""
-        if variant.device == "cuda":
-            return Compat(Fit.UNSUPPORTED, "made for CUDA")
+        if variant.device not in ("any", "cpu"):
+            return Compat(Fit.UNSUPPORTED, f"made for {'CUDA' if variant.device == 'cuda' else variant.device}")
         needed = variant.requires.get("onnxruntime", "")
         if needed and _numbers(self.version()) < _numbers(needed):
             why = f"needs onnxruntime >= {needed}, this host has {self.version()}"
@@ -176,7 +176,7 @@ def _version() -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdigit())
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdecimal())
 
 
 def _first_line(error: Exception) -> str:

@@ -43,6 +43,8 @@ class TorchReference(Runtime):
         del host
         if variant.format not in self.formats:
             return Compat(Fit.UNSUPPORTED, f"opens the format hf, not {variant.format}")
+        if variant.device not in ("any", "cpu"):
+            return Compat(Fit.UNSUPPORTED, f"made for {variant.device}")
         return Compat(Fit.USABLE, "the original model, unoptimized")
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:

@@ -1,0 +1,20 @@
+import json
+
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.copy import copy_bundle
+from tests.bundles import WEIGHTS, make_bundle
+
+
+def test_copy_leaves_behind_what_cannot_be_read(tmp_path):
+    root = make_bundle(tmp_path / "model", {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS}) / "tdeploy"
+    record = root / "variants" / "ort-cpu-fp32.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "schema_version": 2}))
+    verdict = root / "evidence" / "onnx-fp32" / "20990101T000000000000Z-0.json"
+    verdict.write_text('{"kind": "accuracy", "schema_version": 2}')
+    copy_bundle(Bundle.open(root), tmp_path / "copy")
+    copied = Bundle.open(tmp_path / "copy")
+    assert list(copied.variants) == ["onnx-fp32"]
+    assert copied.unreadable == {}
+    copied.verify(copied.variants["onnx-fp32"])
+    assert not (copied.root / "files" / "ort-cpu-fp32").exists()
+    assert copied.doubt("onnx-fp32")  # a copy is believed no more than the original
