@@ -48,10 +48,23 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
             ],
             max_finite_val=1e4,  # a mask's -3e38 must not become -inf once a score is added
         )
+        _drop_repeated_casts(half.graph)
         _cast_captured(half.graph)
         converted = ir.serde.deserialize_model(half)
         _join_fp32_neighbours(converted)
         save_ir(converted, dst)
+
+
+def _drop_repeated_casts(graph: onnx.GraphProto) -> None:
+    """Remove casts that are there twice: the converter writes one per fp32 node, named after the value it casts."""
+    seen: set[str] = set()
+    kept = []
+    for node in graph.node:
+        if node.op_type != "Cast" or node.output[0] not in seen:
+            kept.append(node)
+        seen.update(node.output)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _finishing_nodes(model: onnx.ModelProto) -> list[str]:

@@ -150,6 +150,25 @@ def test_fp16_does_not_overflow_a_sum_of_squares_or_a_mask(tmp_path):
     np.testing.assert_allclose(run(tmp_path / "h.onnx", x)[0], run(tmp_path / "m.onnx", x)[0], atol=2e-3)
 
 
+def test_fp16_casts_a_value_once_when_several_fp32_nodes_use_it(tmp_path):
+    """ALBERT's and GPT-2's gelu raises to a power that all layers share; the converter cast it once for each."""
+    nodes = [
+        helper.make_node("Add", ["x", "shift"], ["moved"]),
+        helper.make_node("Pow", ["moved", "three"], ["cube"]),
+        helper.make_node("Pow", ["cube", "three"], ["ninth"]),
+        helper.make_node("Pow", ["moved", "moved"], ["self"]),
+        helper.make_node("Add", ["ninth", "self"], ["y"]),
+    ]
+    constants = {"three": 3.0, "shift": 1.0}
+    tensors = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()]
+    onnx.save(small_model(nodes, tensors), tmp_path / "m.onnx")
+    to_fp16(tmp_path / "m.onnx", tmp_path / "h.onnx")
+    x = {"x": np.array([[0.1, 0.5, 0.75, 1.0]], np.float32)}
+    np.testing.assert_allclose(run(tmp_path / "h.onnx", x)[0], run(tmp_path / "m.onnx", x)[0], rtol=1e-2)
+    casts = [node for node in onnx.load(tmp_path / "h.onnx").graph.node if node.op_type == "Cast"]
+    assert len({node.output[0] for node in casts}) == len(casts)
+
+
 @pytest.mark.parametrize("captured", ["node", "weight", "input"])
 def test_fp16_keeps_branches_that_use_values_around_them(tmp_path, captured):
     """ONNX's branches see the outer graph's values; the converter turns those into fp16 and not the branches."""
