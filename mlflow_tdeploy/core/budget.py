@@ -14,7 +14,15 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 #: Metrics that get worse when they fall; every other known one gets worse when it rises.
 _HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", "accuracy", "f1"})
 _LOWER_IS_BETTER = frozenset(
-    {"max_difference", "max_relative_difference", "max_score_difference", "accuracy_drop", "f1_drop", "non_finite"}
+    {
+        "max_difference",
+        "max_relative_difference",
+        "max_norm_difference",
+        "max_score_difference",
+        "accuracy_drop",
+        "f1_drop",
+        "non_finite",
+    }
 )
 _LARGEST = sys.float_info.max
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
@@ -137,3 +145,7 @@ def _parse_limit(part: Any) -> Limit:
     except ValueError:
         raise InvalidInputError(f"The bound of {metric!r} must be a number, got {bound!r}.") from None
     return Limit(metric, ">=" if op in (">=", "≥") else "<=", number)
+
+
+#: Direction and length: what answers that are vectors have to keep.
+VECTOR_BUDGET = Budget((Limit("worst_cosine", ">=", 0.99), Limit("max_norm_difference", "<=", 0.1)))

@@ -27,8 +27,8 @@ class Comparison(ABC):
 class Rows:
     """Row-wise differences of two matrices, accumulated.
 
-    Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0) and by the
-    largest absolute difference. A value that is finite in the reference and not in the variant makes its
+    Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0), by their norms and by
+    the largest absolute difference. A value that is finite in the reference and not in the variant makes its
     row's cosine -1 and is counted.
     """
 
@@ -38,6 +38,7 @@ class Rows:
         self._sum = 0.0
         self._max = 0.0
         self._relative = 0.0
+        self._norm = 0.0
         self._bad = 0
 
     def add(self, reference: Array, got: Array) -> None:
@@ -58,15 +59,17 @@ class Rows:
         self._max = max(self._max, float(difference.max()))
         scale = float(np.abs(ref).max())
         self._relative = max(self._relative, float(difference.max()) / scale if scale else float(difference.max() > 0))
+        self._norm = max(self._norm, float(_norm_difference(ref, new).max()))
         self._bad += int(bad.sum())
 
     def metrics(self) -> dict[str, float]:
-        """Return worst and mean cosine, largest absolute and relative difference, and how many rows."""
+        """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
         return {
             "worst_cosine": self._worst,
             "mean_cosine": self._sum / self.count if self.count else 1.0,
             "max_difference": self._max,
             "max_relative_difference": self._relative,
+            "max_norm_difference": self._norm,
             "non_finite": float(self._bad),
             "rows": float(self.count),
         }
@@ -77,6 +80,17 @@ def _cosine(a: Array, b: Array) -> Array:
     zero = norms == 0.0
     same = np.where((a == b).all(axis=1), 1.0, 0.0)
     return np.where(zero, same, np.clip((a * b).sum(axis=1) / np.where(zero, 1.0, norms), -1.0, 1.0))
+
+
+def _norm_difference(ref: Array, new: Array) -> Array:
+    """Return how much longer or shorter each row became, in relation to it or, for short rows, to the typical row.
+
+    A cosine does not see it: a graph that answers three times as much as it should has cosine 1.
+    """
+    before, after = np.linalg.norm(ref, axis=1), np.linalg.norm(new, axis=1)
+    scale = np.maximum(before, np.sqrt(np.mean(before**2)))
+    change = np.abs(after - before)
+    return np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), (change > 0).astype(np.float64))
 
 
 def same_outputs(reference: Arrays, got: Arrays) -> str | None:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mlflow_tdeploy.core.budget import VECTOR_BUDGET
 from mlflow_tdeploy.core.compare import Rows, same_outputs
 
 
@@ -65,3 +66,21 @@ def test_same_outputs_names_what_is_missing_or_of_another_shape():
     assert same_outputs(reference, {"y": np.ones((2, 3))}) is None
     assert "'y' is missing" in same_outputs(reference, {})
     assert "(2, 4)" in same_outputs(reference, {"y": np.ones((2, 4))})
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, 0.0), (3.0, 2.0), (0.5, 0.5)])
+def test_rows_see_a_scale_that_the_cosine_does_not(factor, expected):
+    rows = Rows()
+    reference = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    rows.add(reference, factor * reference)
+    metrics = rows.metrics()
+    assert metrics["worst_cosine"] == pytest.approx(1.0)
+    assert metrics["max_norm_difference"] >= expected * 0.99
+    assert bool(VECTOR_BUDGET.violations(metrics)) is (expected > 0.1)
+
+
+def test_rows_hold_a_short_row_against_the_typical_one():
+    """A row of almost nothing may be a third longer: the error is as small as any other row's."""
+    rows = Rows()
+    rows.add(np.array([[100.0, 0.0], [0.3, 0.0]], np.float32), np.array([[100.0, 0.0], [0.4, 0.0]], np.float32))
+    assert rows.metrics()["max_norm_difference"] < 0.01

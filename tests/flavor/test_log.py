@@ -151,3 +151,14 @@ def test_log_model_uses_an_iterator_of_precisions_twice(tracking, tmp_path):
     )
     with mlflow_tdeploy.load_model(info.model_uri) as model:
         assert sorted(model.variants) == ["onnx-fp32", "ort-cpu-fp32"]
+
+
+def test_log_model_serves_no_graph_that_answers_a_multiple(tracking, tmp_path):
+    """Its answers point the same way, so a cosine alone would call it as good as the original."""
+    for name, factor in (("onnx-fp32", 1), ("onnx-tripled", 3)):
+        linear_graph(tmp_path / f"{name}.onnx", factor * np.asarray(WEIGHTS))
+    paths = {name: str(tmp_path / f"{name}.onnx") for name in ("onnx-fp32", "onnx-tripled")}
+    info = mlflow_tdeploy.log_model(paths, name="graphs", task="tensors", shapes={"batch": (1, 2, 8)})
+    with mlflow_tdeploy.load_model(info.model_uri) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert "max_norm_difference is 2 (budget max_norm_difference <= 0.1)" in model.decision.explain()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from mlflow_tdeploy.core.budget import Budget, Limit
+from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import Comparison, Rows
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm
 from mlflow_tdeploy.core.tasks._text import TextTask
@@ -19,7 +19,7 @@ class FeatureExtraction(TextTask):
     """Returns one array (1, tokens, width) per text, padding removed."""
 
     name: ClassVar[str] = "feature-extraction"
-    default_budget: ClassVar[Budget] = Budget((Limit("worst_cosine", ">=", 0.99),))
+    default_budget: ClassVar[Budget] = VECTOR_BUDGET
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return the hidden states of each text's own tokens."""

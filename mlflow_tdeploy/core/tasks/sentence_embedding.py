@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import Budget, Limit
+from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import Comparison, Rows
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm
 from mlflow_tdeploy.core.tasks._text import TextTask
@@ -21,7 +21,7 @@ class SentenceEmbedding(TextTask):
     """Returns a float array (texts, width), as ``SentenceTransformer.encode`` does."""
 
     name: ClassVar[str] = "sentence-embedding"
-    default_budget: ClassVar[Budget] = Budget((Limit("worst_cosine", ">=", 0.99),))
+    default_budget: ClassVar[Budget] = VECTOR_BUDGET
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return one vector per text."""

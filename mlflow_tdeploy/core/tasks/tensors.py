@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import Budget, Limit
+from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
@@ -20,7 +20,7 @@ class Tensors(Task):
 
     name: ClassVar[str] = "tensors"
     input_kind: ClassVar[Literal["text", "tensors"]] = "tensors"
-    default_budget: ClassVar[Budget] = Budget((Limit("worst_cosine", ">=", 0.99),))
+    default_budget: ClassVar[Budget] = VECTOR_BUDGET
 
     def items(self, inputs: Any) -> list[Any]:
         """Return the request's arrays, checked against the signature, as the only item."""
