@@ -91,7 +91,10 @@ def _join_fp32_neighbours(model: ir.Model) -> None:
         source = there.inputs[0]
         producer = source.producer() if source is not None else None
         if source is not None and producer is not None and producer.op_type in (*FP32_OPS, *_FP32_AFTER):
-            back.outputs[0].replace_all_uses_with(source)
+            if back.outputs[0].is_graph_output():  # its name is the interface: it stays, as a cast that does nothing
+                back.replace_input_with(0, source)
+            else:
+                back.outputs[0].replace_all_uses_with(source)
     passes.RemoveUnusedNodesPass()(model)
 
 

@@ -169,6 +169,15 @@ def test_fp16_casts_a_value_once_when_several_fp32_nodes_use_it(tmp_path):
     assert len({node.output[0] for node in casts}) == len(casts)
 
 
+def test_fp16_keeps_an_output_that_comes_from_an_fp32_operator(tmp_path):
+    nodes = [helper.make_node("Pow", ["x", "two"], ["y"])]
+    two = numpy_helper.from_array(np.array(2.0, np.float32), "two")
+    onnx.save(small_model(nodes, [two]), tmp_path / "m.onnx")
+    to_fp16(tmp_path / "m.onnx", tmp_path / "h.onnx")
+    x = {"x": np.array([[400, 300, -350, 380]], np.float32)}  # squares are beyond fp16's 65504
+    np.testing.assert_allclose(run(tmp_path / "h.onnx", x)[0], x["x"] ** 2, rtol=1e-2)
+
+
 @pytest.mark.parametrize("captured", ["node", "weight", "input"])
 def test_fp16_keeps_branches_that_use_values_around_them(tmp_path, captured):
     """ONNX's branches see the outer graph's values; the converter turns those into fp16 and not the branches."""
