@@ -135,6 +135,12 @@ class Variant:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
+    def token_budget(self) -> int:
+        """Padded tokens of a batch that suit its graph; 0 where its ``session`` hints say nothing usable."""
+        hint = self.session.get("token_budget")
+        return hint if type(hint) is int and hint > 0 else 0
+
+    @property
     def dropped(self) -> bool:
         """Whether its files were not kept because it is over the model's budget."""
         return not self.files

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.budget import Budget
@@ -31,6 +31,26 @@ from mlflow_tdeploy.store.layout import ASSETS
 _log = logging.getLogger("mlflow_tdeploy")
 
 Fetch = Callable[[Variant], None]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Workers(ThreadPoolExecutor):
+    """Threads for batches; work that comes after the end is refused as by anything else of a closed model."""
+
+    closed = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:  # also raised where no thread can be started
+            if self.closed:
+                raise SessionError("The model is closed.") from error
+            raise
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.closed = True
+        super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 class Model:
@@ -49,7 +69,7 @@ class Model:
         self._hashes = HashCache()
         self._lock = threading.Lock()
         self._opening = threading.RLock()
-        self._executor: Executor | None = None
+        self._executor: _Workers | None = None
         self._sessions: dict[tuple[str, str], Session] = {}
         self._adaptive: list[AdaptiveThreads] = []
         self._forced: dict[tuple[str, str], Pipeline] = {}
@@ -102,6 +122,7 @@ class Model:
         Raises:
             InvalidInputError: The inputs or parameters cannot be used.
             NoVariantError: The forced variant cannot serve.
+            SessionError: The runtime failed, or the model was closed in the meantime.
         """
         if params is not None and not isinstance(params, Mapping):
             raise InvalidInputError(f"params must be a mapping from name to value, got {type(params).__name__}.")
@@ -132,7 +153,7 @@ class Model:
             executor, self._executor = self._executor, None
             self._pipeline, self._forced = None, {}
             adaptive, self._adaptive = self._adaptive, []
-        if isinstance(executor, ThreadPoolExecutor):
+        if executor is not None:
             executor.shutdown(wait=True)
         for threads in adaptive:
             threads.close()
@@ -216,12 +237,12 @@ class Model:
                 raise SessionError(f"its answer to a golden request is wrong: {why}")
 
     def _make_pipeline(self, candidate: Candidate, session: Session) -> Pipeline:
-        hint = self._bundle.variants[candidate.variant].session.get("token_budget", DEFAULT_TOKEN_BUDGET)
         workers = self._options.threads or probe.hardware().cores
         with self._lock:
             if workers > 1 and self._executor is None:
-                self._executor = ThreadPoolExecutor(workers, thread_name_prefix="tdeploy")
-        budget = self._options.token_budget or int(hint)
+                self._executor = _Workers(workers, thread_name_prefix="tdeploy")
+        hint = self._bundle.variants[candidate.variant].token_budget
+        budget = self._options.token_budget or hint or DEFAULT_TOKEN_BUDGET
         return Pipeline(
             self._task,
             session.infer,

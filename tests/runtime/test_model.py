@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import re
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError
-from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu
+from mlflow_tdeploy.core.hardware import host_cpu
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtSession
 from mlflow_tdeploy.runtime.base import SessionOptions
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, make_bundle
+from tests.flavor.text_bundles import make_text_bundle
 
 X = np.array([[1, 2, 3, 4]], np.float32)
 BOTH = {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS}
@@ -187,10 +191,46 @@ def test_close_stops_threads_and_refuses_further_calls(tmp_path):
         model.predict({"x": X})
 
 
+def test_predict_says_closed_when_the_model_is_closed_before_its_batches_start(tmp_path, monkeypatch):
+    model = open_model(make_text_bundle(tmp_path), options=SessionOptions(threads=2))
+    items = model.task.items
+    monkeypatch.setattr(model.task, "items", lambda inputs: (model.close(), items(inputs))[1])
+    with pytest.raises(SessionError, match=r"^The model is closed\.$"):
+        model.predict(["a good film", "bad", "a"] * 10)
+
+
+def test_predict_serves_the_batches_that_the_variants_record_asks_for(tmp_path, monkeypatch):
+    root = make_text_bundle(tmp_path)
+    for path in (root / "tdeploy/variants").iterdir():
+        path.write_text(json.dumps({**json.loads(path.read_text()), "session": {"token_budget": 6}}))
+    seen, infer = [], OrtSession.infer
+    monkeypatch.setattr(OrtSession, "infer", lambda self, feeds: (seen.append(feeds), infer(self, feeds))[1])
+    with open_model(root, options=SessionOptions(threads=2)) as model:
+        model.predict(["a good film"] * 8)
+    assert {feeds["input_ids"].shape for feeds in seen} == {(2, 3)}
+
+
+def test_lone_requests_try_a_session_of_every_core_that_spins_and_writes_no_profile(tmp_path, monkeypatch):
+    """One that does not spin is no faster than one thread, and two sessions must not write one profile."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probe, "hardware", lambda: dataclasses.replace(host_cpu(), cores=2))
+    opened, original = [], OrtCpu.open
+
+    def remember(self, root, variant, signature, options):
+        opened.append(options)
+        return original(self, root, variant, signature, options)
+
+    monkeypatch.setattr(OrtCpu, "open", remember)
+    given = SessionOptions(arena=False, profiling="profile")
+    with open_model(make_bundle(tmp_path), options=given) as model:
+        for _ in range(3):
+            model.predict({"x": X})
+    assert opened[0] == given
+    assert opened[1:] == [SessionOptions(arena=False, intra_op_threads=2, spinning=True)]
+
+
 def test_open_model_leaves_no_session_open_when_it_fails(tmp_path, monkeypatch):
     closed = []
-    from mlflow_tdeploy.runtime.backends.ort_cpu import OrtSession
-
     original = OrtSession.close
     monkeypatch.setattr(OrtSession, "close", lambda self: (closed.append(self), original(self)))
     wrong = -WEIGHTS
