@@ -42,7 +42,7 @@ def make_text_bundle(root: Path, task: str = "sentence-embedding", *, failed: tu
     are recorded as over budget.
     """
     draft = BundleDraft(root / "tdeploy")
-    _tokenizer(draft.root / "assets")
+    write_tokenizer(draft.root / "assets")
     signature = Signature(
         dims=(Dim("batch", 1, 2, 4), Dim("sequence", 1, 4, 8)),
         inputs=tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")),
@@ -78,10 +78,10 @@ def make_text_bundle(root: Path, task: str = "sentence-embedding", *, failed: tu
     return root
 
 
-def _tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

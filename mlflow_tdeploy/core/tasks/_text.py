@@ -70,7 +70,11 @@ class TextTask(Task):
         return [text.strip() for text in texts] if self.config.get("strip") else texts
 
     def encode(self, items: Sequence[str]) -> TextEncoded:
-        """Tokenize the texts."""
+        """Tokenize the texts.
+
+        Raises:
+            InvalidInputError: One is not Unicode, or has no tokens; names its position.
+        """
         try:
             encodings = self.tokenizer.encode_batch_fast(items) if len(items) > 1 else [self.tokenizer.encode(items[0])]
         except TypeError as error:  # a lone surrogate is str for Python and not text for the tokenizer
@@ -81,7 +85,14 @@ class TextTask(Task):
                 f"Text {bad} is not valid Unicode (it has a lone surrogate) and cannot be encoded as UTF-8. "
                 f"Decode the bytes with errors='replace' first."
             ) from error
-        return TextEncoded(self, encodings)
+        encoded = TextEncoded(self, encodings)
+        if 0 in encoded.lengths:  # a row without a token is masked as a whole, and its answer means nothing
+            bad = encoded.lengths.index(0)
+            raise InvalidInputError(
+                f"Text {bad} has no tokens: the model's tokenizer makes none of {shown(items[bad])} and adds no "
+                f"special ones, so there is nothing to answer. Leave it out."
+            )
+        return encoded
 
     def example_feeds(
         self,

@@ -7,8 +7,20 @@ import pandas as pd
 import pytest
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
+from tests.flavor.text_bundles import LABELS, OUTPUTS, write_tokenizer
 from tests.served import task_of
+
+
+def word_task(name, folder, *, batch="batch", names=("input_ids", "attention_mask"), **config):
+    """A text task whose tokenizer splits at white space, knows six words and adds no special tokens."""
+    write_tokenizer(folder)
+    dims = (Dim("batch", 1, 2, 4), Dim("sequence", 1, 4, 8))
+    inputs = tuple(TensorSpec(each, "int64", (batch, "sequence")) for each in names)
+    config = {"max_length": 8, "pad_id": 0, "labels": LABELS, **config}
+    return TASKS.get(name)(config, Signature(dims, inputs, (OUTPUTS[name],)), folder)
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +127,12 @@ def test_tokenizer_says_so_when_its_file_is_damaged(source, tmp_path):
 def test_check_params_refuses_what_is_no_mapping(task, params):
     with pytest.raises(InvalidInputError, match="params must be a mapping"):
         task.check_params(params)
+
+
+@pytest.mark.parametrize("name", sorted(OUTPUTS))
+@pytest.mark.parametrize(("texts", "bad"), [([""], 0), (["a film", "good", "bad", " \t"], 3)])
+def test_encode_names_the_text_when_it_has_no_tokens(name, texts, bad, tmp_path):
+    task = word_task(name, tmp_path)
+    with pytest.raises(InvalidInputError, match=f"Text {bad} has no tokens"):
+        task.encode(task.items(texts))
+    assert task.encode(["film"]).lengths == [1]
