@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -88,6 +89,8 @@ def test_inspecting_a_folder_makes_no_mlflow_database(bundle, tmp_path, monkeypa
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     run("inspect", bundle)
+    os.rename(bundle, tmp_path / f"m-{'0' * 32}")  # a folder of MLflow's, without its database
+    run("inspect", tmp_path / f"m-{'0' * 32}")
     assert list((tmp_path / "cwd").iterdir()) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,30 @@ def test_locate_says_so_when_nothing_is_there(tracking, tmp_path):
         with pytest.raises(MlflowException) as caught:
             locate(uri)
         assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def test_locate_takes_a_models_id_from_its_own_folder_only(tracking, model, tmp_path):
+    info = log(model)
+    own = locate(info.model_uri).local
+    copy = tmp_path / "backup" / info.model_id
+    shutil.copytree(own, copy)
+    for uri in (own, own / "tdeploy", own.as_uri()):
+        assert locate(uri).model_id == info.model_id
+    assert locate(copy).model_id is None
+    other = tmp_path / f"m-{'0' * 32}"
+    shutil.copytree(own, other)
+    assert locate(other).model_id is None  # nobody knows that id
+
+
+def test_extending_a_copy_leaves_the_registered_model_alone(tracking, model, tmp_path):
+    info = log(model)
+    copy = tmp_path / "backup" / info.model_id / "artifacts"
+    shutil.copytree(locate(info.model_uri).local, copy)
+    before = mlflow.get_logged_model(info.model_id).tags
+    linear_graph(tmp_path / "mine.onnx")
+    mlflow_tdeploy.extend_model(str(copy), variants={"mine": tmp_path / "mine.onnx"})
+    assert "mine" in Bundle.open(copy).variants
+    assert mlflow.get_logged_model(info.model_id).tags == before
 
 
 # fetch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import urllib.parse
 from dataclasses import dataclass, replace
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_tdeploy.core.errors import NotFoundError
+from mlflow_tdeploy.store.layout import ROOT
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -77,10 +80,10 @@ def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:
 
 def _locate_plain(text: str, client: MlflowClient | None) -> Location:
     tracking_uri = client.tracking_uri if client is not None else mlflow.get_tracking_uri()
-    location = Location(text, text, _model_id_in(text), tracking_uri)
+    location = Location(text, text, None, tracking_uri)
     if location.local is not None and not location.local.is_dir():
         raise NotFoundError(f"No model at '{text}': that folder does not exist.")
-    return location
+    return replace(location, model_id=_model_id_of(location, client))
 
 
 def _locate_version(uri: str, client: MlflowClient) -> Location:
@@ -100,7 +103,8 @@ def _locate_version(uri: str, client: MlflowClient) -> Location:
             return replace(_locate_in_run(root, client), uri=uri)
         if urllib.parse.urlparse(root).scheme != "models":
             break
-    return Location(uri, root, model_id or _model_id_in(root), client.tracking_uri)
+    location = Location(uri, root, model_id, client.tracking_uri)
+    return location if model_id else replace(location, model_id=_model_id_of(location, client))
 
 
 def _parse_models_uri(uri: str) -> Any:
@@ -143,6 +147,27 @@ def is_model_id(text: str) -> bool:
     return _MODEL_ID.fullmatch(text) is not None
 
 
-def _model_id_in(root: str) -> str | None:
-    match = _MODEL_ID.search(root)
-    return match[0] if match else None
+def _model_id_of(location: Location, client: MlflowClient | None) -> str | None:
+    """Return the id of the logged model whose files are these very ones; a copy's path may hold an id, too."""
+    for model_id in dict.fromkeys(_MODEL_ID.findall(location.root)):
+        if client is None and _is_missing_database(location.tracking_uri or ""):
+            return None
+        try:
+            model = (client or MlflowClient(location.tracking_uri)).get_logged_model(model_id)
+        except MlflowException:
+            continue  # not known there
+        if _places(location) & _places(Location("", model.artifact_location)):
+            return model_id
+    return None
+
+
+def _places(location: Location) -> set[str]:
+    """Return the folder, also where its part that is ours was named, in a form that can be compared."""
+    root = location.root.rstrip("/") if location.local is None else os.path.realpath(location.local)
+    return {root, root.removesuffix(f"/{ROOT}")}
+
+
+def _is_missing_database(tracking_uri: str) -> bool:
+    """Tell whether asking would create MLflow's database, as its default does in the current folder."""
+    path = tracking_uri.removeprefix("sqlite:///")
+    return path != tracking_uri and not os.path.exists(path)
