@@ -43,8 +43,10 @@ def get_default_pip_requirements(variants: Iterable[Variant] | None = None) -> l
     runtime = next((name for name in _RUNTIMES if _installed(name)), _RUNTIMES[0])
     extra = "gpu" if runtime == "onnxruntime-gpu" else "cpu"
     names = ["mlflow", f"mlflow-tdeploy[{extra}]", runtime, "numpy", "tokenizers"]
-    if variants is not None and not any(v.format != "hf" and not v.dropped for v in variants):
-        names = [*(name for name in names if name != runtime), "torch", "transformers", "safetensors"]
+    kept = [variant for variant in variants or () if not variant.dropped]
+    if variants is not None and all(variant.format == "hf" for variant in kept):
+        packages = [name for variant in kept for name in variant.requires]
+        names = [*(name for name in names if name != runtime), "torch", "transformers", "safetensors", *packages]
     return [_get_pinned_requirement(name) if _installed(name.split("[")[0]) else name for name in names]
 
 

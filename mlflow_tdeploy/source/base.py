@@ -24,6 +24,7 @@ class Source(ABC):
         signature: Tensors and ranges of the graph to be made.
         reference_id: For ready-made graphs, id of the one that :meth:`reference` runs.
         notes: What a reader should know about how the source was read, such as an upcast to fp32.
+        packages: Distributions that opening the written source takes beside torch, transformers and safetensors.
     """
 
     record: SourceRecord
@@ -32,6 +33,7 @@ class Source(ABC):
     signature: Signature
     reference_id: str | None = None
     notes: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
     @abstractmethod
     def reference(self, feeds: Arrays) -> Arrays:

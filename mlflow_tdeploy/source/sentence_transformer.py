@@ -90,7 +90,9 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
         model.save(str(folder), safe_serialization=True, create_model_card=False)
 
     keep = type(transformer).__module__.startswith("transformers.")
-    return TextModelSource(record, TASK, config, signature, module, tokenizer, save if keep else None, notes)
+    source = TextModelSource(record, TASK, config, signature, module, tokenizer, save if keep else None, notes)
+    source.packages = ("sentence-transformers",)
+    return source
 
 
 def check_chain(model: Any) -> None:

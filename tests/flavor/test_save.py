@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -173,12 +174,12 @@ def test_default_requirements_hold_no_torch_and_are_pinned(save):
 
 def test_default_requirements_hold_torch_when_only_the_original_can_serve(made):
     variants = Bundle.open(made).variants.values()
-    from dataclasses import replace
-
-    original = replace(next(iter(variants)), id="hf", format="hf")
-    dropped = [replace(variant, files=()) for variant in variants]
+    original = dataclasses.replace(next(iter(variants)), id="hf", format="hf")
+    dropped = [dataclasses.replace(variant, files=()) for variant in variants]
     found = " ".join(get_default_pip_requirements([original, *dropped]))
     assert "torch==" in found
+    needing = dataclasses.replace(original, requires={"sentence-transformers": "6"})
+    assert any(line.startswith("sentence-transformers==") for line in get_default_pip_requirements([needing]))
     assert "transformers==" in found
     assert "+cpu" not in found
     assert "torch" not in " ".join(get_default_pip_requirements([original, *variants]))

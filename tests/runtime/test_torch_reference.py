@@ -80,6 +80,13 @@ def test_probe_is_usable_for_the_original_only(runtime):
     assert runtime.probe(host, graph).fit is Fit.UNSUPPORTED
 
 
+def test_probe_names_what_the_original_needs_and_this_host_lacks(runtime):
+    variant = Variant("hf", "hf", Precision(), "any", "source", (), requires={"no-such-distribution": "1.0"})
+    compat = runtime.probe(probe.host(), variant)
+    assert (compat.fit, compat.outdated) == (Fit.UNSUPPORTED, True)
+    assert compat.reason.startswith("no-such-distribution is not installed")
+
+
 def test_missing_names_the_package_when_torch_is_not_installed(runtime, monkeypatch):
     assert runtime.missing() is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch" else object())

@@ -37,6 +37,7 @@ def _pooling(mode="mean", width=32):
 def test_resolve_reads_a_folder_when_it_is_in_sentence_transformers_format(minilm_path):
     source = resolve(minilm_path)
     assert source.task == "sentence-embedding"
+    assert source.packages == ("sentence-transformers",)
     assert (source.record.kind, source.record.architecture) == ("sentence-transformers", "BertModel")
     assert [str(spec) for spec in source.signature.outputs] == ["sentence_embedding: float32[batch, 384]"]
     assert source.signature.dim("sequence").max == source.task_config["max_length"] == 256

@@ -45,6 +45,9 @@ class TorchReference(Runtime):
             return Compat(Fit.UNSUPPORTED, f"opens the format hf, not {variant.format}")
         if variant.device not in ("any", "cpu"):
             return Compat(Fit.UNSUPPORTED, f"made for {variant.device}")
+        if lacking := [name for name in variant.requires if not _installed(name)]:
+            why = f"{lacking[0]} is not installed (pip install 'mlflow-tdeploy[{lacking[0]}]')"
+            return Compat(Fit.UNSUPPORTED, why, outdated=True)
         return Compat(Fit.USABLE, "the original model, unoptimized")
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
@@ -96,3 +99,11 @@ class TorchSession(Session):
 def _line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
