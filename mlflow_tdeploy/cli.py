@@ -33,6 +33,11 @@ _OPTIONAL = {
     "onnxscript": ("export and fusion", "pip install 'mlflow-tdeploy[build]'"),
     "sentence_transformers": ("logging sentence-transformers", "pip install 'mlflow-tdeploy[sentence-transformers]'"),
 }
+#: How bench measures unless it is told otherwise.
+_SPLIT = (
+    "text batches split as serving splits them, one thread each; a single batch on one thread "
+    "(serving also tries every core for it, and keeps to what is faster)"
+)
 
 
 class _Shape(click.ParamType):
@@ -94,7 +99,9 @@ def main() -> None:
 @click.option(
     "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Texts to verify on, one a line."
 )
-@click.option("--revision", help="Commit of the hub repository.")
+@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False), help="Its folder, where SOURCE has none.")
+@click.option("--label", "labels", multiple=True, help="Name of a class; several times, in class order.")
+@click.option("--revision", help="Commit of the hub repository; a private one is read with HF_TOKEN.")
 def log(source: str, out: Path | None, register: str | None, alias: str | None, name: str, **given: Any) -> None:
     """Turn SOURCE (a folder, a hub id or an .onnx file) into a bundle, in MLflow or in a folder."""
     if out is not None and (register or alias):
@@ -106,6 +113,7 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         **given,
         "precisions": given["precisions"] or None,
         "shapes": dict(given["shapes"]) or None,
+        "labels": list(given["labels"]) or None,
         "verify_with": texts.read_text(encoding="utf-8").splitlines() if texts else None,
         "progress": lambda step: click.echo(f"{step.name:<28}{step.seconds:7.1f} s  {step.detail}"),
     }
@@ -291,7 +299,7 @@ def _is_installed(distribution: str) -> bool:
 @click.option("--rounds", default=20, show_default=True, help="Calls of each variant per shape.")
 @click.option(
     "--intra-op-threads", default=0, show_default=True,
-    help="Threads inside one operator, each shape in one call; 0 runs text batches as they are served.",
+    help="Threads inside one operator, each shape in one call; 0 splits text batches as serving does.",
 )  # fmt: skip
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to this file too."
@@ -307,7 +315,9 @@ def bench(
 
     if record:
         if variant or runtime or strict or shapes or intra_op_threads:
-            raise click.UsageError("--record measures every variant as it is served: leave the other choices out.")
+            raise click.UsageError(
+                "--record measures every variant, always in the same way: leave the other choices out."
+            )
         _record(uri, rounds, json_path)
         return
     with _clean_errors():
@@ -322,7 +332,7 @@ def bench(
             bundle, decision.openable, shapes=[_parse_shape(shape) for shape in shapes] or None, rounds=rounds,
             options=SessionOptions(intra_op_threads=intra_op_threads),
         )  # fmt: skip
-        how = f"{intra_op_threads} intra-op thread(s)" if intra_op_threads else "as served"
+        how = f"each shape in one call on {intra_op_threads} intra-op thread(s)" if intra_op_threads else _SPLIT
         click.echo(f"{decision.host.kind}; ms per call, {how}")
         _show_bench(decision, rows, json_path)
 
@@ -332,7 +342,7 @@ def _record(uri: str, rounds: int, json_path: Path | None) -> None:
 
     with _clean_errors():
         decision, rows = record_latency(uri, rounds=rounds)
-        click.echo(f"{decision.host.kind}; ms per call, as served; recorded with the model")
+        click.echo(f"{decision.host.kind}; ms per call, {_SPLIT}; recorded with the model")
         _show_bench(decision, rows, json_path)
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.hardware import usable_cores
 from mlflow_tdeploy.core.measure import Timing
@@ -28,7 +29,7 @@ class BenchRow:
         runtime: Name of the runtime.
         shape: Size of every named dimension.
         timing: Statistics of single calls, in ms.
-        throughput: Items (rows of the batch) per second, from the mean.
+        throughput: Items per second, from the mean; a call has as many as the first axis of the first input.
     """
 
     variant: str
@@ -90,8 +91,8 @@ def sweep(
         shapes: Sizes by dimension; None for :func:`default_shapes`.
         rounds: Calls of each candidate per shape.
         seconds: Most time per shape and candidate, once three rounds are done.
-        options: Session options. Without ``intra_op_threads`` text batches run as they are served, see
-            :func:`~mlflow_tdeploy.runtime.latency.as_served`; with it, each is one call.
+        options: Session options. Without ``intra_op_threads`` text batches are split as they are served, see
+            :mod:`mlflow_tdeploy.runtime.latency`; with it, each is one call.
 
     Returns:
         A row per shape and candidate.
@@ -112,16 +113,25 @@ def time_contenders(
         limit = seconds * max(1, len(taking_part))
         timings = time_shape(taking_part, task, shape, rounds=rounds, seconds=limit)
         for one, timing in zip(taking_part, timings, strict=True):
-            throughput = shape.get("batch", 1) * 1e3 / timing.mean_ms
+            throughput = _items(manifest.signature, shape) * 1e3 / timing.mean_ms
             rows.append(BenchRow(one.variant, one.runtime, shape, timing, throughput))
     return rows
+
+
+def _items(signature: Signature, shape: Shape) -> int:
+    """Return how many items a call at a shape has: its first axis, however it is called, fixed or not."""
+    axes = signature.inputs[0].shape
+    if not axes:
+        return 1
+    first = axes[0]
+    return first if isinstance(first, int) else shape[first]
 
 
 @contextmanager
 def contenders(
     bundle: Bundle, candidates: Iterable[Candidate], options: SessionOptions | None = None
 ) -> Iterator[list[Contender]]:
-    """Open candidates as they are served; closed on the way out.
+    """Open candidates as bulk work is served; closed on the way out.
 
     Args:
         bundle: The bundle, with the candidates' files present.
@@ -133,9 +143,13 @@ def contenders(
         found = []
         for candidate in candidates:
             runtime = RUNTIMES.get(candidate.runtime)()
-            session = runtime.open(bundle.root, bundle.variants[candidate.variant], bundle.manifest.signature, given)
+            variant = bundle.variants[candidate.variant]
+            session = runtime.open(bundle.root, variant, bundle.manifest.signature, given)
             stack.callback(session.close)
             split = runtime.one_thread_sessions and not given.intra_op_threads
             threads = given.intra_op_threads or (1 if split else usable_cores())
-            found.append(Contender(candidate.variant, candidate.runtime, session.infer, threads, split=split))
+            budget = given.token_budget or variant.token_budget or DEFAULT_TOKEN_BUDGET
+            found.append(
+                Contender(variant.id, candidate.runtime, session.infer, threads, split=split, token_budget=budget)
+            )
         yield found

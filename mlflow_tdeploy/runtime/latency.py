@@ -3,8 +3,13 @@
 One way of measuring for what a build records, what ``tdeploy bench`` shows and what a host adds later. Two shapes are
 recorded: ``p50_ms`` and the other plain names are at the signature's *opt* sizes, which mean "the size to be fastest
 at", one defined shape for every variant; ``short_…`` figures are for one short item (one row of 16 tokens, or the
-smallest sizes where a graph has other dimensions). A text batch runs as it is served: split into batches that run
-side by side.
+smallest sizes where a graph has other dimensions).
+
+A text batch is split as it is served: into batches of the variant's token budget that run side by side, one thread
+each. What is a single batch, the short item above all, runs on that one thread. Served, such a request also tries a
+session of every core and keeps to it where it is faster (:mod:`mlflow_tdeploy.runtime.threads`), so it may be answered
+sooner than the figure says. That choice is left out because it takes many requests and depends on what else the host
+does; the settings of the record say so.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ class Contender:
         infer: Its session's ``infer``.
         threads: Threads inside one operator.
         split: Whether a large batch is split into ones that run side by side, as it is served with one thread each.
+        token_budget: Most padded tokens in one of those.
     """
 
     variant: str
@@ -48,6 +54,18 @@ class Contender:
     infer: Infer
     threads: int
     split: bool
+    token_budget: int = DEFAULT_TOKEN_BUDGET
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """How it is run, for the record."""
+        if not self.split:
+            return {"intra_op_threads": self.threads, "batches": "in one call"}
+        return {
+            "intra_op_threads": self.threads,
+            "batches": "split and run side by side; a single batch on one thread, while serving also tries every core",
+            "token_budget": self.token_budget,
+        }
 
 
 def recorded_shapes(signature: Signature) -> tuple[Shape, Shape]:
@@ -82,7 +100,7 @@ def time_shape(
     cores = usable_cores()
     with ThreadPoolExecutor(cores) as executor:
         calls = {
-            str(index): as_served(one.infer, feeds, task.signature, executor, cores)
+            str(index): side_by_side(one.infer, feeds, task.signature, executor, cores, one.token_budget)
             if one.split
             else _whole(one.infer, feeds)
             for index, one in enumerate(contenders)
@@ -145,7 +163,7 @@ def latency_evidence(
         shapes=(f"short_p50_ms: {short_shape}", f"p50_ms: {opt_shape}"),
         settings={
             "runtime": contender.runtime,
-            "intra_op_threads": contender.threads,
+            **contender.method,
             "interleaved_with": list(names),
         },
         created=now(),
@@ -157,19 +175,23 @@ def shape_text(shape: Shape) -> str:
     return ",".join(f"{name}={size}" for name, size in shape.items()) or "fixed"
 
 
-def as_served(
-    infer: Infer, feeds: Arrays, signature: Signature, executor: Executor, workers: int
+def side_by_side(
+    infer: Infer,
+    feeds: Arrays,
+    signature: Signature,
+    executor: Executor,
+    workers: int,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
 ) -> Callable[[], object]:
-    """Return a call that runs a batch of equally long rows the way a request of these rows is served.
+    """Return a call that runs a batch of equally long rows split the way a request of these rows is served.
 
-    Rows are split into batches that run side by side, one thread each; what has no batch and sequence dimension, or is
-    one batch, runs as it is.
+    The batches run side by side; what has no batch and sequence dimension, or is one batch, runs as it is.
     """
     first = signature.inputs[0]
     if first.shape[:2] != ("batch", "sequence"):
         return _whole(infer, feeds)
     rows, width = feeds[first.name].shape[:2]
-    plan = plan_batches([width] * rows, max_batch=rows, token_budget=DEFAULT_TOKEN_BUDGET, workers=workers)
+    plan = plan_batches([width] * rows, max_batch=rows, token_budget=token_budget, workers=workers)
     parts = [{name: array[batch] for name, array in feeds.items()} for batch in plan]
     return _whole(infer, parts[0]) if len(parts) == 1 else (lambda: list(executor.map(infer, parts)))
 

@@ -106,24 +106,25 @@ class AdaptiveThreads:
             self._running += 1
             alone, wide = self._running == 1, self._wide
             self._seen += 1
-            if self._seen == self.OPEN_AFTER and not self._closed:
+            number = self._seen
+            if number == self.OPEN_AFTER and not self._closed:
                 self._opener = threading.Thread(target=self._open, name="tdeploy-open", daemon=True)
                 self._opener.start()
         try:
             if wide is None or not alone:
                 return self._narrow(feeds)
-            return self._measured(feeds, wide)
+            return self._measured(feeds, wide, number)
         finally:
             with self._lock:
                 self._running -= 1
 
-    def _measured(self, feeds: Arrays, wide: Session) -> Arrays:
+    def _measured(self, feeds: Arrays, wide: Session, number: int) -> Arrays:
         choice = self._choices[sum(array.size for array in feeds.values()).bit_length()]
         way = choice.next()
         begin = time.perf_counter()
         outputs = wide.infer(feeds) if way else self._narrow(feeds)
         seconds = time.perf_counter() - begin
-        if self._running == 1:  # still alone: nobody else's work is in the figure
+        if self._seen == number:  # alone all the while: nobody else's work is in the figure
             choice.record(way, seconds)
         return outputs
 

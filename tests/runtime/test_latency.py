@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import time
 
@@ -61,6 +62,27 @@ def test_a_batch_is_timed_as_it_is_served(task, monkeypatch):
     assert whole.threads == {threading.get_ident()}
 
 
+def test_a_batch_is_split_by_the_variants_token_budget(task, monkeypatch):
+    monkeypatch.setattr(latency, "usable_cores", lambda: 2)
+    narrow = Seen()
+    one = dataclasses.replace(narrow.contender(), token_budget=128)
+    time_shape([one], task, {"batch": 4, "sequence": 128}, seconds=0.1)
+    assert set(narrow.shapes) == {(1, 128)}
+
+
+def test_short_and_opt_figures_are_each_of_their_own_shape(task):
+    class ByTokens(Seen):
+        def __call__(self, feeds):
+            self.seconds = feeds["input_ids"].size / 50_000  # 0.3 and 10 ms
+            return super().__call__(feeds)
+
+    whole = ByTokens()
+    (record,) = measure_latency([whole.contender(split=False)], task, HOST, seconds=0.4)
+    assert set(whole.shapes) == {(1, 16), (4, 128)}
+    assert record.metrics["short_p50_ms"] < 9 < record.metrics["p50_ms"]
+    assert record.settings["batches"] == "in one call"
+
+
 def test_timings_come_in_the_order_of_the_contenders(task):
     slow, fast = Seen(0.01), Seen(0.001)
     timings = time_shape([slow.contender("s"), fast.contender("f")], task, {"batch": 1, "sequence": 8}, seconds=0.3)
@@ -83,7 +105,13 @@ def test_evidence_tells_what_was_measured_where(task):
     assert [record.variant for record in found] == ["b", "a"]
     record = found[0]
     assert record.shapes == ("short_p50_ms: batch=1,sequence=16", "p50_ms: batch=4,sequence=128")
-    assert record.settings == {"runtime": "ort-cpu", "intra_op_threads": 1, "interleaved_with": ["a", "b"]}
+    assert {key: record.settings[key] for key in ("runtime", "intra_op_threads", "token_budget")} == {
+        "runtime": "ort-cpu",
+        "intra_op_threads": 1,
+        "token_budget": 256,
+    }
+    assert record.settings["interleaved_with"] == ["a", "b"]
+    assert "a single batch on one thread, while serving also tries every core" in record.settings["batches"]
     assert record.host == HOST
     assert 0 < record.metrics["short_p50_ms"] < record.metrics["p50_ms"] * 2
     assert record.metrics["short_count"] >= 3

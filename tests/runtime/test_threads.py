@@ -131,6 +131,47 @@ def test_adaptive_threads_use_one_thread_when_requests_overlap():
     threads.close()
 
 
+@pytest.mark.parametrize("gone_before", [False, True], ids=["until-the-end", "in-between"])
+def test_adaptive_threads_record_no_time_in_which_others_were_served(gone_before):
+    """What a request took beside others says nothing about a lone one."""
+
+    class Held(Timed):
+        def infer(self, feeds):
+            if feeds is first:
+                entered.set()
+                assert go.wait(10)
+            return super().infer(feeds)
+
+    first, entered, go = {"x": np.zeros((1, 8), np.int64)}, threading.Event(), threading.Event()
+    other_entered, other_go = threading.Event(), threading.Event()
+    narrow, wide = Held(0.0), Held(0.0)
+    original = narrow.infer
+
+    def overlapping(feeds):
+        if feeds is not first and entered.is_set():
+            other_entered.set()
+            assert other_go.wait(10)
+        return original(feeds)
+
+    threads = opened(narrow, wide)
+    threads._narrow = overlapping
+    threads(FEEDS)
+    (choice,) = threads._choices.values()
+    before = [list(times) for times in choice._times]
+    workers = [threading.Thread(target=threads, args=(first,)), threading.Thread(target=threads, args=(FEEDS,))]
+    workers[0].start()
+    assert entered.wait(10)
+    workers[1].start()
+    assert other_entered.wait(10)
+    for release, worker in [(other_go, workers[1]), (go, workers[0])][:: 1 if gone_before else -1]:
+        release.set()
+        worker.join()
+    assert [list(times) for times in choice._times] == before
+    threads(FEEDS)
+    assert [list(times) for times in choice._times] != before  # alone again
+    threads.close()
+
+
 def test_adaptive_threads_go_on_when_the_second_session_cannot_be_opened(caplog):
     def fail():
         raise RuntimeError("no memory")

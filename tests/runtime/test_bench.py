@@ -1,0 +1,39 @@
+import dataclasses
+
+import pytest
+
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.base import SessionOptions
+from mlflow_tdeploy.runtime.bench import contenders, time_contenders
+from mlflow_tdeploy.runtime.latency import Contender
+from mlflow_tdeploy.runtime.select import decide_bundle
+from mlflow_tdeploy.store.bundle import Bundle
+from tests.bundles import make_bundle
+
+
+@pytest.mark.parametrize(
+    ("axes", "dims", "items"),
+    [
+        (("batch_size", 4), (Dim("batch_size", 1, 2, 8),), 8),  # as optimum calls it
+        ((8, 4), (), 8),
+        (("batch", 4), (Dim("batch", 1, 2, 8),), 8),
+        ((), (), 1),
+    ],
+)
+def test_throughput_counts_the_rows_whatever_their_dimension_is_called(tmp_path, axes, dims, items):
+    bundle = Bundle.open(make_bundle(tmp_path))
+    signature = Signature(dims, (TensorSpec("x", "float32", axes),), (TensorSpec("y", "float32", axes),))
+    bundle.manifest = dataclasses.replace(bundle.manifest, signature=signature)
+    one = Contender("v", "ort-cpu", lambda feeds: feeds, 1, split=False)
+    (row,) = time_contenders(bundle, [one], [{dim.name: dim.max for dim in dims}], rounds=3, seconds=1)
+    assert row.throughput * row.timing.mean_ms / 1e3 == pytest.approx(items)
+
+
+@pytest.mark.parametrize(("hint", "given", "used"), [(None, 0, 256), (96, 0, 96), (96, 64, 64), ("many", 0, 256)])
+def test_contenders_take_the_token_budget_that_serves(tmp_path, hint, given, used):
+    session = {} if hint is None else {"token_budget": hint}
+    bundle = Bundle.open(make_bundle(tmp_path, changes={"onnx-fp32": {"session": session}}))
+    candidates = decide_bundle(bundle, probe.hardware()).openable
+    with contenders(bundle, candidates, SessionOptions(token_budget=given)) as (one,):
+        assert one.token_budget == used
