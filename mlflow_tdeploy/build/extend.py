@@ -76,10 +76,11 @@ def build_variant(
     options = options or BuildOptions()
     path = _graph_path(what, variant_id)
     new_id = check_variant_id(variant_id or ("" if path else str(what)))
-    if new_id in bundle.variants:
-        raise ConflictError(
-            f"The model has a variant '{new_id}' already; variants are never replaced. Choose another id."
-        )
+    if (there := bundle.variants.get(new_id)) is not None:
+        mend = "Choose another id." if path else "Log the model again to have it made anew."
+        if there.dropped:
+            mend = "It was refused and its files were not kept; log the model again with a wider budget=…."
+        raise ConflictError(f"The model has a variant '{new_id}' already; variants are never replaced. {mend}")
     manifest = bundle.manifest
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
     task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)

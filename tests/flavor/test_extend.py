@@ -44,6 +44,8 @@ def test_extend_model_records_a_variant_over_budget_without_its_files(registered
     linear_graph(tmp_path / "bad.onnx", -WEIGHTS)
     (added,) = mlflow_tdeploy.extend_model(registered.model_uri, variants={"bad": tmp_path / "bad.onnx"})
     assert added.dropped
+    with pytest.raises(MlflowException, match="refused and its files were not kept; log the model again with a wider"):
+        mlflow_tdeploy.extend_model(registered.model_uri, variants={"bad": tmp_path / "bad.onnx"})
     with pytest.raises(MlflowException, match="over budget"):
         mlflow_tdeploy.load_model(registered.model_uri, variant="bad")
     assert MlflowClient().get_logged_model(registered.model_id).tags["tdeploy.variant.bad"] == "over budget"
