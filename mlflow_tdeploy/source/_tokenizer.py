@@ -109,6 +109,9 @@ def text_inputs(tokenizer: Any, accepted: set[str] | None) -> tuple[TensorSpec, 
 def text_dims(tokenizer: Any, max_length: int, limit: int | None, shapes: Shapes | None) -> tuple[Dim, ...]:
     """Return batch and sequence with their ranges.
 
+    No text has fewer tokens than the special ones and one more, but for the empty one, which is padded: a sequence
+    begins there, whatever the user wants.
+
     Args:
         tokenizer: The tokenizer.
         max_length: Where texts are truncated.
@@ -119,10 +122,11 @@ def text_dims(tokenizer: Any, max_length: int, limit: int | None, shapes: Shapes
         InvalidInputError: The longest sequence is longer than the model can take, or too short for any text.
     """
     longest = min(max_length, limit or max_length)
-    defaults = (Dim("batch", *BATCH), Dim("sequence", 1, min(_OPT_SEQUENCE, longest), longest))
+    special = tokenizer.num_special_tokens_to_add()
+    shortest = min(special + 1, longest)
+    defaults = (Dim("batch", *BATCH), Dim("sequence", shortest, max(shortest, min(_OPT_SEQUENCE, longest)), longest))
     dims = make_dims(defaults, shapes)
     sequence = next(dim for dim in dims if dim.name == "sequence")
-    special = tokenizer.num_special_tokens_to_add()
     if limit is not None and sequence.max > limit:
         raise InvalidInputError(
             f"shapes wants sequences of up to {sequence.max} tokens, but the model has {limit} positions. "
@@ -133,7 +137,8 @@ def text_dims(tokenizer: Any, max_length: int, limit: int | None, shapes: Shapes
             f"shapes allows {sequence.max} tokens, but every text has {special} special ones. "
             f"Allow at least {special + 1}."
         )
-    return dims
+    raised = Dim("sequence", max(shortest, sequence.min), max(shortest, sequence.opt), sequence.max)
+    return tuple(raised if dim is sequence else dim for dim in dims)
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:

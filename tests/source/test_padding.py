@@ -14,27 +14,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.pipeline import Pipeline
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of, task_of
-
-SENTENCE = "a film of one two three four five six seven eight nine ten short text to see what padding changes"
-WORDS = SENTENCE.split()
-TEXTS = ["a film", "one two three four five six seven eight nine ten", "of a short text", "ten"]
-SIZE = len(WORDS) + 3
-
-
-def word_tokenizer(side="left", frame=False):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {"<eos>": 0, "<pad>": 1, "<unk>": 2, **{word: index + 3 for index, word in enumerate(WORDS)}}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if frame:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<eos> $A <eos>", pair="<eos> $A $B <eos>", special_tokens=[("<eos>", 0)]
-        )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", model_max_length=32,
-        padding_side=side,
-    )  # fmt: skip
+from tests.words import SIZE, TEXTS, word_tokenizer
 
 
 def gpt2(cls=transformers.GPT2Model, **settings):

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import BartConfig, BartForSequenceClassification, BertConfig, BertModel
 
 from mlflow_tdeploy.core.errors import ExportError, InvalidInputError
 from mlflow_tdeploy.runtime.backends._torch_modules import load_module
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import task_of
+from tests.words import SIZE, word_tokenizer
 
 
 def _feeds(source, folder):
@@ -220,3 +222,29 @@ def test_resolve_refuses_a_pipeline_when_its_task_or_settings_cannot_be_kept(enc
     )
     with pytest.raises(InvalidInputError, match="add_special_tokens"):
         resolve(pipe)
+
+
+def test_corners_are_rows_that_texts_give_when_the_model_counts_the_ends(tmp_path):
+    """BART's classifier reads the last ``</s>`` of each row and refuses rows that have none, or more than others."""
+    config = BartConfig(
+        vocab_size=SIZE, max_position_embeddings=40, d_model=32, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, pad_token_id=1,
+        bos_token_id=0, eos_token_id=0, num_labels=3,
+    )  # fmt: skip
+    shapes = {"batch": (1, 4, 8), "sequence": (1, 2, 32)}
+    tokenizer = word_tokenizer("right", frame=True)
+    source = resolve(BartForSequenceClassification(config), tokenizer=tokenizer, shapes=shapes)
+    assert str(source.signature.dim("sequence")) == "sequence 3..32 (opt 3)"
+    task = task_of(source, tmp_path)
+    for at in ("min", "opt", "max"):
+        for seed, items in enumerate([None, ["a film", "of <eos> two", "<eos>"]] * 3):
+            feeds = task.example_feeds(at, ragged=True, seed=seed, items=items)
+            source.signature.bind(feeds)
+            assert source.reference(feeds)["logits"].shape == (len(feeds["input_ids"]), 3)
+
+
+@pytest.mark.parametrize(("frame", "shortest"), [(False, 1), (True, 3)])
+def test_sequence_begins_at_the_special_tokens_and_one_more(small, frame, shortest):
+    model = BertModel(BertConfig(**{**small, "vocab_size": SIZE}))
+    signature = resolve(model, tokenizer=word_tokenizer("right", frame=frame)).signature
+    assert signature.dim("sequence").min == shortest

@@ -106,26 +106,45 @@ class TextTask(Task):
         """Return rows of random token ids, or of the texts in ``items`` joined and cut; random lengths where ragged."""
         random = np.random.default_rng(seed)
         wanted = dict(sizes or {})
+        head, tail = self._frame()
+        shortest = min(len(head) + 1 + len(tail), self._dim("sequence", "max"))  # no text has fewer tokens
         batch = wanted.get("batch") or self._dim("batch", at)
-        width = wanted.get("sequence") or self._dim("sequence", at)
-        shortest = min(2, width)
+        width = max(shortest, wanted.get("sequence") or self._dim("sequence", at))
         lengths = random.integers(shortest, width + 1, batch) if ragged else np.full(batch, width)
         lengths[0] = width
-        frame = self.tokenizer.encode("").ids  # the special tokens that surround every text
-        stream = self._stream(items, int(lengths.sum()), random)
-        ends = np.cumsum(lengths).tolist()
-        rows = [_framed(stream[end - size : end], frame) for end, size in zip(ends, lengths.tolist(), strict=True)]
+        inner = np.maximum(lengths - len(head) - len(tail), 0)
+        ends = np.cumsum(inner).tolist()
+        stream = self._stream(items, ends[-1], random)
+        rows = [head + stream[end - size : end] + tail for end, size in zip(ends, inner.tolist(), strict=True)]
         return self.pad([(row, [0] * len(row)) for row in rows], width)
 
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Return the special tokens before and after every text."""
+        encoding = self.tokenizer.encode("a")
+        own = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
+        if own:
+            return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
+        half = (len(encoding) + 1) // 2  # a tokenizer that knows no "a"
+        return encoding.ids[:half], encoding.ids[half:]
+
+    def _special(self) -> set[int]:
+        """Return the ids that no text has within, such as that of the end: some models count them."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        head, tail = self._frame()
+        return {*head, *tail, self._pads["input_ids"], *(index for index, token in added.items() if token.special)}
+
     def _stream(self, items: Sequence[Any] | None, size: int, random: np.random.Generator) -> list[int]:
-        """Return ``size`` token ids: of the texts in ``items``, from a random one on, or random ones."""
+        """Return ``size`` token ids: of the texts in ``items``, from a random one on, or random ones; none special."""
+        special = self._special()
         if items:
             encodings = self.tokenizer.encode_batch_fast(list(items), add_special_tokens=False)
-            if tokens := [token for encoding in encodings for token in encoding.ids]:
+            ids = (token for encoding in encodings for token in encoding.ids)
+            if tokens := [token for token in ids if token not in special]:
                 first = int(random.integers(len(tokens)))
                 return [tokens[(first + index) % len(tokens)] for index in range(size)]
-        vocabulary = self.tokenizer.get_vocab_size(with_added_tokens=False)
-        return [int(token) for token in random.integers(0, vocabulary, size)]
+        vocabulary = range(self.tokenizer.get_vocab_size(with_added_tokens=False))
+        plain = [token for token in vocabulary if token not in special] or list(vocabulary)
+        return [plain[index] for index in random.integers(0, len(plain), size).tolist()]
 
     def pad(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Arrays:
         """Return the graph's inputs for rows of (token ids, type ids), padded to ``width``.
@@ -178,14 +197,6 @@ class TextEncoded(Encoded):
         """Return the padded arrays of these texts."""
         rows = [(self._encodings[index].ids, self._encodings[index].type_ids) for index in indices]
         return self._task.pad(rows, max(len(ids) for ids, _ in rows))
-
-
-def _framed(ids: list[int], frame: list[int]) -> list[int]:
-    """Put the special tokens of an empty text around ``ids`` without changing the length."""
-    if not frame or len(ids) <= len(frame):
-        return ids
-    head, tail = frame[: (len(frame) + 1) // 2], frame[(len(frame) + 1) // 2 :]
-    return head + ids[len(head) : len(ids) - len(tail)] + tail
 
 
 def _texts(inputs: Any) -> list[Any]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import XLNetConfig, XLNetModel
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
@@ -12,6 +15,7 @@ from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
 from tests.flavor.text_bundles import LABELS, OUTPUTS, write_tokenizer
 from tests.served import task_of
+from tests.words import SIZE, TEXTS, word_tokenizer
 
 
 def word_task(name, folder, *, batch="batch", names=("input_ids", "attention_mask"), **config):
@@ -136,3 +140,48 @@ def test_encode_names_the_text_when_it_has_no_tokens(name, texts, bad, tmp_path)
     with pytest.raises(InvalidInputError, match=f"Text {bad} has no tokens"):
         task.encode(task.items(texts))
     assert task.encode(["film"]).lengths == [1]
+
+
+@pytest.mark.parametrize("items", [None, ["a plain text", "one with [SEP] and [MASK] in it", "[CLS]"]])
+@pytest.mark.parametrize("at", ["min", "opt", "max"])
+def test_example_feeds_have_special_tokens_around_every_row_and_none_within(task, at, items):
+    special = {101, 102, 0, 100, 103}
+    for seed in range(20):
+        feeds = task.example_feeds(at, ragged=True, seed=seed, items=items)
+        for ids, mask in zip(feeds["input_ids"], feeds["attention_mask"], strict=True):
+            row = ids[mask == 1].tolist()
+            assert (row[0], row[-1]) == (101, 102)
+            assert len(row) > 2
+            assert not special & set(row[1:-1])
+
+
+def test_example_feeds_keep_special_tokens_on_the_side_where_the_tokenizer_adds_them(tmp_path):
+    words = word_task("feature-extraction", tmp_path)
+    words.tokenizer.post_processor = TemplateProcessing(single="$A [UNK]", special_tokens=[("[UNK]", 1)])
+    feeds = words.example_feeds("opt", ragged=True, seed=3)
+    for ids, mask in zip(feeds["input_ids"], feeds["attention_mask"], strict=True):
+        row = ids[mask == 1].tolist()
+        assert row[-1] == 1
+        assert 1 not in row[:-1]
+
+
+def test_pad_uses_the_tokenizers_type_for_padding(tmp_path):
+    """XLNet's padding has a type of its own."""
+    words = word_task(
+        "feature-extraction", tmp_path, names=("input_ids", "attention_mask", "token_type_ids"), pad_type_id=3
+    )
+    feeds = words.encode(["a", "a good film"]).collate([0, 1])
+    assert feeds["token_type_ids"].tolist() == [[0, 3, 3], [0, 0, 0]]
+
+
+def test_settings_keep_the_padding_type_of_an_xlnet(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(frame=True)
+    tokenizer._pad_token_type_id = 3  # as XLNetTokenizer does
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    model = XLNetModel(XLNetConfig(vocab_size=SIZE, d_model=32, n_layer=1, n_head=2, d_inner=64))
+    source = resolve(model, tokenizer=tokenizer)
+    feeds = (encoded := task_of(source, tmp_path).encode(TEXTS)).collate(range(len(TEXTS)))
+    types = tokenizer(TEXTS, padding=True, return_tensors="np")["token_type_ids"]
+    assert len(set(encoded.lengths)) > 1
+    np.testing.assert_array_equal(feeds["token_type_ids"], types)
