@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,7 @@ def build_bundle(
         source: The model.
         draft: Where the bundle is written; a failure leaves it incomplete, so it lies in a staged directory.
         options: What to make and how.
-        progress: Told of every finished step.
+        progress: Told of every step that ended, well or not.
 
     Raises:
         InvalidInputError: The options do not fit the source.
@@ -110,6 +111,7 @@ class _Build:
             self.variants[HF] = Variant(
                 id=HF, format="hf", precision=Precision(), device="any", entry=SOURCE, files=files, created=now(),
                 made_with=library_versions(),
+                requires={name: importlib.metadata.version(name) for name in self.source.packages},
             )  # fmt: skip
             detail.append(f"{self.variants[HF].size / 1e6:.0f} MB")
         return True
@@ -138,28 +140,33 @@ class _Build:
             self.skipped[variant_id] = str(error)
 
     def _make(self, recipe: type[Recipe], plan: Plan, answers: ReferenceAnswers) -> None:
-        if recipe.parent is not None and recipe.parent not in self.graphs:
-            self._skip(recipe, plan, f"'{recipe.parent}', which it is made from, is not usable")
-            return
         try:
+            self._need_parent(recipe)
             staged = self.shop.make(recipe, self.graphs.get(recipe.parent or ""))
             if recipe.id in plan.keep:
                 staged = self._judge(staged, answers)
         except BuildError as error:
-            self._skip(recipe, plan, str(error), error)
+            self._skip(recipe, plan, error)
             return
         self._use(staged)
+
+    def _need_parent(self, recipe: type[Recipe]) -> None:
+        if recipe.parent is not None and recipe.parent not in self.graphs:
+            with self.shop.step(f"make {recipe.id}"):
+                raise BuildError(
+                    f"Variant '{recipe.id}' cannot be made: '{recipe.parent}', which it is made from, is not usable."
+                )
 
     def _use(self, staged: Staged) -> None:
         """Let other variants be made from this one."""
         if not staged.variant.dropped:
             self.graphs[staged.variant.id] = staged.graph
 
-    def _skip(self, recipe: type[Recipe], plan: Plan, why: str, error: BuildError | None = None) -> None:
+    def _skip(self, recipe: type[Recipe], plan: Plan, error: BuildError) -> None:
         """Go on without a variant that nobody asked for by name."""
         if recipe.id in plan.explicit or recipe.id == PORTABLE:
-            raise error or BuildError(f"Variant '{recipe.id}' cannot be made: {why}.")
-        self.skipped[recipe.id] = why
+            raise error
+        self.skipped[recipe.id] = str(error)
 
     def _judge(self, staged: Staged, answers: ReferenceAnswers) -> Staged:
         """Check a variant and keep it, or only its record."""

@@ -14,7 +14,7 @@ from mlflow_tdeploy.runtime.select import align
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step.
+    """One step that ended, well or not.
 
     Attributes:
         name: What was done.

@@ -87,11 +87,7 @@ def choose_fusions(
     bench = _Bench(parent, workdir, frozenset(fusions) - set(_IN_SESSION), convert)
     counts = bench.counts
     kinds = [*(kind for kind in _IN_GRAPH if kind in question and counts.get(kind)), *_IN_SESSION]
-    if measure is None:
-        broken = _broken(bench, trial)
-        dropped, settings = (*_IN_SESSION, *broken), {"measured": False}
-    else:
-        dropped, settings, broken = _measured_among_working(bench, kinds, measure, trial, seconds)
+    dropped, settings, broken = _left_out(bench, kinds, measure, trial, seconds)
     if broken:
         settings["cannot_be_opened_with"] = broken
     chosen = bench.without(dropped)
@@ -101,10 +97,16 @@ def choose_fusions(
     return Fused(path, chosen.session, settings)
 
 
-def _measured_among_working(
-    bench: _Bench, kinds: Sequence[str], measure: Measure, trial: Trial | None, seconds: float
+def _left_out(
+    bench: _Bench, kinds: Sequence[str], measure: Measure | None, trial: Trial | None, seconds: float
 ) -> tuple[tuple[str, ...], dict[str, Any], dict[str, str]]:
-    """Measure, after a failure only what opens; returns what to leave out, the ratios, and what fails and why."""
+    """Return what to leave out, the ratios that say so, and what cannot be opened and why.
+
+    Graphs are tried only after a measurement failed: nearly always all of them open.
+    """
+    if measure is None:
+        broken = _broken(bench, trial)
+        return (*_IN_SESSION, *broken), {"measured": False}, broken
     try:
         return *_measured(bench, kinds, measure, seconds), {}
     except (SessionError, NoVariantError):

@@ -38,7 +38,7 @@ class Workshop:
         options: The caller's options.
         work: A folder for everything on the way.
         source: The model itself, where it is at hand.
-        progress: Told of every finished step.
+        progress: Told of every step that ended, well or not.
     """
 
     def __init__(
@@ -65,10 +65,17 @@ class Workshop:
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """Time a step; what is appended to the yielded list becomes its detail."""
+        """Time a step; what is appended to the yielded list becomes its detail. One that fails is reported, too."""
         started = time.perf_counter()
         detail: list[str] = []
-        yield detail
+        try:
+            yield detail
+        except Exception as error:
+            self._report(name, started, [f"failed: {brief(error)}"])
+            raise
+        self._report(name, started, detail)
+
+    def _report(self, name: str, started: float, detail: Sequence[str]) -> None:
         done = Step(name, time.perf_counter() - started, ", ".join(detail))
         self.steps.append(done)
         if self._progress is not None:
@@ -160,8 +167,12 @@ def _run(recipe: type[Recipe], context: RecipeContext) -> Graph:
     except (TDeployError, OSError, MemoryError):
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:400] or type(error).__name__
-        raise BuildError(f"The recipe of '{recipe.id}' failed: {type(error).__name__}: {why}") from error
+        raise BuildError(f"The recipe of '{recipe.id}' failed: {type(error).__name__}: {brief(error)}") from error
+
+
+def brief(error: Exception) -> str:
+    """Return an error's message as one line of bearable length."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def over_budget(variant_id: str, verified: Verified) -> BudgetError:

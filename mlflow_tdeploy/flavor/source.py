@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,6 +19,8 @@ from mlflow_tdeploy.store.writer import BundleDraft
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.options import BuildOptions
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 OnBudget = Literal["drop", "raise"]
 #: Called with each finished step.
@@ -102,9 +105,11 @@ class BundleRequest:
             trust_remote_code=self.trust_remote_code,
         )
         try:
-            build_bundle(source, BundleDraft(root), options, self.progress)
+            report = build_bundle(source, BundleDraft(root), options, self.progress)
         finally:
             source.close()
+        for variant_id, why in report.skipped.items():
+            _log.warning("The model is logged without variant '%s': %s", variant_id, why)
 
     def _copy(self, bundle: Bundle, root: Path) -> None:
         """Take a finished bundle as it is, after checking every file of it."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+import mlflow_tdeploy
 import mlflow_tdeploy.build.recipes as recipes_package
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.pipeline import build_bundle
@@ -29,7 +30,7 @@ from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.writer import BundleDraft, staged_directory
-from tests.build.sources import Mlp, mlp_source
+from tests.build.sources import EXAMPLE, Mlp, mlp_source
 from tests.bundles import WEIGHTS, linear_graph
 
 ALL = {"hf", "onnx-fp32", "onnx-fp16", "ort-cpu-fp32", "ort-cpu-int8"}
@@ -346,6 +347,38 @@ def test_build_bundle_tells_progress_of_every_step(tmp_path):
     report, _ = build(mlp_source(), tmp_path / "model", FP32, steps.append)
     assert tuple(steps) == report.steps
     assert all(step.seconds >= 0 for step in steps)
+
+
+def test_build_bundle_tells_progress_of_steps_that_fail(tmp_path, register):
+    class Fails(Perturbed):
+        id: ClassVar[str] = "onnx-fails"
+
+        def run(self, context):
+            raise RuntimeError("no such luck")
+
+    class Follows(Perturbed):
+        id: ClassVar[str] = "onnx-follows"
+        parent: ClassVar[str | None] = "onnx-fails"
+
+    register(Fails)
+    register(Follows)
+    steps = []
+    report, _ = build(mlp_source(), tmp_path / "model", progress=steps.append)
+    details = {step.name: step.detail for step in steps}
+    assert details["make onnx-fails"].startswith("failed: ")
+    assert "no such luck" in details["make onnx-fails"]
+    assert "'onnx-fails', which it is made from, is not usable" in details["make onnx-follows"]
+    assert set(report.skipped) == {"onnx-fails", "onnx-follows"}
+    assert tuple(steps) == report.steps
+
+
+def test_save_model_warns_of_a_variant_that_could_not_be_made(tmp_path, register, caplog):
+    register(Unopenable)
+    mlflow_tdeploy.save_model(Mlp().eval(), tmp_path / "model", example=EXAMPLE, precisions=None)
+    (warning,) = [record for record in caplog.records if record.name == "mlflow_tdeploy"]
+    assert warning.levelname == "WARNING"
+    assert "without variant 'onnx-unopenable'" in warning.getMessage()
+    assert "NoSuchOperator" in warning.getMessage()
 
 
 def test_build_options_refuse_what_is_unknown():
