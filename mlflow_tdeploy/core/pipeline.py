@@ -41,8 +41,7 @@ class Pipeline:
         self._token_budget = token_budget
         self._executor = executor
         self._workers = workers if executor is not None else 1
-        batch = task.signature.dim("batch") if task.signature.has_dim("batch") else None
-        self._max_batch = batch.max if batch else 1
+        self._max_batch = task.max_batch
 
     def __call__(self, inputs: Any, params: Mapping[str, Any] | None = None) -> Any:
         """Answer a request.

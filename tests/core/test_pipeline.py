@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.pipeline import Pipeline
-from mlflow_tdeploy.core.tasks import Encoded, Param, Task
+from mlflow_tdeploy.core.tasks import TASKS, Encoded, Param, Task
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from tests.flavor.text_bundles import WORDS, write_tokenizer
 
 SIGNATURE = Signature(
     (Dim("batch", 1, 2, 4), Dim("sequence", 1, 8, 32)),
@@ -115,3 +116,42 @@ def test_pipeline_raises_a_workers_error_in_the_caller():
         pipeline = Pipeline(SumOfCharacters({}, SIGNATURE, None), infer, executor=executor, workers=2)
         with pytest.raises(InvalidInputError, match="broken batch"):
             pipeline(["a", "b", "c", "d", "e"])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_pipeline_runs_a_request_of_one_batch_the_single_way(count):
+    ways = []
+
+    def way(name):
+        def infer(feeds):
+            ways.append(name)
+            return {"y": feeds["x"].sum(axis=1)}
+
+        return infer
+
+    pipeline = Pipeline(SumOfCharacters({}, SIGNATURE, None), way("batch"), single=way("single"))
+    assert pipeline(["ab"] * count) == [ord("a") + ord("b")] * count
+    assert ways == ["single"]
+    ways.clear()
+    pipeline(["ab"] * 5)  # two batches
+    assert ways == ["batch", "batch"]
+
+
+def test_pipeline_fills_every_row_when_the_graph_has_a_fixed_batch(tmp_path):
+    write_tokenizer(tmp_path)
+    signature = Signature(
+        (Dim("sequence", 1, 4, 8),),
+        tuple(TensorSpec(name, "int64", (8, "sequence")) for name in ("input_ids", "attention_mask")),
+        (TensorSpec("sentence_embedding", "float32", (8, 1)),),
+    )
+    task = TASKS.get("sentence-embedding")({"max_length": 8}, signature, tmp_path)
+    seen = []
+
+    def infer(feeds):
+        seen.append(feeds["input_ids"].shape)
+        return {"sentence_embedding": feeds["input_ids"].sum(axis=1, keepdims=True).astype(np.float32)}
+
+    words = ["a", "good", "bad", "film"] * 5
+    answers = Pipeline(task, infer)(words)
+    assert seen == [(8, 1)] * 3
+    assert answers[:, 0].tolist() == [WORDS.index(word) for word in words]

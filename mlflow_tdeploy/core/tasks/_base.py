@@ -106,6 +106,11 @@ class Task(ABC):
         self.signature = signature
         self.assets = assets
 
+    @property
+    def max_batch(self) -> int:
+        """Most items that one run of the graph can take."""
+        return self.signature.dim("batch").max if self.signature.has_dim("batch") else 1
+
     def prepare(self) -> None:
         """Read what requests need, so that none of them waits for it and a damaged file shows at opening.
 

@@ -55,6 +55,11 @@ class TextTask(Task):
         tokenizer.enable_truncation(longest, direction=self.config.get("truncation_side", "right"))
         return tokenizer
 
+    @property
+    def max_batch(self) -> int:
+        """Most texts that one run of the graph can take, its fixed number of rows included."""
+        return self._dim("batch", "max")
+
     def prepare(self) -> None:
         """Read the tokenizer."""
         _ = self.tokenizer
