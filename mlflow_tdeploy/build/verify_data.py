@@ -84,7 +84,8 @@ class VerifyData:
             InvalidInputError: The data does not fit the task or the signature.
         """
         data = self._for_texts() if task.input_kind == "text" else self._for_tensors(task)
-        _check_labels(data.labels, task)
+        if data.labels is not None:
+            task.check_labels(data.labels)
         return data
 
     def _for_texts(self) -> VerifyData:
@@ -176,18 +177,6 @@ def _plain(label: Any) -> Any:
     if not isinstance(value, (str, int, float)) or value != value:
         raise InvalidInputError(f"A label must be a class name or number, got {label!r}.")
     return value
-
-
-def _check_labels(labels: Sequence[Any] | None, task: Task) -> None:
-    names = task.config.get("labels")
-    if labels is None or not names:
-        return
-    known = {str(name) for name in names}
-    for index, label in enumerate(labels):
-        ok = 0 <= label < len(names) if isinstance(label, int) else str(label) in known
-        if not ok:
-            shown = ", ".join(sorted(known)[:8])
-            raise InvalidInputError(f"Verification label {index} ({label!r}) is no label of the model: {shown}, ….")
 
 
 def _generated(task: Task) -> tuple[Arrays, ...]:

@@ -58,6 +58,7 @@ class Workshop:
         self.source = source
         self.host: Fingerprint = probe.host()
         self.data: VerifyData = (options.data or VerifyData.of(None)).for_task(task)
+        task.check_budget(budget, labels=self.data.labels is not None)
         self.steps: list[Step] = []
         self._progress = progress
         self._measure = make_measure(task, self.data, self.host) if options.measure else None
@@ -86,6 +87,8 @@ class Workshop:
         with self.step("reference answers") as detail:
             answers = ReferenceAnswers(self.task, self.data, reference, self.work / "reference", parameters=parameters)
             detail.append(f"{len(self.data.items)} items ({self.data.name}), {', '.join(answers.corner_shapes)}")
+            if answers.not_compared:
+                detail.append(f"{answers.not_compared} rows of them without a finite answer, not compared")
         return answers
 
     def make(self, recipe: type[Recipe], parent: Graph | None) -> Staged:

@@ -235,9 +235,19 @@ def test_build_bundle_records_a_graph_that_gives_nan_as_failed(tmp_path, registe
 
 
 def test_build_bundle_fails_when_the_portable_graph_is_over_budget_and_nothing_else_serves(tmp_path):
-    options = BuildOptions(measure=False, budget=Budget.of("accuracy >= 0.9"))  # never measured without labels
-    with pytest.raises(BudgetError, match=r"'onnx-fp32'.*accuracy was not measured"):
+    options = BuildOptions(measure=False, budget=Budget.of("worst_cosine >= 2"))  # no graph keeps it
+    with pytest.raises(BudgetError, match=r"'onnx-fp32'.*worst_cosine is"):
         build(mlp_source(), tmp_path / "model", options)
+
+
+@pytest.mark.parametrize("budget", ["accuracy >= 0.9", "f1_drop <= 0.1"])
+def test_build_bundle_refuses_a_budget_before_any_step_when_nothing_measures_it(tmp_path, budget):
+    steps = []
+    options = BuildOptions(measure=False, budget=Budget.of(budget))
+    draft = BundleDraft(tmp_path / "model" / "tdeploy")
+    with pytest.raises(InvalidInputError, match="which task 'tensors' does not measure"):
+        build_bundle(mlp_source(), draft, options, steps.append)
+    assert steps == []
 
 
 def test_build_bundle_serves_the_source_when_the_portable_graph_is_over_budget(tmp_path, tiny_bert):

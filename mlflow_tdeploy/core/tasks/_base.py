@@ -100,6 +100,8 @@ class Task(ABC):
     input_kind: ClassVar[Literal["text", "tensors"]]
     params: ClassVar[tuple[Param, ...]] = ()
     default_budget: ClassVar[Budget]
+    #: What :meth:`metric` returns.
+    quality: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         self.config = config
@@ -168,9 +170,42 @@ class Task(ABC):
         """
 
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
-        """Return the task's quality metrics of predictions against labels; nothing by default."""
+        """Return the task's quality metrics of predictions against labels, :attr:`quality`; nothing by default."""
         del answers, labels
         return {}
+
+    def check_labels(self, labels: Sequence[Any]) -> None:
+        """Make sure that :meth:`metric` can take these labels; any by default.
+
+        Raises:
+            InvalidInputError: It cannot; names the position.
+        """
+        del labels
+        return
+
+    def check_budget(self, budget: Budget, *, labels: bool) -> None:
+        """Make sure that every limit is on something that will be measured: one that is not is broken by every variant.
+
+        Args:
+            budget: The budget.
+            labels: Whether the verification data has labels.
+
+        Raises:
+            InvalidInputError: A limit is on something else.
+        """
+        known = set(self.comparison().metrics())
+        scored = {name for one in self.quality for name in (one, f"{one}_drop")}
+        for limit in budget.limits:
+            if limit.metric in scored and not labels:
+                raise InvalidInputError(
+                    f"The budget limits {limit.metric}, which needs the right answers: give verification data with "
+                    f"labels (verify_with= a table with the columns text and label), or leave '{limit}' out."
+                )
+            if limit.metric not in known | scored:
+                can = ", ".join(sorted(known - {"rows"}) + sorted(scored))
+                raise InvalidInputError(
+                    f"The budget limits {limit.metric}, which task '{self.name}' does not measure. It measures {can}."
+                )
 
     def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return every parameter with its value or default.

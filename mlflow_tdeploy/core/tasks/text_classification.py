@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget, Limit
-from mlflow_tdeploy.core.compare import Comparison, Rows
+from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Param
 from mlflow_tdeploy.core.tasks._text import TextTask
@@ -29,6 +29,7 @@ class TextClassification(TextTask):
 
     name: ClassVar[str] = "text-classification"
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02),))
+    quality: ClassVar[tuple[str, ...]] = ("accuracy",)
     params: ClassVar[tuple[Param, ...]] = (
         Param("top_k", "integer", 1, "How many labels per text, best first; 0 for all."),
         Param("function_to_apply", "string", "", "softmax, sigmoid or none; empty for the model's own."),
@@ -75,10 +76,36 @@ class TextClassification(TextTask):
 
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
         """Return the accuracy; labels are names or class indices."""
-        names = [self._labels[int(x)] if isinstance(x, (int, np.integer)) else str(x) for x in labels]
+        names = self._class_names(labels)
         return {
             "accuracy": float(np.mean([answer["label"] == name for answer, name in zip(answers, names, strict=True)]))
         }
+
+    def check_labels(self, labels: Sequence[Any]) -> None:
+        """Make sure that each label is one of the model's names or a class index."""
+        self._class_names(labels)
+
+    def _class_names(self, labels: Sequence[Any]) -> list[str]:
+        """Return the labels' names. Whole numbers that are all names ("1" to "5") are names, otherwise indices."""
+        plain = [_plain(label) for label in labels]
+        by_name = all(str(label) in self._labels for label in plain if isinstance(label, int))
+        names = []
+        for index, label in enumerate(plain):
+            is_index = isinstance(label, int) and not by_name
+            if not (0 <= label < len(self._labels) if is_index else str(label) in self._labels):
+                known = ", ".join(self._labels[:8]) + (", …" if len(self._labels) > 8 else "")
+                raise InvalidInputError(
+                    f"The label {index} ({shown(labels[index])}) is no label of the model: {known}."
+                )
+            names.append(self._labels[label] if is_index else str(label))
+        return names
+
+
+def _plain(label: Any) -> Any:
+    """Return numpy's whole numbers, and floats that are whole (a column with gaps has such), as int."""
+    if isinstance(label, (int, np.integer)) or (isinstance(label, (float, np.floating)) and float(label).is_integer()):
+        return int(label)
+    return label
 
 
 class _ScoreComparison(Comparison):
@@ -87,18 +114,32 @@ class _ScoreComparison(Comparison):
         self._rows = Rows()
         self._worst = 0.0
         self._agree = 0
+        self._count = 0
+        self._broken = 0
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
         ref, new = reference[OUTPUT].astype(np.float64), got[OUTPUT].astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):  # logits may be anything
+            wanted, scores = apply_function(ref, self._function), apply_function(new, self._function)
+        usable = np.isfinite(wanted).all(axis=1)  # one NaN would hide every other row: no maximum is larger
+        self._broken += int((~usable).sum())
+        if not usable.any():
+            return
+        ref, new, wanted, scores = ref[usable], new[usable], wanted[usable], scores[usable]
         self._rows.add(ref, new)
-        new = np.where(np.isfinite(new), new, 0.0)
-        difference = np.abs(apply_function(ref, self._function) - apply_function(new, self._function))
+        lost = np.asarray(~np.isfinite(scores).all(axis=1))  # no scores at all: as far off as can be
+        scores = np.where(lost[:, None], 0.0, scores)
+        difference = np.abs(wanted - scores)
+        difference[lost] = np.maximum(difference[lost], 1.0)
         self._worst = max(self._worst, float(difference.max()))
-        self._agree += int((ref.argmax(axis=1) == new.argmax(axis=1)).sum())
+        self._agree += int(((ref.argmax(axis=1) == new.argmax(axis=1)) & ~lost).sum())
+        self._count += len(wanted)
 
     def metrics(self) -> dict[str, float]:
         rows = self._rows.metrics()
-        agreement = self._agree / rows["rows"] if rows["rows"] else 1.0
+        if broken := self._broken + rows.get(REFERENCE_NON_FINITE, 0.0):
+            rows[REFERENCE_NON_FINITE] = broken
+        agreement = self._agree / self._count if self._count else 1.0
         return {**rows, "max_score_difference": self._worst, "label_agreement": agreement}
 
 

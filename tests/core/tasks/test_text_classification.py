@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks.text_classification import apply_function
+from mlflow_tdeploy.core.tasks.text_classification import TextClassification, apply_function
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of, texts
 
@@ -113,3 +115,52 @@ def test_comparison_measures_scores_and_labels(pipeline):
     assert metrics["label_agreement"] == 1.0
     comparison.add({"logits": np.array([[0.0, 1, 0]])}, {"logits": np.array([[1.0, 0, 0]])}, {})
     assert comparison.metrics()["label_agreement"] == pytest.approx(2 / 3)
+
+
+def _stars(tmp_path, labels=("1", "2", "3", "4", "5")):
+    dims = (Dim("batch", 1, 2, 4), Dim("sequence", 1, 4, 8))
+    ids = (TensorSpec("input_ids", "int64", ("batch", "sequence")),)
+    signature = Signature(dims, ids, (TensorSpec("logits", "float32", ("batch", len(labels))),))
+    return TextClassification({"labels": list(labels), "max_length": 8}, signature, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers"),
+    [
+        ([1, 4], ["1", "4"]),
+        ([5, np.int64(1)], ["5", "1"]),
+        ([2.0, 3.0], ["2", "3"]),
+        (["5", 1], ["5", "1"]),
+        ([0, 4], ["1", "5"]),  # 0 is no name, so these are indices
+    ],
+)
+def test_metric_takes_whole_numbers_as_names_when_the_labels_are_numbers(tmp_path, labels, answers):
+    task = _stars(tmp_path)
+    task.check_labels(labels)
+    assert task.metric([{"label": name} for name in answers], labels) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize(("labels", "bad"), [([1, 6], 1), ([1, -1], 1), (["1", "good"], 1), ([1.5], 0)])
+def test_check_labels_names_the_position_when_the_model_has_no_such_label(tmp_path, labels, bad):
+    with pytest.raises(InvalidInputError, match=rf"The label {bad} \(.*is no label of the model: 1, 2, 3, 4, 5\."):
+        _stars(tmp_path).check_labels(labels)
+
+
+@pytest.mark.parametrize(
+    ("budget", "labels", "message"),
+    [
+        ("f1 >= 0.9", True, "limits f1, which task 'text-classification' does not measure.*max_score_difference"),
+        ("accuracy_drop <= 0.1, f1_drop <= 0.1", True, "limits f1_drop"),
+        ("accuracy >= 0.9", False, "limits accuracy, which needs the right answers.*labels"),
+        ("accuracy_drop <= 0.1", False, "limits accuracy_drop, which needs the right answers"),
+    ],
+)
+def test_check_budget_refuses_a_limit_when_it_will_not_be_measured(tmp_path, budget, labels, message):
+    with pytest.raises(InvalidInputError, match=message):
+        _stars(tmp_path).check_budget(Budget.of(budget), labels=labels)
+
+
+def test_check_budget_takes_everything_that_is_measured(tmp_path):
+    task = _stars(tmp_path)
+    task.check_budget(Budget.of("accuracy >= 0.9, accuracy_drop <= 0.1, worst_cosine >= 0.9"), labels=True)
+    task.check_budget(task.default_budget, labels=False)
