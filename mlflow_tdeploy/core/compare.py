@@ -11,9 +11,16 @@ import numpy as np
 
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
+#: The metric, there only where it is not 0, that counts rows in which the reference itself has no usable answer.
+REFERENCE_NON_FINITE = "reference_non_finite"
+
 
 class Comparison(ABC):
-    """Adds up differences batch by batch; each task says which outputs are compared and how."""
+    """Adds up differences batch by batch; each task says which outputs are compared and how.
+
+    Where the reference has NaN there is nothing to compare with: such rows are left out and counted as the metric
+    ``reference_non_finite``.
+    """
 
     @abstractmethod
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
@@ -29,7 +36,8 @@ class Rows:
 
     Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0), by their norms and by
     the largest absolute difference. A value that is finite in the reference and not in the variant makes its
-    row's cosine -1 and is counted.
+    row's cosine -1 and is counted. A row of the reference with a NaN, or without any finite value, says nothing: it is
+    counted apart and not compared; an infinite value beside finite ones (a mask) is left out of its row.
     """
 
     def __init__(self) -> None:
@@ -40,6 +48,7 @@ class Rows:
         self._relative = 0.0
         self._norm = 0.0
         self._bad = 0
+        self._broken = 0
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -48,6 +57,11 @@ class Rows:
         if reference.size == 0:
             return
         ref, new = reference.astype(np.float64), got.astype(np.float64)
+        broken = np.isnan(ref).any(axis=1) | ~np.isfinite(ref).any(axis=1)
+        self._broken += int(broken.sum())
+        if broken.all():
+            return
+        ref, new = ref[~broken], new[~broken]
         bad = np.isfinite(ref) & ~np.isfinite(new)
         agree = ~np.isfinite(ref) | bad  # positions that say nothing about closeness
         ref, new = np.where(agree, 0.0, ref), np.where(agree, 0.0, new)
@@ -64,7 +78,8 @@ class Rows:
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
-        return {
+        broken = {REFERENCE_NON_FINITE: float(self._broken)} if self._broken else {}
+        return broken | {
             "worst_cosine": self._worst,
             "mean_cosine": self._sum / self.count if self.count else 1.0,
             "max_difference": self._max,
@@ -90,7 +105,8 @@ def _norm_difference(ref: Array, new: Array) -> Array:
     before, after = np.linalg.norm(ref, axis=1), np.linalg.norm(new, axis=1)
     scale = np.maximum(before, np.sqrt(np.mean(before**2)))
     change = np.abs(after - before)
-    return np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), (change > 0).astype(np.float64))
+    changed: Array = np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), (change > 0).astype(np.float64))
+    return changed
 
 
 def same_outputs(reference: Arrays, got: Arrays) -> str | None:

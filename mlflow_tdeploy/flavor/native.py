@@ -27,7 +27,8 @@ class TDeployModel:
         Args:
             inputs: Texts (string, list, array, Series, table with one column or one called ``text``) or, for the task
                 ``tensors``, a mapping from name to array.
-            params: The task's parameters; ``variant`` and ``runtime`` force another variant for this call.
+            params: The task's parameters; ``variant`` and ``runtime`` force another variant for this call,
+                ``strict`` refuses to answer with any but the first choice.
             **keywords: More parameters, by name.
 
         Returns:

@@ -68,7 +68,8 @@ class PyFuncWrapper:
 
         Args:
             model_input: Texts (a table of one column, list, Series, array), or tensors by name.
-            params: The task's parameters, and ``variant`` and ``runtime`` to force another one for this call.
+            params: The task's parameters, ``variant`` and ``runtime`` to force another one for this call, and
+                ``strict`` to have no answer from any but the first choice.
 
         Returns:
             Sentence embeddings as a float array, labels as a table with the columns ``label`` and ``score`` (lists of

@@ -22,7 +22,7 @@ from mlflow_tdeploy.core.tensors import TensorSpec as OurSpec
 _log = logging.getLogger("mlflow_tdeploy")
 
 #: Parameters that every model takes, beside its task's own.
-HOST_PARAMS = ("variant", "runtime")
+HOST_PARAMS = (("variant", DataType.string, ""), ("runtime", DataType.string, ""), ("strict", DataType.boolean, False))
 
 
 def mlflow_signature(task: Task) -> ModelSignature:
@@ -91,7 +91,7 @@ def _outputs(task: Task) -> Schema:
 
 def _params(task: Task) -> ParamSchema:
     own = [ParamSpec(param.name, DataType[param.dtype], param.default) for param in task.params]
-    return ParamSchema([*own, *(ParamSpec(name, DataType.string, "") for name in HOST_PARAMS)])
+    return ParamSchema([*own, *(ParamSpec(*param) for param in HOST_PARAMS)])
 
 
 def _tensor(signature: Signature, spec: OurSpec) -> TensorSpec:

@@ -72,7 +72,7 @@ class Model:
         self._executor: _Workers | None = None
         self._sessions: dict[tuple[str, str], Session] = {}
         self._adaptive: list[AdaptiveThreads] = []
-        self._forced: dict[tuple[str, str], Pipeline] = {}
+        self._forced: dict[Policy, Pipeline] = {}
         self._decision: Decision | None = None
         self._pipeline: Pipeline | None = None
         self._closed = False
@@ -113,7 +113,8 @@ class Model:
 
         Args:
             inputs: Texts (string, list, array, Series, one-column table) or, for ``tensors``, name → array.
-            params: The task's parameters; ``variant`` and ``runtime`` force another variant for this call.
+            params: The task's parameters; ``variant`` and ``runtime`` force another variant for this call, ``strict``
+                refuses to answer with any but the first choice.
             **keywords: More parameters, by name.
 
         Returns:
@@ -127,7 +128,7 @@ class Model:
         if params is not None and not isinstance(params, Mapping):
             raise InvalidInputError(f"params must be a mapping from name to value, got {type(params).__name__}.")
         given = {**(params or {}), **keywords}
-        policy = Policy.of({key: given.pop(key, None) for key in ("variant", "runtime")}, environ={})
+        policy = Policy.of({key: given.pop(key, None) for key in ("variant", "runtime", "strict")}, environ={})
         pipeline = self._open_pipeline() if policy == Policy() else self._force(policy)
         return pipeline(inputs, given)
 
@@ -274,10 +275,11 @@ class Model:
 
     def _force(self, policy: Policy) -> Pipeline:
         """Return the pipeline of what one call insists on; opened by the first such call."""
-        key = (policy.variant or "", policy.runtime or "")
+        if policy.variant is None and policy.runtime is None:
+            policy = replace(self.decision.policy, strict=True)
         with self._opening:
             self._open_pipeline()
-            if key not in self._forced:
+            if policy not in self._forced:
                 decision = self._decide(policy)
                 if decision.chosen is None:
                     raise decision.none_left()
@@ -285,8 +287,13 @@ class Model:
                     session = self._open_session(decision.chosen)
                 except TDeployError as error:
                     raise NoVariantError(f"Variant '{decision.chosen.variant}' cannot serve: {error}") from error
-                self._forced[key] = self._make_pipeline(decision.chosen, session)
-            return self._forced[key]
+                serving = self.decision.chosen
+                same = serving and (serving.variant, serving.runtime) == (
+                    decision.chosen.variant,
+                    decision.chosen.runtime,
+                )
+                self._forced[policy] = self._open_pipeline() if same else self._make_pipeline(decision.chosen, session)
+            return self._forced[policy]
 
 
 def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Session) -> str | None:

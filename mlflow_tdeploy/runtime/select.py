@@ -122,8 +122,20 @@ class Decision:
         for candidate in self.candidates:
             latency = f"{candidate.latency_ms:.2f}" if candidate.latency_ms is not None else "-"
             mark = "serves" if candidate == self.chosen else candidate.fit.value
-            rows.append((candidate.variant, candidate.runtime or "-", mark, latency, candidate.reason))
+            why = candidate.reason + self._behind(candidate)
+            rows.append((candidate.variant, candidate.runtime or "-", mark, latency, why))
         return align(rows)
+
+    def _behind(self, candidate: Candidate) -> str:
+        """Say why a candidate that could serve does not."""
+        chosen = self.chosen
+        if chosen is None or candidate == chosen or not candidate.can_open:
+            return ""
+        if RUNTIMES.get(candidate.runtime).tier > RUNTIMES.get(chosen.runtime).tier:
+            return f"; serves only where nothing on {chosen.runtime} can"
+        if candidate.latency_ms is None:
+            return "; not measured on this kind of host" if chosen.latency_ms is not None else "; ranks after"
+        return f"; {candidate.latency_ms / (chosen.latency_ms or candidate.latency_ms):.2f}x the time here"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the decision as plain values, for logs and JSON."""

@@ -41,7 +41,7 @@ def test_mlflow_signature_leaves_inputs_to_the_task_when_it_is_about_texts(task)
     signature = mlflow_signature(task("sentence-embedding"))
     assert signature.inputs is None
     assert signature.outputs == Schema([TensorSpec(np.dtype("float32"), (-1, 4))])
-    assert [spec.name for spec in signature.params.params] == ["variant", "runtime"]
+    assert [spec.name for spec in signature.params.params] == ["variant", "runtime", "strict"]
 
 
 def test_mlflow_signature_names_label_and_score_when_the_task_classifies(task):
@@ -52,6 +52,7 @@ def test_mlflow_signature_names_label_and_score_when_the_task_classifies(task):
         "function_to_apply": "",
         "variant": "",
         "runtime": "",
+        "strict": False,
     }
 
 

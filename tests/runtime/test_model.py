@@ -318,3 +318,17 @@ def test_infer_and_params_refuse_what_is_no_mapping(tmp_path, bad):
         if bad is not None:
             with pytest.raises(InvalidInputError, match="params must be a mapping"):
                 model.predict({"x": X}, params=bad)
+
+
+def test_a_call_that_is_strict_gets_the_first_choice_or_nothing(tmp_path):
+    folder = make_bundle(tmp_path / "model", BOTH)
+    with open_model(folder) as model:
+        np.testing.assert_array_equal(model.predict({"x": X}, {"strict": True})["y"], model.predict({"x": X})["y"])
+    weights = folder / "tdeploy" / "files" / "ort-cpu-fp32" / "model.onnx"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    with open_model(folder) as model:
+        assert model.predict({"x": X}, {"strict": False})["y"].shape == (1, 3)
+        with pytest.raises(NoVariantError, match="ort-cpu-fp32"):
+            model.predict({"x": X}, {"strict": True})
+    with open_model(folder, policy=Policy(variant="onnx-fp32")) as model:  # forced: nothing to fall back from
+        assert model.predict({"x": X}, {"strict": True})["y"].shape == (1, 3)

@@ -11,7 +11,7 @@ from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu
 from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
-from mlflow_tdeploy.runtime.base import Fit
+from mlflow_tdeploy.runtime.base import RUNTIMES, Fit
 from mlflow_tdeploy.runtime.select import Policy, decide
 from tests.bundles import SIGNATURE, accuracy
 
@@ -72,6 +72,16 @@ def test_decide_ranks_by_latency_when_it_was_measured_on_this_kind_of_host():
         "onnx-fp32",
         "onnx-fp16",
     ]
+
+
+def test_explain_says_why_what_could_serve_does_not():
+    extra = [latency("ort-cpu-fp32", 2.0), latency("onnx-fp32", 5.0)]
+    hf = variant("hf", format="hf", device="any", entry="source")
+    text = choose([FP32, FUSED, hf], extra).explain()
+    assert "portable graph; 2.50x the time here" in text
+    if RUNTIMES.get("torch")().missing() is None:
+        assert "the original model, unoptimized; serves only where nothing on ort-cpu can" in text
+    assert "; " not in next(line for line in text.splitlines() if " serves " in line)
 
 
 def test_decide_ignores_latency_when_it_was_measured_on_another_kind_of_host():
