@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE
 from mlflow_tdeploy.core.errors import BuildError, TDeployError
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
@@ -68,7 +69,10 @@ class ReferenceAnswers:
         parameters: Number of weights, which bounds the largest corner; 0 where unknown.
 
     Raises:
-        BuildError: The reference itself fails.
+        BuildError: The reference itself fails, or its answer to an item is not finite.
+
+    Attributes:
+        not_compared: How many rows of corners it has no finite answer for; variants are not held against those.
     """
 
     def __init__(self, task: Task, data: VerifyData, reference: Infer, folder: Path, *, parameters: int = 0) -> None:
@@ -78,11 +82,7 @@ class ReferenceAnswers:
         self._store = _Store(folder)
         for case in self.cases:
             self._store.append(_asked(reference, case))
-        if self._all_broken():
-            raise BuildError(
-                "The source model answers with NaN or infinite values only, so nothing can be verified against it. "
-                "Check its weights, or give verification data that it can answer."
-            )
+        self.not_compared = self._without_finite_answer()
         score = Score(task, data)
         for case, outputs in self:
             score.add(case, outputs)
@@ -96,8 +96,23 @@ class ReferenceAnswers:
         """The corners' sizes, each once."""
         return tuple(dict.fromkeys(case.shape for case in self.cases if case.part == "corners"))
 
-    def _all_broken(self) -> bool:
-        return not any(np.isfinite(array).any() for arrays in self._store for array in arrays.values())
+    def _without_finite_answer(self) -> int:
+        """Refuse a reference that cannot answer items; corners of made-up tensors may be beyond what it is for."""
+        found = {part: self.task.comparison() for part in ("corners", "items")}
+        for case, outputs in self:
+            found[case.part].add(outputs, outputs, case.feeds)
+        broken, rows = (
+            {part: int(comparison.metrics().get(name, 0.0)) for part, comparison in found.items()}
+            for name in (REFERENCE_NON_FINITE, "rows")
+        )
+        if broken["items"] or (broken["corners"] and not rows["corners"] + rows["items"]):
+            part = "items" if broken["items"] else "corners"
+            raise BuildError(
+                f"The source model's own answers are not finite (NaN or infinite values) for {broken[part]} of the "
+                f"{broken[part] + rows[part]} rows asked ({part}), so nothing can be verified against them. "
+                f"Check its weights and inputs, or give verification data that it can answer: verify_with=…."
+            )
+        return broken["corners"]
 
 
 class Score:

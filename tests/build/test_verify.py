@@ -132,8 +132,43 @@ def test_reference_answers_raise_when_the_reference_fails(tmp_path):
     data = VerifyData.of(None).for_task(task)
     with pytest.raises(BuildError, match=r"fails at batch=1.*ZeroDivisionError"):
         ReferenceAnswers(task, data, lambda feeds: {"y": 1 / 0}, tmp_path)
-    with pytest.raises(BuildError, match="NaN or infinite values only"):
-        ReferenceAnswers(task, data, lambda feeds: {"y": np.full((len(feeds["x"]), 3), np.nan)}, tmp_path)
+
+
+def _nan_for(rows):
+    """The reference y = x + 1, with NaN in its first row where a batch has so many rows."""
+
+    def infer(feeds):
+        outputs = scaled(1.0)(feeds)
+        if rows is None or len(feeds["x"]) == rows:
+            outputs["y"][0, 0] = np.nan
+        return outputs
+
+    return infer
+
+
+def test_reference_answers_raise_when_an_item_has_no_finite_answer(tmp_path):
+    task = linear_task()
+    requests = [{"x": np.ones((rows, 4), np.float32)} for rows in (1, 5, 5)]
+    data = VerifyData.of(requests).for_task(task)
+    with pytest.raises(BuildError, match=r"own answers are not finite .* for 2 of the 11 rows asked \(items\)"):
+        ReferenceAnswers(task, data, _nan_for(5), tmp_path)
+    with pytest.raises(BuildError, match="own answers are not finite"):
+        ReferenceAnswers(task, data, lambda feeds: {"y": np.full((len(feeds["x"]), 3), np.inf)}, tmp_path)
+
+
+def test_verify_leaves_rows_out_and_counts_them_when_the_reference_has_no_finite_answer_at_a_corner(tmp_path):
+    task = linear_task()
+    data = VerifyData.of([{"x": np.ones((3, 4), np.float32)}]).for_task(task)
+    answers = ReferenceAnswers(task, data, _nan_for(8), tmp_path)
+    assert answers.not_compared > 0
+
+    def far_at_eight(feeds):
+        outputs = scaled(1.0)(feeds)
+        outputs["y"][1:] *= -1.0 if len(feeds["x"]) == 8 else 1.0
+        return outputs
+
+    assert verify(answers, scaled(1.0), BUDGET).metrics["reference_non_finite"] == answers.not_compared
+    assert not verify(answers, far_at_eight, BUDGET).passed  # the rows beside it are compared
 
 
 def test_verify_scores_answers_when_labels_are_given(minilm_path, tmp_path):

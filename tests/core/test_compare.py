@@ -6,6 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET
 from mlflow_tdeploy.core.compare import Rows, same_outputs
+from mlflow_tdeploy.core.tasks.text_classification import _ScoreComparison
 
 
 def measure(reference, got):
@@ -42,6 +43,16 @@ def test_rows_metrics_ignore_positions_where_the_reference_is_infinite():
     metrics = measure([[1.0, -np.inf]], [[1.0, -np.inf]])
     assert metrics["non_finite"] == 0
     assert metrics["worst_cosine"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("broken", [[np.nan, 1.0], [np.nan, np.nan], [np.inf, -np.inf]])
+def test_rows_metrics_count_rows_that_the_reference_has_no_answer_for_and_compare_the_others(broken):
+    metrics = measure([broken, [1.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]])
+    assert metrics["reference_non_finite"] == 1
+    assert metrics["rows"] == 1
+    assert metrics["worst_cosine"] == metrics["mean_cosine"] == 0.0
+    assert measure([broken], [[1.0, 1.0]])["rows"] == 0  # and no cosine of 1 for what was not compared
+    assert "reference_non_finite" not in measure([[1.0, 0.0]], [[1.0, 0.0]])
 
 
 @pytest.mark.parametrize(("got", "cosine"), [([[0.0, 0.0]], 1.0), ([[1.0, 0.0]], 0.0)])
@@ -84,3 +95,38 @@ def test_rows_hold_a_short_row_against_the_typical_one():
     rows = Rows()
     rows.add(np.array([[100.0, 0.0], [0.3, 0.0]], np.float32), np.array([[100.0, 0.0], [0.4, 0.0]], np.float32))
     assert rows.metrics()["max_norm_difference"] < 0.01
+
+
+# scores of classes
+
+
+def scores(reference, got, function="softmax"):
+    comparison = _ScoreComparison(function)
+    comparison.add({"logits": np.asarray(reference, np.float32)}, {"logits": np.asarray(got, np.float32)}, {})
+    metrics = comparison.metrics()
+    assert all(np.isfinite(value) for value in metrics.values())
+    return metrics
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
+def test_score_comparison_compares_the_other_rows_when_the_reference_has_nan_in_one(function):
+    metrics = scores([[np.nan, 0], [5, -5]], [[0, 0], [-5, 5]], function)
+    assert metrics["max_score_difference"] > 0.9
+    assert metrics["label_agreement"] == 0
+    assert metrics["reference_non_finite"] == metrics["rows"] == 1
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("bad", [[np.nan, -5], [np.nan, np.nan]])
+def test_score_comparison_is_as_far_as_can_be_when_a_row_became_nan(function, bad):
+    metrics = scores([[5, -5], [1, 0]], [bad, [1, 0]], function)
+    assert metrics["max_score_difference"] >= 1.0
+    assert metrics["label_agreement"] == 0.5
+    assert metrics["non_finite"] > 0
+
+
+def test_score_comparison_takes_a_class_that_both_rule_out_as_equal():
+    metrics = scores([[5, -np.inf], [1, 0]], [[5, -np.inf], [1, 0]])
+    assert metrics["max_score_difference"] == 0
+    assert metrics["label_agreement"] == 1
+    assert metrics["non_finite"] == 0
