@@ -76,6 +76,10 @@ def build_variant(
     options = options or BuildOptions()
     path = _graph_path(what, variant_id)
     new_id = check_variant_id(variant_id or ("" if path else str(what)))
+    if new_id in bundle.unreadable:
+        raise ConflictError(
+            f"The model has a variant '{new_id}' that is {bundle.unreadable[new_id]}. Choose another id."
+        )
     if (there := bundle.variants.get(new_id)) is not None:
         mend = "Choose another id." if path else "Log the model again to have it made anew."
         if there.dropped:

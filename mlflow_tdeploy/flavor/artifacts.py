@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import urllib.parse
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import FileInfo
@@ -32,7 +31,7 @@ from mlflow_tdeploy.registry_io import (
     mlflow_errors,
 )
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.select import decide
+from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 
 
@@ -117,8 +116,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def _choose(bundle: Bundle) -> Variant:
-    evidence: dict[str, Any] = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
-    decision = decide(bundle.manifest, bundle.variants, evidence, probe.host(), policy_of(bundle))
+    decision = decide_bundle(bundle, probe.host(), policy_of(bundle))
     if decision.chosen is None:
         raise decision.none_left()
     return bundle.variants[decision.chosen.variant]

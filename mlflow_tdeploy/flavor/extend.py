@@ -85,7 +85,7 @@ def _named(bundle: Bundle, precisions: Iterable[str] | None) -> dict[str, Path |
         ids = [recipe.id for recipe in RECIPES if recipe.precision == name]
         if not ids:
             RECIPES.get(name)  # raises, listing what exists
-        new = [variant_id for variant_id in ids if variant_id not in bundle.variants]
+        new = [variant_id for variant_id in ids if variant_id not in {*bundle.variants, *bundle.unreadable}]
         found |= dict.fromkeys(new or ids)  # where the model has them all, the build says so
     return found
 

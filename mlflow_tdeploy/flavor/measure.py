@@ -11,7 +11,7 @@ from mlflow_tdeploy.registry_io import append_evidence, fetch_variant, fetch_vie
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.bench import BenchRow, contenders, time_contenders
 from mlflow_tdeploy.runtime.latency import Contender, latency_evidence, recorded_shapes
-from mlflow_tdeploy.runtime.select import Decision, decide
+from mlflow_tdeploy.runtime.select import Decision, decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 
 
@@ -35,8 +35,7 @@ def record_latency(model_uri: str, *, rounds: int = 20, seconds: float = 3.0) ->
     """
     location = locate(model_uri)
     bundle = Bundle.open(location.local) if location.local is not None else fetch_view(location)
-    evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
-    decision = decide(bundle.manifest, bundle.variants, evidence, probe.host())
+    decision = decide_bundle(bundle, probe.host())
     if not decision.openable:
         raise decision.none_left()
     for variant_id in {candidate.variant for candidate in decision.openable}:
