@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.select import align
 
@@ -120,7 +120,7 @@ def host_record() -> dict[str, Any]:
     return {
         "host": dataclasses.asdict(probe.host()),
         "python": platform.python_version(),
-        "versions": {name: version for name in _VERSIONS if (version := _version(name))},
+        "versions": {name: version for name in _VERSIONS if (version := installed_version(name))},
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -147,10 +147,3 @@ def _section(figures: Sequence[Figure], details: Mapping[str, Any]) -> dict[str,
 def say(what: str) -> None:
     """Tell whoever waits what is going on; the table alone goes to standard output."""
     print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

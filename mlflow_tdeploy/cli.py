@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import re
@@ -194,14 +193,14 @@ def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
         if record is None:
             verdict = "reference" if variant.id == bundle.manifest.reference else "no evidence"
         else:
-            verdict = "ok" if record.passed else "; ".join(record.violations)
+            verdict = "ok" if record.passed else f"{record.verdict}: {'; '.join(record.violations)}"
         verdict = bundle.doubt(variant.id) or verdict
         size = f"{variant.size / 1e6:.1f}" if variant.files else "not kept"
         rows.append(
             (variant.id, variant.format, variant.precision.name, size, variant.parent or "-",
              ", ".join(figures) or "-", verdict)
         )  # fmt: skip
-    return rows + [(name, "-", "-", "-", "-", "-", why) for name, why in bundle.unreadable.items()]
+    return rows + [(name, "-", "-", "-", "-", "-", why) for name, why in bundle.absent.items()]
 
 
 def _bundle_as_dict(bundle: Bundle) -> dict[str, Any]:
@@ -271,25 +270,18 @@ def _examine_host() -> dict[str, Any]:
 
 def _conflicts() -> list[str]:
     """Say which installed distributions overwrite each other's files, and what to do."""
+    from mlflow_tdeploy.core.hardware import installed_version
     from mlflow_tdeploy.runtime.base import RUNTIMES
 
     found = []
     for name in RUNTIMES.names():
-        installed = [one for one in RUNTIMES.get(name).distributions if _is_installed(one)]
+        installed = [one for one in RUNTIMES.get(name).distributions if installed_version(one)]
         if len(installed) > 1:
             found.append(
                 f"{' and '.join(installed)} overwrite each other's files: pip uninstall -y {' '.join(installed)}, "
                 f"then install one of them."
             )
     return found
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 @main.command()
@@ -310,8 +302,8 @@ def bench(
     shapes: tuple[str, ...], rounds: int, intra_op_threads: int, json_path: Path | None, record: bool,
 ) -> None:  # fmt: skip
     """Time every variant that can serve here, interleaved, over batch and length; inputs from the signature."""
-    from mlflow_tdeploy.runtime.base import SessionOptions
     from mlflow_tdeploy.runtime.bench import sweep
+    from mlflow_tdeploy.runtime.options import SessionOptions
 
     if record:
         if variant or runtime or strict or shapes or intra_op_threads:

@@ -51,10 +51,18 @@ def tracking(tmp_path: Path, _database: Path) -> Iterator[str]:
     mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("tests")
     yield uri
+    _leave_store(before)
+
+
+def _leave_store(before: str) -> None:
+    """Have nothing of a store left, in this process or for its children."""
+    import mlflow
+
     while mlflow.active_run():
         mlflow.end_run()
     mlflow.set_registry_uri("")
     mlflow.set_tracking_uri(before)
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set by set_experiment
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +108,7 @@ def remote(server: str) -> Iterator[str]:
     mlflow.set_registry_uri(server)
     mlflow.set_experiment("tests")
     yield server
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_registry_uri("")
-    mlflow.set_tracking_uri(before)
+    _leave_store(before)
 
 
 @pytest.fixture(scope="session")

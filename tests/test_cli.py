@@ -63,6 +63,14 @@ def test_inspect_and_explain_show_a_variant_that_a_newer_version_added(bundle):
     assert "schema 2" in run("explain", bundle, "--variant", "trt-fp16-sm90", ok=False)
 
 
+def test_inspect_and_explain_show_a_variant_that_could_not_be_made(bundle):
+    manifest = bundle / "tdeploy/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "skipped": {"onnx-fp16": "no such operator"}}))
+    for command in ("inspect", "explain"):
+        (line,) = [line for line in run(command, bundle).splitlines() if line.startswith("onnx-fp16")]
+        assert "could not be made: no such operator" in line
+
+
 def test_explain_fails_when_the_forced_variant_cannot_serve(bundle):
     assert "over budget" in run("explain", bundle, "--variant", "ort-cpu-int8", ok=False)
 

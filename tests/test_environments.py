@@ -51,7 +51,7 @@ def test_core_and_runtime_work_with_numpy_1_and_without_mlflow(tmp_path):
         tmp_path / "venv", "numpy==1.26.4", "tokenizers", "onnxruntime", "ml_dtypes", "pytest", "hypothesis"
     )
     clean = {**os.environ, "PYTHONPATH": str(ROOT), "TDEPLOY_CACHE_DIR": str(tmp_path / "cache")}
-    tests = sorted((ROOT / "tests" / "core").glob("test_*.py"))
+    tests = sorted((ROOT / "tests" / "core").glob("test_*.py"))  # those of the tasks compare with transformers
     options = ["-q", "--noconftest", "-p", "no:cacheprovider", "--rootdir", tmp_path]
     assert "passed" in call(python, "-m", "pytest", *options, *tests, env=clean, cwd=ROOT)
     model = make_text_bundle(tmp_path / "model")

@@ -11,7 +11,7 @@ from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.build.recipes import RECIPES, Graph
 from mlflow_tdeploy.build.report import Step
-from mlflow_tdeploy.build.stage import Staged, opened, stage_graph
+from mlflow_tdeploy.build.stage import Staged, lone, opened, stage_graph
 from mlflow_tdeploy.build.workshop import Progress, Workshop
 from mlflow_tdeploy.core.errors import BuildError, ConflictError, InvalidInputError, NotFoundError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence
@@ -162,7 +162,7 @@ def _reference(bundle: Bundle, here: _Here) -> Iterator[tuple[str, Infer, int]]:
             try:
                 variant = here.get(variant_id)
                 session, _ = stack.enter_context(
-                    opened(bundle.root, variant, bundle.manifest.signature, host, host.cores)
+                    opened(bundle.root, variant, bundle.manifest.signature, host, lone(host))
                 )
             except TDeployError as error:
                 reasons.append(str(error))

@@ -17,7 +17,7 @@ from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, runtime_for, stage_graph
 from mlflow_tdeploy.build.verify import Verified
-from mlflow_tdeploy.build.workshop import Progress, Workshop, over_budget
+from mlflow_tdeploy.build.workshop import Progress, Workshop, brief, over_budget
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
@@ -95,7 +95,6 @@ class _Build:
             tuple(self.variants.values()),
             {variant_id: tuple(records) for variant_id, records in self.evidence.items()},
             tuple(self.shop.steps),
-            self.skipped,
         )
 
     def _write_source(self) -> bool:
@@ -137,7 +136,7 @@ class _Build:
         except BuildError as error:  # such as a graph for another kind of host
             if variant_id == self.reference:
                 raise
-            self.skipped[variant_id] = str(error)
+            self.skipped[variant_id] = brief(error)
 
     def _make(self, recipe: type[Recipe], plan: Plan, answers: ReferenceAnswers) -> None:
         try:
@@ -166,7 +165,7 @@ class _Build:
         """Go on without a variant that nobody asked for by name."""
         if recipe.id in plan.explicit or recipe.id == PORTABLE:
             raise error
-        self.skipped[recipe.id] = str(error)
+        self.skipped[recipe.id] = brief(error)
 
     def _judge(self, staged: Staged, answers: ReferenceAnswers) -> Staged:
         """Check a variant and keep it, or only its record."""
@@ -191,7 +190,7 @@ class _Build:
         others: list[Contender] = []
         if HF in self.variants:
             runtime = runtime_for(self.variants[HF], self.shop.host)
-            others.append(Contender(HF, runtime.name, self.source.reference, self.shop.host.cores, split=False))
+            others.append(Contender.served(self.variants[HF], runtime, self.source.reference))
         for record in self.shop.latencies(self.kept, others):
             self.evidence.setdefault(record.variant, []).append(record)
 
@@ -210,6 +209,7 @@ class _Build:
             reference=self.reference,
             assets=self.draft.add_tree(ASSETS),
             golden=golden,
+            skipped=self.skipped,
             created=now(),
             made_with=library_versions(),
         )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from mlflow_tdeploy.build.verify import verdict
 from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.variant import Variant
@@ -39,14 +38,17 @@ class BuildReport:
         variants: Every variant with a record, those over budget included.
         evidence: Everything measured, by variant id.
         steps: What was done, in order.
-        skipped: Why a variant that could have been made was not, by id.
     """
 
     manifest: Manifest
     variants: tuple[Variant, ...]
     evidence: Mapping[str, tuple[Evidence, ...]]
     steps: tuple[Step, ...]
-    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Why a variant that was wanted could not be made, by id."""
+        return self.manifest.skipped
 
     @property
     def seconds(self) -> float:
@@ -88,8 +90,7 @@ def _closeness(manifest: Manifest, accuracy: Evidence | None) -> str:
 def _verdict(variant: Variant, accuracy: Evidence | None) -> str:
     if accuracy is None:
         return "the reference"
-    word = verdict(accuracy.violations, accuracy.metrics)
     if accuracy.passed:
-        return word
+        return accuracy.verdict
     kept = "; files not kept" if variant.dropped else ""
-    return f"{word}: {'; '.join(accuracy.violations)}{kept}"
+    return f"{accuracy.verdict}: {'; '.join(accuracy.violations)}{kept}"

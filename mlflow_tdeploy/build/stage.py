@@ -23,8 +23,9 @@ from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session, SessionOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session
 from mlflow_tdeploy.runtime.latency import recorded_shapes
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.store.external_data import copy_graph
 from mlflow_tdeploy.store.hashing import record_tree
@@ -109,20 +110,25 @@ def _variant(variant_id: str, graph: Graph, root: Path) -> Variant:
 
 @contextmanager
 def opened(
-    staged_root: Path, variant: Variant, signature: Signature, host: Fingerprint, threads: int
-) -> Iterator[tuple[Session, str]]:
-    """Open a variant with the best runtime of this host; yields the session and the runtime's name.
+    staged_root: Path, variant: Variant, signature: Signature, host: Fingerprint, options: SessionOptions | None = None
+) -> Iterator[tuple[Session, Runtime]]:
+    """Open a variant with the best runtime of this host; yields the session and the runtime.
 
     Raises:
         NoVariantError: No runtime here opens it.
         SessionError: The runtime cannot open it.
     """
     runtime = runtime_for(variant, host)
-    session = runtime.open(staged_root, variant, signature, SessionOptions(intra_op_threads=threads))
+    session = runtime.open(staged_root, variant, signature, options or SessionOptions())
     try:
-        yield session, runtime.name
+        yield session, runtime
     finally:
         session.close()
+
+
+def lone(host: Fingerprint) -> SessionOptions:
+    """Return the options of a session that answers one batch after the other: every core works on each."""
+    return SessionOptions(intra_op_threads=host.cores)
 
 
 def runtime_for(variant: Variant, host: Fingerprint) -> Runtime:
@@ -153,8 +159,8 @@ def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Finge
         BuildError: It cannot be opened: nothing is known about how close it is.
     """
     try:
-        with opened(staged.root, staged.variant, answers.task.signature, host, host.cores) as (session, runtime):
-            return replace(verify(answers, session.infer, budget), runtime=runtime)
+        with opened(staged.root, staged.variant, answers.task.signature, host, lone(host)) as (session, runtime):
+            return replace(verify(answers, session.infer, budget), runtime=runtime.name)
     except (SessionError, NoVariantError) as error:
         why = without_folder(error, staged.root)
         raise BuildError(f"Variant '{staged.variant.id}' was made and cannot be opened here: {why}") from error

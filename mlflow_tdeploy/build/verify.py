@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from mlflow_tdeploy.build.reference import Case, ReferenceAnswers, Score
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import Comparison, same_outputs
-from mlflow_tdeploy.core.evidence import DataRecord, Evidence, now
+from mlflow_tdeploy.core.evidence import DataRecord, Evidence, now, verdict
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tensors import Arrays
@@ -48,7 +48,7 @@ class Verified:
 
     @property
     def verdict(self) -> str:
-        """The outcome in two words; a variant without any answer to compare has failed, not missed the budget."""
+        """The outcome in two words."""
         return verdict(self.violations, self.metrics)
 
     def evidence(self, variant: str, host: Fingerprint | None = None, **settings: Any) -> Evidence:
@@ -65,13 +65,6 @@ class Verified:
             settings={**self.settings, **settings},
             created=now(),
         )
-
-
-def verdict(violations: Sequence[str], metrics: Mapping[str, float]) -> str:
-    """Return what to call an outcome: ``within budget``, ``over budget`` or ``failed``."""
-    if not violations:
-        return "within budget"
-    return "over budget" if metrics else "failed"
 
 
 def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:

@@ -148,11 +148,11 @@ class Workshop:
             return []
         with self.step("latency"), ExitStack() as stack:
             contenders = []
-            for variant_id, staged in kept.items():
+            for staged in kept.values():
                 session, runtime = stack.enter_context(
-                    opened(staged.root, staged.variant, self.task.signature, self.host, 1)
+                    opened(staged.root, staged.variant, self.task.signature, self.host)
                 )
-                contenders.append(Contender(variant_id, runtime, session.infer, 1, split=True))
+                contenders.append(Contender.served(staged.variant, runtime, session.infer))
             measure = functools.partial(measure_latency, task=self.task, host=self.host, items=self.data.texts or None)
             found = measure(contenders, seconds=self.options.seconds * 0.8)
             found = [replace(record, files=kept[record.variant].variant.digest) for record in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -69,6 +69,11 @@ class Evidence:
             raise InvalidInputError(f"Evidence about '{self.variant}' has no kind: use accuracy or latency.")
         check_variant_id(self.variant)
 
+    @property
+    def verdict(self) -> str:
+        """What accuracy evidence comes to: ``within budget``, ``over budget`` or, without any figure, ``failed``."""
+        return verdict(self.violations, self.metrics)
+
     def about(self, variant: Variant) -> bool:
         """Tell whether this was measured on the very files of a variant.
 
@@ -80,6 +85,13 @@ class Evidence:
         if variant.dropped:
             return self.passed is not True
         return self.files is None or self.files == variant.digest
+
+
+def verdict(violations: Collection[str], metrics: Mapping[str, float]) -> str:
+    """Return what to call an outcome; a variant without any answer to compare has failed, not missed the budget."""
+    if not violations:
+        return "within budget"
+    return "over budget" if metrics else "failed"
 
 
 def now() -> str:

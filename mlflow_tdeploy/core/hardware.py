@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
@@ -73,6 +74,16 @@ def host_cpu() -> Fingerprint:
         cores=usable_cores(),
         memory=_memory(),
     )
+
+
+def installed_version(*distributions: str) -> str | None:
+    """Return the version of the first of these distributions that is installed, or None; imports none of them."""
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def usable_cores() -> int:

@@ -46,6 +46,7 @@ class Manifest:
         reference: Id of the variant that evidence compares with.
         assets: Tokenizer, labels and the like, below ``assets/``.
         golden: The golden requests' files, below ``golden/``.
+        skipped: Why a variant that was wanted could not be made when the model was logged, by id.
         created: UTC time in ISO format.
         made_with: Versions of the packages that logged it.
     """
@@ -59,12 +60,14 @@ class Manifest:
     reference: str
     assets: tuple[FileRecord, ...] = ()
     golden: tuple[FileRecord, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_version(self.schema_version)
-        check_variant_id(self.reference)
+        for variant_id in (self.reference, *self.skipped):
+            check_variant_id(variant_id)
 
     @classmethod
     def read(cls, text: str | bytes, where: str = "manifest.json") -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,60 @@ from mlflow.models import Model as MlflowModel
 from mlflow.models.model import MLMODEL_FILE_NAME
 
 from mlflow_tdeploy import FLAVOR_NAME
-from mlflow_tdeploy.core.errors import NotFoundError
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
+from mlflow_tdeploy.runtime.base import runtime_settings
+from mlflow_tdeploy.runtime.options import SESSION_KEY, SessionOptions, added_options, common_options
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+#: Empty leaves the choice to the environment, then to the host.
+_POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": ""}
+
+
+def defaults() -> dict[str, Any]:
+    """Return every ``model_config`` key that this package knows, with its default."""
+    return {**_POLICY, **common_options(), **added_options(runtime_settings()), SESSION_KEY: {}}
+
+
+def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return every ``model_config`` key with its value: MLflow lets a user override only keys that were saved.
+
+    The key ``session`` is there for what a later version adds: its options can be given in it to models logged now.
+
+    Raises:
+        InvalidInputError: An unknown key or a value that cannot be used.
+    """
+    policy, options = split_config(given)
+    stated = {key: value for key, value in (given or {}).items() if value not in (None, "")}
+    chosen = {key: getattr(policy, key) for key in _POLICY if key in stated}
+    common = {key: getattr(options, key) for key in common_options()}
+    apart = dict(stated.get(SESSION_KEY, {}))
+    own = {key: value for key, value in options.own.items() if key not in apart}
+    return {**defaults(), **chosen, **common, **own, SESSION_KEY: apart}
+
+
+def split_config(config: Mapping[str, Any] | None) -> tuple[Policy, SessionOptions]:
+    """Return what ``model_config`` says about the choice and about the session; the environment is left out.
+
+    Raises:
+        InvalidInputError: An unknown key or a value that cannot be used.
+    """
+    given = dict(config or {})
+    if unknown := sorted(set(map(str, given)) - set(known := defaults())):
+        raise InvalidInputError(f"Unknown model_config key '{unknown[0]}'. Known: {', '.join(known)}.")
+    policy = Policy.of({key: given.pop(key, default) for key, default in _POLICY.items()}, environ={})
+    return policy, SessionOptions.of(given, runtime_settings())
+
+
+def known_only(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a saved configuration without the keys that a newer version wrote; a warning names them."""
+    known = defaults()
+    for key in (given := dict(config or {})).keys() - known.keys():
+        _log.warning("The option '%s' was saved with the model and is unknown to this version: ignored.", key)
+        del given[key]
+    return given
 
 
 def read_mlmodel(bundle: Bundle) -> MlflowModel | None:

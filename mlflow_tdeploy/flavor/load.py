@@ -10,7 +10,7 @@ from typing import Any
 from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
 
 from mlflow_tdeploy import FLAVOR_NAME
-from mlflow_tdeploy.flavor.config import merged_config, read_mlmodel
+from mlflow_tdeploy.flavor.config import merged_config, read_mlmodel, split_config
 from mlflow_tdeploy.flavor.native import TDeployModel
 from mlflow_tdeploy.flavor.pyfunc import open_configured
 from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
@@ -46,14 +46,15 @@ def load_model(
     Raises:
         MlflowException: There is no such model, it holds no bundle, or none of its variants can serve here.
     """
+    chosen = {"variant": variant, "runtime": runtime, "strict": strict}
+    given = {**(model_config or {}), **{key: value for key, value in chosen.items() if value is not None}}
+    split_config(given)  # what was saved may hold keys of a newer version, what a user says now may not
     location = locate(model_uri)
     bundle, fetch = _bring(location, dst_path)
     meta = read_mlmodel(bundle)
     if meta is not None:
         _add_code_from_conf_to_system_path(str(bundle.root.parent), meta.flavors[FLAVOR_NAME])
-    chosen = {"variant": variant, "runtime": runtime, "strict": strict}
-    given = {key: value for key, value in chosen.items() if value is not None}
-    return TDeployModel(open_configured(bundle.root, merged_config(meta, {**(model_config or {}), **given}), fetch))
+    return TDeployModel(open_configured(bundle.root, merged_config(meta, given), fetch))
 
 
 def _bring(location: Location, dst_path: str | None) -> tuple[Bundle, Fetch | None]:

@@ -23,7 +23,7 @@ from mlflow.utils.model_utils import (
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.tasks import TASKS
-from mlflow_tdeploy.flavor.pyfunc import full_config
+from mlflow_tdeploy.flavor.config import full_config
 from mlflow_tdeploy.flavor.requirements import CONDA_FILE, PYTHON_FILE, check_environment, write_environment
 from mlflow_tdeploy.flavor.schema import merge_signature
 from mlflow_tdeploy.store.bundle import Bundle

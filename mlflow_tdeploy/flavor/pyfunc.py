@@ -8,51 +8,22 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.flavor.config import known_only, split_config
 from mlflow_tdeploy.registry_io import Location, fetch_variant, mlflow_errors
-from mlflow_tdeploy.runtime.base import SessionOptions
 from mlflow_tdeploy.runtime.model import Fetch, Model, open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.disk import own_folder, storage_errors, temporary
 
-#: Empty leaves the choice to the environment, then to the host.
-_POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": ""}
-
-
-def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return every ``model_config`` key with its value: MLflow lets a user override only keys that were saved.
-
-    Raises:
-        InvalidInputError: An unknown key or a value that cannot be used.
-    """
-    policy, options = split_config(given)
-    chosen = {key: getattr(policy, key) for key in _POLICY if (given or {}).get(key) not in (None, "")}
-    return {**_POLICY, **chosen, **asdict(options)}
-
-
-def split_config(config: Mapping[str, Any] | None) -> tuple[Policy, SessionOptions]:
-    """Return what ``model_config`` says about the choice and about the session; the environment is left out.
-
-    Raises:
-        InvalidInputError: An unknown key or a value that cannot be used.
-    """
-    given = dict(config or {})
-    known = [*_POLICY, *(field.name for field in fields(SessionOptions))]
-    if unknown := sorted(set(map(str, given)) - set(known)):
-        raise InvalidInputError(f"Unknown model_config key '{unknown[0]}'. Known: {', '.join(known)}.")
-    policy = Policy.of({key: given.pop(key, default) for key, default in _POLICY.items()}, environ={})
-    return policy, SessionOptions.of(given)
-
 
 def open_configured(path: Path | str, config: Mapping[str, Any] | None, fetch: Fetch | None = None) -> Model:
     """Open a bundle as its saved configuration, a user's overrides and the environment say."""
-    _, options = split_config(config)
+    _, options = split_config(known_only(config))
     return open_model(path, policy=Policy.of(config), options=options, fetch=fetch)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from mlflow.utils.environment import (
 from mlflow.utils.requirements_utils import _get_pinned_requirement
 
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.core.variant import Variant
 
 CONDA_FILE = "conda.yaml"
@@ -40,14 +40,14 @@ def get_default_pip_requirements(variants: Iterable[Variant] | None = None) -> l
     Returns:
         Pinned requirement lines: MLflow, this package, ONNX Runtime, numpy, tokenizers.
     """
-    runtime = next((name for name in _RUNTIMES if _installed(name)), _RUNTIMES[0])
+    runtime = next((name for name in _RUNTIMES if installed_version(name)), _RUNTIMES[0])
     extra = "gpu" if runtime == "onnxruntime-gpu" else "cpu"
     names = ["mlflow", f"mlflow-tdeploy[{extra}]", runtime, "numpy", "tokenizers"]
     kept = [variant for variant in variants or () if not variant.dropped]
     if variants is not None and all(variant.format == "hf" for variant in kept):
         packages = [name for variant in kept for name in variant.requires]
         names = [*(name for name in names if name != runtime), "torch", "transformers", "safetensors", *packages]
-    return [_get_pinned_requirement(name) if _installed(name.split("[")[0]) else name for name in names]
+    return [_get_pinned_requirement(name) if installed_version(name.split("[")[0]) else name for name in names]
 
 
 def get_default_conda_env() -> dict[str, Any]:
@@ -100,11 +100,3 @@ def _wheel() -> Path | None:
             f"{WHEEL_VARIABLE} must name a wheel of mlflow-tdeploy, got '{value}'. Make one with: pip wheel --no-deps ."
         )
     return wheel
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -17,8 +17,8 @@ def describe(bundle: Bundle) -> tuple[dict[str, str], dict[str, float]]:
     """Return the tags and metrics of a logged model that make its variants and evidence searchable.
 
     Tags: ``tdeploy.task``, ``.source``, ``.budget``, ``.dims``, ``.variants`` (those within budget), ``.precisions``
-    (theirs) and ``tdeploy.variant.<id>`` = ``ok``, ``over budget`` or ``unverified``. Metrics:
-    ``<variant id>.<metric>``, from the newest accuracy and latency record of each variant.
+    (theirs) and ``tdeploy.variant.<id>`` = ``ok``, ``over budget``, ``failed``, ``unverified`` or ``not made``.
+    Metrics: ``<variant id>.<metric>``, from the newest accuracy and latency record of each variant.
     """
     manifest = bundle.manifest
     states = {variant.id: _state(bundle, variant) for variant in bundle.variants.values()}
@@ -31,6 +31,7 @@ def describe(bundle: Bundle) -> tuple[dict[str, str], dict[str, float]]:
         "tdeploy.variants": ",".join(good),
         "tdeploy.precisions": ",".join(sorted({bundle.variants[name].precision.name for name in good})),
         **{f"tdeploy.variant.{name}": state for name, state in states.items()},
+        **{f"tdeploy.variant.{name}": "not made" for name in bundle.not_made},
     }
     metrics: dict[str, float] = {}
     for name in states:
@@ -44,7 +45,7 @@ def describe(bundle: Bundle) -> tuple[dict[str, str], dict[str, float]]:
 def _state(bundle: Bundle, variant: Variant) -> str:
     accuracy = latest_accuracy(bundle.evidence(variant.id))
     if accuracy is not None:
-        return "ok" if accuracy.passed else "over budget"
+        return "ok" if accuracy.passed else accuracy.verdict
     return "ok" if variant.id == bundle.manifest.reference else "unverified"
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.extension import Registry
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.options import SessionOptions
 
 
 class Fit(enum.Enum):
@@ -43,79 +42,6 @@ class Compat:
     def can_open(self) -> bool:
         """Whether opening may be tried."""
         return self.fit in (Fit.OPTIMAL, Fit.USABLE)
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """How a session runs; every field is a ``model_config`` key of its name.
-
-    Attributes:
-        threads: Batches run at once in bulk work; 0 means one per usable core.
-        intra_op_threads: Threads inside one operator; 0 means one for each batch of bulk work, and for a lone
-            request one or one per core, whichever is faster at the moment.
-        spinning: Whether waiting operator threads spin, where ``intra_op_threads`` is given.
-        arena: Whether ONNX Runtime keeps freed memory for the next run.
-        graph_level: ``disable``, ``basic``, ``extended``, ``layout`` or ``all``.
-        execution_mode: ``sequential`` or ``parallel``.
-        profiling: Path prefix of a profile to write; empty for none.
-        token_budget: Most padded tokens in a batch; 0 means the default.
-    """
-
-    threads: int = 0
-    intra_op_threads: int = 0
-    spinning: bool = False
-    arena: bool = True
-    graph_level: str = "all"
-    execution_mode: str = "sequential"
-    profiling: str = ""
-    token_budget: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "intra_op_threads", "token_budget"):
-            if getattr(self, name) < 0:
-                raise InvalidInputError(f"The session option '{name}' must not be negative, got {getattr(self, name)}.")
-        _one_of("graph_level", self.graph_level, ("disable", "basic", "extended", "layout", "all"))
-        _one_of("execution_mode", self.execution_mode, ("sequential", "parallel"))
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any] | None) -> SessionOptions:
-        """Make options from configuration keys; values may be text (environment, command line).
-
-        Raises:
-            InvalidInputError: An unknown key or a value of a wrong type.
-        """
-        known = {field.name: type(getattr(cls(), field.name)) for field in fields(cls)}
-        values: dict[str, Any] = {}
-        for key, value in (config or {}).items():
-            if key not in known:
-                raise InvalidInputError(f"Unknown session option '{key}'. Known: {', '.join(known)}.")
-            if value is not None:
-                values[key] = parse_value(key, value, known[key])
-        return cls(**values)
-
-
-def parse_value(key: str, value: Any, kind: type) -> Any:
-    """Return a configuration value as ``kind`` (bool, int or str), reading text as people write it.
-
-    Raises:
-        InvalidInputError: The value cannot be read as that type.
-    """
-    if (
-        kind is bool
-        and isinstance(value, str)
-        and value.lower() in ("true", "1", "yes", "on", "false", "0", "no", "off", "")
-    ):
-        return value.lower() in ("true", "1", "yes", "on")
-    if kind is int and isinstance(value, str) and value.strip().lstrip("-").isdigit():
-        return int(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise InvalidInputError(f"The option '{key}' must be of type {kind.__name__}, got {shown(value)}.")
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InvalidInputError(f"The session option '{name}' must be one of {', '.join(allowed)}, got {shown(value)}.")
 
 
 class Session(ABC):
@@ -155,6 +81,8 @@ class Runtime(ABC):
     install: ClassVar[str]
     #: Distributions that each provide its library; two of them installed overwrite each other's files.
     distributions: ClassVar[tuple[str, ...]] = ()
+    #: Session options that this runtime adds: a frozen dataclass of bool, int and str fields with defaults.
+    settings: ClassVar[type | None] = None
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -176,6 +104,19 @@ class Runtime(ABC):
             SessionError: It cannot be opened.
         """
 
+    def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
+        """Return how to open a second session, to be tried for requests that are a single batch.
+
+        Args:
+            options: Those of the first session.
+            cores: Processors of this host.
+
+        Returns:
+            Options that may be faster for such a request, or None where the first session is the best one anyway.
+        """
+        del options, cores
+        return None
+
     @abstractmethod
     def self_test(self) -> str:
         """Exercise the runtime in this process and say what it used. Called in a child process: it may crash.
@@ -186,3 +127,8 @@ class Runtime(ABC):
 
 
 RUNTIMES: Registry[type[Runtime]] = Registry("runtime", discover="mlflow_tdeploy.runtime.backends")
+
+
+def runtime_settings() -> list[type]:
+    """Return what the runtimes add to the session options."""
+    return [runtime.settings for runtime in RUNTIMES if runtime.settings is not None]

@@ -7,14 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.hardware import usable_cores
 from mlflow_tdeploy.core.measure import Timing
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Signature
-from mlflow_tdeploy.runtime.base import RUNTIMES, SessionOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.latency import Contender, Shape, time_shape
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import Candidate
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ASSETS
@@ -146,10 +145,5 @@ def contenders(
             variant = bundle.variants[candidate.variant]
             session = runtime.open(bundle.root, variant, bundle.manifest.signature, given)
             stack.callback(session.close)
-            split = runtime.one_thread_sessions and not given.intra_op_threads
-            threads = given.intra_op_threads or (1 if split else usable_cores())
-            budget = given.token_budget or variant.token_budget or DEFAULT_TOKEN_BUDGET
-            found.append(
-                Contender(variant.id, candidate.runtime, session.infer, threads, split=split, token_budget=budget)
-            )
+            found.append(Contender.served(variant, runtime, session.infer, given))
         yield found

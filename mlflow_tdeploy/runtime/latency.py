@@ -26,6 +26,9 @@ from mlflow_tdeploy.core.measure import Timing, interleave
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.base import Runtime
+from mlflow_tdeploy.runtime.options import SessionOptions
 
 Shape = dict[str, int]
 
@@ -55,6 +58,29 @@ class Contender:
     threads: int
     split: bool
     token_budget: int = DEFAULT_TOKEN_BUDGET
+
+    @classmethod
+    def served(
+        cls, variant: Variant, runtime: Runtime, infer: Infer, options: SessionOptions | None = None
+    ) -> Contender:
+        """Return a variant as bulk work on this runtime is served.
+
+        Args:
+            variant: The variant.
+            runtime: The runtime.
+            infer: Its session's ``infer``, opened with the same options.
+            options: Session options; with ``intra_op_threads`` batches are not split.
+        """
+        given = options or SessionOptions()
+        split = runtime.one_thread_sessions and not given.intra_op_threads
+        return cls(
+            variant.id,
+            runtime.name,
+            infer,
+            given.intra_op_threads or (1 if split else usable_cores()),
+            split=split,
+            token_budget=given.token_budget or variant.token_budget or DEFAULT_TOKEN_BUDGET,
+        )
 
     @property
     def method(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.base import RUNTIMES, Session, SessionOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES, Session
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide_bundle
 from mlflow_tdeploy.runtime.threads import AdaptiveThreads
 from mlflow_tdeploy.store.bundle import Bundle
@@ -256,9 +257,9 @@ class Model:
     def _single(self, candidate: Candidate, session: Session) -> Infer:
         """Return how a lone batch runs: on as many threads as pay, unless the user said how many."""
         runtime, cores = RUNTIMES.get(candidate.runtime)(), probe.hardware().cores
-        if not runtime.one_thread_sessions or self._options.intra_op_threads or cores == 1:
+        options = runtime.lone_options(self._options, cores)
+        if options is None:
             return session.infer
-        options = replace(self._options, intra_op_threads=cores, spinning=True, profiling="")
         variant = self._bundle.variants[candidate.variant]
         adaptive = AdaptiveThreads(
             session.infer, lambda: runtime.open(self._bundle.root, variant, self.signature, options)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import os
 import signal
@@ -17,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_tdeploy.core.hardware import Fingerprint, Gpu, host_cpu
+from mlflow_tdeploy.core.hardware import Fingerprint, Gpu, host_cpu, installed_version
 
 _LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "tensorrt", "tokenizers", "numpy", "mlflow")
 _DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
@@ -76,13 +75,7 @@ def hardware() -> Fingerprint:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of installed libraries that matter here, without importing them."""
-    found: dict[str, str] = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in _LIBRARIES if (version := installed_version(name)) is not None}
 
 
 @functools.cache

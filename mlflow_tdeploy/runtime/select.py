@@ -13,7 +13,8 @@ from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy, measured_lat
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, parse_value
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime
+from mlflow_tdeploy.runtime.options import parse_value
 from mlflow_tdeploy.store.bundle import Bundle
 
 _ENVIRONMENT = {"variant": "TDEPLOY_VARIANT", "runtime": "TDEPLOY_RUNTIME", "strict": "TDEPLOY_STRICT"}
@@ -172,7 +173,7 @@ def decide(
     host: Fingerprint,
     policy: Policy | None = None,
     *,
-    unreadable: Mapping[str, str] | None = None,
+    absent: Mapping[str, str] | None = None,
     doubts: Mapping[str, str] | None = None,
 ) -> Decision:
     """Rank every variant × runtime on a host.
@@ -188,16 +189,16 @@ def decide(
         evidence: What was measured about each, by id.
         host: The host.
         policy: What the user insists on.
-        unreadable: Why the records of further variants cannot be read, by id: candidates that never serve.
+        absent: Why further variants never serve, by id: they were not made, or their records cannot be read.
         doubts: Why the newest verdict on a variant cannot be read, by id: it does not serve, unless it is the
             reference, which needs none.
 
     Raises:
         InvalidInputError: The policy names a variant or runtime that does not exist.
     """
-    policy, unreadable, doubts = policy or Policy(), unreadable or {}, doubts or {}
-    _check_names({*variants, *unreadable}, policy)
-    entries = [_Entry(Candidate(name, "", Fit.UNSUPPORTED, why), math.inf, ()) for name, why in unreadable.items()]
+    policy, absent, doubts = policy or Policy(), absent or {}, doubts or {}
+    _check_names({*variants, *absent}, policy)
+    entries = [_Entry(Candidate(name, "", Fit.UNSUPPORTED, why), math.inf, ()) for name, why in absent.items()]
     for variant in variants.values():
         records = tuple(evidence.get(variant.id, ()))
         verdict = _verdict(manifest, variant, records, doubts.get(variant.id))
@@ -209,10 +210,10 @@ def decide(
 
 
 def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = None) -> Decision:
-    """Like :func:`decide` for everything that a bundle's records say, those that cannot be read included."""
+    """Like :func:`decide` for everything that a bundle's records say, also of variants that it lacks."""
     evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
     doubts = {variant_id: why for variant_id in bundle.variants if (why := bundle.doubt(variant_id))}
-    return decide(bundle.manifest, bundle.variants, evidence, host, policy, unreadable=bundle.unreadable, doubts=doubts)
+    return decide(bundle.manifest, bundle.variants, evidence, host, policy, absent=bundle.absent, doubts=doubts)
 
 
 def _check_names(variants: Collection[str], policy: Policy) -> None:
@@ -296,7 +297,7 @@ def _verdict(manifest: Manifest, variant: Variant, records: Iterable[Evidence], 
     """Return why a variant's evidence forbids that it serves, or None."""
     accuracy = latest_accuracy(records)
     if accuracy is not None and not accuracy.passed:
-        return "over budget: " + "; ".join(accuracy.violations)
+        return f"{accuracy.verdict}: {'; '.join(accuracy.violations)}"
     if variant.id == manifest.reference:
         return None
     if doubt is not None:

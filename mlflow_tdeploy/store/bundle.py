@@ -97,6 +97,17 @@ class Bundle:
         _ = self.variants
         return self._unreadable
 
+    @property
+    def not_made(self) -> Mapping[str, str]:
+        """Why variants wanted when the model was logged could not be made, by id; without those added since."""
+        there = {*self.variants, *self.unreadable}
+        return {name: why for name, why in self.manifest.skipped.items() if name not in there}
+
+    @property
+    def absent(self) -> Mapping[str, str]:
+        """Why variants that one may look for are not among :attr:`variants`, by id: not made, or not readable here."""
+        return {**{name: f"could not be made: {why}" for name, why in self.not_made.items()}, **self.unreadable}
+
     def evidence(self, variant_id: str) -> tuple[Evidence, ...]:
         """Return every measurement of a variant's own files, oldest first; empty where there is none.
 

@@ -8,6 +8,7 @@ import pytest
 
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.pipeline import build_bundle
+from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.report import BuildReport
 from mlflow_tdeploy.build.verify_data import VerifyData, default_texts
 from mlflow_tdeploy.source.resolve import resolve
@@ -40,3 +41,17 @@ def tiny_build(
 def tiny_bundle(tiny_build: tuple[Path, BuildReport]) -> Path:
     """The model directory of the tiny classifier's bundle."""
     return tiny_build[0]
+
+
+@pytest.fixture
+def register():
+    added = []
+
+    def add(recipe):
+        RECIPES.names()  # load the real ones first
+        RECIPES.register(recipe.id)(recipe)
+        added.append(recipe.id)
+
+    yield add
+    for name in added:
+        RECIPES.unregister(name)

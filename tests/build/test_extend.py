@@ -16,8 +16,8 @@ from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.writer import append_variant
+from tests.build.building import build
 from tests.build.sources import mlp_source
-from tests.build.test_pipeline import build
 
 QUICK = BuildOptions(measure=False)
 

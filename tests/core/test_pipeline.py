@@ -12,7 +12,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.pipeline import Pipeline
 from mlflow_tdeploy.core.tasks import TASKS, Encoded, Param, Task
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
-from tests.flavor.text_bundles import WORDS, write_tokenizer
+from tests.core.text_assets import WORDS, write_tokenizer
 
 SIGNATURE = Signature(
     (Dim("batch", 1, 2, 4), Dim("sequence", 1, 8, 32)),

@@ -10,7 +10,8 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.flavor.pyfunc import full_config, split_config
+from mlflow_tdeploy.flavor.config import full_config, split_config
+from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtOptions
 from tests.bundles import WEIGHTS, make_bundle
 from tests.flavor.text_bundles import HEAD, LABELS, embed, make_text_bundle
 
@@ -28,6 +29,19 @@ def load(tmp_path):
         return mlflow.pyfunc.load_model(str(tmp_path / "model"), model_config=model_config)
 
     return make
+
+
+@pytest.fixture
+def opened_with(monkeypatch):
+    """Return a list that gets the options of every session that is opened."""
+    options, original = [], OrtCpu.open
+
+    def remember(self, root, variant, signature, given):
+        options.append(given)
+        return original(self, root, variant, signature, given)
+
+    monkeypatch.setattr(OrtCpu, "open", remember)
+    return options
 
 
 @pytest.mark.parametrize(
@@ -149,6 +163,23 @@ def test_load_pyfunc_forces_what_model_config_says(load):
     np.testing.assert_array_equal(model.predict(["good"])[0], embed("good"))
 
 
+def test_load_pyfunc_passes_on_options_that_were_unknown_when_the_model_was_logged(load, opened_with):
+    load("sentence-embedding", model_config={"session": {"arena": False, "threads": 1}})
+    assert (opened_with[-1].threads, opened_with[-1].settings(OrtOptions).arena) == (1, False)
+
+
+def test_load_pyfunc_ignores_a_saved_option_of_a_newer_version_with_a_warning(tmp_path, caplog):
+    """A host with an older package serves what it knows; it is the default of a runtime that it has not."""
+    mlflow_tdeploy.save_model(make_text_bundle(tmp_path / "made"), tmp_path / "model", pip_requirements=["mlflow"])
+    mlmodel = tmp_path / "model/MLmodel"
+    mlmodel.write_text(mlmodel.read_text().replace("    config:\n", "    config:\n      warp_speed: 9\n", 1))
+    assert "warp_speed" in mlmodel.read_text()
+    assert len(mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(["good"])) == 1
+    assert "'warp_speed' was saved with the model and is unknown to this version" in caplog.text
+    with pytest.raises(MlflowException, match="Unknown model_config key 'warp_speed'"):
+        mlflow_tdeploy.load_model(str(tmp_path / "model"), model_config={"warp_speed": 8})
+
+
 def test_load_pyfunc_forces_what_the_environment_says(load, monkeypatch):
     monkeypatch.setenv("TDEPLOY_VARIANT", "onnx-fp32")
     assert load("sentence-embedding").get_raw_model().decision.chosen.variant == "onnx-fp32"
@@ -171,7 +202,7 @@ def test_full_config_has_every_key_so_that_each_can_be_overridden():
     config = full_config({"threads": 2})
     assert set(config) == {
         *("variant", "runtime", "strict", "threads", "intra_op_threads", "spinning", "arena", "graph_level"),
-        *("execution_mode", "profiling", "token_budget"),
+        *("execution_mode", "profiling", "token_budget", "session"),
     }
     assert config["threads"] == 2
     assert (config["variant"], config["runtime"], config["strict"]) == ("", "", "")
@@ -182,9 +213,19 @@ def test_full_config_ignores_the_environment(monkeypatch):
     assert full_config(None)["variant"] == ""
 
 
+def test_full_config_keeps_what_is_given_apart():
+    config = full_config({"arena": False, "session": {"spinning": True}})
+    assert (config["arena"], config["spinning"], config["session"]) == (False, False, {"spinning": True})
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"thread": 2}, "'thread'.*threads"), ({"graph_level": "most"}, "graph_level"), ({"strict": 3}, "strict")],
+    [
+        ({"thread": 2}, "'thread'.*threads"),
+        ({"graph_level": "most"}, "graph_level"),
+        ({"strict": 3}, "strict"),
+        ({"session": {"thread": 2}}, "'thread'.*threads"),
+    ],
 )
 def test_split_config_refuses_unknown_keys_and_values(config, message):
     with pytest.raises(InvalidInputError, match=message):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest, SourceRecord
 from mlflow_tdeploy.core.precision import Precision
@@ -16,17 +15,10 @@ from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.store.writer import BundleDraft
 from tests.bundles import accuracy
+from tests.core.text_assets import LABELS, OUTPUTS, WIDTH, WORDS, write_tokenizer
 
-WORDS = ["[PAD]", "[UNK]", "a", "good", "bad", "film"]
-WIDTH = 4
 TABLE = np.random.default_rng(0).standard_normal((len(WORDS), WIDTH)).astype(np.float32)
 HEAD = np.random.default_rng(1).standard_normal((WIDTH, 3)).astype(np.float32)
-LABELS = ["bad", "good", "other"]
-OUTPUTS = {
-    "sentence-embedding": TensorSpec("sentence_embedding", "float32", ("batch", WIDTH)),
-    "text-classification": TensorSpec("logits", "float32", ("batch", 3)),
-    "feature-extraction": TensorSpec("last_hidden_state", "float32", ("batch", "sequence", WIDTH)),
-}
 
 
 def embed(text: str, table: np.ndarray = TABLE) -> np.ndarray:
@@ -76,13 +68,6 @@ def make_text_bundle(root: Path, task: str = "sentence-embedding", *, failed: tu
             )
         )
     return root
-
-
-def write_tokenizer(folder: Path) -> None:
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def graph(path: Path, task: str, scale: float = 1.0) -> None:

@@ -4,9 +4,9 @@ import pytest
 
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.base import SessionOptions
 from mlflow_tdeploy.runtime.bench import contenders, time_contenders
 from mlflow_tdeploy.runtime.latency import Contender
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import make_bundle

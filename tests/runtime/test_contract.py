@@ -10,7 +10,8 @@ import pytest
 from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.tensors import numpy_dtype
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.base import RUNTIMES, Fit, SessionOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES, Fit
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.store.bundle import Bundle
 
 

@@ -14,8 +14,8 @@ from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVari
 from mlflow_tdeploy.core.hardware import host_cpu
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtSession
-from mlflow_tdeploy.runtime.base import SessionOptions
 from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, make_bundle
@@ -221,12 +221,12 @@ def test_lone_requests_try_a_session_of_every_core_that_spins_and_writes_no_prof
         return original(self, root, variant, signature, options)
 
     monkeypatch.setattr(OrtCpu, "open", remember)
-    given = SessionOptions(arena=False, profiling="profile")
+    given = SessionOptions(own={"arena": False, "profiling": "profile"})
     with open_model(make_bundle(tmp_path), options=given) as model:
         for _ in range(3):
             model.predict({"x": X})
     assert opened[0] == given
-    assert opened[1:] == [SessionOptions(arena=False, intra_op_threads=2, spinning=True)]
+    assert opened[1:] == [SessionOptions(intra_op_threads=2, own={"arena": False, "profiling": "", "spinning": True})]
 
 
 def test_open_model_leaves_no_session_open_when_it_fails(tmp_path, monkeypatch):

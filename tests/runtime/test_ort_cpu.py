@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from mlflow_tdeploy.core.errors import SessionError
-from mlflow_tdeploy.runtime.base import RUNTIMES, SessionOptions
+from mlflow_tdeploy.runtime.backends.ort_cpu import OrtOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import SIGNATURE, WEIGHTS, make_bundle
 
@@ -21,7 +23,7 @@ def bundle(tmp_path):
 
 def open_session(bundle, variant_id="onnx-fp32", **options):
     runtime = RUNTIMES.get("ort-cpu")()
-    return runtime.open(bundle.root, bundle.variants[variant_id], SIGNATURE, SessionOptions.of(options))
+    return runtime.open(bundle.root, bundle.variants[variant_id], SIGNATURE, SessionOptions.of(options, [OrtOptions]))
 
 
 def test_session_infers_what_the_graph_computes(bundle):

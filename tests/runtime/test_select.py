@@ -159,14 +159,20 @@ def test_decide_names_the_device_when_no_runtime_knows_it():
 def test_decide_shows_variants_that_cannot_be_read_as_candidates_that_never_serve():
     records = {FP32.id: [accuracy(FP32.id)]}
     lost = {"trt-fp16-sm90": "written by a newer mlflow-tdeploy (schema 2)"}
-    decision = decide(MANIFEST, {FP32.id: FP32}, records, HOST, Policy(strict=True), unreadable=lost)
+    decision = decide(MANIFEST, {FP32.id: FP32}, records, HOST, Policy(strict=True), absent=lost)
     assert decision.chosen.variant == "onnx-fp32"
     assert decision.failures == ()
     assert decision.candidates[-1].fit is Fit.UNSUPPORTED
     assert "trt-fp16-sm90  -        unsupported  -       written by a newer" in decision.explain()
-    forced = decide(MANIFEST, {FP32.id: FP32}, records, HOST, Policy(variant="trt-fp16-sm90"), unreadable=lost)
+    forced = decide(MANIFEST, {FP32.id: FP32}, records, HOST, Policy(variant="trt-fp16-sm90"), absent=lost)
     assert forced.chosen is None
     assert "trt-fp16-sm90 on no runtime: written by a newer mlflow-tdeploy (schema 2)" in str(forced.none_left())
+
+
+def test_decide_says_failed_and_not_over_budget_of_a_variant_without_any_answer():
+    failed = dataclasses.replace(accuracy(INT8.id), passed=False, metrics={}, violations=("no answer at batch=1",))
+    decision = choose([FP32, INT8], evidence={FP32.id: [accuracy(FP32.id)], INT8.id: [failed]})
+    assert decision.candidates[-1].reason == "failed: no answer at batch=1"
 
 
 def test_decide_needs_the_newest_verdict_unless_the_variant_is_the_reference():

@@ -11,7 +11,8 @@ from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.base import RUNTIMES, Fit, SessionOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES, Fit
+from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import task_of
 

@@ -119,6 +119,13 @@ def test_variants_leaves_a_record_out_when_its_bytes_are_damaged_or_a_link_outsi
     assert len(bundle.unreadable) == 4
 
 
+def test_not_made_names_what_logging_could_not_make_until_somebody_adds_it(root, bundle):
+    _edit(root / "manifest.json", skipped={"ort-cpu-fp32": "no fusion", "ort-cpu-int8": "no such operator"})
+    bundle = Bundle.open(root)
+    assert bundle.not_made == {"ort-cpu-int8": "no such operator"}
+    assert bundle.absent == {"ort-cpu-int8": "could not be made: no such operator"}
+
+
 def test_variants_leaves_a_record_out_when_the_id_is_not_the_file_name(root, bundle):
     os.rename(root / "variants" / "ort-cpu-fp32.json", root / "variants" / "ort-cpu-int8.json")
     assert list(bundle.variants) == ["onnx-fp32"]

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import base64
 import functools
-import importlib.metadata
 import importlib.util
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mlflow_tdeploy.core.errors import SessionError
-from mlflow_tdeploy.core.hardware import Fingerprint, usable_cores
+from mlflow_tdeploy.core.hardware import Fingerprint, installed_version, usable_cores
 from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, SessionOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
+from mlflow_tdeploy.runtime.options import SessionOptions, check_choice
 
 _LEVELS = {
     "disable": "ORT_DISABLE_ALL",
@@ -31,6 +32,29 @@ _LEVELS = {
 _SELF_TEST = "CAg6PwoOCgF4CgF4EgF5IgNBZGQSCXNlbGZfdGVzdFoQCgF4EgsKCQgBEgUKAxIBbmIQCgF5EgsKCQgBEgUKAxIBbkIECgAQEQ=="
 
 
+@dataclass(frozen=True)
+class OrtOptions:
+    """ONNX Runtime's session options that can be set.
+
+    Attributes:
+        spinning: Whether waiting operator threads spin, where ``intra_op_threads`` is given.
+        arena: Whether freed memory is kept for the next run.
+        graph_level: ``disable``, ``basic``, ``extended``, ``layout`` or ``all``.
+        execution_mode: ``sequential`` or ``parallel``.
+        profiling: Path prefix of a profile to write; empty for none.
+    """
+
+    spinning: bool = False
+    arena: bool = True
+    graph_level: str = "all"
+    execution_mode: str = "sequential"
+    profiling: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("graph_level", self.graph_level, _LEVELS)
+        check_choice("execution_mode", self.execution_mode, ("sequential", "parallel"))
+
+
 @RUNTIMES.register("ort-cpu")
 class OrtCpu(Runtime):
     """Opens ONNX graphs, fused ones included, on the CPU."""
@@ -40,6 +64,7 @@ class OrtCpu(Runtime):
     tier: ClassVar[int] = 1
     preference: ClassVar[int] = 30
     one_thread_sessions: ClassVar[bool] = True
+    settings: ClassVar[type | None] = OrtOptions
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[cpu]'"
     #: Each has the CPU provider.
     distributions: ClassVar[tuple[str, ...]] = (
@@ -93,6 +118,12 @@ class OrtCpu(Runtime):
         except Exception as error:  # onnxruntime's classes share no base of their own
             raise SessionError(f"ONNX Runtime cannot open variant '{variant.id}': {_first_line(error)}") from error
         return OrtSession(session, variant, signature)
+
+    def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
+        """Spinning threads on every core, unless the user said how many; the profile stays the first session's."""
+        if options.intra_op_threads or cores == 1:
+            return None
+        return replace(options, intra_op_threads=cores).with_own(spinning=True, profiling="")
 
     def self_test(self) -> str:
         """Open and run a one-node graph."""
@@ -149,30 +180,25 @@ class OrtSession(Session):
 
 
 def _session_options(ort: Any, options: SessionOptions) -> Any:
-    settings = ort.SessionOptions()
+    own, settings = options.settings(OrtOptions), ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = options.intra_op_threads or 1  # 0 would be one per core
-    settings.enable_cpu_mem_arena = options.arena
-    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[options.graph_level])
-    parallel = options.execution_mode == "parallel"
+    settings.enable_cpu_mem_arena = own.arena
+    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[own.graph_level])
+    parallel = own.execution_mode == "parallel"
     settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
     # With one inter-op thread ONNX Runtime would quietly run sequentially.
     settings.inter_op_num_threads = max(2, options.threads or usable_cores()) if parallel else 1
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
-    if options.profiling:
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spinning else "0")
+    if own.profiling:
         settings.enable_profiling = True
-        settings.profile_file_prefix = options.profiling
+        settings.profile_file_prefix = own.profiling
     return settings
 
 
 @functools.cache
 def _version() -> str:
-    for distribution in OrtCpu.distributions:
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ""
+    return installed_version(*OrtCpu.distributions) or ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

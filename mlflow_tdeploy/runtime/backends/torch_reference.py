@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mlflow_tdeploy.core.errors import SessionError
-from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.hardware import Fingerprint, installed_version
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, SessionOptions
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
+from mlflow_tdeploy.runtime.options import SessionOptions
 
 
 @RUNTIMES.register("torch")
@@ -33,10 +33,7 @@ class TorchReference(Runtime):
 
     def version(self) -> str:
         """Return torch's version."""
-        try:
-            return importlib.metadata.version("torch")
-        except importlib.metadata.PackageNotFoundError:
-            return ""
+        return installed_version("torch") or ""
 
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:
         """Every host with torch can run the original."""
@@ -45,7 +42,7 @@ class TorchReference(Runtime):
             return Compat(Fit.UNSUPPORTED, f"opens the format hf, not {variant.format}")
         if variant.device not in ("any", "cpu"):
             return Compat(Fit.UNSUPPORTED, f"made for {variant.device}")
-        if lacking := [name for name in variant.requires if not _installed(name)]:
+        if lacking := [name for name in variant.requires if installed_version(name) is None]:
             why = f"{lacking[0]} is not installed (pip install 'mlflow-tdeploy[{lacking[0]}]')"
             return Compat(Fit.UNSUPPORTED, why, outdated=True)
         return Compat(Fit.USABLE, "the original model, unoptimized")
@@ -99,11 +96,3 @@ class TorchSession(Session):
 def _line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

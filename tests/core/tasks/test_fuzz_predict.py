@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.runtime.base import SessionOptions
 from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.options import SessionOptions
 from tests.bundles import make_bundle
 from tests.flavor.text_bundles import LABELS, WIDTH, make_text_bundle
 

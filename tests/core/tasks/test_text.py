@@ -13,7 +13,7 @@ from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
-from tests.flavor.text_bundles import LABELS, OUTPUTS, write_tokenizer
+from tests.core.text_assets import LABELS, OUTPUTS, write_tokenizer
 from tests.served import task_of
 from tests.words import SIZE, TEXTS, word_tokenizer
 

@@ -1,0 +1,117 @@
+"""Downloads of a part of a model, against a real MLflow server."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+
+import mlflow
+import pytest
+
+from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError
+from mlflow_tdeploy.registry_io import (
+    append,
+    fetch_records,
+    fetch_variant,
+    fetch_view,
+    locate,
+)
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.cache import ContentCache
+from tests.bundles import accuracy
+from tests.registry_io.models import log, stage
+
+
+def test_fetch_records_leaves_out_every_variants_files(remote, model, tmp_path):
+    info = log(model)
+    location = locate(info.model_uri)
+    assert location.local is None
+    (tmp_path / "view").mkdir()
+    bundle = fetch_records(location, tmp_path / "view")
+    assert sorted(bundle.variants) == ["onnx-fp32", "ort-cpu-fp32"]
+    assert bundle.evidence("ort-cpu-fp32")
+    assert bundle.golden()
+    assert (tmp_path / "view" / "MLmodel").is_file()
+    assert not list((tmp_path / "view").rglob("*.onnx"))
+
+
+def test_fetch_records_refuses_a_model_of_another_flavor(remote, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file.txt").write_text("x")
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(tmp_path / "other"), "other")
+    (tmp_path / "view").mkdir()
+    with pytest.raises(NotFoundError, match="holds no bundle"):
+        fetch_records(locate(f"runs:/{run.info.run_id}/other"), tmp_path / "view")
+
+
+def test_fetch_variant_brings_that_variant_only_and_then_from_the_cache(remote, model, tmp_path, monkeypatch):
+    location = locate(log(model).model_uri)
+    cache = ContentCache(tmp_path / "cache")
+    bundle = fetch_view(location)
+    wanted = bundle.variants["ort-cpu-fp32"]
+    fetch_variant(location, bundle, wanted, cache)
+    bundle.verify(wanted)
+    assert not bundle.present(bundle.variants["onnx-fp32"])
+    monkeypatch.setattr(type(location), "repository", None)  # no store any more
+    (tmp_path / "again").mkdir()
+    again = Bundle(tmp_path / "again", bundle.manifest)
+    fetch_variant(location, again, wanted, cache)
+    again.verify(wanted)
+
+
+def test_fetch_variant_refuses_content_that_is_not_what_the_record_says(remote, model, tmp_path):
+    location = locate(log(model).model_uri)
+    bundle = fetch_view(location)
+    wanted = bundle.variants["ort-cpu-fp32"]
+    changed = replace(wanted, files=(replace(wanted.files[0], sha256=hashlib.sha256(b"other").hexdigest()),))
+    with pytest.raises(IntegrityError, match="was changed or is incomplete in its artifact store"):
+        fetch_variant(location, bundle, changed, ContentCache(tmp_path / "cache"))
+    assert not bundle.present(wanted)
+
+
+@pytest.mark.parametrize("damaged", ["content", "length", "missing", "fifo"])
+def test_fetch_variant_mends_a_damaged_file_and_the_cache_behind_it(remote, model, tmp_path, monkeypatch, damaged):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    location = locate(log(model).model_uri)
+    cache = ContentCache()
+    bundle = fetch_view(location)
+    wanted = bundle.variants["ort-cpu-fp32"]
+    fetch_variant(location, bundle, wanted)
+    path = bundle.path(wanted.entry)
+    assert path.samefile(cache._object(wanted.files[0]))  # one inode: what damages one damages the other
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content if damaged == "content" else content[:-1])
+    if damaged in ("missing", "fifo"):
+        path.unlink()
+    if damaged == "fifo":
+        os.mkfifo(path)
+    fetch_variant(location, bundle, wanted)
+    bundle.verify(wanted)
+    cache.link(wanted.files[0], tmp_path / "from-cache")
+    assert (tmp_path / "from-cache").read_bytes() == path.read_bytes()
+
+
+def test_fetch_variant_leaves_a_sound_file_alone(remote, model, monkeypatch):
+    location = locate(log(model).model_uri)
+    bundle = fetch_view(location)
+    wanted = bundle.variants["ort-cpu-fp32"]
+    fetch_variant(location, bundle, wanted)
+    before = bundle.path(wanted.entry).stat()
+    monkeypatch.setattr(type(location), "repository", None)
+    fetch_variant(location, bundle, wanted)
+    after = bundle.path(wanted.entry).stat()
+    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)  # so it is not hashed again
+
+
+def test_fetch_view_is_the_same_folder_every_time_and_sees_new_records(remote, model, tmp_path):
+    location = locate(log(model).model_uri)
+    first = fetch_view(location)
+    before = (first.root / "manifest.json").stat()
+    append(location.uri, stage(tmp_path / "new", model), tmp_path / "new", [accuracy("onnx-fp16")])
+    second = fetch_view(location)
+    assert second.root == first.root
+    assert (second.root / "manifest.json").stat().st_ctime_ns == before.st_ctime_ns  # what did not change stays
+    assert "onnx-fp16" in second.variants
