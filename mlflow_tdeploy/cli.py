@@ -185,11 +185,14 @@ def inspect(uri: str, as_json: bool) -> None:
 
 
 def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    from mlflow_tdeploy.core.tasks import TASKS
+
     rows: list[tuple[str, ...]] = [("variant", "format", "precision", "MB", "from", "accuracy", "budget")]
+    limited = [limit.metric for limit in bundle.manifest.budget.limits]
+    metrics = dict.fromkeys([*limited, *TASKS.get(bundle.manifest.task).quality])
     for variant in bundle.variants.values():
         record = latest_accuracy(bundle.evidence(variant.id))
-        shown = ("worst_cosine", "max_score_difference", "accuracy")
-        figures = [f"{name} {record.metrics[name]:.4g}" for name in shown if record and name in record.metrics]
+        figures = [f"{name} {record.metrics[name]:.4g}" for name in metrics if record and name in record.metrics]
         if record is None:
             verdict = "reference" if variant.id == bundle.manifest.reference else "no evidence"
         else:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def test_inspect_shows_signature_variants_and_evidence(bundle):
     assert "x: float32[batch, 4]" in output
     assert "worst_cosine >= 0.99" in output
     assert "worst_cosine is 0.9 (budget worst_cosine >= 0.99)" in output
+    assert re.search(r"onnx-fp32 .*worst_cosine [\d.]+ +ok", output)
 
 
 def test_inspect_writes_json_that_holds_every_record(bundle):

@@ -16,7 +16,7 @@ from mlflow_tdeploy.build.verify import Verified, verify
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import BuildError, NoVariantError, SessionError
-from mlflow_tdeploy.core.evidence import now
+from mlflow_tdeploy.core.evidence import now, recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.measure import interleave
 from mlflow_tdeploy.core.precision import Precision
@@ -24,7 +24,6 @@ from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session
-from mlflow_tdeploy.runtime.latency import recorded_shapes
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.store.external_data import copy_graph

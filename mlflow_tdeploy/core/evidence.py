@@ -10,10 +10,14 @@ from typing import Any
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.records import check_version
+from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant, check_variant_id
 
 #: Latest form of an evidence record that this package reads; it writes the earliest that holds what there is to say.
 EVIDENCE_SCHEMA = 1
+#: Size of every named dimension.
+Shape = dict[str, int]
+_SHORT: Shape = {"batch": 1, "sequence": 16}
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,17 @@ def verdict(violations: Collection[str], metrics: Mapping[str, float]) -> str:
     if not violations:
         return "within budget"
     return "over budget" if metrics else "failed"
+
+
+def recorded_shapes(signature: Signature) -> tuple[Shape, Shape]:
+    """Return the short and the *opt* shape: the two whose figures a bundle holds."""
+    short = {dim.name: max(dim.min, min(dim.max, _SHORT.get(dim.name, dim.min))) for dim in signature.dims}
+    return short, {dim.name: dim.opt for dim in signature.dims}
+
+
+def shape_text(shape: Shape) -> str:
+    """Return the sizes for a reader, for example ``batch=8,sequence=128``."""
+    return ",".join(f"{name}={size}" for name, size in shape.items()) or "fixed"
 
 
 def now() -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.evidence import Evidence, recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.flavor.extend import update_tags
 from mlflow_tdeploy.registry_io import append_evidence, fetch_variant, fetch_view, locate, mlflow_errors
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.bench import BenchRow, contenders, time_contenders
-from mlflow_tdeploy.runtime.latency import Contender, latency_evidence, recorded_shapes
+from mlflow_tdeploy.runtime.latency import Contender, latency_evidence
 from mlflow_tdeploy.runtime.select import Decision, decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 

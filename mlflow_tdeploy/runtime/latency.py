@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
-from mlflow_tdeploy.core.evidence import Evidence, now
+from mlflow_tdeploy.core.evidence import Evidence, Shape, now, recorded_shapes, shape_text
 from mlflow_tdeploy.core.hardware import Fingerprint, usable_cores
 from mlflow_tdeploy.core.measure import Timing, interleave
 from mlflow_tdeploy.core.pipeline import Infer
@@ -30,9 +30,6 @@ from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import Runtime
 from mlflow_tdeploy.runtime.options import SessionOptions
 
-Shape = dict[str, int]
-
-_SHORT: Shape = {"batch": 1, "sequence": 16}
 #: Seconds of rest before each timed call: threads of the one before (OpenMP's, torch's) spin for some milliseconds.
 _PAUSE = 0.02
 #: What is fast enough gets this many calls, whatever the time.
@@ -92,12 +89,6 @@ class Contender:
             "batches": "split and run side by side; a single batch on one thread, while serving also tries every core",
             "token_budget": self.token_budget,
         }
-
-
-def recorded_shapes(signature: Signature) -> tuple[Shape, Shape]:
-    """Return the short and the *opt* shape: the two whose figures a bundle holds."""
-    short = {dim.name: max(dim.min, min(dim.max, _SHORT.get(dim.name, dim.min))) for dim in signature.dims}
-    return short, {dim.name: dim.opt for dim in signature.dims}
 
 
 def time_shape(
@@ -194,11 +185,6 @@ def latency_evidence(
         },
         created=now(),
     )
-
-
-def shape_text(shape: Shape) -> str:
-    """Return the sizes for a reader, for example ``batch=8,sequence=128``."""
-    return ",".join(f"{name}={size}" for name, size in shape.items()) or "fixed"
 
 
 def side_by_side(

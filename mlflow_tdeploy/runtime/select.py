@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, shown
-from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy, measured_latency
+from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy, measured_latency, recorded_shapes, shape_text
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.variant import Variant
@@ -94,6 +94,7 @@ class Decision:
         chosen: The one that serves; before anything was opened, the first to try.
         failures: Why better choices do not serve, as sentences: software that this host lacks, and what was tried
         and failed. Empty when the first choice serves.
+        measured_at: The shape that latencies are of, for example ``batch=8,sequence=128``.
     """
 
     host: Fingerprint
@@ -101,6 +102,7 @@ class Decision:
     candidates: tuple[Candidate, ...]
     chosen: Candidate | None = None
     failures: tuple[str, ...] = ()
+    measured_at: str = ""
 
     @property
     def openable(self) -> tuple[Candidate, ...]:
@@ -125,7 +127,9 @@ class Decision:
             mark = "serves" if candidate == self.chosen else candidate.fit.value
             why = candidate.reason + self._behind(candidate)
             rows.append((candidate.variant, candidate.runtime or "-", mark, latency, why))
-        return align(rows)
+        if all(candidate.latency_ms is None for candidate in self.candidates):
+            return align(rows)
+        return f"{align(rows)}\np50 ms: measured on this kind of host, one call of {self.measured_at}"
 
     def _behind(self, candidate: Candidate) -> str:
         """Say why a candidate that could serve does not."""
@@ -147,6 +151,7 @@ class Decision:
                 {**{k: v for k, v in vars(c).items() if v is not None}, "fit": c.fit.value} for c in self.candidates
             ],
             "failures": list(self.failures),
+            "latency_measured_at": self.measured_at,
         }
 
     def none_left(self) -> NoVariantError:
@@ -206,7 +211,8 @@ def decide(
     entries = _ranked(entries)
     candidates = tuple(entry.candidate for entry in entries)
     chosen = next((candidate for candidate in candidates if candidate.can_open), None)
-    return _without_silent_fallback(Decision(host, policy, candidates, chosen), entries)
+    measured_at = shape_text(recorded_shapes(manifest.signature)[1])
+    return _without_silent_fallback(Decision(host, policy, candidates, chosen, measured_at=measured_at), entries)
 
 
 def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = None) -> Decision:

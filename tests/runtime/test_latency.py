@@ -5,11 +5,12 @@ import time
 import numpy as np
 import pytest
 
+from mlflow_tdeploy.core.evidence import recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime import latency
-from mlflow_tdeploy.runtime.latency import Contender, measure_latency, recorded_shapes, time_shape
+from mlflow_tdeploy.runtime.latency import Contender, measure_latency, time_shape
 
 HOST = Fingerprint("x86_64", "some CPU", cores=2, memory=1)
 

@@ -82,6 +82,8 @@ def test_explain_says_why_what_could_serve_does_not():
     if RUNTIMES.get("torch")().missing() is None:
         assert "the original model, unoptimized; serves only where nothing on ort-cpu can" in text
     assert "; " not in next(line for line in text.splitlines() if " serves " in line)
+    assert text.splitlines()[-1] == "p50 ms: measured on this kind of host, one call of batch=2"
+    assert "p50 ms:" not in choose([FP32]).explain()  # nothing was measured
 
 
 def test_decide_ignores_latency_when_it_was_measured_on_another_kind_of_host():
