@@ -19,7 +19,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.flavor.config import policy_of
-from mlflow_tdeploy.flavor.pyfunc import write_origin
+from mlflow_tdeploy.flavor.origin import write_origin
 from mlflow_tdeploy.registry_io import (
     SCHEME,
     Location,

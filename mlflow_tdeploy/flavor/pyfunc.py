@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import inspect
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.flavor.config import known_only, split_config
-from mlflow_tdeploy.registry_io import Location, fetch_variant, mlflow_errors
+from mlflow_tdeploy.flavor.origin import origin_fetch
+from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.runtime.model import Fetch, Model, open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.disk import own_folder, storage_errors, temporary
 
 
 def open_configured(path: Path | str, config: Mapping[str, Any] | None, fetch: Fetch | None = None) -> Model:
@@ -70,42 +64,4 @@ PyFuncWrapper.predict.__signature__ = inspect.signature(PyFuncWrapper.predict)  
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyFuncWrapper:
     """Load a model for ``mlflow.pyfunc``; called by MLflow with the bundle's folder."""
     with mlflow_errors():
-        return PyFuncWrapper(open_configured(path, model_config, _fetcher(Bundle.open(path))))
-
-
-def write_origin(bundle: Bundle, location: Location) -> None:
-    """Note on this host where the files are that a partly downloaded bundle has not.
-
-    Not in the bundle itself: whoever wrote a model could then have this host ask any server, with its credentials.
-    """
-    path = _origin_file(bundle)
-    with storage_errors(f"write '{path}'"):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = temporary(path.parent)
-        try:
-            fresh.write_text(json.dumps(asdict(location)), encoding="utf-8")
-            os.replace(fresh, path)  # at once: other processes may be reading it
-        finally:
-            fresh.unlink(missing_ok=True)
-
-
-def _fetcher(bundle: Bundle) -> Fetch | None:
-    """Return how to get what a partial download left out, or None for a whole one.
-
-    Whatever comes from there is checked against the hashes of the bundle's records.
-    """
-    try:
-        location = Location(**json.loads(_origin_file(bundle).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-    fetch: functools.partial[None] = functools.partial(_fetch, location, bundle)
-    return fetch
-
-
-def _origin_file(bundle: Bundle) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.realpath(bundle.root))).hexdigest()
-    return own_folder("origins") / f"{name}.json"
-
-
-def _fetch(location: Location, bundle: Bundle, variant: Variant) -> None:
-    fetch_variant(location, bundle, variant)
+        return PyFuncWrapper(open_configured(path, model_config, origin_fetch(Bundle.open(path))))

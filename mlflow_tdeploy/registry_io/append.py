@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import verify_file
 from mlflow_tdeploy.store.layout import EVIDENCE, FILES, ROOT, VARIANTS, safe_path
 from mlflow_tdeploy.store.writer import append_evidence as append_local
-from mlflow_tdeploy.store.writer import append_variant, evidence_name
+from mlflow_tdeploy.store.writer import append_variant, evidence_name, moved, own_files
 
 
 def append(
@@ -46,8 +44,7 @@ def append(
     """
     location = model if isinstance(model, Location) else locate(model)
     if location.local is not None:
-        append_variant(Bundle.open(location.local).root, variant, staged, evidence)
-        return variant
+        return append_variant(Bundle.open(location.local).root, variant, staged, evidence)
     if staged is not None:
         for record in variant.files:
             verify_file(safe_path(staged, record.path), record)
@@ -77,14 +74,15 @@ def append_evidence(location: Location, evidence: Sequence[Evidence]) -> None:
 
 def _append_remote(location: Location, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
     _refuse_existing(location, variant.id)
-    own = f"{FILES}/{variant.id}/{secrets.token_hex(4)}"
+    own = own_files(variant.id)
     uploaded: list[str] = []
+    record: Path | None = None
     with tempfile.TemporaryDirectory(prefix="tdeploy-append-") as folder:
         try:
             if staged is not None and variant.files:
                 uploaded.append(own)
                 _upload(location, staged / FILES / variant.id, own)
-                variant = _moved(variant, own)
+                variant = moved(variant, own)
             _refuse_existing(location, variant.id)
             for item in evidence:
                 written = _write_record(Path(folder), f"{EVIDENCE}/{variant.id}/{evidence_name()}", item)
@@ -93,11 +91,26 @@ def _append_remote(location: Location, variant: Variant, staged: Path | None, ev
             record = _write_record(Path(folder), f"{VARIANTS}/{variant.id}.json", variant)
             _upload(location, record, VARIANTS)
         except BaseException:
-            for path in uploaded:  # without a record nobody reads it: what cannot be removed only takes room
-                with contextlib.suppress(Exception):
-                    location.repository.delete_artifacts(f"{ROOT}/{path}")
+            # The reply may be lost after the store took the record: then the variant is there and needs its files.
+            if record is None or _is_not_recorded(location, variant.id, record):
+                for path in uploaded:  # without a record nobody reads it: what cannot be removed only takes room
+                    with contextlib.suppress(Exception):
+                        location.repository.delete_artifacts(f"{ROOT}/{path}")
             raise
     return variant
+
+
+def _is_not_recorded(location: Location, variant_id: str, record: Path) -> bool:
+    """Tell whether it is certain that the store has not taken this record: it has none of that id, or another's."""
+    name = f"{VARIANTS}/{variant_id}.json"
+    try:
+        if f"{variant_id}.json" not in _variant_files(location):
+            return True
+        with tempfile.TemporaryDirectory(prefix="tdeploy-append-") as folder:
+            found = Path(location.repository.download_artifacts(f"{ROOT}/{name}", folder))
+            return found.read_bytes() != record.read_bytes()
+    except Exception:  # a store that does not answer now may have taken it
+        return False
 
 
 def _write_record(folder: Path, relative: str, record: Any) -> Path:
@@ -131,10 +144,3 @@ def _refuse_existing(location: Location, variant_id: str) -> None:
 
 def _variant_files(location: Location) -> set[str]:
     return {entry.path.rsplit("/", 1)[-1] for entry in location.repository.list_artifacts(f"{ROOT}/{VARIANTS}")}
-
-
-def _moved(variant: Variant, folder: str) -> Variant:
-    """Return the variant with its files below ``folder`` instead of ``files/<id>``."""
-    old = f"{FILES}/{variant.id}/"
-    files = tuple(replace(record, path=f"{folder}/{record.path.removeprefix(old)}") for record in variant.files)
-    return replace(variant, entry=f"{folder}/{variant.entry.removeprefix(old)}", files=files)

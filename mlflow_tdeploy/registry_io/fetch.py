@@ -11,7 +11,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError, StorageError
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, StorageError
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.bundle import Bundle
@@ -29,23 +29,38 @@ def fetch_records(location: Location, into: Path) -> Bundle:
 
     Args:
         location: The model.
-        into: An existing folder that becomes the model directory.
+        into: An existing folder that becomes the model directory; empty, or with this very model in it.
 
     Raises:
         NotFoundError: The model holds no bundle.
+        ConflictError: The folder holds another model, whose variants would be taken for this one's.
     """
     repository = location.repository
-    for entry in repository.list_artifacts(None):
-        if entry.path != ROOT:
-            repository.download_artifacts(entry.path, str(into))
     found = {entry.path.rsplit("/", 1)[-1]: entry for entry in repository.list_artifacts(ROOT)}
     if MANIFEST not in found:
         raise NotFoundError(f"'{location.uri}' holds no bundle: it was not logged with the flavor 'tdeploy'.")
+    _refuse_another(location, into)
     # The manifest last: an aborted download is no bundle.
+    for entry in repository.list_artifacts(None):
+        if entry.path != ROOT:
+            repository.download_artifacts(entry.path, str(into))
     for name in sorted(set(found) - {FILES, SOURCE}, key=lambda entry: entry == MANIFEST):
         if not name.startswith("."):
             repository.download_artifacts(f"{ROOT}/{name}", str(into))
     return Bundle.open(into)
+
+
+def _refuse_another(location: Location, into: Path) -> None:
+    here = into / ROOT
+    if not os.path.lexists(here):
+        return
+    with tempfile.TemporaryDirectory(prefix="tdeploy-fetch-") as folder:
+        manifest = Path(location.repository.download_artifacts(f"{ROOT}/{MANIFEST}", folder))
+        if (here / MANIFEST).is_file() and filecmp.cmp(manifest, here / MANIFEST, shallow=False):
+            return
+    raise ConflictError(
+        f"'{into}' holds another model, or a part of one. Download '{location.uri}' to an empty folder."
+    )
 
 
 def fetch_view(location: Location) -> Bundle:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -24,7 +25,7 @@ from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide_bundle
-from mlflow_tdeploy.runtime.threads import AdaptiveThreads
+from mlflow_tdeploy.runtime.threads import AdaptiveThreads, Load
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.store.layout import ASSETS
@@ -67,20 +68,22 @@ class Model:
         self._bundle = bundle
         self._options = options
         self._fetch = fetch
-        self._hashes = HashCache()
         self._lock = threading.Lock()
         self._opening = threading.RLock()
         self._executor: _Workers | None = None
         self._sessions: dict[tuple[str, str], Session] = {}
         self._adaptive: list[AdaptiveThreads] = []
+        self._load = Load()
         self._forced: dict[Policy, Pipeline] = {}
+        self._others: dict[tuple[str, str], Pipeline] = {}
         self._decision: Decision | None = None
         self._pipeline: Pipeline | None = None
         self._closed = False
-        bundle.verify_assets(self._hashes)
+        hashes = HashCache()
+        bundle.verify_assets(hashes)
         manifest = bundle.manifest
-        self._golden = bundle.golden()
         self._task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
+        self._opener = _Opener(bundle, self._task, bundle.golden(), hashes)
 
     @property
     def task(self) -> Task:
@@ -153,7 +156,7 @@ class Model:
             self._closed = True
             sessions, self._sessions = list(self._sessions.values()), {}
             executor, self._executor = self._executor, None
-            self._pipeline, self._forced = None, {}
+            self._pipeline, self._forced, self._others = None, {}, {}
             adaptive, self._adaptive = self._adaptive, []
         if executor is not None:
             executor.shutdown(wait=True)
@@ -205,38 +208,22 @@ class Model:
         with self._opening:  # one at a time: two first requests must not open one variant twice
             if self._closed:
                 raise SessionError("The model is closed.")
-            if key in self._sessions:
-                return self._sessions[key]
-            variant = self._bundle.variants[candidate.variant]
-            self._bring(variant)
-            session = RUNTIMES.get(candidate.runtime)().open(self._bundle.root, variant, self.signature, self._options)
-            try:
-                self._replay(session)
-            except BaseException:
-                session.close()
-                raise
-            self._sessions[key] = session
-            return session
+            if key not in self._sessions:
+                self._bring(self._bundle.variants[candidate.variant])
+                self._sessions[key] = self._opener.open(candidate, self._options)
+            return self._sessions[key]
 
     def _bring(self, variant: Variant) -> None:
         """Have the variant's files here, whole; a damaged copy of a remote file is fetched once more."""
-        if self._fetch is not None and not self._bundle.present(variant):
+        if self._fetch is None:
+            return
+        if not self._bundle.present(variant):
             self._fetch(variant)
         try:
-            self._bundle.verify(variant, self._hashes)
+            self._bundle.verify(variant, self._opener.hashes)
         except IntegrityError as error:
-            if self._fetch is None:
-                raise
             _log.warning("Fetching variant %s again: %s", variant.id, error)
             self._fetch(variant)
-            self._bundle.verify(variant, self._hashes)
-
-    def _replay(self, session: Session) -> None:
-        """Run one golden request and hold the answer against the budget."""
-        if self._golden:
-            why = check_golden(self._task, self._bundle.manifest.budget, self._golden[0], session)
-            if why:
-                raise SessionError(f"its answer to a golden request is wrong: {why}")
 
     def _make_pipeline(self, candidate: Candidate, session: Session) -> Pipeline:
         workers = self._options.threads or probe.hardware().cores
@@ -247,7 +234,7 @@ class Model:
         budget = self._options.token_budget or hint or DEFAULT_TOKEN_BUDGET
         return Pipeline(
             self._task,
-            session.infer,
+            self._load.counted(session.infer),
             single=self._single(candidate, session),
             token_budget=budget,
             executor=self._executor,
@@ -256,14 +243,12 @@ class Model:
 
     def _single(self, candidate: Candidate, session: Session) -> Infer:
         """Return how a lone batch runs: on as many threads as pay, unless the user said how many."""
-        runtime, cores = RUNTIMES.get(candidate.runtime)(), probe.hardware().cores
-        options = runtime.lone_options(self._options, cores)
+        options = RUNTIMES.get(candidate.runtime)().lone_options(self._options, probe.hardware().cores)
         if options is None:
-            return session.infer
-        variant = self._bundle.variants[candidate.variant]
-        adaptive = AdaptiveThreads(
-            session.infer, lambda: runtime.open(self._bundle.root, variant, self.signature, options)
-        )
+            return self._load.counted(session.infer)
+        # without a reference to this model, which would otherwise live until the garbage is collected
+        open_wide = functools.partial(self._opener.open, candidate, options)
+        adaptive = AdaptiveThreads(session.infer, open_wide, self._load)
         with self._lock:
             self._adaptive.append(adaptive)
         return adaptive
@@ -275,26 +260,71 @@ class Model:
         return pipeline
 
     def _force(self, policy: Policy) -> Pipeline:
-        """Return the pipeline of what one call insists on; opened by the first such call."""
-        if policy.variant is None and policy.runtime is None:
-            policy = replace(self.decision.policy, strict=True)
+        """Return the pipeline of what one call insists on; opened by the first such call.
+
+        What the model was opened with still holds where the call says nothing else.
+        """
+        own = self.decision.policy
+        policy = Policy(policy.variant or own.variant, policy.runtime or own.runtime, policy.strict or own.strict)
         with self._opening:
-            self._open_pipeline()
+            serving = self._open_pipeline()
             if policy not in self._forced:
                 decision = self._decide(policy)
-                if decision.chosen is None:
+                chosen, current = decision.chosen, self.decision.chosen
+                if chosen is None:
                     raise decision.none_left()
-                try:
-                    session = self._open_session(decision.chosen)
-                except TDeployError as error:
-                    raise NoVariantError(f"Variant '{decision.chosen.variant}' cannot serve: {error}") from error
-                serving = self.decision.chosen
-                same = serving and (serving.variant, serving.runtime) == (
-                    decision.chosen.variant,
-                    decision.chosen.runtime,
-                )
-                self._forced[policy] = self._open_pipeline() if same else self._make_pipeline(decision.chosen, session)
+                same = current is not None and _key(chosen) == _key(current)
+                self._forced[policy] = serving if same else self._pipeline_of(chosen)
             return self._forced[policy]
+
+    def _pipeline_of(self, candidate: Candidate) -> Pipeline:
+        """Return the pipeline of a variant that some call forces: one, however it is named."""
+        if _key(candidate) not in self._others:
+            try:
+                session = self._open_session(candidate)
+            except TDeployError as error:
+                raise NoVariantError(f"Variant '{candidate.variant}' cannot serve: {error}") from error
+            self._others[_key(candidate)] = self._make_pipeline(candidate, session)
+        return self._others[_key(candidate)]
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens sessions that answer as they must: files unchanged, a golden request within the budget."""
+
+    bundle: Bundle
+    task: Task
+    golden: tuple[GoldenRequest, ...]
+    hashes: HashCache
+
+    def open(self, candidate: Candidate, options: SessionOptions) -> Session:
+        """Return an opened session of a variant whose files are here.
+
+        Raises:
+            IntegrityError: A file was changed.
+            SessionError: It cannot be opened or answers wrongly.
+        """
+        variant = self.bundle.variants[candidate.variant]
+        self.bundle.verify(variant, self.hashes)
+        runtime = RUNTIMES.get(candidate.runtime)()
+        session = runtime.open(self.bundle.root, variant, self.bundle.manifest.signature, options)
+        try:
+            self._replay(session)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _replay(self, session: Session) -> None:
+        """Run one golden request and hold the answer against the budget."""
+        if self.golden:
+            why = check_golden(self.task, self.bundle.manifest.budget, self.golden[0], session)
+            if why:
+                raise SessionError(f"its answer to a golden request is wrong: {why}")
+
+
+def _key(candidate: Candidate) -> tuple[str, str]:
+    return candidate.variant, candidate.runtime
 
 
 def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Session) -> str | None:

@@ -75,6 +75,43 @@ class _Choice:
         return times[len(times) // 2] if times else math.inf
 
 
+class Load:
+    """The batches of a model that run at the moment, whatever runs them. Safe from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._started = 0
+
+    def enter(self) -> tuple[int, bool]:
+        """Count a batch in; returns its number and whether it is alone."""
+        with self._lock:
+            self._running += 1
+            self._started += 1
+            return self._started, self._running == 1
+
+    def leave(self) -> None:
+        """Count a batch out."""
+        with self._lock:
+            self._running -= 1
+
+    def undisturbed(self, number: int) -> bool:
+        """Tell whether no other batch has started since that one."""
+        return self._started == number
+
+    def counted(self, infer: Infer) -> Infer:
+        """Return ``infer`` with its batches counted."""
+
+        def run(feeds: Arrays) -> Arrays:
+            self.enter()
+            try:
+                return infer(feeds)
+            finally:
+                self.leave()
+
+        return run
+
+
 class AdaptiveThreads:
     """Runs single batches on a one-thread session or on a second one with several threads. Safe from many threads.
 
@@ -84,49 +121,67 @@ class AdaptiveThreads:
     Args:
         narrow: Inference with one thread.
         open_wide: Opens the session with several threads.
+        load: Counts the batches of the whole model; its own where there is nothing else that runs.
     """
 
     #: Single-batch requests before the second session is worth its memory.
     OPEN_AFTER: ClassVar[int] = 2
 
-    def __init__(self, narrow: Infer, open_wide: Callable[[], Session]) -> None:
+    def __init__(self, narrow: Infer, open_wide: Callable[[], Session], load: Load | None = None) -> None:
         self._narrow = narrow
         self._open_wide = open_wide
         self._wide: Session | None = None
         self._opener: threading.Thread | None = None
         self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
         self._lock = threading.Lock()
-        self._running = 0
+        self._load = load or Load()
         self._seen = 0
         self._closed = False
 
     def __call__(self, feeds: Arrays) -> Arrays:
         """Run one batch."""
-        with self._lock:
-            self._running += 1
-            alone, wide = self._running == 1, self._wide
-            self._seen += 1
-            number = self._seen
-            if number == self.OPEN_AFTER and not self._closed:
-                self._opener = threading.Thread(target=self._open, name="tdeploy-open", daemon=True)
-                self._opener.start()
+        number, alone = self._load.enter()
         try:
+            wide = self._second()
             if wide is None or not alone:
                 return self._narrow(feeds)
             return self._measured(feeds, wide, number)
         finally:
-            with self._lock:
-                self._running -= 1
+            self._load.leave()
+
+    def _second(self) -> Session | None:
+        """Return the second session, if it is open; the first few requests have it opened."""
+        with self._lock:
+            self._seen += 1
+            if self._seen == self.OPEN_AFTER and not self._closed:
+                self._opener = threading.Thread(target=self._open, name="tdeploy-open", daemon=True)
+                self._opener.start()
+            return self._wide
 
     def _measured(self, feeds: Arrays, wide: Session, number: int) -> Arrays:
         choice = self._choices[sum(array.size for array in feeds.values()).bit_length()]
         way = choice.next()
         begin = time.perf_counter()
-        outputs = wide.infer(feeds) if way else self._narrow(feeds)
+        try:
+            outputs = wide.infer(feeds) if way else self._narrow(feeds)
+        except Exception as error:
+            if not way:
+                raise
+            outputs = self._narrow(feeds)  # raises where the request is at fault
+            self._give_up(wide, error)
+            return outputs
         seconds = time.perf_counter() - begin
-        if self._seen == number:  # alone all the while: nobody else's work is in the figure
+        if self._load.undisturbed(number):  # alone all the while: nobody else's work is in the figure
             choice.record(way, seconds)
         return outputs
+
+    def _give_up(self, wide: Session, error: Exception) -> None:
+        """Go on with one thread: the second session fails where the first does not."""
+        with self._lock:
+            mine, self._wide = self._wide is wide, None
+        if mine:
+            _log.warning("Lone requests go on with one thread, the session with several failed: %s", error)
+            wide.close()
 
     def _open(self) -> None:
         try:

@@ -10,11 +10,12 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from mlflow_tdeploy.core import golden
-from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.manifest import Manifest
@@ -188,11 +189,12 @@ def append_evidence(root: Path, evidence: Evidence) -> str:
     return _write_evidence(safe_path(root, f"{EVIDENCE}/{evidence.variant}"), evidence)
 
 
-def append_variant(root: Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> None:
+def append_variant(root: Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
     """Add a variant to a bundle on this file system, without changing a file of it.
 
-    The record appears last: before that the variant does not exist for any reader. Appenders take turns; of
-    two with the same id the first wins. What a killed appender left behind is removed by the next one.
+    Its files get a folder of their own, so that nobody else's are ever mixed with them, and the record appears last:
+    before that the variant does not exist for any reader. Of two appenders with the same id the first record wins.
+    What a killed appender left behind is removed by a later one.
 
     Args:
         root: The bundle's ``tdeploy`` folder.
@@ -202,9 +204,12 @@ def append_variant(root: Path, variant: Variant, staged: Path | None, evidence: 
             them again.
         evidence: What was measured about the variant.
 
+    Returns:
+        The record as it was written.
+
     Raises:
         NotFoundError: ``root`` holds no bundle.
-        ConflictError: The bundle has a variant of that id, or another process is adding one.
+        ConflictError: The bundle has a variant of that id.
         IntegrityError: A file is not what the record says.
         InvalidInputError: A new file is not below ``files/<id>/``, or evidence is about another variant.
         StorageError: The disk is full or refuses.
@@ -215,15 +220,22 @@ def append_variant(root: Path, variant: Variant, staged: Path | None, evidence: 
     _check_append(variant, staged, evidence)
     for record in variant.files:
         verify_file(safe_path(staged or root, record.path), record)
-    with storage_errors(f"add the variant '{variant.id}' to '{root}'"), _appending(root, variant.id) as exclusive:
-        if os.path.lexists(_record_path(root, variant.id)):
-            raise ConflictError(
-                f"The bundle '{root}' has a variant '{variant.id}' already; variants are never replaced. "
-                f"Choose another id."
-            )
-        if exclusive:
-            _remove_leftovers(root, variant.id)
-        _place(root, variant, staged, evidence)
+    with storage_errors(f"add the variant '{variant.id}' to '{root}'"):
+        _refuse_recorded(root, variant.id)
+        _remove_unrecorded(root, variant.id)
+        return _place(root, variant, staged, evidence)
+
+
+def moved(variant: Variant, folder: str) -> Variant:
+    """Return the variant with its files below ``folder`` instead of ``files/<id>``."""
+    old = f"{FILES}/{variant.id}/"
+    files = tuple(replace(record, path=f"{folder}/{record.path.removeprefix(old)}") for record in variant.files)
+    return replace(variant, entry=f"{folder}/{variant.entry.removeprefix(old)}", files=files)
+
+
+def own_files(variant_id: str) -> str:
+    """Return a folder of a bundle that no other appender uses."""
+    return f"{FILES}/{variant_id}/{secrets.token_hex(4)}"
 
 
 def _check_append(variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> None:
@@ -237,83 +249,72 @@ def _check_append(variant: Variant, staged: Path | None, evidence: Sequence[Evid
             raise InvalidInputError(f"Evidence about '{item.variant}' was passed for the variant '{variant.id}'.")
 
 
-def _place(root: Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> None:
-    placed: list[Path] = []
+def _refuse_recorded(root: Path, variant_id: str) -> None:
+    if os.path.lexists(_record_path(root, variant_id)):
+        raise ConflictError(
+            f"The bundle '{root}' has a variant '{variant_id}' already; variants are never replaced. Choose another id."
+        )
+
+
+def _place(root: Path, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
+    own, placed = own_files(variant.id), list[Path]()
     try:
         if staged is not None and variant.files:
-            with _folder(safe_path(root, f"{FILES}/{variant.id}"), placed) as fresh:
+            placed.append(safe_path(root, own))
+            with staged_directory(placed[0]) as fresh:
                 for record in variant.files:
                     target = fresh / record.path.removeprefix(f"{FILES}/{variant.id}/")
                     target.parent.mkdir(parents=True, exist_ok=True)
                     if not link_or_copy(safe_path(staged, record.path).resolve(), target):
                         verify_file(target, record)
-        if evidence:
-            with _folder(safe_path(root, f"{EVIDENCE}/{variant.id}"), placed) as fresh:
-                for item in evidence:
-                    _write_evidence(fresh, item)
-        write_once(_record_path(root, variant.id), to_json(variant).encode())
-    except BaseException as error:
+            variant = moved(variant, own)
+        for item in evidence:
+            measured = item if item.files else replace(item, files=variant.digest or None)
+            written = _write_evidence(safe_path(root, f"{EVIDENCE}/{variant.id}"), measured)
+            placed.append(safe_path(root, written))
+        _write_record(root, variant)
+    except BaseException:
         # an interrupt that comes right after the record appeared must not take the files away from it
-        if isinstance(error, ConflictError) or not os.path.lexists(_record_path(root, variant.id)):
-            for path in placed:
-                shutil.rmtree(path, ignore_errors=True)
+        if not _is_recorded(root, variant):
+            _take_back(root, variant.id, placed)
+        raise
+    return variant
+
+
+def _write_record(root: Path, variant: Variant) -> None:
+    try:
+        write_once(_record_path(root, variant.id), to_json(variant).encode())
+    except ConflictError:
+        _refuse_recorded(root, variant.id)  # says more
         raise
 
 
-@contextlib.contextmanager
-def _folder(target: Path, placed: list[Path]) -> Iterator[Path]:
-    with staged_directory(target) as fresh:
-        yield fresh
-    placed.append(target)
-
-
-@contextlib.contextmanager
-def _appending(root: Path, variant_id: str) -> Iterator[bool]:
-    """Hold the bundle's append lock, which the kernel frees when its holder dies.
-
-    Yields:
-        Whether there is a lock. Where a file system has none (some network and object stores), a folder that
-        an other appender has placed is a conflict, and so is one that was left behind.
-    """
-    folder = safe_path(root, VARIANTS)
-    folder.mkdir(exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+def _is_recorded(root: Path, variant: Variant) -> bool:
+    """Tell whether the very record is there, and not another appender's."""
     try:
-        yield _lock(handle)
-    except ConflictError as error:
-        left = [str(path) for name in (FILES, EVIDENCE) if (path := root / name / variant_id).exists()]
-        if _record_path(root, variant_id).exists() or not left:
-            raise
-        raise ConflictError(
-            f"Another process is adding the variant '{variant_id}'. If none is, one was killed: remove "
-            f"{' and '.join(left)} and try again."
-        ) from error
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(handle: int | None) -> bool:
-    if handle is None:
+        return _record_path(root, variant.id).read_bytes() == to_json(variant).encode()
+    except (OSError, TDeployError):
         return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:
-        return False
-    return True
 
 
-def _remove_leftovers(root: Path, variant_id: str) -> None:
-    """Under the lock: what has no record belongs to an appender that was killed."""
+def _take_back(root: Path, variant_id: str, placed: Sequence[Path]) -> None:
+    for path in placed:
+        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
     for name in (FILES, EVIDENCE):
-        folder = safe_path(root, name)
-        for path in (folder / variant_id, *folder.glob(f"{TEMPORARY}*")):
-            if path.exists():
-                gone = temporary(folder)
-                os.rename(path, gone)  # at once: a reader never sees half of it
+        with contextlib.suppress(OSError):
+            (root / name / variant_id).rmdir()  # unless somebody else's are there
+
+
+def _remove_unrecorded(root: Path, variant_id: str) -> None:
+    """Remove files of a variant without a record that nobody has written to for some time: a killed appender's."""
+    for path in safe_path(root, f"{FILES}/{variant_id}").glob("*"):
+        with contextlib.suppress(OSError):
+            if not path.is_symlink() and path.is_dir() and not _is_fresh(path):
+                gone = temporary(path.parent)
+                os.rename(path, gone)
                 shutil.rmtree(gone, ignore_errors=True)
-    for path in (root / VARIANTS).glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
 
 
 def _write_evidence(folder: Path, evidence: Evidence) -> str:

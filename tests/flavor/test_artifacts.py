@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.flavor.artifacts import TDeployArtifactRepository, split_uri
-from mlflow_tdeploy.flavor.pyfunc import _fetcher, write_origin
+from mlflow_tdeploy.flavor.origin import origin_fetch, write_origin
 from mlflow_tdeploy.registry_io import Location
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.flavor.text_bundles import embed, make_text_bundle
@@ -92,16 +93,16 @@ def test_write_origin_keeps_everything_and_is_never_half_written(remote, tmp_pat
     write_origin(bundle, location)
     seen = []
     real = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(_fetcher(bundle).args[0]), real(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(origin_fetch(bundle).args[0]), real(a, b)))
     write_origin(bundle, replace(location, root="mlflow-artifacts:/2"))
     assert seen == [location]  # whoever reads in the middle sees the old one whole
-    assert _fetcher(bundle).args[0] == replace(location, root="mlflow-artifacts:/2")
+    assert origin_fetch(bundle).args[0] == replace(location, root="mlflow-artifacts:/2")
 
 
 def test_a_bundle_cannot_name_the_server_that_a_host_fetches_from(tmp_path):
     bundle = Bundle.open(make_text_bundle(tmp_path / "made"))
     (bundle.root / ".origin.json").write_text('{"uri": "x", "root": "http://evil"}')
-    assert _fetcher(bundle) is None
+    assert origin_fetch(bundle) is None
 
 
 def test_single_files_come_by_the_scheme(version):
@@ -129,3 +130,25 @@ def test_the_scheme_says_why_nothing_can_serve(remote, tmp_path):
     mlflow_tdeploy.log_model(made, "words", registered_model_name="hopeless")
     with pytest.raises(MlflowException, match="No variant of this model can serve here"):
         mlflow.pyfunc.load_model("tdeploy:/hopeless/1")
+
+
+def test_write_origin_writes_no_password_and_for_this_user_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    bundle = Bundle.open(make_text_bundle(tmp_path / "made"))
+    location = Location("models:/m/1", "s3://bucket/m", None, "postgresql://mlflow:s3cret@db/mlflow")
+    write_origin(bundle, location)
+    (note,) = (tmp_path / "cache" / "origins").rglob("*.json")
+    assert "s3cret" not in note.read_text()
+    assert note.stat().st_mode & 0o077 == 0
+    assert origin_fetch(bundle).args[0] == replace(location, tracking_uri=None)
+    write_origin(Bundle.open(make_text_bundle(tmp_path / "other")), replace(location, root="ftp://u:s3cret@host/m"))
+    assert list((tmp_path / "cache" / "origins").rglob("*.json")) == [note]
+
+
+def test_write_origin_forgets_bundles_that_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        bundle = Bundle.open(make_text_bundle(tmp_path / name))
+        write_origin(bundle, Location("models:/m/1", "s3://bucket/m"))
+        shutil.rmtree(tmp_path / name)
+    assert len(list((tmp_path / "cache" / "origins").rglob("*.json"))) == 1

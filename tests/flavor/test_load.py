@@ -38,6 +38,20 @@ def test_load_model_downloads_to_the_given_folder(logged, tmp_path):
         assert present(model) == {"ort-cpu-int8": False, "onnx-fp32": True}
 
 
+def test_load_model_refuses_a_folder_that_holds_another_model(logged, tmp_path):
+    """Variants of what was there before would be taken for this one's."""
+    here = str(tmp_path / "here")
+    mlflow_tdeploy.load_model(logged.model_uri, here).close()
+    mlflow_tdeploy.load_model(logged.model_uri, here, variant="onnx-fp32").close()  # the same one may come again
+    other = mlflow_tdeploy.log_model(make_bundle(tmp_path / "other"), "other")
+    with pytest.raises(MlflowException, match="holds another model.*empty folder") as caught:
+        mlflow_tdeploy.load_model(other.model_uri, here)
+    assert caught.value.error_code == "RESOURCE_ALREADY_EXISTS"
+    (tmp_path / "here/tdeploy/manifest.json").unlink()  # as after a download that was cut off
+    with pytest.raises(MlflowException, match="holds another model, or a part of one"):
+        mlflow_tdeploy.load_model(logged.model_uri, here)
+
+
 def test_load_model_serves_another_variant_when_the_chosen_one_was_tampered_with(logged, tmp_path, monkeypatch):
     monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
     whole = mlflow.artifacts.download_artifacts(logged.model_uri, dst_path=str(tmp_path / "whole"))

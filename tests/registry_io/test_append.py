@@ -20,6 +20,7 @@ from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundEr
 from mlflow_tdeploy.registry_io import (
     append,
     append_evidence,
+    fetch_variant,
     fetch_view,
     locate,
 )
@@ -126,6 +127,38 @@ def test_append_evidence_adds_measurements_that_the_next_reader_sees(store, mode
     assert [record.created for record in bundle.evidence("onnx-fp32")][-1] == "2030"
     with pytest.raises(NotFoundError, match="no variant 'nobody'"):
         append_evidence(location, [accuracy("nobody")])
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["the store answers again", "the store stays away"])
+def test_append_keeps_what_it_uploaded_when_the_reply_to_the_record_is_lost(
+    remote, model, tmp_path, monkeypatch, answers
+):
+    location = locate(log(model).model_uri)
+    variant = stage(tmp_path / "new", model)
+    kind = type(location.repository)
+    send, look = kind.log_artifact, kind.list_artifacts
+    gone = []
+
+    def lost(self, path, target):
+        send(self, path, target)
+        if target.endswith("/variants"):
+            gone.append(not answers)
+            raise ConnectionError("read timed out")
+
+    def refused(self, path=None):
+        if any(gone):
+            raise ConnectionError("nobody there")
+        return look(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "log_artifact", lost)
+        patch.setattr(kind, "list_artifacts", refused)
+        with pytest.raises(ConnectionError, match="read timed out"):
+            append(location, variant, tmp_path / "new", [accuracy("onnx-fp16")])
+    bundle = fetch_view(location)
+    fetch_variant(location, bundle, bundle.variants["onnx-fp16"])
+    bundle.verify(bundle.variants["onnx-fp16"])
+    assert bundle.evidence("onnx-fp16")
 
 
 def test_append_leaves_no_visible_variant_when_it_is_killed(remote, model, tmp_path):

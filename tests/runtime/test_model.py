@@ -1,10 +1,12 @@
 import dataclasses
+import gc
 import json
 import logging
 import re
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,7 +20,7 @@ from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
-from tests.bundles import WEIGHTS, make_bundle
+from tests.bundles import WEIGHTS, linear_graph, make_bundle
 from tests.flavor.text_bundles import make_text_bundle
 
 X = np.array([[1, 2, 3, 4]], np.float32)
@@ -227,6 +229,54 @@ def test_lone_requests_try_a_session_of_every_core_that_spins_and_writes_no_prof
             model.predict({"x": X})
     assert opened[0] == given
     assert opened[1:] == [SessionOptions(intra_op_threads=2, own={"arena": False, "profiling": "", "spinning": True})]
+
+
+def test_the_second_session_of_lone_requests_is_not_opened_when_the_file_was_changed_meanwhile(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(probe, "hardware", lambda: dataclasses.replace(host_cpu(), cores=2))
+    root = make_bundle(tmp_path)
+    path = root / "tdeploy/files/onnx-fp32/model.onnx"
+    with open_model(root) as model:
+        linear_graph(path, -7 * WEIGHTS)
+        for _ in range(30):
+            np.testing.assert_allclose(model.predict({"x": X})["y"], X @ WEIGHTS, rtol=1e-6)
+            time.sleep(0.01)
+    assert "No second session for lone requests: " in caplog.text
+    assert "was changed" in caplog.text
+
+
+def test_close_closes_every_session_also_those_of_lone_and_forced_requests(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "hardware", lambda: dataclasses.replace(host_cpu(), cores=2))
+    sessions, original = [], OrtCpu.open
+    monkeypatch.setattr(OrtCpu, "open", lambda *args: sessions.append(original(*args)) or sessions[-1])
+    model = open_model(make_bundle(tmp_path, BOTH))
+    for _ in range(4):
+        model.predict({"x": X})
+        for how in ({"variant": "onnx-fp32"}, {"variant": "onnx-fp32", "runtime": "ort-cpu"}):
+            for strict in (True, False):
+                model.predict({"x": X}, strict=strict, **how)
+    model.close()
+    assert len(sessions) <= 4  # two variants, each with one thread and with several: however they are named
+    assert [session.device for session in sessions] == ["closed"] * len(sessions)
+
+
+def test_a_model_that_nobody_holds_is_gone_without_the_garbage_collector(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "hardware", lambda: dataclasses.replace(host_cpu(), cores=2))
+    model = open_model(make_bundle(tmp_path))
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_call_that_forces_a_runtime_keeps_the_variant_that_the_model_was_opened_with(tmp_path):
+    with open_model(make_bundle(tmp_path, BOTH), policy=Policy(variant="onnx-fp32")) as model:
+        model.predict({"x": X}, runtime="ort-cpu")
+        assert list(model._sessions) == [("onnx-fp32", "ort-cpu")]
 
 
 def test_open_model_leaves_no_session_open_when_it_fails(tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ from itertools import count, repeat
 import numpy as np
 import pytest
 
+from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.runtime.base import Session
-from mlflow_tdeploy.runtime.threads import AdaptiveThreads, _Choice
+from mlflow_tdeploy.runtime.threads import AdaptiveThreads, Load, _Choice
 
 FEEDS = {"x": np.zeros((1, 8), np.int64)}
 
@@ -170,6 +171,54 @@ def test_adaptive_threads_record_no_time_in_which_others_were_served(gone_before
     threads(FEEDS)
     assert [list(times) for times in choice._times] != before  # alone again
     threads.close()
+
+
+def test_adaptive_threads_use_one_thread_beside_bulk_work():
+    load, narrow, wide = Load(), Timed(0.0), Timed(0.0)
+    threads = AdaptiveThreads(narrow.infer, lambda: wide, load)
+    for _ in range(AdaptiveThreads.OPEN_AFTER):
+        threads(FEEDS)
+    threads._opener.join()
+    answers = []
+    bulk = load.counted(lambda feeds: answers.extend(threads(FEEDS) for _ in range(10)) or feeds)
+    bulk(FEEDS)
+    assert (wide.runs, len(answers)) == (0, 10)
+    threads(FEEDS)
+    threads(FEEDS)
+    assert wide.runs == 1  # alone again
+    threads.close()
+
+
+def test_adaptive_threads_go_on_with_one_thread_when_the_second_session_fails(caplog):
+    class Failing(Timed):
+        def infer(self, feeds):
+            super().infer(feeds)
+            raise SessionError("out of memory")
+
+    narrow, wide = Timed(0.0), Failing(0.0)
+    threads = opened(narrow, wide)
+    for _ in range(2 * _Choice.RETRY):
+        assert threads(FEEDS) is FEEDS
+    assert (wide.runs, wide.closed) == (1, 1)
+    assert caplog.text.count("out of memory") == 1
+    threads.close()
+
+
+def test_adaptive_threads_keep_the_second_session_when_the_request_is_at_fault():
+    class Picky(Timed):
+        def infer(self, feeds):
+            if feeds is not FEEDS:
+                raise SessionError("wrong shape")
+            return super().infer(feeds)
+
+    wide = Picky(0.0)
+    threads = opened(Picky(0.001), wide)
+    for _ in range(20):
+        with pytest.raises(SessionError, match="wrong shape"):
+            threads({"x": np.zeros((1, 8), np.int64)})
+    assert wide.closed == 0
+    threads.close()
+    assert wide.closed == 1
 
 
 def test_adaptive_threads_go_on_when_the_second_session_cannot_be_opened(caplog):

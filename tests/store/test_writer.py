@@ -3,6 +3,7 @@ import errno
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -199,11 +200,12 @@ def test_evidence_name_is_unique_and_sorts_by_time():
 
 def test_append_variant_adds_without_touching_a_file(root, staged, variant):
     before = snapshot(root)
-    append_variant(root, variant, staged, [accuracy(variant.id), accuracy(variant.id)])
+    added = append_variant(root, variant, staged, [accuracy(variant.id), accuracy(variant.id)])
     after = snapshot(root)
     assert {name: after[name] for name in before} == before
     bundle = Bundle.open(root)
-    assert bundle.variants[variant.id] == variant
+    assert bundle.variants[variant.id] == added
+    assert added.digest == variant.digest
     bundle.verify(bundle.variants[variant.id])
     assert len(bundle.evidence(variant.id)) == 2
     assert not list(root.rglob(".tdeploy-*"))
@@ -266,29 +268,64 @@ def test_append_variant_refuses_when_there_is_no_bundle(tmp_path, staged, varian
     assert os.listdir(tmp_path / "empty") == []
 
 
-def test_append_variant_replaces_what_a_killed_appender_left(root, staged, variant):
-    (root / "files" / variant.id).mkdir()
-    (root / "files" / variant.id / "old").write_text("from the killed one")
-    (root / "files" / ".tdeploy-1234").mkdir()
-    (root / "evidence" / variant.id).mkdir(parents=True)
-    (root / "evidence" / variant.id / "x.json").write_text("passed, but about other files")
+def test_append_variant_removes_what_a_killed_appender_left_long_ago_and_nothing_younger(root, staged, variant):
+    home = root / "files" / variant.id
+    for name, age in (("0ld", 7200), ("f00d", 0), (".tdeploy-0123456789abcdef", 7200)):
+        (home / name).mkdir(parents=True)
+        (home / name / "model.onnx").write_text("of a killed one, or of one that is at work")
+        then = time.time() - age
+        for path in (home / name / "model.onnx", home / name):
+            os.utime(path, (then, then))
+    added = append_variant(root, variant, staged, [accuracy(variant.id)])
+    assert {path.name for path in home.iterdir()} == {"f00d", Path(added.entry).parts[2]}
+    Bundle.open(root).verify(added)
+
+
+def test_append_variant_stamps_evidence_with_the_files_it_is_about(root, staged, variant):
     append_variant(root, variant, staged, [accuracy(variant.id)])
-    assert os.listdir(root / "files" / variant.id) == ["model.onnx"]
-    assert len(Bundle.open(root).evidence(variant.id)) == 1
-    assert not list(root.rglob(".tdeploy-*"))
+    (record,) = Bundle.open(root).evidence(variant.id)
+    assert record.files == variant.digest
 
 
-def test_append_variant_says_what_to_remove_when_there_is_no_lock_and_one_was_killed(
+def test_append_variant_keeps_the_files_when_an_interrupt_comes_right_after_the_record(
     root, staged, variant, monkeypatch
 ):
-    monkeypatch.setattr(writer, "fcntl", None)
-    (root / "files" / variant.id).mkdir()
-    (root / "files" / variant.id / "old").write_text("from the killed one")
-    with pytest.raises(ConflictError, match=r"If none is, one was killed: remove .*files/ort-cpu-fp32"):
-        append_variant(root, variant, staged, [])
-    assert variant.id not in Bundle.open(root).variants
-    shutil.rmtree(root / "files" / variant.id)
-    append_variant(root, variant, staged, [])
+    real = writer.write_once
+
+    def interrupted(path, content):
+        real(path, content)
+        if path.parent.name == "variants":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "write_once", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        append_variant(root, variant, staged, [accuracy(variant.id)])
+    bundle = Bundle.open(root)
+    bundle.verify(bundle.variants[variant.id])
+    assert bundle.evidence(variant.id)
+
+
+def test_append_variant_takes_its_own_files_back_and_no_others_when_somebody_was_first(
+    root, staged, variant, monkeypatch
+):
+    """The other appender's record appears between the look at it and our own."""
+    real, other = writer._refuse_recorded, stage(staged.parent / "other", variant.id, WEIGHTS * 2)
+    first = []
+
+    def late(root, variant_id):
+        real(root, variant_id)
+        if not first:
+            first.append(True)
+            first.append(append_variant(root, other, staged.parent / "other", [accuracy(variant.id)]))
+
+    monkeypatch.setattr(writer, "_refuse_recorded", late)
+    with pytest.raises(ConflictError, match="'ort-cpu-fp32' already"):
+        append_variant(root, variant, staged, [accuracy(variant.id)])
+    bundle = Bundle.open(root)
+    assert bundle.variants[variant.id] == first[1]
+    bundle.verify(first[1])
+    assert len(bundle.evidence(variant.id)) == 1
+    assert len(list((root / "files" / variant.id).iterdir())) == 1
 
 
 def test_append_variant_copies_and_verifies_when_there_are_no_hard_links(root, staged, variant, monkeypatch):
@@ -296,9 +333,9 @@ def test_append_variant_copies_and_verifies_when_there_are_no_hard_links(root, s
         raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
 
     monkeypatch.setattr(disk.os, "link", refuse)
-    append_variant(root, variant, staged, [accuracy(variant.id)])
-    Bundle.open(root).verify(variant)
-    assert not os.path.samefile(staged / variant.entry, root / variant.entry)
+    added = append_variant(root, variant, staged, [accuracy(variant.id)])
+    Bundle.open(root).verify(added)
+    assert not os.path.samefile(staged / variant.entry, root / added.entry)
 
 
 def test_append_variant_changes_nothing_when_a_copy_is_damaged_on_the_way(root, staged, variant, monkeypatch):
