@@ -192,7 +192,7 @@ def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     metrics = dict.fromkeys([*limited, *TASKS.get(bundle.manifest.task).quality])
     for variant in bundle.variants.values():
         record = latest_accuracy(bundle.evidence(variant.id))
-        figures = [f"{name} {record.metrics[name]:.4g}" for name in metrics if record and name in record.metrics]
+        figures = [f"{name} {record.metrics[name]:.6g}" for name in metrics if record and name in record.metrics]
         if record is None:
             verdict = "reference" if variant.id == bundle.manifest.reference else "no evidence"
         else:

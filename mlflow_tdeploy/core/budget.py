@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mlflow_tdeploy.core.errors import InvalidInputError
 
 #: Metrics that get worse when they fall; every other known one gets worse when it rises.
-_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", "accuracy", "f1"})
+_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", "exact_share", "accuracy", "f1"})
 _LOWER_IS_BETTER = frozenset(
     {
         "max_difference",
@@ -51,26 +51,28 @@ class Limit:
     def __post_init__(self) -> None:
         if not math.isfinite(self.bound):
             raise InvalidInputError(f"The bound of {self.metric!r} must be a finite number, got {self.bound!r}.")
-        if self.op != (">=" if higher_is_better(self.metric) else "<="):
-            raise InvalidInputError(f"The limit '{self}' has the wrong direction: use '{_direction(self.metric)}'.")
+        if self.op not in (">=", "<="):
+            raise InvalidInputError(f"A limit is '>=' or '<=', got {self.op!r} for {self.metric!r}.")
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.op} {self.bound:g}"
+        return f"{self.metric} {self.op} {self.bound:.10g}"
 
     def violation(self, metrics: Mapping[str, float]) -> str | None:
         """Return why ``metrics`` break this limit, or None. What was not measured counts as broken."""
         if self.metric not in metrics:
             return f"{self.metric} was not measured (budget {self})"
         value = metrics[self.metric]
-        return None if self.allows(value) else f"{self.metric} is {value:.4g} (budget {self})"
+        if self.allows(value):
+            return None
+        texts = (f"{value:.{digits}g}" for digits in (4, 6, 8, 10, 12))
+        told = next(
+            (text for text in texts if not self.allows(float(text))), repr(value)
+        )  # "1 is not >= 1" helps nobody
+        return f"{self.metric} is {told} (budget {self})"
 
     def allows(self, value: float) -> bool:
         """Tell whether a value keeps this limit."""
         return value >= self.bound if self.op == ">=" else value <= self.bound
-
-
-def _direction(metric: str) -> str:
-    return ">=" if higher_is_better(metric) else "<="
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,15 @@ class Budget:
         return cls(tuple(_parse_limit(part) for part in value))
 
     def violations(self, metrics: Mapping[str, float]) -> tuple[str, ...]:
-        """Return every broken limit as a sentence; numbers that are not finite always break it."""
+        """Return every broken limit as a sentence.
+
+        Numbers that are not finite always break it, and so do whole numbers that differ, unless ``exact_share`` is
+        limited.
+        """
         found = [] if not metrics.get("non_finite") else [f"{metrics['non_finite']:.0f} values are NaN or infinite"]
+        share = metrics.get("exact_share", 1.0)
+        if share < 1 and all(limit.metric != "exact_share" for limit in self.limits):
+            found.append(f"{100 * (1 - share):.2g} % of the whole numbers differ (allow that with exact_share >= …)")
         found += [text for limit in self.limits if (text := limit.violation(metrics))]
         return tuple(found)
 
@@ -135,7 +144,7 @@ def _limit_of(metric: object, bound: object) -> Limit:
 
 def _parse_limit(part: Any) -> Limit:
     if isinstance(part, Limit):
-        return part
+        return _checked(part)
     match = _LIMIT.fullmatch(part) if isinstance(part, str) else None
     if match is None:
         raise InvalidInputError(f"Cannot read the limit {part!r}. Write it like 'worst_cosine >= 0.99'.")
@@ -144,7 +153,15 @@ def _parse_limit(part: Any) -> Limit:
         number = float(bound)
     except ValueError:
         raise InvalidInputError(f"The bound of {metric!r} must be a number, got {bound!r}.") from None
-    return Limit(metric, ">=" if op in (">=", "≥") else "<=", number)
+    return _checked(Limit(metric, ">=" if op in (">=", "≥") else "<=", number))
+
+
+def _checked(limit: Limit) -> Limit:
+    """Return a limit that somebody states here. One that is read may be on what a newer version measures."""
+    direction = ">=" if higher_is_better(limit.metric) else "<="
+    if limit.op != direction:
+        raise InvalidInputError(f"The limit '{limit}' has the wrong direction: use '{direction}'.")
+    return limit
 
 
 #: Direction and length: what answers that are vectors have to keep.

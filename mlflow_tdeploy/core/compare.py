@@ -13,6 +13,10 @@ from mlflow_tdeploy.core.tensors import Array, Arrays
 
 #: The metric, there only where it is not 0, that counts rows in which the reference itself has no usable answer.
 REFERENCE_NON_FINITE = "reference_non_finite"
+#: The share of whole numbers and truth values (token ids, the index of the best label) that are the reference's own.
+EXACT_SHARE = "exact_share"
+#: What half-precision graphs put where others have infinity: fp16 ends at 65504, and masks are often -1e4.
+AS_GOOD_AS_INFINITE = 1e4
 
 
 class Comparison(ABC):
@@ -37,7 +41,8 @@ class Rows:
     Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0), by their norms and by
     the largest absolute difference. A value that is finite in the reference and not in the variant makes its
     row's cosine -1 and is counted. A row of the reference with a NaN, or without any finite value, says nothing: it is
-    counted apart and not compared; an infinite value beside finite ones (a mask) is left out of its row.
+    counted apart and not compared. Where the reference is infinite beside finite values (a mask), the variant must be
+    as good as that: infinite or at least :data:`AS_GOOD_AS_INFINITE`, with the same sign; else it counts as above.
     """
 
     def __init__(self) -> None:
@@ -62,7 +67,8 @@ class Rows:
         if broken.all():
             return
         ref, new = ref[~broken], new[~broken]
-        bad = np.isfinite(ref) & ~np.isfinite(new)
+        masked = (np.sign(new) == np.sign(ref)) & (np.abs(new) >= AS_GOOD_AS_INFINITE)  # NaN is neither
+        bad = np.where(np.isfinite(ref), ~np.isfinite(new), ~masked)
         agree = ~np.isfinite(ref) | bad  # positions that say nothing about closeness
         ref, new = np.where(agree, 0.0, ref), np.where(agree, 0.0, new)
         cosine = np.where(bad.any(axis=1), -1.0, _cosine(ref, new))

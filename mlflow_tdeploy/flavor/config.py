@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.runtime.base import runtime_settings
 from mlflow_tdeploy.runtime.options import SESSION_KEY, SessionOptions, added_options, common_options
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.select import ENVIRONMENT, Policy
 from mlflow_tdeploy.store.bundle import Bundle
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -88,7 +89,9 @@ def merged_config(meta: MlflowModel | None, overrides: Mapping[str, Any] | None 
 
 
 def policy_of(bundle: Bundle, overrides: Mapping[str, Any] | None = None) -> Policy:
-    """Return what is insisted on for a bundle: overrides, then what was saved with it, then the environment.
+    """Return what is insisted on for a bundle: overrides, then the environment, then what was saved with it.
+
+    So an operator can move every model of a host to another variant, whatever was saved with them.
 
     Args:
         bundle: The bundle, its ``MLmodel`` beside it where MLflow wrote one.
@@ -97,4 +100,17 @@ def policy_of(bundle: Bundle, overrides: Mapping[str, Any] | None = None) -> Pol
     Raises:
         InvalidInputError: A value of a wrong type.
     """
-    return Policy.of(merged_config(read_mlmodel(bundle), overrides))
+    return Policy.of(overrides, saved=merged_config(read_mlmodel(bundle)))
+
+
+def said_now(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a configuration is not simply what was saved: MLflow hands on both in one mapping.
+
+    Args:
+        bundle: The bundle.
+        config: What was saved, with a user's overrides.
+    """
+    if not any(os.environ.get(variable) for variable in ENVIRONMENT.values()):
+        return dict(config)  # then it makes no difference, and the file need not be read again
+    saved = merged_config(read_mlmodel(bundle))
+    return {key: value for key, value in config.items() if value != saved.get(key)}

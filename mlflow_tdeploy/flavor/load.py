@@ -10,11 +10,10 @@ from typing import Any
 from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
 
 from mlflow_tdeploy import FLAVOR_NAME
-from mlflow_tdeploy.flavor.config import merged_config, read_mlmodel, split_config
+from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_mlmodel, split_config
 from mlflow_tdeploy.flavor.native import TDeployModel
-from mlflow_tdeploy.flavor.pyfunc import open_configured
 from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
-from mlflow_tdeploy.runtime.model import Fetch
+from mlflow_tdeploy.runtime.model import Fetch, open_model
 from mlflow_tdeploy.store.bundle import Bundle
 
 
@@ -54,7 +53,8 @@ def load_model(
     meta = read_mlmodel(bundle)
     if meta is not None:
         _add_code_from_conf_to_system_path(str(bundle.root.parent), meta.flavors[FLAVOR_NAME])
-    return TDeployModel(open_configured(bundle.root, merged_config(meta, given), fetch))
+    _, options = split_config(known_only(merged_config(meta, given)))
+    return TDeployModel(open_model(bundle.root, policy=policy_of(bundle, given), options=options, fetch=fetch))
 
 
 def _bring(location: Location, dst_path: str | None) -> tuple[Bundle, Fetch | None]:

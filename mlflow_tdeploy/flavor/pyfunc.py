@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.flavor.config import known_only, split_config
+from mlflow_tdeploy.flavor.config import known_only, said_now, split_config
 from mlflow_tdeploy.flavor.origin import origin_fetch
 from mlflow_tdeploy.registry_io import mlflow_errors
-from mlflow_tdeploy.runtime.model import Fetch, Model, open_model
+from mlflow_tdeploy.runtime.model import Model, open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
-
-
-def open_configured(path: Path | str, config: Mapping[str, Any] | None, fetch: Fetch | None = None) -> Model:
-    """Open a bundle as its saved configuration, a user's overrides and the environment say."""
-    _, options = split_config(known_only(config))
-    return open_model(path, policy=Policy.of(config), options=options, fetch=fetch)
 
 
 class PyFuncWrapper:
@@ -64,4 +57,8 @@ PyFuncWrapper.predict.__signature__ = inspect.signature(PyFuncWrapper.predict)  
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyFuncWrapper:
     """Load a model for ``mlflow.pyfunc``; called by MLflow with the bundle's folder."""
     with mlflow_errors():
-        return PyFuncWrapper(open_configured(path, model_config, origin_fetch(Bundle.open(path))))
+        bundle = Bundle.open(path)
+        config = known_only(model_config)
+        _, options = split_config(config)
+        policy = Policy.of(said_now(bundle, config), saved=config)
+        return PyFuncWrapper(open_model(path, policy=policy, options=options, fetch=origin_fetch(bundle)))

@@ -17,7 +17,8 @@ from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime
 from mlflow_tdeploy.runtime.options import parse_value
 from mlflow_tdeploy.store.bundle import Bundle
 
-_ENVIRONMENT = {"variant": "TDEPLOY_VARIANT", "runtime": "TDEPLOY_RUNTIME", "strict": "TDEPLOY_STRICT"}
+#: Environment variables that force a choice.
+ENVIRONMENT = {"variant": "TDEPLOY_VARIANT", "runtime": "TDEPLOY_RUNTIME", "strict": "TDEPLOY_STRICT"}
 _FIT_ORDER = {Fit.OPTIMAL: 0, Fit.USABLE: 1, Fit.REBUILD: 2, Fit.UNSUPPORTED: 3}
 
 
@@ -36,18 +37,28 @@ class Policy:
     strict: bool = False
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Policy:
-        """Read a policy from ``model_config`` keys; what is None or empty there comes from the environment.
+    def of(
+        cls,
+        config: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] = os.environ,
+        saved: Mapping[str, Any] | None = None,
+    ) -> Policy:
+        """Read a policy: from what somebody says now, then from the environment, then from what was saved.
+
+        Args:
+            config: ``variant``, ``runtime`` and ``strict``, as said now; an empty text lifts what was saved.
+            environ: Environment variables.
+            saved: The same keys, as whoever logged the model left them.
 
         Raises:
             InvalidInputError: A value of a wrong type.
         """
         values: dict[str, Any] = {}
-        for key, variable in _ENVIRONMENT.items():
-            value = (config or {}).get(key)
-            if value is None or value == "":
-                value = environ.get(variable, "")
-            values[key] = value
+        for key, variable in ENVIRONMENT.items():
+            said, default = (config or {}).get(key), (saved or {}).get(key)
+            if said is None or said == "":
+                said = environ.get(variable) or (default if said is None else None)
+            values[key] = "" if said is None else said
         variant, runtime = (parse_value(key, values[key], str).strip() or None for key in ("variant", "runtime"))
         return cls(variant, runtime, parse_value("strict", values["strict"], bool))
 
@@ -159,7 +170,8 @@ class Decision:
         why = self.failures or tuple(f"{c.variant} on {c.runtime or 'no runtime'}: {c.reason}" for c in self.candidates)
         wanted = "".join(f" {k}={v!r}" for k, v in vars(self.policy).items() if v)
         asked = f" (asked for:{wanted})" if wanted else ""
-        hint = " Without strict, another variant would be tried." if self.policy.strict else ""
+        free = self.policy.strict and not (self.policy.variant or self.policy.runtime)
+        hint = " Without strict, another variant would be tried." if free else ""
         return NoVariantError(f"No variant of this model can serve here{asked}. " + "; ".join(why) + "." + hint)
 
 
@@ -183,10 +195,10 @@ def decide(
 ) -> Decision:
     """Rank every variant × runtime on a host.
 
-    Order: GPU before CPU before the reference; then latency measured on this kind of host, shortest first, where all
-    that can serve was measured; else fit, the runtime's preference and lower precision first. A variant needs a passing
-    accuracy record; the reference needs none. A better variant that this host lacks software for is named in
-    ``failures``; under ``strict`` nothing is served instead of it.
+    Order: GPU before CPU before the reference; then latency measured on this kind of host, shortest first; else fit,
+    the runtime's preference and lower precision first. A variant needs a passing accuracy record; the reference needs
+    none. A better variant that this host lacks software for is named in ``failures``; under ``strict`` nothing is
+    served instead of it.
 
     Args:
         manifest: The model.
@@ -262,16 +274,27 @@ def _entries(
 
 
 def _ranked(entries: list[_Entry]) -> list[_Entry]:
-    """Sort: what can be opened first, by tier, then by latency where all of a tier was measured here, else by order.
+    """Sort: what can be opened first, by tier, then by latency measured here.
 
-    Figures of some are no reason to prefer them to what was not measured.
+    What was not measured here comes before what was only if it would by its order (fit, preference, precision) come
+    before the fastest of those: figures of some are no reason to prefer them to a better kind of variant, and a
+    variant that nobody has timed is none to give up the fastest one for.
     """
-    unmeasured = {e.tier for e in entries if e.candidate.can_open and e.candidate.latency_ms is None}
+    best: dict[float, _Entry] = {}
+    for entry in entries:
+        latency = entry.candidate.latency_ms
+        if entry.candidate.can_open and latency is not None:
+            fastest = best.setdefault(entry.tier, entry).candidate.latency_ms
+            if fastest is not None and latency < fastest:
+                best[entry.tier] = entry
 
     def key(entry: _Entry) -> tuple[Any, ...]:
-        measured = entry.candidate.latency_ms if entry.tier not in unmeasured else None
-        by = (measured,) if measured is not None else entry.order
-        return (not entry.candidate.can_open, entry.tier, measured is None, by, entry.candidate.variant)
+        candidate, fastest = entry.candidate, best.get(entry.tier)
+        if candidate.latency_ms is not None:
+            place: tuple[Any, ...] = (1, candidate.latency_ms)
+        else:
+            place = (0 if fastest is None or entry.order < fastest.order else 2, *entry.order)
+        return (not candidate.can_open, entry.tier, place, candidate.variant)
 
     return sorted(entries, key=key)
 

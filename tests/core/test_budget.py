@@ -106,3 +106,32 @@ def test_tightened_refuses_a_wider_limit(wider):
 def test_higher_is_better_tells_the_direction():
     assert higher_is_better("accuracy")
     assert not higher_is_better("accuracy_drop")
+
+
+def test_a_limit_on_what_only_a_newer_version_measures_can_be_read_and_judged():
+    """Such a model must not be damaged for this version; who states a limit here has to know the metric."""
+    limit = Limit("exact_match", ">=", 0.5)
+    assert Budget((limit,)).violations({"exact_match": 0.4}) == ("exact_match is 0.4 (budget exact_match >= 0.5)",)
+    with pytest.raises(InvalidInputError, match="Unknown metric 'exact_match'"):
+        Budget.of([limit])
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "said"),
+    [(0.98, 0.99, "is 0.98 ("), (0.99999, 0.999999, "is 0.99999 ("), (1.0, 1.0000001, "is 1 (")],
+)
+def test_violation_shows_value_and_limit_in_digits_that_tell_them_apart(value, bound, said):
+    (text,) = Budget((Limit("worst_cosine", ">=", bound),)).violations({"worst_cosine": value})
+    assert said in text
+    assert f"(budget worst_cosine >= {bound})" in text
+
+
+def test_violations_refuse_whole_numbers_that_differ_unless_that_is_allowed():
+    metrics = {"worst_cosine": 1.0, "exact_share": 0.985}
+    assert Budget.of("worst_cosine >= 0.9").violations(metrics) == (
+        "1.5 % of the whole numbers differ (allow that with exact_share >= …)",
+    )
+    assert Budget.of("worst_cosine >= 0.9, exact_share >= 0.98").violations(metrics) == ()
+    assert Budget.of("exact_share >= 0.99").violations(metrics) == (
+        "exact_share is 0.985 (budget exact_share >= 0.99)",
+    )

@@ -39,6 +39,18 @@ def test_rows_metrics_count_values_that_became_non_finite(bad):
     assert all(np.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.parametrize("value", [1e9 * -1, -np.inf, -1e4, -65504.0])
+def test_rows_metrics_take_what_is_as_good_as_infinite_for_a_mask(value):
+    metrics = measure([[1.0, 2.0, -np.inf]], [[1.0, 2.0, value]])
+    assert (metrics["worst_cosine"], metrics["non_finite"]) == (pytest.approx(1.0), 0)
+
+
+@pytest.mark.parametrize("value", [0.0, -50.0, 1e9, np.inf, np.nan])
+def test_rows_metrics_refuse_a_masked_position_that_the_variant_opens(value):
+    metrics = measure([[1.0, 2.0, -np.inf]], [[1.0, 2.0, value]])
+    assert (metrics["worst_cosine"], metrics["non_finite"]) == (-1.0, 1)
+
+
 def test_rows_metrics_ignore_positions_where_the_reference_is_infinite():
     metrics = measure([[1.0, -np.inf]], [[1.0, -np.inf]])
     assert metrics["non_finite"] == 0

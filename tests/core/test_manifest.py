@@ -53,8 +53,7 @@ def test_read_says_damaged_when_schema_version_is_none_that_ever_was(version):
         ({"assets": [{"path": "../x", "sha256": "a" * 64, "size": 1}]}, r"assets\[0\].*Unsafe path"),
         ({"assets": [{"path": "x", "sha256": "A" * 64, "size": 1}]}, r"not a sha256"),
         ({"assets": [{"path": "x", "sha256": "a" * 64, "size": -1}]}, r"negative size"),
-        ({"budget": {"limits": [{"metric": "worst_cosine", "op": "<=", "bound": 1}]}}, "wrong direction"),
-        ({"budget": {"limits": [{"metric": "beauty", "op": ">=", "bound": 1}]}}, "Unknown metric 'beauty'"),
+        ({"budget": {"limits": [{"metric": "worst_cosine", "op": ">", "bound": 1}]}}, "op"),
         ({"signature": {"dims": [], "inputs": [], "outputs": []}}, "at least one input"),
     ],
 )

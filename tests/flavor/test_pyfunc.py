@@ -190,6 +190,22 @@ def test_load_pyfunc_serves_the_default_that_was_saved_with_the_model(load):
     assert model.get_raw_model().decision.chosen.variant == "onnx-fp32"
 
 
+def test_load_pyfunc_lets_the_environment_overrule_what_was_saved_and_a_caller_overrule_both(
+    load, tmp_path, monkeypatch
+):
+    """An operator must be able to move a host's models to another variant, whatever was saved with them."""
+    monkeypatch.setenv("TDEPLOY_VARIANT", "ort-cpu-int8")
+    assert load("sentence-embedding", saved={"variant": "onnx-fp32"}).get_raw_model().decision.chosen.variant == (
+        "ort-cpu-int8"
+    )
+    path = str(tmp_path / "model")
+    assert mlflow_tdeploy.load_model(path).decision.chosen.variant == "ort-cpu-int8"
+    assert mlflow_tdeploy.load_model(path, variant="onnx-fp32").decision.chosen.variant == "onnx-fp32"
+    monkeypatch.setenv("TDEPLOY_VARIANT", "onnx-fp32")
+    forced = mlflow.pyfunc.load_model(path, model_config={"variant": "ort-cpu-int8"})
+    assert forced.get_raw_model().decision.chosen.variant == "ort-cpu-int8"
+
+
 def test_load_pyfunc_raises_an_mlflow_error_when_nothing_can_serve(tmp_path):
     made = make_text_bundle(tmp_path / "made", failed=("onnx-fp32", "ort-cpu-int8"))
     mlflow_tdeploy.save_model(made, tmp_path / "model", pip_requirements=["mlflow"])

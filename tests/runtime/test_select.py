@@ -202,6 +202,15 @@ def test_decision_failed_moves_on_and_keeps_the_reason():
     assert after.failures == ("ort-cpu-int8 on ort-cpu: cannot open",)
 
 
+def test_policy_of_prefers_what_is_said_now_then_the_environment_then_what_was_saved():
+    saved = {"variant": "logged", "runtime": "", "strict": False}
+    assert Policy.of({}, {}, saved) == Policy("logged", None, False)
+    assert Policy.of({}, {"TDEPLOY_VARIANT": "host", "TDEPLOY_STRICT": "1"}, saved) == Policy("host", None, True)
+    assert Policy.of({"variant": "now"}, {"TDEPLOY_VARIANT": "host"}, saved) == Policy("now", None, False)
+    assert Policy.of({"variant": ""}, {}, saved) == Policy(None, None, False)
+    assert Policy.of({"variant": ""}, {"TDEPLOY_VARIANT": "host"}, saved) == Policy("host", None, False)
+
+
 def test_policy_of_reads_config_before_environment():
     environ = {"TDEPLOY_VARIANT": "a", "TDEPLOY_STRICT": "true", "TDEPLOY_RUNTIME": ""}
     assert Policy.of({}, environ) == Policy("a", None, True)
@@ -254,6 +263,13 @@ def test_decide_calls_it_no_fallback_when_the_better_variant_is_over_budget():
     decision = choose(ALL, evidence=evidence, policy=Policy(strict=True))
     assert decision.chosen.variant == "ort-cpu-fp32"
     assert decision.failures == ()
+
+
+def test_decide_keeps_the_fastest_when_another_host_adds_a_variant_that_was_not_measured_here():
+    extra = [latency("ort-cpu-fp32", 1.0), latency("onnx-fp32", 2.0), latency("ort-cpu-int8", 5.0)]
+    decision = choose(ALL, extra)
+    assert [c.variant for c in decision.openable] == ["ort-cpu-fp32", "onnx-fp32", "ort-cpu-int8", "onnx-fp16"]
+    assert "; not measured on this kind of host" in decision.explain()
 
 
 def test_decide_ignores_latency_when_not_every_candidate_was_measured_here():

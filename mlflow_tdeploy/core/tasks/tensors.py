@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
-from mlflow_tdeploy.core.compare import Comparison, Rows
+from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype
@@ -124,16 +124,24 @@ class _Whole(Encoded):
 
 
 class _TensorComparison(Comparison):
+    """Floats by rows; whole numbers and truth values one by one: an index that is nearly right is wrong."""
+
     def __init__(self) -> None:
         self._rows = Rows()
+        self._whole = 0
+        self._equal = 0
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
         for name, array in reference.items():
+            if array.dtype.kind in "biu":
+                self._whole += array.size
+                self._equal += int((array == got[name]).sum())
+                continue
             rows = array.shape[0] if array.ndim > 1 else 1
             self._rows.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
 
     def metrics(self) -> dict[str, float]:
-        return self._rows.metrics()
+        return {**self._rows.metrics(), EXACT_SHARE: self._equal / self._whole if self._whole else 1.0}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -150,3 +152,17 @@ def test_items_keeps_every_number_of_a_list_that_fits_the_dtype(dtype, value, tm
 def vector_task(dtype, assets):
     specs = [(TensorSpec(name, dtype, ("batch",)),) for name in "xy"]
     return TASKS.get("tensors")({}, Signature((Dim("batch", 1, 2, 4),), *specs), assets)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_])
+def test_comparison_counts_whole_numbers_one_by_one(dtype):
+    """As rows of numbers the ids 101, 2054, 2003 and 101, 2055, 2003 have a cosine of 0.998."""
+    spec = TensorSpec("y", np.dtype(dtype).name, ("batch", 3))
+    task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 2, 8),), (spec,), (spec,)), Path())
+    comparison = task.comparison()
+    right = np.arange(12).reshape(4, 3).astype(dtype)
+    wrong = right.copy()
+    wrong[2, 1] = 0
+    comparison.add({"y": right}, {"y": wrong}, {})
+    assert comparison.metrics()["exact_share"] == pytest.approx(11 / 12)
+    assert task.default_budget.violations(comparison.metrics()) != ()
