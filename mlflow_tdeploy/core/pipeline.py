@@ -56,7 +56,11 @@ class Pipeline:
     def batches(self, encoded: Encoded) -> list[list[int]]:
         """Return the plan for an encoded request."""
         return plan_batches(
-            encoded.lengths, max_batch=self._max_batch, token_budget=self._token_budget, workers=self._workers
+            encoded.lengths,
+            max_batch=self._max_batch,
+            token_budget=self._token_budget,
+            workers=self._workers,
+            pads=self.task.pads,
         )
 
     def _run(self, encoded: Encoded, params: Mapping[str, Any]) -> list[Any]:

@@ -56,7 +56,7 @@ class Policy:
         values: dict[str, Any] = {}
         for key, variable in ENVIRONMENT.items():
             said, default = (config or {}).get(key), (saved or {}).get(key)
-            if said is None or said == "":
+            if said is None or (isinstance(said, str) and not said):
                 said = environ.get(variable) or (default if said is None else None)
             values[key] = "" if said is None else said
         variant, runtime = (parse_value(key, values[key], str).strip() or None for key in ("variant", "runtime"))

@@ -1,8 +1,9 @@
-"""Left padding: how to pad so that a text's answer does not depend on its neighbours', found by asking the model.
+"""How to pad so that a text's answer does not depend on its neighbours', found by asking the model.
 
-A model with absolute positions (GPT-2) counts them from a row's first column, so padding on the left shifts every token
-unless it is given ``position_ids``. Models with relative or rotary positions, and those that count positions by the
-mask, do not care. No config says which kind a model is, so a short text is asked alone and padded.
+A model that heeds no mask (FNet) mixes padding into every answer: its batches hold texts of one length only. A model
+with absolute positions (GPT-2) counts them from a row's first column, so padding on the left shifts every token unless
+it is given ``position_ids``. Models with relative or rotary positions, and those that count positions by the mask, do
+not care. No config says which kind a model is, so a short text is asked alone and padded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tasks._text import TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec
@@ -37,17 +37,14 @@ def settle_padding(
     Args:
         run: Asks the model for the outputs of a signature.
         task: The task's name.
-        config: Its settings; only ``padding_side`` left is looked at.
+        config: Its settings.
         signature: The graph's signature.
         tokenizer: The tokenizer.
         accepted: Names of the inputs that the model can take.
-
-    Raises:
-        InvalidInputError: Every way of padding changes the answer.
     """
     given = dict(config)
     longest = _longest(signature)
-    if given.get("padding_side") != "left" or longest is None:
+    if longest is None:
         return signature, given
     text = tokenizer(_TEXT, truncation=True, max_length=max(longest // 2, tokenizer.num_special_tokens_to_add() + 1))
     size = len(text["input_ids"])
@@ -56,14 +53,13 @@ def settle_padding(
     for inputs, settings in _ways(given, signature, accepted):
         candidate = dataclasses.replace(signature, inputs=inputs)
         if _same(run, task, settings, candidate, text, min(2 * size, longest)):
-            if settings["padding_side"] != "left":
+            if settings["padding_side"] != given["padding_side"]:
                 _log.warning("Texts are padded on the right: with padding on the left this model's answers change.")
             return candidate, settings
-    raise InvalidInputError(
-        "The tokenizer pads on the left, and this model's answer to a text then depends on the texts beside it; "
-        "position_ids, where it takes them, and padding on the right do not help. Log it with task='tensors' and pad "
-        "as it was trained, or use a model that reads its attention_mask."
+    _log.warning(
+        "Padding changes this model's answers (it heeds no attention_mask): only texts of one length share a batch."
     )
+    return signature, {**given, "pads": False}
 
 
 def _longest(signature: Signature) -> int | None:
@@ -80,6 +76,8 @@ def _ways(
 ) -> Iterator[tuple[tuple[TensorSpec, ...], dict[str, Any]]]:
     """Yield inputs and settings: as they are, with positions, padded on the right."""
     yield signature.inputs, dict(config)
+    if config["padding_side"] == "right":
+        return
     if _POSITIONS in accepted - {spec.name for spec in signature.inputs}:
         positions = dataclasses.replace(signature.inputs[0], name=_POSITIONS)
         yield (*signature.inputs, positions), dict(config)

@@ -84,6 +84,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
         asked(module), TASK, padding, signature, tokenizer, accepted_inputs(transformer)
     )
     config = _matching_settings(model, tokenizer, longest, signature, str(settled["padding_side"]))
+    config |= {"pads": settled.get("pads", True)}
     record = record or record_of(transformer, "sentence-transformers")
 
     def save(folder: Path) -> None:

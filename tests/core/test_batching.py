@@ -56,3 +56,14 @@ def test_plan_gives_every_worker_something_when_there_is_enough(workers):
 
 def test_plan_is_not_split_when_work_is_small():
     assert len(plan_batches([32] * 4, max_batch=64, token_budget=1024, workers=4)) == 1
+
+
+@given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 8), st.integers(1, 64), st.integers(1, 4))
+def test_plan_batches_puts_equal_lengths_together_and_no_others_when_nothing_may_be_padded(
+    lengths, max_batch, token_budget, workers
+):
+    plan = plan_batches(lengths, max_batch=max_batch, token_budget=token_budget, workers=workers, pads=False)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
+    for batch in plan:
+        assert len({lengths[index] for index in batch}) == 1
+        assert len(batch) <= max_batch

@@ -40,7 +40,7 @@ def make_text_bundle(root: Path, task: str = "sentence-embedding", *, failed: tu
         inputs=tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")),
         outputs=(OUTPUTS[task],),
     )
-    config = {"max_length": 8, "pad_id": 0, "labels": LABELS}
+    config = {"max_length": 8, "pad_id": 0, **({"labels": LABELS} if task == "text-classification" else {})}
     draft.write_manifest(
         Manifest(
             schema_version=SCHEMA_VERSION,

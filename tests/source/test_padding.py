@@ -10,7 +10,6 @@ import torch
 import transformers
 
 from mlflow_tdeploy.build.export import export_module
-from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.pipeline import Pipeline
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of, task_of
@@ -120,12 +119,47 @@ def test_resolve_pads_on_the_right_when_a_model_with_absolute_positions_takes_no
         np.testing.assert_allclose(together, expected, atol=1e-5)
 
 
-def test_resolve_refuses_left_padding_when_every_padding_changes_the_answer():
+def fnet(cls=transformers.FNetModel, **settings):
     config = transformers.FNetConfig(
-        vocab_size=SIZE, hidden_size=32, num_hidden_layers=1, intermediate_size=64, max_position_embeddings=40
-    )
-    with pytest.raises(InvalidInputError, match="pads on the left.*depends on the texts beside it"):
-        resolve(transformers.FNetModel(config), tokenizer=word_tokenizer())
+        vocab_size=SIZE, hidden_size=32, num_hidden_layers=1, intermediate_size=64, max_position_embeddings=40,
+        **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return cls(config).eval()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_of_different_lengths_share_no_batch_when_every_padding_changes_the_answer(tmp_path, caplog, side):
+    model, tokenizer = fnet(), word_tokenizer()
+    tokenizer.padding_side = side
+    source = resolve(model, tokenizer=tokenizer)
+    assert source.task_config["pads"] is False
+    assert "only texts of one length share a batch" in caplog.text
+    widths = []
+
+    def infer(feeds):
+        widths.append(feeds["input_ids"].shape)
+        return source.reference(feeds)
+
+    texts = [*TEXTS, *TEXTS]
+    answers = Pipeline(task_of(source, tmp_path), infer)(texts)
+    for together, expected in zip(answers, 2 * _alone(model, tokenizer), strict=True):
+        np.testing.assert_allclose(together, expected, atol=1e-5)
+    assert all(rows % 2 == 0 for rows, _ in widths)  # equal ones still do
+
+
+def test_scores_do_not_depend_on_neighbours_when_a_classifier_heeds_no_mask(tmp_path):
+    model, tokenizer = fnet(transformers.FNetForSequenceClassification, num_labels=3), word_tokenizer()
+    serve = pipeline_of(resolve(model, tokenizer=tokenizer), tmp_path)
+    expected = [torch.from_numpy(logits).softmax(-1).max().item() for logits in _alone(model, tokenizer)]
+    np.testing.assert_allclose([answer["score"] for answer in serve(TEXTS)], expected, atol=1e-6)
+
+
+def test_every_variant_of_a_model_that_heeds_no_mask_is_checked_without_padding(tmp_path):
+    source = resolve(fnet(), tokenizer=word_tokenizer())
+    task = task_of(source, tmp_path)
+    feeds = task.example_feeds("opt", ragged=True, sizes={"batch": 4, "sequence": 9})
+    assert (feeds["input_ids"] != 1).all()  # no padding token in any row
 
 
 def _counting_graph():

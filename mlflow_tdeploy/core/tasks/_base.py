@@ -13,6 +13,7 @@ import numpy as np
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.records import from_plain
 from mlflow_tdeploy.core.tensors import Arrays, At, Signature
 
 _PARAM_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -86,6 +87,11 @@ class Encoded(ABC):
         """Return the graph's input arrays for these items, padded together. Rows beyond the items are filler."""
 
 
+@dataclass(frozen=True)
+class NoSettings:
+    """For tasks without settings of their own."""
+
+
 class Task(ABC):
     """From inputs to tensors and from tensors to answers. Instances are immutable and used by many threads.
 
@@ -93,9 +99,14 @@ class Task(ABC):
         config: The manifest's ``task_config``.
         signature: The graph's signature.
         assets: Folder with the tokenizer and other files.
+
+    Raises:
+        ManifestError: The config is none of this task's.
     """
 
     name: ClassVar[str]
+    #: What the manifest's ``task_config`` holds: a frozen dataclass.
+    settings: ClassVar[type] = NoSettings
     #: ``text`` (strings) or ``tensors`` (name → array).
     input_kind: ClassVar[Literal["text", "tensors"]]
     params: ClassVar[tuple[Param, ...]] = ()
@@ -104,7 +115,7 @@ class Task(ABC):
     quality: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
-        self.config = config
+        self.config: Any = from_plain(self.settings, dict(config), f"task_config of '{self.name}'")
         self.signature = signature
         self.assets = assets
 
@@ -112,6 +123,11 @@ class Task(ABC):
     def max_batch(self) -> int:
         """Most items that one run of the graph can take."""
         return self.signature.dim("batch").max if self.signature.has_dim("batch") else 1
+
+    @property
+    def pads(self) -> bool:
+        """Whether items of different lengths may be in one batch, padded."""
+        return True
 
     def prepare(self) -> None:
         """Read what requests need, so that none of them waits for it and a damaged file shows at opening.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,21 +22,46 @@ _PAIR_KEY = "text_pair"
 _ROW_FILE = "tokenizer.json"
 
 
-class TextTask(Task):
-    """A task whose items are texts and whose graph takes token ids.
+@dataclass(frozen=True)
+class TextConfig:
+    """Settings of a text task.
 
-    ``config`` keys: ``max_length`` (tokens, special ones included), ``pad_id``, ``pad_type_id``, ``padding_side``,
-    ``truncation_side`` and ``strip`` (whether surrounding white space is removed, as sentence-transformers does).
+    Attributes:
+        max_length: Most tokens of a text, special ones included.
+        pad_id: Token that fills rows.
+        pad_type_id: Its type.
+        padding_side: Where rows are filled.
+        truncation_side: Where long texts are cut.
+        strip: Whether surrounding white space is removed, as sentence-transformers does.
+        pads: Whether texts of different lengths may be padded to one batch; not where that changes answers.
     """
 
+    max_length: int
+    pad_id: int = 0
+    pad_type_id: int = 0
+    padding_side: Literal["left", "right"] = "right"
+    truncation_side: Literal["left", "right"] = "right"
+    strip: bool = False
+    pads: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_length", 1), ("pad_id", 0), ("pad_type_id", 0)):
+            if not least <= getattr(self, name) < 2**31:
+                raise InvalidInputError(f"{name} must be from {least} to 2**31 - 1, got {getattr(self, name)}.")
+
+
+class TextTask(Task):
+    """A task whose items are texts and whose graph takes token ids; its settings are a :class:`TextConfig`."""
+
+    settings: ClassVar[type] = TextConfig
     input_kind: ClassVar[Literal["text", "tensors"]] = "text"
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
         self._names = tuple(spec.name for spec in signature.inputs)
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in signature.inputs}
-        self._left = config.get("padding_side") == "left"
-        self._pads = {"input_ids": int(config.get("pad_id", 0)), "token_type_ids": int(config.get("pad_type_id", 0))}
+        self._left = self.config.padding_side == "left"
+        self._pads = {"input_ids": self.config.pad_id, "token_type_ids": self.config.pad_type_id}
         if unknown := set(self._names) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"}:
             raise InvalidInputError(
                 f"Task '{self.name}' cannot fill the graph input '{min(unknown)}': text graphs take input_ids, "
@@ -51,14 +77,19 @@ class TextTask(Task):
         except Exception as error:  # tokenizers raises bare Exception
             raise IntegrityError(f"Cannot read the tokenizer {path.name}: {error}. Log the model again.") from error
         tokenizer.no_padding()
-        longest = min(int(self.config["max_length"]), self._dim("sequence", "max"))
-        tokenizer.enable_truncation(longest, direction=self.config.get("truncation_side", "right"))
+        longest = min(self.config.max_length, self._dim("sequence", "max"))
+        tokenizer.enable_truncation(longest, direction=self.config.truncation_side)
         return tokenizer
 
     @property
     def max_batch(self) -> int:
         """Most texts that one run of the graph can take, its fixed number of rows included."""
         return self._dim("batch", "max")
+
+    @property
+    def pads(self) -> bool:
+        """Whether texts of different lengths may be in one batch."""
+        return bool(self.config.pads)
 
     def prepare(self) -> None:
         """Read the tokenizer."""
@@ -72,7 +103,7 @@ class TextTask(Task):
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidInputError(_not_a_text(index, text))
-        return [text.strip() for text in texts] if self.config.get("strip") else texts
+        return [text.strip() for text in texts] if self.config.strip else texts
 
     def encode(self, items: Sequence[str]) -> TextEncoded:
         """Tokenize the texts.
@@ -115,7 +146,7 @@ class TextTask(Task):
         shortest = min(len(head) + 1 + len(tail), self._dim("sequence", "max"))  # no text has fewer tokens
         batch = wanted.get("batch") or self._dim("batch", at)
         width = max(shortest, wanted.get("sequence") or self._dim("sequence", at))
-        lengths = random.integers(shortest, width + 1, batch) if ragged else np.full(batch, width)
+        lengths = random.integers(shortest, width + 1, batch) if ragged and self.pads else np.full(batch, width)
         lengths[0] = width
         inner = np.maximum(lengths - len(head) - len(tail), 0)
         ends = np.cumsum(inner).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,11 +15,23 @@ from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype
 
 
+@dataclass(frozen=True)
+class TensorsConfig:
+    """Settings of a model of any graph.
+
+    Attributes:
+        integer_ranges: For inputs of whole numbers: made-up ones are from 0 up to, not including, this.
+    """
+
+    integer_ranges: Mapping[str, int] = field(default_factory=dict)
+
+
 @TASKS.register("tensors")
 class Tensors(Task):
     """One request is one batch of arrays; sizes out of range are refused before inference."""
 
     name: ClassVar[str] = "tensors"
+    settings: ClassVar[type] = TensorsConfig
     input_kind: ClassVar[Literal["text", "tensors"]] = "tensors"
     default_budget: ClassVar[Budget] = VECTOR_BUDGET
 
@@ -87,7 +100,7 @@ class Tensors(Task):
                 mask *= (np.arange(shape[1]) < lengths[:, None]).astype(dtype)
             return mask
         if dtype.kind in "iu":
-            top = int(self.config.get("integer_ranges", {}).get(name, 2))
+            top = max(1, self.config.integer_ranges.get(name, 2))
             return np.asarray(random.integers(0, top, shape).astype(dtype))
         if dtype.kind == "b":
             return np.asarray(random.integers(0, 2, shape).astype(bool))

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget, Limit
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
-from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Param
-from mlflow_tdeploy.core.tasks._text import TextTask
+from mlflow_tdeploy.core.tasks._text import TextConfig, TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
 
 OUTPUT = "logits"
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 
 
-@TASKS.register("text-classification")
-class TextClassification(TextTask):
-    """Returns ``{"label", "score"}`` per text; lists of them where ``top_k`` is not 1.
+@dataclass(frozen=True)
+class ClassificationConfig(TextConfig):
+    """Settings of a classifier.
 
-    ``config`` keys beside the tokenizer's: ``labels`` (names by class index) and ``function_to_apply``
-    (``softmax``, ``sigmoid`` or ``none``, chosen from the model's config as the pipeline does).
+    Attributes:
+        labels: Name of each class, by index.
+        function_to_apply: From logits to scores, chosen from the model's config as the pipeline does.
     """
 
+    labels: tuple[str, ...] = ()
+    function_to_apply: Literal["softmax", "sigmoid", "none"] = "softmax"
+
+
+@TASKS.register("text-classification")
+class TextClassification(TextTask):
+    """Returns ``{"label", "score"}`` per text; lists of them where ``top_k`` is not 1."""
+
     name: ClassVar[str] = "text-classification"
+    settings: ClassVar[type] = ClassificationConfig
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02),))
     quality: ClassVar[tuple[str, ...]] = ("accuracy",)
     params: ClassVar[tuple[Param, ...]] = (
@@ -37,8 +48,12 @@ class TextClassification(TextTask):
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
-        self._labels = [str(label) for label in config["labels"]]
-        self._function = str(config.get("function_to_apply", "softmax"))
+        self._labels, self._function = list(self.config.labels), self.config.function_to_apply
+        classes = next((spec.shape[-1] for spec in signature.outputs if spec.name == OUTPUT), None)
+        if not self._labels or (isinstance(classes, int) and classes != len(self._labels)):
+            raise ManifestError(
+                f"task_config of '{self.name}': {len(self._labels)} labels for a graph that returns {classes} classes."
+            )
 
     def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Check ``top_k`` and ``function_to_apply``."""

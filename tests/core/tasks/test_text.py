@@ -9,7 +9,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import XLNetConfig, XLNetModel
 
-from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, ManifestError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
@@ -23,7 +23,8 @@ def word_task(name, folder, *, batch="batch", names=("input_ids", "attention_mas
     write_tokenizer(folder)
     dims = (Dim("batch", 1, 2, 4), Dim("sequence", 1, 4, 8))
     inputs = tuple(TensorSpec(each, "int64", (batch, "sequence")) for each in names)
-    config = {"max_length": 8, "pad_id": 0, "labels": LABELS, **config}
+    classes = {"labels": LABELS} if name == "text-classification" else {}
+    config = {"max_length": 8, "pad_id": 0, **classes, **config}
     return TASKS.get(name)(config, Signature(dims, inputs, (OUTPUTS[name],)), folder)
 
 
@@ -185,3 +186,24 @@ def test_settings_keep_the_padding_type_of_an_xlnet(tmp_path):
     types = tokenizer(TEXTS, padding=True, return_tensors="np")["token_type_ids"]
     assert len(set(encoded.lengths)) > 1
     np.testing.assert_array_equal(feeds["token_type_ids"], types)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_length": None}, "max_length: expected an integer"),
+        ({"max_length": "x"}, "max_length: expected an integer, got 'x'"),
+        ({"max_length": 0}, "max_length must be from 1"),
+        ({"pad_id": -1}, "pad_id must be from 0"),
+        ({"pad_id": 2**40}, "pad_id must be from 0 to"),
+        ({"padding_side": "middle"}, "padding_side: expected one of"),
+        ({"labels": []}, "0 labels for a graph that returns 3 classes"),
+        ({"labels": ["one"]}, "1 labels for a graph that returns 3 classes"),
+        ({"labels": [1, 2, 3]}, "expected a string, got 1"),
+        ({"function_to_apply": "relu"}, "function_to_apply: expected one of"),
+        ({"beauty": 1}, "unknown key 'beauty'"),
+    ],
+)
+def test_a_damaged_config_says_what_is_wrong_with_it(tmp_path, change, message):
+    with pytest.raises(ManifestError, match=f"task_config of 'text-classification'.*{message}"):
+        word_task("text-classification", tmp_path, **change)
