@@ -64,6 +64,8 @@ def _clean_errors() -> Iterator[None]:
         yield
     except (TDeployError, MlflowException) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:  # a server that cannot be reached, a file that cannot be read
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
 def _policy_options(command: F) -> F:
@@ -113,11 +115,22 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         "precisions": given["precisions"] or None,
         "shapes": dict(given["shapes"]) or None,
         "labels": list(given["labels"]) or None,
-        "verify_with": texts.read_text(encoding="utf-8").splitlines() if texts else None,
+        "verify_with": _lines(texts) if texts else None,
         "progress": lambda step: click.echo(f"{step.name:<28}{step.seconds:7.1f} s  {step.detail}"),
     }
     with _clean_errors():
         _log_to_folder(source, out, arguments) if out else _log_to_mlflow(source, name, register, alias, arguments)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(
+            f"'{path}' is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. Convert it first, for "
+            f"example with: iconv -f latin1 -t utf-8",
+            param_hint="--texts",
+        ) from error
 
 
 def _log_to_folder(source: str, out: Path, arguments: dict[str, Any]) -> None:
@@ -197,6 +210,9 @@ def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
             verdict = "reference" if variant.id == bundle.manifest.reference else "no evidence"
         else:
             verdict = "ok" if record.passed else f"{record.verdict}: {'; '.join(record.violations)}"
+        against = record.settings.get("reference", "source") if record else "source"
+        if against not in ("source", bundle.manifest.reference):
+            verdict += f" (against {against})"
         verdict = bundle.doubt(variant.id) or verdict
         size = f"{variant.size / 1e6:.1f}" if variant.files else "not kept"
         rows.append(
@@ -291,7 +307,9 @@ def _conflicts() -> list[str]:
 @click.argument("uri")
 @_policy_options
 @click.option("--shape", "shapes", multiple=True, help="batch=8,sequence=128; several times. A sweep by default.")
-@click.option("--rounds", default=20, show_default=True, help="Calls of each variant per shape.")
+@click.option(
+    "--rounds", default=20, show_default=True, type=click.IntRange(min=1), help="Calls of each variant per shape."
+)
 @click.option(
     "--intra-op-threads", default=0, show_default=True,
     help="Threads inside one operator, each shape in one call; 0 splits text batches as serving does.",

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -195,3 +196,32 @@ def test_log_refuses_contradicting_options(tmp_path):
     assert "--alias needs --register" in run("log", "x", "--alias", "champion", ok=False)
     assert "need MLflow" in run("log", "x", "--out", tmp_path / "o", "--register", "m", ok=False)
     assert "not of the form batch=1,8,64" in run("log", "x", "--shape", "batch=a", ok=False)
+
+
+def test_log_names_the_file_and_the_byte_when_texts_are_not_utf8(tmp_path):
+    (tmp_path / "texts.txt").write_bytes(b"abc\xff\xfe\n")
+    output = run("log", tmp_path, "--out", tmp_path / "o", "--texts", tmp_path / "texts.txt", ok=False)
+    assert "texts.txt' is not UTF-8: byte 3 is 0xff" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "o").exists()
+
+
+def test_bench_refuses_no_rounds(bundle):
+    assert "0 is not in the range x>=1" in run("bench", bundle, "--rounds", 0, ok=False)
+
+
+def test_inspect_says_so_when_a_store_cannot_be_reached(monkeypatch, bundle):
+    def gone(uri):
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("mlflow_tdeploy.registry_io.locate", gone)
+    assert (
+        run("inspect", "ftp://127.0.0.1/x", ok=False)
+        == "Error: ConnectionRefusedError: [Errno 111] Connection refused\n"
+    )
+
+
+def test_inspect_says_when_evidence_is_not_against_the_original(tmp_path):
+    other = dataclasses.replace(accuracy("onnx-fp16"), settings={"reference": "onnx-fp32"})
+    root = make_bundle(tmp_path / "m", {"hf": WEIGHTS, "onnx-fp16": WEIGHTS}, evidence={"onnx-fp16": [other]})
+    assert "ok (against onnx-fp32)" in run("inspect", root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from mlflow_tdeploy.build.recipes import RECIPES, Graph
 from mlflow_tdeploy.build.report import Step
 from mlflow_tdeploy.build.stage import Staged, lone, opened, stage_graph
 from mlflow_tdeploy.build.workshop import Progress, Workshop
-from mlflow_tdeploy.core.errors import BuildError, ConflictError, InvalidInputError, NotFoundError, TDeployError
+from mlflow_tdeploy.core.errors import (
+    BuildError,
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    TDeployError,
+)
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import TASKS
@@ -22,6 +30,8 @@ from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.external_data import copy_graph
 from mlflow_tdeploy.store.layout import ASSETS
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,12 @@ class _Here:
 
 @contextmanager
 def _reference(bundle: Bundle, here: _Here) -> Iterator[tuple[str, Infer, int]]:
-    """Open the most faithful variant that can be opened; yields its id, its ``infer`` and its number of weights."""
+    """Open the most faithful variant that can be opened; yields its id, its ``infer`` and its number of weights.
+
+    Raises:
+        IntegrityError: Files of the model's reference are damaged or gone: nothing else may quietly stand in for it.
+        BuildError: None can be opened.
+    """
     first = (HF, bundle.manifest.reference)
     rest = sorted(v.id for v in bundle.variants.values() if v.precision.name == "fp32")
     reasons = []
@@ -158,15 +173,25 @@ def _reference(bundle: Bundle, here: _Here) -> Iterator[tuple[str, Infer, int]]:
         for variant_id in dict.fromkeys((*first, *rest)):
             if not here.available(variant_id):
                 reasons.append(f"'{variant_id}' has no files here")
+                if variant_id == bundle.manifest.reference and variant_id in bundle.variants:
+                    bundle.verify(bundle.variants[variant_id])  # raises, naming the file
                 continue
             try:
                 variant = here.get(variant_id)
+            except IntegrityError:
+                raise
+            except TDeployError as error:
+                reasons.append(str(error))
+                continue
+            try:
                 session, _ = stack.enter_context(
                     opened(bundle.root, variant, bundle.manifest.signature, host, lone(host))
                 )
             except TDeployError as error:
                 reasons.append(str(error))
                 continue
+            if variant_id != bundle.manifest.reference:
+                _log.warning("The new variant is compared with '%s', not with the original: %s", variant_id, reasons[0])
             yield variant_id, session.infer, variant.size // 4
             return
     raise BuildError(f"No variant of this model can be opened here as the reference: {'; '.join(reasons)}.")

@@ -29,7 +29,7 @@ def golden_requests(task: Task, data: VerifyData, reference: Infer) -> tuple[Gol
         data: Data in the task's form.
         reference: The original model.
     """
-    picked: list[Any] = _pick_texts(task, data) if data.texts else _pick_arrays(data)
+    picked: list[Any] = list(golden_texts(task, data)) if data.texts else list(_pick_arrays(data))
     return tuple(_request(task, inputs, reference) for inputs in picked)
 
 
@@ -43,13 +43,14 @@ def _request(task: Task, inputs: Any, reference: Infer) -> GoldenRequest:
     return GoldenRequest(inputs, feeds, outputs, answer)
 
 
-def _pick_texts(task: Task, data: VerifyData) -> list[Any]:
+def golden_texts(task: Task, data: VerifyData) -> list[list[str]]:
+    """Return the texts of each golden request of a text task."""
     lengths = task.encode(task.items(list(data.texts))).lengths
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     order = [index for index in order if lengths[index] <= DEFAULT_TOKEN_BUDGET // 2] or order[:1]
     places = [data.texts[order[int(share * (len(order) - 1))]] for share in (0.0, 0.5, 1.0)]
     mixed = [data.texts[order[int(share * (len(order) - 1))]] for share in _MIXED]
-    return [*([text] for text in dict.fromkeys(places)), mixed]
+    return [*([text] for text in dict.fromkeys(places)), *([mixed] if task.pads else [])]
 
 
 def _pick_arrays(data: VerifyData) -> list[Arrays]:

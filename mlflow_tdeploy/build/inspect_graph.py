@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from mlflow_tdeploy.build.graphs import op_counts, opset_and_ir
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.source import _onnx_signature
@@ -20,6 +21,8 @@ from mlflow_tdeploy.source import _onnx_signature
 _OPSET_RUNTIME = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
 _IR_RUNTIME = {9: "1.15", 10: "1.18", 11: "1.23"}
 _OLDEST = "1.14"
+#: What the tables do not know yet: whoever can open it here had this one.
+_NEWER = ".".join((installed_version("onnxruntime", "onnxruntime-gpu") or "1.31").split(".")[:2])
 
 _DTYPES = {
     TensorProto.BOOL: "bool", TensorProto.INT8: "int8", TensorProto.UINT8: "uint8", TensorProto.INT16: "int16",
@@ -74,4 +77,4 @@ def _least(table: Mapping[int, str], version: int) -> str:
     newer = [needed for known, needed in table.items() if known >= version]
     if version < min(table):
         return _OLDEST
-    return newer[0] if newer else list(table.values())[-1]
+    return newer[0] if newer else _NEWER

@@ -17,8 +17,8 @@ from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, runtime_for, stage_graph
 from mlflow_tdeploy.build.verify import Verified
-from mlflow_tdeploy.build.workshop import Progress, Workshop, brief, over_budget
-from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.build.workshop import Progress, Workshop, brief
+from mlflow_tdeploy.core.errors import BudgetError, BuildError
 from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
 from mlflow_tdeploy.core.precision import Precision
@@ -104,7 +104,9 @@ class _Build:
             written = self.source.write_source(folder)
             if not written:
                 shutil.rmtree(folder)
-                detail.append("this kind of source cannot be kept")
+                detail.append(
+                    "none: the graphs are what is kept" if self.source.graphs else "none: its code is not stored"
+                )
                 return False
             files = self.draft.add_tree(SOURCE)
             self.variants[HF] = Variant(
@@ -184,7 +186,12 @@ class _Build:
     def _refuse_last(self, variant_id: str, verified: Verified) -> None:
         """The reference of a bundle without its source must be the source, or nothing can be relied on."""
         if variant_id == self.reference:
-            raise over_budget(variant_id, verified)
+            found = "is over the model's budget" if verified.metrics else "fails"
+            raise BudgetError(
+                f"Variant '{variant_id}' {found}: {'; '.join(verified.violations)}. It is the only form this model can "
+                f"be kept in (a torch module's code is not stored), so it cannot be dropped. State a wider budget=…, "
+                f"or look why it differs."
+            )
 
     def _measure(self) -> None:
         others: list[Contender] = []

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tdeploy.build.golden import golden_texts
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE
 from mlflow_tdeploy.core.errors import BuildError, TDeployError
@@ -190,6 +191,10 @@ def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
     for batch in Pipeline(task, _never).batches(encoded):
         feeds = encoded.collate(batch)
         yield Case("items", shape_text(task.signature, feeds), feeds, tuple(batch), answers=True)
+    for index, texts in enumerate(golden_texts(task, data)):  # what will be replayed must have been checked as it is
+        together = task.encode(task.items(texts))
+        feeds = together.collate(range(len(texts)))
+        yield Case("items", shape_text(task.signature, feeds), feeds, (index,))
     step = max(1, len(items) // ALONE)
     for index in range(0, len(items), step):
         feeds = encoded.collate([index])

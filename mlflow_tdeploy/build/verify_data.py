@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,10 @@ from mlflow_tdeploy.core.tensors import Arrays, At
 
 _TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
 _LABEL_KEYS = ("label", "labels")
+_log = logging.getLogger("mlflow_tdeploy")
+
+#: Fewer texts than these are joined by built-in ones: a variant that is far off on few texts of many shall be found.
+_FEWEST = 200
 _DEFAULT = "default"
 _GLOSSES = "glosses.txt"
 #: How many of them are used, taken evenly over the file, which holds short and long ones.
@@ -93,7 +98,15 @@ class VerifyData:
             return replace(self, texts=default_texts(), name="WordNet definitions")
         if not self.texts:
             raise InvalidInputError(f"A text task is verified on texts, got arrays. {_FORMS}")
-        return self
+        if len(self.texts) >= _FEWEST:
+            return self
+        if self.labels is not None:
+            _log.warning(
+                "Variants are compared on %d labelled texts only; %d and more find more.", len(self.texts), _FEWEST
+            )
+            return self
+        more = tuple(text for text in default_texts() if text not in self.texts)[: _FEWEST - len(self.texts)]
+        return replace(self, texts=(*self.texts, *more), name=f"{self.name} and {len(more)} WordNet definitions")
 
     def _for_tensors(self, task: Task) -> VerifyData:
         if self.texts:

@@ -25,13 +25,15 @@ class Gpu:
         name: Product name.
         compute_capability: For example ``"9.0"``.
         memory: Bytes of device memory.
-        driver: CUDA version that the driver supports, for example ``"13.0"``.
+        driver: Version of NVIDIA's driver, for example ``"580.65.06"``; empty where unknown.
+        cuda: Latest CUDA version that the driver supports, for example ``"13.0"``.
     """
 
     name: str
     compute_capability: str
     memory: int = 0
     driver: str = ""
+    cuda: str = ""
 
 
 @dataclass(frozen=True)

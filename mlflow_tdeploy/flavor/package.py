@@ -23,9 +23,11 @@ from mlflow.utils.model_utils import (
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.tasks import TASKS
-from mlflow_tdeploy.flavor.config import full_config
+from mlflow_tdeploy.flavor.config import full_config, split_config
 from mlflow_tdeploy.flavor.requirements import CONDA_FILE, PYTHON_FILE, check_environment, write_environment
 from mlflow_tdeploy.flavor.schema import merge_signature
+from mlflow_tdeploy.runtime.base import RUNTIMES
+from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ASSETS, ROOT
 
@@ -67,6 +69,17 @@ class Packaging:
         """Return the complete ``model_config`` to save."""
         given = self.model_config
         return full_config(_validate_and_get_model_config_from_file(given) if isinstance(given, str) else given)
+
+    def policy(self) -> Policy:
+        """Return what ``model_config`` insists on.
+
+        Raises:
+            InvalidInputError: A runtime that does not exist.
+        """
+        policy, _ = split_config(self.config())
+        if policy.runtime is not None:
+            RUNTIMES.get(policy.runtime)
+        return policy
 
     def write(self, path: Path, bundle: Bundle, model: MlflowModel) -> None:
         """Complete the directory ``path``, which holds ``bundle``, as a model."""

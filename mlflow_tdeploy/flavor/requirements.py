@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any
 
 from mlflow.utils.environment import (
     _mlflow_conda_env,
+    _parse_pip_requirements,
     _process_conda_env,
     _process_pip_requirements,
     _PythonEnv,
@@ -17,9 +19,11 @@ from mlflow.utils.environment import (
 )
 from mlflow.utils.requirements_utils import _get_pinned_requirement
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.core.variant import Variant
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 CONDA_FILE = "conda.yaml"
 PYTHON_FILE = "python_env.yaml"
@@ -59,6 +63,12 @@ def get_default_conda_env() -> dict[str, Any]:
 def check_environment(conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any) -> None:
     """Refuse requirement parameters that exclude each other, before anything is built."""
     _validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
+    for given in (pip_requirements, extra_pip_requirements):
+        if given is not None:
+            try:
+                _parse_pip_requirements(given)
+            except FileNotFoundError as error:
+                raise NotFoundError(f"The requirements name a file that is not there: '{error.filename}'.") from error
     _wheel()
 
 
@@ -73,6 +83,10 @@ def write_environment(
         conda_env, lines, constraints = _process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
     else:
         conda_env, lines, constraints = _process_conda_env(conda_env)
+    if not any("mlflow-tdeploy" in line or "mlflow_tdeploy" in line for line in lines):
+        _log.warning(
+            "The model's requirements leave out mlflow-tdeploy: an environment made of them cannot open the model."
+        )
     (path / CONDA_FILE).write_text(yaml.safe_dump(conda_env, default_flow_style=False), encoding="utf-8")
     if constraints:
         (path / CONSTRAINTS_FILE).write_text("\n".join(constraints), encoding="utf-8")

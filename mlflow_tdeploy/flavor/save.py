@@ -9,9 +9,12 @@ from typing import Any
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.flavor.package import Packaging
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
 from mlflow_tdeploy.registry_io import mlflow_errors
+from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ROOT
 from mlflow_tdeploy.store.writer import staged_directory
@@ -98,6 +101,24 @@ def save_model(
     write_model(model, Path(path), request, packaging, mlflow_model)
 
 
+def _check_servable(bundle: Bundle, forced: Policy) -> None:
+    """Refuse to save a model whose own ``model_config`` keeps it from being opened anywhere.
+
+    Raises:
+        InvalidInputError: It insists on a variant that was not made, or is over budget.
+    """
+    if forced.variant is None:
+        return
+    if forced.variant in bundle.variants and not bundle.variants[forced.variant].dropped:
+        return
+    accuracy = latest_accuracy(bundle.evidence(forced.variant)) if forced.variant in bundle.variants else None
+    why = accuracy.verdict if accuracy else bundle.absent.get(forced.variant, "it was not made")
+    raise InvalidInputError(
+        f"model_config insists on the variant '{forced.variant}', and that one cannot serve: {why}. Leave it out, or "
+        f"state precisions=… and budget=… with which it can."
+    )
+
+
 @mlflow_errors()
 def write_model(
     model: Any, path: Path, request: BundleRequest, packaging: Packaging, mlflow_model: MlflowModel | None = None
@@ -105,6 +126,9 @@ def write_model(
     """Write the model directory and return its bundle; all or nothing."""
     packaging.check()
     with staged_directory(path) as staged:
-        request.write(model, staged / ROOT)
-        packaging.write(staged, Bundle.open(staged), mlflow_model or MlflowModel())
+        forced = packaging.policy()
+        request.write(model, staged / ROOT, forced.variant)
+        bundle = Bundle.open(staged)
+        _check_servable(bundle, forced)
+        packaging.write(staged, bundle, mlflow_model or MlflowModel())
     return Bundle.open(path)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.copy import copy_bundle
 from mlflow_tdeploy.store.layout import MANIFEST, ROOT
@@ -80,16 +80,24 @@ class BundleRequest:
         """
         _ = self.options
 
-    def write(self, model: Any, root: Path) -> None:
-        """Make the bundle of ``model`` in the new folder ``root``."""
+    def write(self, model: Any, root: Path, forced: str | None = None) -> None:
+        """Make the bundle of ``model`` in the new folder ``root``.
+
+        Args:
+            model: See ``save_model``.
+            root: The folder.
+            forced: A variant that the model will be opened with, refused at once where there cannot be one of that id.
+        """
         bundle = bundle_at(model)
         if bundle is None:
-            self._build(model, root)
+            self._build(model, root, forced)
         else:
             self._copy(bundle, root)
 
-    def _build(self, model: Any, root: Path) -> None:
+    def _build(self, model: Any, root: Path, forced: str | None) -> None:
         from mlflow_tdeploy.build.pipeline import build_bundle
+        from mlflow_tdeploy.build.plan import HF
+        from mlflow_tdeploy.build.recipes import RECIPES
         from mlflow_tdeploy.source.resolve import resolve
 
         options = self.options  # before the model is loaded: what is wrong with them shows at once
@@ -105,6 +113,7 @@ class BundleRequest:
             trust_remote_code=self.trust_remote_code,
         )
         try:
+            _check_forced(forced, {HF, *RECIPES.names(), *source.graphs})
             report = build_bundle(source, BundleDraft(root), options, self.progress)
         finally:
             source.close()
@@ -115,13 +124,26 @@ class BundleRequest:
         """Take a finished bundle as it is, after checking every file of it."""
         default = BundleRequest(progress=self.progress)
         names = (option.name for option in fields(self))
-        changed = [name for name in names if getattr(self, name) != getattr(default, name)]
+        changed = [name for name in names if not _same(getattr(self, name), getattr(default, name))]
         if changed:
             raise InvalidInputError(
                 f"'{bundle.root}' is a finished bundle and is logged as it is: leave out {', '.join(changed)}, "
                 f"or pass the original model."
             )
         copy_bundle(bundle, root)
+
+
+def _check_forced(forced: str | None, possible: Collection[str]) -> None:
+    if forced is not None and forced not in possible:
+        raise InvalidInputError(
+            f"model_config names the variant {shown(forced)}, which this model cannot have. "
+            f"Possible: {', '.join(sorted(possible))}."
+        )
+
+
+def _same(given: Any, default: Any) -> bool:
+    """Tell whether an option was left as it is; tables and arrays do not compare to one truth value."""
+    return given is default or (isinstance(given, (str, bool, int)) and given == default)
 
 
 def bundle_at(model: Any) -> Bundle | None:

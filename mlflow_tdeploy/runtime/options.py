@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -107,8 +108,9 @@ def parse_value(key: str, value: Any, kind: type) -> Any:
         and value.lower() in ("true", "1", "yes", "on", "false", "0", "no", "off", "")
     ):
         return value.lower() in ("true", "1", "yes", "on")
-    if kind is int and isinstance(value, str) and value.strip().lstrip("-").isdigit():
-        return int(value)
+    if kind is int and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return int(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise InvalidInputError(f"The option '{key}' must be of type {kind.__name__}, got {shown(value)}.")

@@ -24,7 +24,7 @@ _TIMEOUT = 60.0
 
 #: Asks the CUDA driver API (https://docs.nvidia.com/cuda/cuda-driver-api) and prints JSON.
 _GPU_SCRIPT = """
-import ctypes, json
+import ctypes, json, re
 cuda = ctypes.CDLL("libcuda.so.1")
 if cuda.cuInit(0): raise SystemExit("cuInit failed: no usable driver or device")
 def number(call, *arguments):
@@ -36,9 +36,13 @@ device = ctypes.c_int(number(cuda.cuDeviceGet, 0))
 name = ctypes.create_string_buffer(256); cuda.cuDeviceGetName(name, 256, device)
 memory = ctypes.c_size_t(); cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
 major, minor = (number(cuda.cuDeviceGetAttribute, attribute, device) for attribute in (75, 76))
-driver = number(cuda.cuDriverGetVersion)
+latest = number(cuda.cuDriverGetVersion)
+try:
+    said = re.search(r"[ ]([0-9]{3}[.][0-9.]+)[ ]", open("/proc/driver/nvidia/version").read())
+except OSError:
+    said = None
 print(json.dumps({"name": name.value.decode(), "compute_capability": f"{major}.{minor}", "memory": memory.value,
-                  "driver": f"{driver // 1000}.{driver % 1000 // 10}"}))
+                  "driver": said[1] if said else "", "cuda": f"{latest // 1000}.{latest % 1000 // 10}"}))
 """
 
 _RUNTIME_SCRIPT = (

@@ -26,7 +26,8 @@ def make_dims(defaults: Iterable[Dim], shapes: Shapes | None) -> tuple[Dim, ...]
         if name not in dims:
             raise InvalidInputError(
                 f"shapes names the dimension {name!r}, which this model has not. "
-                f"It has: {', '.join(dims) or 'none: every size is fixed'}."
+                f"It has: {', '.join(dims) or 'none: every size is fixed'}. Of a torch module, name the axes first: "
+                f"shapes={{'x.1': {name!r}, {name!r}: (min, opt, max)}} for axis 1 of the input x."
             )
         dims[name] = Dim.of(name, value)
     return tuple(dims.values())

@@ -260,7 +260,7 @@ def _left_out(relative: str, error: TDeployError) -> str:
 
 
 def _read_manifest(root: Path) -> Manifest:
-    return Manifest.read(_read_bytes(root, MANIFEST), MANIFEST)
+    return Manifest.read(_read_bytes(root, MANIFEST), str(root / MANIFEST))
 
 
 def _read_bytes(root: Path, relative: str) -> bytes:

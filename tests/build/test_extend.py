@@ -11,7 +11,8 @@ from onnx import numpy_helper
 from mlflow_tdeploy.build.extend import build_variant
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.errors import BudgetError, ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
@@ -122,6 +123,35 @@ def test_build_variant_says_what_is_wrong_with_the_path_of_a_graph(bundle, tmp_p
             build_variant(bundle, form, tmp_path, QUICK, variant_id="mine")
 
 
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_build_variant_refuses_to_compare_with_anything_else_when_the_original_is_damaged(
+    tiny_bundle, tmp_path, damage
+):
+    """Evidence against another variant would be called evidence against the original."""
+    shutil.copytree(tiny_bundle, tmp_path / "model")
+    bundle, path = Bundle.open(tmp_path / "model"), tmp_path / "model/tdeploy/source/model.safetensors"
+    if damage == "gone":
+        shutil.rmtree(path.parent)
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    (tmp_path / "work").mkdir()
+    with pytest.raises(IntegrityError, match="source/"):
+        build_variant(bundle, bundle.path(bundle.variants["onnx-fp32"].entry), tmp_path / "work", QUICK, variant_id="x")
+
+
+def test_build_variant_says_what_it_compares_with_where_the_original_cannot_be_opened(
+    tiny_bundle, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(TorchReference, "missing", lambda self: "torch is not installed")
+    bundle = Bundle.open(tiny_bundle)
+    (tmp_path / "work").mkdir()
+    graph = bundle.path(bundle.variants["onnx-fp32"].entry)
+    built = build_variant(bundle, graph, tmp_path / "work", QUICK, variant_id="mine")
+    assert built.evidence[0].settings["reference"] == "onnx-fp32"
+    assert "compared with 'onnx-fp32', not with the original" in caplog.text
+    assert "torch is not installed" in caplog.text
+
+
 def test_build_variant_refuses_an_id_that_exists(bundle, tmp_path):
     with pytest.raises(ConflictError, match="'onnx-fp32' already"):
         build_variant(bundle, "onnx-fp32", tmp_path)
@@ -148,7 +178,7 @@ def test_build_variant_fetches_the_parent_when_it_is_not_here(bundle, logged, tm
     variant = bundle.variants["onnx-fp32"]
     shutil.rmtree(bundle.root / "files")
     (tmp_path / "a").mkdir()
-    with pytest.raises(BuildError, match="no files here"):
+    with pytest.raises(IntegrityError, match=r"files/onnx-fp32/model\.onnx"):
         build_variant(bundle, "onnx-fp16", tmp_path / "a", QUICK)
     fetched = []
 

@@ -202,7 +202,7 @@ def test_verify_asks_every_text_in_batches_and_some_alone(minilm_path, tmp_path)
 
 def test_corners_hold_words_of_the_texts_and_rows_of_different_length(minilm_path, tmp_path):
     task = classifier(minilm_path)
-    data = VerifyData.of(["the quick brown fox"] * 3).for_task(task)
+    data = VerifyData.of(["the quick brown fox"] * 200).for_task(task)
     answers = ReferenceAnswers(task, data, odd_length, tmp_path)
     corners = [case.feeds for case in answers.cases if case.part == "corners"]
     words = set(task.encode(["the quick brown fox"]).collate([0])["input_ids"][0].tolist()) | {0}

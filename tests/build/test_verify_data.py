@@ -49,6 +49,19 @@ def test_for_task_takes_the_default_texts_when_the_task_takes_texts(minilm_path)
     assert data.texts == default_texts()
 
 
+def test_for_task_adds_built_in_texts_to_a_few(minilm_path):
+    data = VerifyData.of(["mine", default_texts()[0]]).for_task(classifier(minilm_path))
+    assert data.texts[:2] == ("mine", default_texts()[0])
+    assert len(data.texts) == len(set(data.texts)) == 200
+    assert data.record.name == "given and 198 WordNet definitions"
+
+
+def test_for_task_warns_of_few_texts_with_labels_and_adds_none(minilm_path, caplog):
+    data = VerifyData.of({"text": ["a", "b"], "label": ["no", "yes"]}).for_task(classifier(minilm_path))
+    assert data.texts == ("a", "b")
+    assert "compared on 2 labelled texts only; 200 and more" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -18,6 +18,7 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 import mlflow_tdeploy
 from mlflow_tdeploy.flavor.requirements import get_default_conda_env, get_default_pip_requirements
 from mlflow_tdeploy.store.bundle import Bundle
+from tests.build.sources import EXAMPLE, Mlp
 from tests.bundles import make_bundle
 from tests.flavor.text_bundles import embed, make_text_bundle
 
@@ -335,3 +336,45 @@ def test_save_model_refuses_wrong_parameters_before_it_looks_at_the_model(tmp_pa
     with pytest.raises(MlflowException, match=message):
         mlflow_tdeploy.save_model(object(), tmp_path / "model", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_save_model_refuses_a_model_config_with_which_nothing_could_serve(tmp_path, made, caplog):
+    def save(model, **config):
+        mlflow_tdeploy.save_model(
+            model, tmp_path / "model", model_config=config, example=EXAMPLE if model is not made else None,
+            precisions=["fp32"] if model is not made else None,
+        )  # fmt: skip
+
+    steps = []
+    with pytest.raises(MlflowException, match="names the variant 'nope', which this model cannot have. Possible: .*hf"):
+        mlflow_tdeploy.save_model(
+            Mlp().eval(), tmp_path / "model", example=EXAMPLE, model_config={"variant": "nope"}, progress=steps.append
+        )
+    assert steps == []  # at once, not after minutes
+    with pytest.raises(MlflowException, match="insists on the variant 'ort-cpu-int8'.*it was not made"):
+        save(Mlp().eval(), variant="ort-cpu-int8")
+    with pytest.raises(MlflowException, match="Unknown runtime 'nope'"):
+        save(made, runtime="nope")
+    with pytest.raises(MlflowException, match="insists on the variant 'nope'"):
+        save(made, variant="nope")
+    assert not (tmp_path / "model").exists()
+
+
+def test_save_model_refuses_requirements_that_name_a_file_that_is_not_there(made, tmp_path):
+    with pytest.raises(MlflowException, match=r"not there: '.*no-such\.txt'") as caught:
+        mlflow_tdeploy.save_model(made, tmp_path / "model", pip_requirements=["numpy", "-c no-such.txt"])
+    assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+    assert not (tmp_path / "model").exists()
+
+
+def test_save_model_warns_of_requirements_that_leave_this_package_out(made, tmp_path, caplog):
+    mlflow_tdeploy.save_model(made, tmp_path / "a", pip_requirements=["numpy"])
+    assert "leave out mlflow-tdeploy" in caplog.text
+    caplog.clear()
+    mlflow_tdeploy.save_model(made, tmp_path / "b", extra_pip_requirements=["pandas"])
+    assert caplog.text == ""
+
+
+def test_save_model_refuses_build_parameters_for_a_finished_bundle_whatever_their_type(made, tmp_path):
+    with pytest.raises(MlflowException, match="leave out verify_with"):
+        mlflow_tdeploy.save_model(made, tmp_path / "model", verify_with=pd.DataFrame({"text": ["a"], "label": ["b"]}))

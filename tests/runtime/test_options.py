@@ -50,6 +50,8 @@ def test_with_own_replaces_what_it_names_and_keeps_the_rest():
         ({"session": [1]}, "'session' must be a mapping"),
         ({"threads": "two"}, "'threads' must be of type int"),
         ({"threads": True}, "'threads' must be of type int"),
+        ({"threads": "--5"}, "'threads' must be of type int"),
+        ({"threads": "²"}, "'threads' must be of type int"),
         ({"threads": -1}, "'threads' must not be negative"),
         ({"spinning": "perhaps"}, "'spinning' must be of type bool"),
         ({"graph_level": "most"}, "'graph_level' must be one of disable, basic"),
