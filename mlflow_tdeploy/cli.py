@@ -279,8 +279,15 @@ def _examine_host() -> dict[str, Any]:
         lacking = RUNTIMES.get(name)().missing()
         result = None if lacking else probe.self_test(name)
         detail = lacking or (result.output if result and result.ok else result.reason if result else "")
+        if result is not None and not result.ok:
+            detail += f" (reinstall: {RUNTIMES.get(name).install})"
         runtimes.append({"name": name, "works": "yes" if result and result.ok else "no", "detail": detail})
     missing = [(name, *about) for name, about in _OPTIONAL.items() if importlib.util.find_spec(name) is None]
+    tokenizers = probe.run_child("import tokenizers")
+    if not tokenizers.ok:
+        missing.append(
+            ("tokenizers", f"reading texts ({tokenizers.reason})", "pip install --force-reinstall tokenizers")
+        )
     return {
         "host": to_plain(probe.host()), "no_gpu": probe.gpu()[1],
         "runtimes": runtimes, "conflicts": _conflicts(), "missing": missing,

@@ -225,3 +225,18 @@ def test_inspect_says_when_evidence_is_not_against_the_original(tmp_path):
     other = dataclasses.replace(accuracy("onnx-fp16"), settings={"reference": "onnx-fp32"})
     root = make_bundle(tmp_path / "m", {"hf": WEIGHTS, "onnx-fp16": WEIGHTS}, evidence={"onnx-fp16": [other]})
     assert "ok (against onnx-fp32)" in run("inspect", root)
+
+
+def test_doctor_says_how_to_mend_libraries_that_are_installed_and_broken(tmp_path, monkeypatch):
+    for name in ("tokenizers", "onnxruntime"):
+        (tmp_path / f"{name}.py").write_text("raise OSError('libfoo.so: cannot open shared object')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    output = run("doctor")
+    (row,) = [line for line in output.splitlines() if line.startswith("ort-cpu")]
+    assert "libfoo.so: cannot open shared object (reinstall: pip install 'mlflow-tdeploy[cpu]')" in row
+    assert "pip install --force-reinstall tokenizers" in output
+
+
+def test_inspect_says_that_a_file_is_no_folder(tmp_path):
+    (tmp_path / "mlflow.db").write_text("")
+    assert "that is a file, not a model's folder" in run("inspect", tmp_path / "mlflow.db", ok=False)

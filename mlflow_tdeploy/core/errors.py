@@ -104,6 +104,18 @@ class MissingDependencyError(TDeployError):
         self.install = install
 
 
+class BrokenDependencyError(TDeployError):
+    """A package is installed and cannot be imported; the message says what it raised."""
+
+    code = "INVALID_STATE"
+
+    def __init__(self, purpose: str, error: BaseException) -> None:
+        super().__init__(
+            f"{purpose} is not possible: importing what it needs failed with {type(error).__name__}: {error}. A "
+            f"package is installed and broken: reinstall it (pip install --force-reinstall …)."
+        )
+
+
 def shown(value: object, width: int = 60) -> str:
     """Return how a value looks in a message: never long, never an error, whatever somebody sent."""
     try:

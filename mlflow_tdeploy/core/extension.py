@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, shown
+from mlflow_tdeploy.core.errors import BrokenDependencyError, ConflictError, InvalidInputError, TDeployError, shown
 
 T = TypeVar("T")
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 class Registry(Generic[T]):
@@ -29,6 +31,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._discover = discover
         self._items: dict[str, T] = {}
+        self._broken: BrokenDependencyError | None = None
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers the decorated thing under ``name``.
@@ -57,11 +60,14 @@ class Registry(Generic[T]):
 
         Raises:
             InvalidInputError: Nothing has that name; the message lists what exists.
+            BrokenDependencyError: It may be in a module that cannot be imported.
         """
         self._load()
         try:
             return self._items[name]
         except (KeyError, TypeError):
+            if self._broken is not None:
+                raise self._broken from self._broken.__cause__
             raise InvalidInputError(
                 f"Unknown {self.kind} {shown(name)}. Available: {', '.join(sorted(self._items)) or 'none'}."
             ) from None
@@ -83,7 +89,22 @@ class Registry(Generic[T]):
         if self._discover is None:
             return
         package: ModuleType = importlib.import_module(self._discover)
-        for module in pkgutil.iter_modules(package.__path__):
-            if not module.name.startswith("_"):
-                importlib.import_module(f"{self._discover}.{module.name}")
-        self._discover = None
+        names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+        broken = [error for name in names if (error := self._import(f"{self._discover}.{name}")) is not None]
+        self._broken = next(iter(broken), None)
+        if not broken:  # else it is tried again: somebody may have mended it
+            self._discover = None
+
+    def _import(self, name: str) -> BrokenDependencyError | None:
+        """Import a module; one whose packages are broken takes the others with it no more than it must."""
+        try:
+            importlib.import_module(name)
+        except TDeployError:
+            raise
+        except Exception as error:  # whatever a broken library raises
+            broken = BrokenDependencyError(f"The {self.kind} in '{name}'", error)
+            broken.__cause__ = error
+            if self._broken is None:
+                _log.warning("%s", broken)
+            return broken
+        return None

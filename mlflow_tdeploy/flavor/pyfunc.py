@@ -50,7 +50,7 @@ class PyFuncWrapper:
         return self._model
 
 
-# MLflow asks for this signature at every request; one that is at hand is four times as fast as one worked out anew.
+# MLflow asks for this signature at every request; one at hand is found sooner than worked out anew.
 PyFuncWrapper.predict.__signature__ = inspect.signature(PyFuncWrapper.predict)  # type: ignore[attr-defined]
 
 

@@ -82,7 +82,8 @@ def _locate_plain(text: str, client: MlflowClient | None) -> Location:
     tracking_uri = client.tracking_uri if client is not None else mlflow.get_tracking_uri()
     location = Location(text, text, None, tracking_uri)
     if location.local is not None and not location.local.is_dir():
-        raise NotFoundError(f"No model at '{text}': that folder does not exist.")
+        why = "that is a file, not a model's folder" if location.local.exists() else "that folder does not exist"
+        raise NotFoundError(f"No model at '{text}': {why}.")
     return replace(location, model_id=_model_id_of(location, client))
 
 

@@ -1,8 +1,8 @@
 """One thread or several for a lone request: whichever is faster on this host at the moment.
 
 Bulk work runs batches in parallel, one thread each. A request that is a single batch could use the idle cores inside
-its operators: on a free machine several spinning threads answer a short text 1.5x sooner than one, on a busy one they
-take three times as long. No constant is right for both, so both are kept at hand and measured as requests come.
+its operators: on a free machine several spinning threads answer a short text sooner than one, on a busy one far later.
+No constant is right for both, so both are kept at hand and measured as requests come.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Choice:
     """Which of two ways is faster for requests of about one size, by the medians of what they took lately.
 
     The way in use is measured with every request, the other one tried from time to time, best of three. A host's
-    hiccups (a spinning thread that lost its core takes three times as long) so cost a request, not the choice.
+    hiccups (a spinning thread that lost its core) so cost a request, not the choice.
     """
 
     #: Durations of the way in use whose median counts; a few hiccups in a row do not outvote the others.

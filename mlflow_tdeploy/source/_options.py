@@ -61,7 +61,13 @@ class Options:
         """
         task = self.task or inferred
         if task not in allowed:
-            raise InvalidInputError(f"{what} cannot be logged for task '{task}'. Possible: {', '.join(allowed)}.")
+            hint = ""
+            if task == "sentence-embedding":
+                hint = (
+                    " How its token vectors become one is not part of it: wrap it in a SentenceTransformer, with the "
+                    "module Pooling that it was trained for."
+                )
+            raise InvalidInputError(f"{what} cannot be logged for task '{task}'. Possible: {', '.join(allowed)}.{hint}")
         return task
 
     def refuse(self, what: str, *names: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.errors import BrokenDependencyError, InvalidInputError, MissingDependencyError, NotFoundError
 from mlflow_tdeploy.core.tensors import Array
 from mlflow_tdeploy.source._hub import fetch, is_hub_id
 from mlflow_tdeploy.source._options import Options
@@ -160,6 +160,8 @@ def _need_transformers() -> None:
         raise MissingDependencyError(
             str(error.name), "Logging a Hugging Face model", "pip install 'mlflow-tdeploy[build]'"
         ) from None
+    except Exception as error:  # a library of theirs that cannot be opened
+        raise BrokenDependencyError("Logging a Hugging Face model", error) from error
 
 
 def _is(model: Any, package: str, name: str) -> bool:

@@ -92,9 +92,15 @@ def storage_errors(doing: str) -> Iterator[None]:
                 f"Cannot {doing}: the disk (or the quota on it) is full. Nothing was kept; free some space and "
                 f"try again."
             ) from error
-        if isinstance(error, OSError) and error.errno in _REFUSED:
+        if isinstance(error, OSError) and error.errno in _REFUSED and not _is_only_unreadable(error):
             raise StorageError(f"Cannot {doing}: {error.strerror} ('{error.filename}'). Nothing was kept.") from error
         raise
+
+
+def _is_only_unreadable(error: OSError) -> bool:
+    """Tell whether it is about a file that is there to be read and may not: something else than what is written."""
+    path = error.filename
+    return isinstance(path, (str, os.PathLike)) and os.path.isfile(path) and not os.access(path, os.R_OK)
 
 
 def is_full(error: BaseException) -> bool:

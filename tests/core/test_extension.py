@@ -1,8 +1,10 @@
+import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
-from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError
+from mlflow_tdeploy.core.errors import BrokenDependencyError, ConflictError, InvalidInputError
 from mlflow_tdeploy.core.extension import Registry
 
 
@@ -84,9 +86,19 @@ def test_registry_finds_what_is_added_as_one_file(package):
 
 
 def test_registry_tries_again_when_a_module_could_not_be_imported(package):
-    broken = f"{package.__path__[0]}/zero.py"
-    with open(broken, "w") as file:
-        file.write("import a_package_that_does_not_exist\n")
+    broken = Path(package.__path__[0]) / "zero.py"
+    broken.write_text("import a_package_that_does_not_exist\n")
     for _ in range(2):
-        with pytest.raises(ModuleNotFoundError):
-            package.RECIPES.names()
+        with pytest.raises(BrokenDependencyError, match="a_package_that_does_not_exist"):
+            package.RECIPES.get("zero")
+    broken.write_text("import toy_recipes\ntoy_recipes.RECIPES.register('zero')('mended')\n")
+    importlib.invalidate_caches()
+    assert package.RECIPES.get("zero") == "mended"
+
+
+def test_a_module_that_cannot_be_imported_leaves_the_others_and_says_why_when_it_is_wanted(package, caplog):
+    (Path(package.__file__).parent / "broken.py").write_text("raise OSError('libfoo.so: cannot open')")
+    assert package.RECIPES.names() == ("one", "two")
+    assert "libfoo.so: cannot open" in caplog.text
+    with pytest.raises(BrokenDependencyError, match=r"'toy_recipes\.broken'.*OSError: libfoo.so: cannot.*reinstall"):
+        package.RECIPES.get("broken")

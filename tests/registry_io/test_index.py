@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 from mlflow import MlflowClient
 
+from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.registry_io import (
     describe,
@@ -89,3 +90,12 @@ def test_tag_logged_model_keeps_what_a_newer_host_said_of_a_variant_that_cannot_
     assert tags["tdeploy.variants"] == "onnx-fp32,ort-cpu-fp32,trt-int4"
     assert tags["tdeploy.precisions"] == "fp32,int4"
     assert tags["tdeploy.variant.trt-int4"] == "ok"
+
+
+def test_describe_gives_the_newest_latency_of_a_variant(tmp_path):
+    def latency(milliseconds, created):
+        return Evidence("onnx-fp32", "latency", {"p50_ms": milliseconds}, created=created)
+
+    records = [latency(9.0, "2026-01-02"), latency(5.0, "2026-01-03"), latency(7.0, "2026-01-01")]
+    root = make_bundle(tmp_path / "m", {"onnx-fp32": WEIGHTS}, evidence={"onnx-fp32": records})
+    assert describe(Bundle.open(root))[1]["onnx-fp32.p50_ms"] == 5.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,21 @@ def test_resolve_refuses_the_tokenizer_that_transformers_makes_up(tiny_bert, tmp
 def test_resolve_refuses_labels_that_name_two_classes_alike(tiny_bert):
     with pytest.raises(InvalidInputError, match="labels has a name twice"):
         resolve(tiny_bert, task="text-classification", labels=["x", "x"])
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_resolve_downloads_no_pickles_from_a_hub_and_code_only_where_it_is_trusted(tiny_bert, monkeypatch, trusted):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(hub_id, **arguments):
+        asked.update(arguments)
+        return str(tiny_bert)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    resolve("owner/name", revision="0" * 40, trust_remote_code=trusted)
+    wanted = [name for name in ("model.safetensors", "config.json", "pytorch_model.bin", "tf_model.h5", "model.py")
+              if any(fnmatch(name, pattern) for pattern in asked["allow_patterns"])]  # fmt: skip
+    assert wanted == ["model.safetensors", "config.json", *(["model.py"] if trusted else [])]
+    assert asked["revision"] == "0" * 40

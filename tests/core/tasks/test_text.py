@@ -207,3 +207,15 @@ def test_settings_keep_the_padding_type_of_an_xlnet(tmp_path):
 def test_a_damaged_config_says_what_is_wrong_with_it(tmp_path, change, message):
     with pytest.raises(ManifestError, match=f"task_config of 'text-classification'.*{message}"):
         word_task("text-classification", tmp_path, **change)
+
+
+def test_pad_fills_up_the_smallest_batch_with_real_rows(tmp_path):
+    """A row that is masked as a whole can make a graph answer NaN."""
+    write_tokenizer(tmp_path)
+    dims = (Dim("batch", 3, 3, 4), Dim("sequence", 1, 4, 8))
+    inputs = tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask"))
+    signature = Signature(dims, inputs, (OUTPUTS["sentence-embedding"],))
+    task = TASKS.get("sentence-embedding")({"max_length": 8}, signature, tmp_path)
+    feeds = task.encode(["a good film"]).collate([0])
+    assert feeds["attention_mask"].tolist() == [[1, 1, 1]] * 3
+    assert feeds["input_ids"].tolist() == [feeds["input_ids"][0].tolist()] * 3
