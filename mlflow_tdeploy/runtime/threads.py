@@ -37,6 +37,8 @@ class _Choice:
     FIRST: ClassVar[int] = 3
     #: Every so many requests the other way is tried again.
     RETRY: ClassVar[int] = 128
+    #: And after so many: the first choice is made while a process starts and opens what else it needs.
+    EARLY: ClassVar[tuple[int, ...]] = (24, 64)
 
     def __init__(self) -> None:
         self._times: tuple[deque[float], deque[float]] = (deque(maxlen=self.RECENT), deque(maxlen=self.RECENT))
@@ -53,7 +55,8 @@ class _Choice:
             self._best = 1
         other = 1 - self._best
         overtaken = len(self._times[self._best]) >= self.SURE and self._median(other) < self._median(self._best)
-        if not self._trial and (overtaken or self._count % self.RETRY == 0):
+        due = self._count % self.RETRY == 0 or self._count in self.EARLY
+        if not self._trial and (overtaken or due):
             self._times[other].clear()  # from another time
             self._trial = True
         return other if self._trial else self._best

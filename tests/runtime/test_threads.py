@@ -44,8 +44,8 @@ def test_adaptive_threads_settle_on_the_faster_session(narrow_s, wide_s, winner)
     for _ in range(40):
         threads(FEEDS)
     loser = sessions["narrow" if winner == "wide" else "wide"]
-    assert loser.runs <= AdaptiveThreads.OPEN_AFTER + 4
-    assert sessions[winner].runs >= 34
+    assert loser.runs <= AdaptiveThreads.OPEN_AFTER + 6
+    assert sessions[winner].runs >= 32
     threads.close()
 
 
@@ -74,7 +74,15 @@ def run(choice, narrow, wide, requests):
 def test_choice_measures_the_other_way_again_from_time_to_time():
     choice = _Choice()
     run(choice, repeat(0.001), repeat(0.002), 6)
+    early = len(_Choice.EARLY)
+    assert run(choice, repeat(0.001), repeat(0.002), _Choice.RETRY).count(1) == 2 * (early + 1)
     assert run(choice, repeat(0.001), repeat(0.002), _Choice.RETRY).count(1) == 2
+
+
+def test_choice_recovers_soon_from_a_start_beside_other_work():
+    choice = _Choice()
+    assert run(choice, repeat(0.006), repeat(0.012), 10)[-2:] == [0, 0]  # another model was being opened
+    assert run(choice, repeat(0.006), repeat(0.004), 24)[-8:] == [1] * 8
 
 
 def test_choice_is_not_overturned_by_hiccups():
@@ -85,13 +93,13 @@ def test_choice_is_not_overturned_by_hiccups():
     for _ in range(50):
         shares.append(run(_Choice(), repeat(0.0064), wide, 400).count(1) / 400)
     assert np.mean(shares) > 0.93
-    assert np.median(shares) > 0.97
+    assert np.median(shares) > 0.96
 
 
 def test_choice_returns_to_a_way_that_has_recovered():
     choice = _Choice()
     run(choice, repeat(0.006), repeat(0.004), 20)
-    assert run(choice, repeat(0.006), repeat(0.012), 60)[-30:].count(1) == 0  # busy
+    assert run(choice, repeat(0.006), repeat(0.012), 60)[-30:].count(1) <= 2  # busy: one trial
     assert run(choice, repeat(0.006), repeat(0.004), 2 * _Choice.RETRY)[-32:].count(0) == 0  # free again
 
 
