@@ -19,7 +19,8 @@ OUR_ERRORS = [cls for cls in vars(errors).values() if isinstance(cls, type) and 
 
 @pytest.mark.parametrize("cls", OUR_ERRORS)
 def test_mlflow_errors_keeps_code_message_and_cause_of_each_error(cls):
-    error = cls("p", "x", "y") if cls is errors.MissingDependencyError else cls("what, why, what to do")
+    given = {errors.MissingDependencyError: ("p", "x", "y"), errors.BrokenDependencyError: ("x", OSError("lib.so"))}
+    error = cls(*given.get(cls, ("what, why, what to do",)))
     with pytest.raises(MlflowException) as caught, mlflow_errors():
         raise error
     assert caught.value.error_code == cls.code
