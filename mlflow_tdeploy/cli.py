@@ -201,8 +201,8 @@ def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
     from mlflow_tdeploy.core.tasks import TASKS
 
     rows: list[tuple[str, ...]] = [("variant", "format", "precision", "MB", "from", "accuracy", "budget")]
-    limited = [limit.metric for limit in bundle.manifest.budget.limits]
-    metrics = dict.fromkeys([*limited, *TASKS.get(bundle.manifest.task).quality])
+    limited, task = [limit.metric for limit in bundle.manifest.budget.limits], bundle.manifest.task
+    metrics = dict.fromkeys([*limited, *(TASKS.get(task).quality if task in TASKS else ())])  # a newer version's task
     for variant in bundle.variants.values():
         record = latest_accuracy(bundle.evidence(variant.id))
         figures = [f"{name} {record.metrics[name]:.6g}" for name in metrics if record and name in record.metrics]

@@ -198,6 +198,14 @@ def test_log_refuses_contradicting_options(tmp_path):
     assert "not of the form batch=1,8,64" in run("log", "x", "--shape", "batch=a", ok=False)
 
 
+def test_inspect_shows_a_model_of_a_task_that_only_a_newer_version_knows(bundle):
+    manifest = bundle / "tdeploy/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "task": "token-classification"}))
+    output = run("inspect", bundle)
+    assert "token-classification" in output
+    assert "onnx-fp32" in output
+
+
 def test_log_names_the_file_and_the_byte_when_texts_are_not_utf8(tmp_path):
     (tmp_path / "texts.txt").write_bytes(b"abc\xff\xfe\n")
     output = run("log", tmp_path, "--out", tmp_path / "o", "--texts", tmp_path / "texts.txt", ok=False)

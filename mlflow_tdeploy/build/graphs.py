@@ -202,6 +202,8 @@ def quantize_dynamic_int8(
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    if not set(op_counts(src)) & set(op_types):
+        raise BuildError(f"There is nothing to quantize: the graph has none of {', '.join(sorted(op_types))}.")
     with _without_weight_shapes(src) as bare, tempfile.TemporaryDirectory(dir=src.parent) as folder, quiet():
         file = Path(folder) / "model.onnx"
         quantize_dynamic(

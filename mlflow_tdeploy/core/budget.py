@@ -24,6 +24,8 @@ _LOWER_IS_BETTER = frozenset(
         "non_finite",
     }
 )
+#: Shares and means of many rows: a single request says nothing about them.
+OF_MANY = frozenset({"mean_cosine", "label_agreement", "exact_share", "accuracy", "f1", "accuracy_drop", "f1_drop"})
 _LARGEST = sys.float_info.max
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
 

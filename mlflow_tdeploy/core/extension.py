@@ -97,11 +97,13 @@ class Registry(Generic[T]):
 
     def _import(self, name: str) -> BrokenDependencyError | None:
         """Import a module; one whose packages are broken takes the others with it no more than it must."""
+        before = dict(self._items)
         try:
             importlib.import_module(name)
         except TDeployError:
             raise
         except Exception as error:  # whatever a broken library raises
+            self._items = before  # what it registered before it failed is half of it
             broken = BrokenDependencyError(f"The {self.kind} in '{name}'", error)
             broken.__cause__ = error
             if self._broken is None:

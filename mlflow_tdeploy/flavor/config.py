@@ -31,7 +31,8 @@ def defaults() -> dict[str, Any]:
 def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return every ``model_config`` key with its value: MLflow lets a user override only keys that were saved.
 
-    The key ``session`` is there for what a later version adds: its options can be given in it to models logged now.
+    The key ``session`` is there for what a later version adds: its options can be given in it to models logged now. It
+    is saved empty, what was given in it beside its other keys: so what a caller says later comes first either way.
 
     Raises:
         InvalidInputError: An unknown key or a value that cannot be used.
@@ -40,9 +41,7 @@ def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
     stated = {key: value for key, value in (given or {}).items() if value not in (None, "")}
     chosen = {key: getattr(policy, key) for key in _POLICY if key in stated}
     common = {key: getattr(options, key) for key in common_options()}
-    apart = dict(stated.get(SESSION_KEY, {}))
-    own = {key: value for key, value in options.own.items() if key not in apart}
-    return {**defaults(), **chosen, **common, **own, SESSION_KEY: apart}
+    return {**defaults(), **chosen, **common, **options.own}
 
 
 def split_config(config: Mapping[str, Any] | None) -> tuple[Policy, SessionOptions]:

@@ -14,6 +14,7 @@ from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.flavor.package import Packaging
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
 from mlflow_tdeploy.registry_io import mlflow_errors
+from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.select import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ROOT
@@ -107,10 +108,16 @@ def _check_servable(bundle: Bundle, forced: Policy) -> None:
     Raises:
         InvalidInputError: It insists on a variant that was not made, or is over budget.
     """
-    if forced.variant is None:
+    formats = None if forced.runtime is None else RUNTIMES.get(forced.runtime).formats
+    kept = [variant for variant in bundle.variants.values() if not variant.dropped]
+    fitting = [variant.id for variant in kept if formats is None or variant.format in formats]
+    if forced.variant in fitting or (forced.variant is None and fitting):
         return
-    if forced.variant in bundle.variants and not bundle.variants[forced.variant].dropped:
-        return
+    if forced.variant is None or forced.variant in {variant.id for variant in kept}:
+        what = f"the variant '{forced.variant}'" if forced.variant else "any variant of this model"
+        raise InvalidInputError(
+            f"model_config insists on the runtime '{forced.runtime}', which does not open {what}. Leave one of them out."
+        )
     accuracy = latest_accuracy(bundle.evidence(forced.variant)) if forced.variant in bundle.variants else None
     why = accuracy.verdict if accuracy else bundle.absent.get(forced.variant, "it was not made")
     raise InvalidInputError(

@@ -91,8 +91,9 @@ def _append_remote(location: Location, variant: Variant, staged: Path | None, ev
             record = _write_record(Path(folder), f"{VARIANTS}/{variant.id}.json", variant)
             _upload(location, record, VARIANTS)
         except BaseException:
-            # The reply may be lost after the store took the record: then the variant is there and needs its files.
-            if record is None or _is_not_recorded(location, variant.id, record):
+            # The reply may be lost, or come before the store is done: then the variant is, or will be, there and needs
+            # its files. Those of one that is not only take room.
+            if record is None or _is_anothers(location, variant.id, record):
                 for path in uploaded:  # without a record nobody reads it: what cannot be removed only takes room
                     with contextlib.suppress(Exception):
                         location.repository.delete_artifacts(f"{ROOT}/{path}")
@@ -100,16 +101,14 @@ def _append_remote(location: Location, variant: Variant, staged: Path | None, ev
     return variant
 
 
-def _is_not_recorded(location: Location, variant_id: str, record: Path) -> bool:
-    """Tell whether it is certain that the store has not taken this record: it has none of that id, or another's."""
+def _is_anothers(location: Location, variant_id: str, record: Path) -> bool:
+    """Tell whether the store has another host's record of that id, so that this one is not needed."""
     name = f"{VARIANTS}/{variant_id}.json"
     try:
-        if f"{variant_id}.json" not in _variant_files(location):
-            return True
         with tempfile.TemporaryDirectory(prefix="tdeploy-append-") as folder:
             found = Path(location.repository.download_artifacts(f"{ROOT}/{name}", folder))
             return found.read_bytes() != record.read_bytes()
-    except Exception:  # a store that does not answer now may have taken it
+    except Exception:  # there is none, or it cannot be read just now
         return False
 
 

@@ -21,6 +21,8 @@ from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
 from mlflow_tdeploy.store.prune import used, views_home
 
 _WORKERS = 4
+#: Begins the name of the file that says which model a folder is being filled with.
+_MARK = ".tdeploy-model-"
 _log = logging.getLogger("mlflow_tdeploy")
 
 
@@ -36,31 +38,37 @@ def fetch_records(location: Location, into: Path) -> Bundle:
         ConflictError: The folder holds another model, whose variants would be taken for this one's.
     """
     repository = location.repository
-    found = {entry.path.rsplit("/", 1)[-1]: entry for entry in repository.list_artifacts(ROOT)}
+    found = {entry.path.rsplit("/", 1)[-1] for entry in repository.list_artifacts(ROOT)}
     if MANIFEST not in found:
         raise NotFoundError(f"'{location.uri}' holds no bundle: it was not logged with the flavor 'tdeploy'.")
-    _refuse_another(location, into)
-    # The manifest last: an aborted download is no bundle.
-    for entry in repository.list_artifacts(None):
-        if entry.path != ROOT:
-            repository.download_artifacts(entry.path, str(into))
-    for name in sorted(set(found) - {FILES, SOURCE}, key=lambda entry: entry == MANIFEST):
-        if not name.startswith("."):
-            repository.download_artifacts(f"{ROOT}/{name}", str(into))
+    with tempfile.TemporaryDirectory(dir=into, prefix=".tdeploy-") as folder:  # MLflow writes files piece by piece
+        for entry in repository.list_artifacts(None):
+            if entry.path != ROOT:
+                repository.download_artifacts(entry.path, folder)
+        for name in found - {FILES, SOURCE}:
+            if not name.startswith("."):
+                repository.download_artifacts(f"{ROOT}/{name}", folder)
+        _claim(location, Path(folder) / ROOT / MANIFEST, into)
+        _merge(Path(folder), into)
     return Bundle.open(into)
 
 
-def _refuse_another(location: Location, into: Path) -> None:
+def _claim(location: Location, manifest: Path, into: Path) -> None:
+    """Mark a folder as a model's before anything is in it; several processes may fill it with the same one.
+
+    Raises:
+        ConflictError: It is another model's, or holds files of who knows which.
+    """
     here = into / ROOT
-    if not os.path.lexists(here):
-        return
-    with tempfile.TemporaryDirectory(prefix="tdeploy-fetch-") as folder:
-        manifest = Path(location.repository.download_artifacts(f"{ROOT}/{MANIFEST}", folder))
-        if (here / MANIFEST).is_file() and filecmp.cmp(manifest, here / MANIFEST, shallow=False):
-            return
-    raise ConflictError(
-        f"'{into}' holds another model, or a part of one. Download '{location.uri}' to an empty folder."
-    )
+    own = here / f"{_MARK}{hashlib.sha256(manifest.read_bytes()).hexdigest()[:32]}"
+    mine = set(here.glob(f"{_MARK}*")) == {own}
+    mine = mine or ((here / MANIFEST).is_file() and filecmp.cmp(manifest, here / MANIFEST, shallow=False))
+    if not mine and here.is_dir() and any(here.iterdir()):
+        raise ConflictError(
+            f"'{into}' holds another model, or a part of one. Download '{location.uri}' to an empty folder."
+        )
+    here.mkdir(parents=True, exist_ok=True)
+    own.touch()
 
 
 def fetch_view(location: Location) -> Bundle:
@@ -80,7 +88,9 @@ def fetch_view(location: Location) -> Bundle:
 
 
 def _merge(fresh: Path, view: Path) -> None:
-    for source in sorted(path for path in fresh.rglob("*") if path.is_file()):
+    found = (path for path in fresh.rglob("*") if path.is_file())
+    # The manifest last: without it there is no bundle yet.
+    for source in sorted(found, key=lambda path: (path.name == MANIFEST, path)):
         target = view / source.relative_to(fresh)
         if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
-from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.compare import same_outputs
+from mlflow_tdeploy.core.budget import OF_MANY, Budget
+from mlflow_tdeploy.core.compare import EXACT_SHARE, same_outputs
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError, TDeployError
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
@@ -335,7 +335,11 @@ def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Se
     comparison = task.comparison()
     comparison.add(request.outputs, got, request.feeds)
     metrics = comparison.metrics()
-    measurable = Budget(tuple(limit for limit in budget.limits if limit.metric in metrics))
+    if any(limit.metric == EXACT_SHARE for limit in budget.limits):
+        metrics.pop(EXACT_SHARE, None)  # some may differ, over many requests
+    measurable = Budget(
+        tuple(limit for limit in budget.limits if limit.metric in metrics and limit.metric not in OF_MANY)
+    )
     return "; ".join(measurable.violations(metrics)) or None
 
 

@@ -19,6 +19,8 @@ from mlflow_tdeploy.store.bundle import Bundle
 
 #: Environment variables that force a choice.
 ENVIRONMENT = {"variant": "TDEPLOY_VARIANT", "runtime": "TDEPLOY_RUNTIME", "strict": "TDEPLOY_STRICT"}
+#: Medians of one variant, measured twice, may differ as much: below that, precision decides.
+_NOISE = 1.05
 _FIT_ORDER = {Fit.OPTIMAL: 0, Fit.USABLE: 1, Fit.REBUILD: 2, Fit.UNSUPPORTED: 3}
 
 
@@ -151,6 +153,8 @@ class Decision:
             return f"; serves only where nothing on {chosen.runtime} can"
         if candidate.latency_ms is None:
             return "; not measured on this kind of host" if chosen.latency_ms is not None else "; ranks after"
+        if chosen.latency_ms and candidate.latency_ms < chosen.latency_ms:
+            return "; as fast as the one that serves, which is more precise"
         return f"; {candidate.latency_ms / (chosen.latency_ms or candidate.latency_ms):.2f}x the time here"
 
     def as_dict(self) -> dict[str, Any]:
@@ -250,6 +254,7 @@ class _Entry:
     candidate: Candidate
     tier: float
     order: tuple[int, ...]
+    bits: int = 0
 
 
 def _entries(
@@ -269,7 +274,7 @@ def _entries(
         latency = measured_latency(records, host, runtime.name)
         candidate = replace(_candidate(variant, runtime.name, compat), latency_ms=latency, lacking=lacking)
         order = (_FIT_ORDER[compat.fit], runtime.preference, variant.precision.bits)
-        entries.append(_Entry(candidate, runtime.tier, order))
+        entries.append(_Entry(candidate, runtime.tier, order, variant.precision.bits))
     return entries
 
 
@@ -287,16 +292,28 @@ def _ranked(entries: list[_Entry]) -> list[_Entry]:
             fastest = best.setdefault(entry.tier, entry).candidate.latency_ms
             if fastest is not None and latency < fastest:
                 best[entry.tier] = entry
+    first = {tier: _among_equals(entries, entry) for tier, entry in best.items()}
 
     def key(entry: _Entry) -> tuple[Any, ...]:
         candidate, fastest = entry.candidate, best.get(entry.tier)
         if candidate.latency_ms is not None:
-            place: tuple[Any, ...] = (1, candidate.latency_ms)
+            place: tuple[Any, ...] = (1, entry is not first.get(entry.tier), candidate.latency_ms)
         else:
             place = (0 if fastest is None or entry.order < fastest.order else 2, *entry.order)
         return (not candidate.can_open, entry.tier, place, candidate.variant)
 
     return sorted(entries, key=key)
+
+
+def _among_equals(entries: list[_Entry], fastest: _Entry) -> _Entry:
+    """Return the most precise of those that are as fast as the fastest, but for what a measurement may be off."""
+    limit = (fastest.candidate.latency_ms or 0.0) * _NOISE
+    equal = [
+        entry
+        for entry in entries
+        if entry.tier == fastest.tier and entry.candidate.can_open and (entry.candidate.latency_ms or math.inf) <= limit
+    ]
+    return max(equal, key=lambda entry: (entry.bits, -(entry.candidate.latency_ms or 0.0)))
 
 
 def _without_silent_fallback(decision: Decision, entries: list[_Entry]) -> Decision:

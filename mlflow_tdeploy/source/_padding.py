@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tasks._text import TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec
@@ -25,6 +26,9 @@ _POSITIONS = "position_ids"
 _TEXT = "A short text to see what padding changes."
 #: Furthest that a row may be from that of the unpadded text, relative to its length, and in numbers near zero.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
+#: Further than this a model heeds no mask. What is between is noise, such as the ranges of a dynamically quantized graph,
+#: which depend on the neighbours whatever the padding.
+_UNHEEDED = 0.05
 
 Run = Callable[[Signature, Arrays], Arrays]
 
@@ -41,6 +45,9 @@ def settle_padding(
         signature: The graph's signature.
         tokenizer: The tokenizer.
         accepted: Names of the inputs that the model can take.
+
+    Raises:
+        InvalidInputError: Padding changes answers, and the signature pads every text.
     """
     given = dict(config)
     longest = _longest(signature)
@@ -56,6 +63,15 @@ def settle_padding(
             if settings["padding_side"] != given["padding_side"]:
                 _log.warning("Texts are padded on the right: with padding on the left this model's answers change.")
             return candidate, settings
+    if _same(run, task, given, signature, text, min(2 * size, longest), _UNHEEDED):
+        return signature, given
+    shortest = tokenizer.num_special_tokens_to_add() + 1
+    least = next(dim.min for dim in signature.dims if dim.name == signature.inputs[0].shape[1])
+    if least > shortest:
+        raise InvalidInputError(
+            f"Padding changes this model's answers (it heeds no attention_mask), and shapes pads every text to {least} "
+            f"tokens or more. Let the sequence begin at {shortest}."
+        )
     _log.warning(
         "Padding changes this model's answers (it heeds no attention_mask): only texts of one length share a batch."
     )
@@ -85,7 +101,13 @@ def _ways(
 
 
 def _same(
-    run: Run, task: str, config: Mapping[str, Any], signature: Signature, text: Mapping[str, Any], width: int
+    run: Run,
+    task: str,
+    config: Mapping[str, Any],
+    signature: Signature,
+    text: Mapping[str, Any],
+    width: int,
+    relative: float = _RELATIVE,
 ) -> bool:
     """Tell whether a text alone and the same text padded to ``width`` have one answer."""
     ids = list(text["input_ids"])
@@ -96,7 +118,7 @@ def _same(
     for name, reference in expected.items():
         answer = got[name] if reference.ndim < 3 else _cut({name: got[name]}, padded, len(ids), config)[name]
         difference = np.linalg.norm(answer - reference, axis=-1)
-        if not (difference <= _RELATIVE * np.linalg.norm(reference, axis=-1) + _ABSOLUTE).all():  # NaN is not the same
+        if not (difference <= relative * np.linalg.norm(reference, axis=-1) + _ABSOLUTE).all():  # NaN is not the same
             return False
     return True
 

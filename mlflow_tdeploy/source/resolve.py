@@ -156,7 +156,7 @@ def _need_transformers() -> None:
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingDependencyError(
             str(error.name), "Logging a Hugging Face model", "pip install 'mlflow-tdeploy[build]'"
         ) from None

@@ -164,7 +164,7 @@ def check_example(example: Any, what: str) -> Arrays:
     if not isinstance(example, Mapping) or not example:
         raise InvalidInputError(
             f"{what} needs example inputs: example={{'x': np.zeros((2, 16), np.float32)}}, named as the parameters of "
-            f"its forward, got {type(example).__name__}."
+            f"its forward, got {type(example).__name__}. (MLflow's input_example is only stored with the model.)"
         )
     arrays: Arrays = {}
     for name, value in example.items():

@@ -64,7 +64,10 @@ class Bundle:
         """
         for root in (Path(path) / ROOT, Path(path)):
             if os.path.lexists(root / MANIFEST):
-                return cls(root, _read_manifest(root))
+                manifest = _read_manifest(root)
+                if not os.path.lexists(root / VARIANTS):
+                    raise IntegrityError(f"The bundle '{root}' has lost its folder '{VARIANTS}'. Download it again.")
+                return cls(root, manifest)
         why = "that folder holds none" if Path(path).is_dir() else "that folder does not exist"
         raise NotFoundError(
             f"No bundle at '{path}': {why}. Expected an MLflow model directory with '{ROOT}/{MANIFEST}', as "

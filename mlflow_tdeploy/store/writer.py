@@ -194,7 +194,7 @@ def append_variant(root: Path, variant: Variant, staged: Path | None, evidence: 
 
     Its files get a folder of their own, so that nobody else's are ever mixed with them, and the record appears last:
     before that the variant does not exist for any reader. Of two appenders with the same id the first record wins.
-    What a killed appender left behind is removed by a later one.
+    Files that a killed appender left behind are removed by one that comes an hour later.
 
     Args:
         root: The bundle's ``tdeploy`` folder.
@@ -222,7 +222,8 @@ def append_variant(root: Path, variant: Variant, staged: Path | None, evidence: 
         verify_file(safe_path(staged or root, record.path), record)
     with storage_errors(f"add the variant '{variant.id}' to '{root}'"):
         _refuse_recorded(root, variant.id)
-        _remove_unrecorded(root, variant.id)
+        if staged is not None:
+            _remove_unrecorded(root, variant.id)
         return _place(root, variant, staged, evidence)
 
 
@@ -290,11 +291,17 @@ def _write_record(root: Path, variant: Variant) -> None:
 
 
 def _is_recorded(root: Path, variant: Variant) -> bool:
-    """Tell whether the very record is there, and not another appender's."""
+    """Tell whether the very record may be there: not if it cannot be written, is missing, or is another appender's."""
     try:
-        return _record_path(root, variant.id).read_bytes() == to_json(variant).encode()
-    except (OSError, TDeployError):
+        wanted = to_json(variant).encode()
+    except TDeployError:
         return False
+    try:
+        return _record_path(root, variant.id).read_bytes() == wanted
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # it cannot be read just now: files without a record only take room
 
 
 def _take_back(root: Path, variant_id: str, placed: Sequence[Path]) -> None:
@@ -308,13 +315,21 @@ def _take_back(root: Path, variant_id: str, placed: Sequence[Path]) -> None:
 
 
 def _remove_unrecorded(root: Path, variant_id: str) -> None:
-    """Remove files of a variant without a record that nobody has written to for some time: a killed appender's."""
+    """Remove what nobody has written to for some time and no record names: a killed appender's."""
     for path in safe_path(root, f"{FILES}/{variant_id}").glob("*"):
         with contextlib.suppress(OSError):
             if not path.is_symlink() and path.is_dir() and not _is_fresh(path):
                 gone = temporary(path.parent)
                 os.rename(path, gone)
+                if os.path.lexists(_record_path(root, variant_id)):  # it only slept, and has ended meanwhile
+                    os.rename(gone, path)
+                    continue
                 shutil.rmtree(gone, ignore_errors=True)
+    for folder in (root / VARIANTS, root / EVIDENCE / variant_id):
+        for path in folder.glob(f"{TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                if not path.is_dir() and time.time() - path.lstat().st_mtime >= _ABANDONED_S:
+                    path.unlink()
 
 
 def _write_evidence(folder: Path, evidence: Evidence) -> str:

@@ -340,3 +340,13 @@ def test_fuse_says_which_onnxscript_it_knows_when_the_fusions_moved(source, tmp_
     monkeypatch.delattr("onnxscript.rewriter.ort_fusions._core")
     with pytest.raises(BuildError, match=r"onnxscript \d.*onnxscript>=0\.5\.6,<0\.8"):
         graphs.fuse_for_ort(source[1], tmp_path / "f.onnx")
+
+
+def test_quantize_says_so_when_a_graph_has_nothing_to_quantize(tmp_path):
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["b"])], [value("y", 1, ["b"])])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match="nothing to quantize: the graph has none of Attention, Gemm, MatMul"):
+        graphs.quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")
+    assert not (tmp_path / "q.onnx").exists()

@@ -96,6 +96,15 @@ def test_registry_tries_again_when_a_module_could_not_be_imported(package):
     assert package.RECIPES.get("zero") == "mended"
 
 
+def test_a_module_that_fails_after_it_registered_something_does_not_block_itself(package):
+    (Path(package.__path__[0]) / "half.py").write_text(
+        "import toy_recipes\ntoy_recipes.RECIPES.register('half')('it')\nimport a_package_that_does_not_exist\n"
+    )
+    for _ in range(2):
+        assert package.RECIPES.get("one") == "one"
+        assert package.RECIPES.names() == ("one", "two")
+
+
 def test_a_module_that_cannot_be_imported_leaves_the_others_and_says_why_when_it_is_wanted(package, caplog):
     (Path(package.__file__).parent / "broken.py").write_text("raise OSError('libfoo.so: cannot open')")
     assert package.RECIPES.names() == ("one", "two")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlflow
 import numpy as np
 import pytest
@@ -49,7 +51,17 @@ def test_load_model_refuses_a_folder_that_holds_another_model(logged, tmp_path):
     assert caught.value.error_code == "RESOURCE_ALREADY_EXISTS"
     (tmp_path / "here/tdeploy/manifest.json").unlink()  # as after a download that was cut off
     with pytest.raises(MlflowException, match="holds another model, or a part of one"):
-        mlflow_tdeploy.load_model(logged.model_uri, here)
+        mlflow_tdeploy.load_model(other.model_uri, here)
+    mlflow_tdeploy.load_model(logged.model_uri, here).close()  # the same one may end what was begun
+
+
+def test_load_model_lets_several_fill_one_folder_with_the_same_model(logged, tmp_path):
+    for turn in range(3):
+        target = str(tmp_path / str(turn))
+        with ThreadPoolExecutor(3) as pool:
+            loads = [pool.submit(mlflow_tdeploy.load_model, logged.model_uri, target) for _ in range(3)]
+        for load in loads:
+            load.result().close()
 
 
 def test_load_model_serves_another_variant_when_the_chosen_one_was_tampered_with(logged, tmp_path, monkeypatch):

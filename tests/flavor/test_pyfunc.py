@@ -229,9 +229,10 @@ def test_full_config_ignores_the_environment(monkeypatch):
     assert full_config(None)["variant"] == ""
 
 
-def test_full_config_keeps_what_is_given_apart():
-    config = full_config({"arena": False, "session": {"spinning": True}})
-    assert (config["arena"], config["spinning"], config["session"]) == (False, False, {"spinning": True})
+def test_full_config_saves_what_is_given_apart_beside_the_rest():
+    """Saved apart, it would come before what a caller says later."""
+    config = full_config({"arena": False, "threads": 3, "session": {"spinning": True, "threads": 2}})
+    assert (config["arena"], config["spinning"], config["threads"], config["session"]) == (False, True, 2, {})
 
 
 @pytest.mark.parametrize(

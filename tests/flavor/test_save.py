@@ -357,6 +357,10 @@ def test_save_model_refuses_a_model_config_with_which_nothing_could_serve(tmp_pa
         save(made, runtime="nope")
     with pytest.raises(MlflowException, match="insists on the variant 'nope'"):
         save(made, variant="nope")
+    with pytest.raises(MlflowException, match="runtime 'torch', which does not open any variant of this model"):
+        save(made, runtime="torch")
+    with pytest.raises(MlflowException, match="runtime 'torch', which does not open the variant 'onnx-fp32'"):
+        save(made, variant="onnx-fp32", runtime="torch")
     assert not (tmp_path / "model").exists()
 
 

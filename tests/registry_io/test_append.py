@@ -100,7 +100,8 @@ def test_append_of_a_loser_leaves_no_evidence_that_counts_for_the_winner(remote,
     assert [record.passed for record in bundle.evidence("onnx-fp16")] == [False]
 
 
-def test_append_removes_what_it_uploaded_when_the_record_cannot_be_written(remote, model, tmp_path, monkeypatch):
+def test_append_leaves_files_without_a_record_when_the_record_may_still_arrive(remote, model, tmp_path, monkeypatch):
+    """After a timeout the server may yet write it; files that nobody names only take room."""
     info = log(model)
     location = locate(info.model_uri)
     before = tree(location)
@@ -114,7 +115,33 @@ def test_append_removes_what_it_uploaded_when_the_record_cannot_be_written(remot
     monkeypatch.setattr(type(location.repository), "log_artifact", broken)
     with pytest.raises(OSError, match="connection reset"):
         append(info.model_uri, stage(tmp_path / "new", model), tmp_path / "new", [accuracy("onnx-fp16")])
-    assert tree(location) == before
+    assert {path.split("/")[1] for path in tree(location) - before} == {"files", "evidence"}
+    assert "onnx-fp16" not in fetch_view(location).variants
+    monkeypatch.setattr(type(location.repository), "log_artifact", real)
+    written = append(location, stage(tmp_path / "again", model), tmp_path / "again", [accuracy("onnx-fp16")])
+    bundle = fetch_view(location)
+    fetch_variant(location, bundle, written)
+    bundle.verify(bundle.variants["onnx-fp16"])
+
+
+def test_append_takes_its_own_files_back_when_anothers_record_is_there(remote, model, tmp_path, monkeypatch):
+    location = locate(log(model).model_uri)
+    kind, real = type(location.repository), type(location.repository).log_artifact
+    first = []
+
+    def late(self, local_file, artifact_path=None):
+        if artifact_path.endswith("variants") and not first:
+            first.append(True)
+            other = stage(tmp_path / "other", model, weights=2 * WEIGHTS)
+            first.append(append(location, other, tmp_path / "other", [accuracy("onnx-fp16")]))
+            raise ConnectionError("refused")
+        return real(self, local_file, artifact_path)
+
+    monkeypatch.setattr(kind, "log_artifact", late)
+    with pytest.raises(ConnectionError, match="refused"):
+        append(location, stage(tmp_path / "new", model), tmp_path / "new", [accuracy("onnx-fp16")])
+    assert len({path.rsplit("/", 1)[0] for path in tree(location) if path.startswith("tdeploy/files/onnx-fp16/")}) == 1
+    assert fetch_view(location).variants["onnx-fp16"] == first[1]
 
 
 def test_append_evidence_adds_measurements_that_the_next_reader_sees(store, model):

@@ -74,6 +74,15 @@ def test_decide_ranks_by_latency_when_it_was_measured_on_this_kind_of_host():
     ]
 
 
+def test_decide_prefers_the_more_precise_variant_where_a_measurement_cannot_tell_them_apart():
+    extra = [latency("ort-cpu-int8", 1.0), latency("ort-cpu-fp32", 1.04), latency("onnx-fp32", 1.5)]
+    decision = choose([FP32, FUSED, INT8], extra)
+    assert [c.variant for c in decision.openable] == ["ort-cpu-fp32", "ort-cpu-int8", "onnx-fp32"]
+    assert "as fast as the one that serves, which is more precise" in decision.explain()
+    faster = [latency("ort-cpu-int8", 1.0), latency("ort-cpu-fp32", 1.2), latency("onnx-fp32", 1.5)]
+    assert choose([FP32, FUSED, INT8], faster).chosen.variant == "ort-cpu-int8"
+
+
 def test_explain_says_why_what_could_serve_does_not():
     extra = [latency("ort-cpu-fp32", 2.0), latency("onnx-fp32", 5.0)]
     hf = variant("hf", format="hf", device="any", entry="source")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.store import disk, writer
 from mlflow_tdeploy.store.bundle import Bundle
@@ -270,6 +271,9 @@ def test_append_variant_refuses_when_there_is_no_bundle(tmp_path, staged, varian
 
 def test_append_variant_removes_what_a_killed_appender_left_long_ago_and_nothing_younger(root, staged, variant):
     home = root / "files" / variant.id
+    torn = root / "variants" / ".tdeploy-0123456789abcdef"
+    torn.write_text("{")
+    os.utime(torn, (1, 1))
     for name, age in (("0ld", 7200), ("f00d", 0), (".tdeploy-0123456789abcdef", 7200)):
         (home / name).mkdir(parents=True)
         (home / name / "model.onnx").write_text("of a killed one, or of one that is at work")
@@ -278,7 +282,60 @@ def test_append_variant_removes_what_a_killed_appender_left_long_ago_and_nothing
             os.utime(path, (then, then))
     added = append_variant(root, variant, staged, [accuracy(variant.id)])
     assert {path.name for path in home.iterdir()} == {"f00d", Path(added.entry).parts[2]}
+    assert not torn.exists()
     Bundle.open(root).verify(added)
+
+
+def test_append_variant_keeps_old_files_that_are_in_the_bundle_already(root, variant, staged):
+    shutil.copytree(staged / "files" / variant.id, root / "files" / variant.id / "0ld")
+    there = writer.moved(variant, f"files/{variant.id}/0ld")
+    for path in (root / "files" / variant.id / "0ld").rglob("*"):
+        os.utime(path, (1, 1))
+    os.utime(root / "files" / variant.id / "0ld", (1, 1))
+    append_variant(root, there, None, [])
+    Bundle.open(root).verify(there)
+
+
+def test_append_variant_keeps_files_when_it_cannot_look_at_the_record(root, staged, variant, monkeypatch):
+    real, path = writer.write_once, Path.read_bytes
+
+    def interrupted(target, content):
+        real(target, content)
+        if target.parent.name == "variants":
+            monkeypatch.setattr(Path, "read_bytes", refused)
+            raise KeyboardInterrupt
+
+    def refused(self):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(writer, "write_once", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        append_variant(root, variant, staged, [])
+    monkeypatch.setattr(Path, "read_bytes", path)
+    bundle = Bundle.open(root)
+    bundle.verify(bundle.variants[variant.id])
+
+
+def test_append_variant_gives_files_back_to_one_that_only_slept(root, staged, variant, monkeypatch):
+    other = stage(staged.parent / "other", variant.id, WEIGHTS * 2)
+    sleeper = append_variant(make_bundle(staged.parent / "twin") / "tdeploy", other, staged.parent / "other", [])
+    shutil.copytree(staged.parent / "twin/tdeploy/files" / variant.id, root / "files" / variant.id)
+    for path in (root / "files" / variant.id).rglob("*"):
+        os.utime(path, (1, 1))
+    real = os.rename
+
+    def ends_meanwhile(source, target):
+        real(source, target)
+        if ".tdeploy-" in str(target):
+            record = root / "variants" / f"{variant.id}.json"
+            if not record.exists():
+                record.write_text(to_json(sleeper))
+
+    monkeypatch.setattr(writer.os, "rename", ends_meanwhile)
+    with pytest.raises(ConflictError):
+        append_variant(root, variant, staged, [])
+    bundle = Bundle.open(root)
+    bundle.verify(bundle.variants[variant.id])
 
 
 def test_append_variant_stamps_evidence_with_the_files_it_is_about(root, staged, variant):

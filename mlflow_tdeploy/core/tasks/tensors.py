@@ -154,7 +154,8 @@ class _TensorComparison(Comparison):
             self._rows.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
 
     def metrics(self) -> dict[str, float]:
-        return {**self._rows.metrics(), EXACT_SHARE: self._equal / self._whole if self._whole else 1.0}
+        exact = {EXACT_SHARE: self._equal / self._whole if self._whole else 1.0}
+        return {**self._rows.metrics(), **exact}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:
