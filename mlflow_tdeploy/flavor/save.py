@@ -116,7 +116,8 @@ def _check_servable(bundle: Bundle, forced: Policy) -> None:
     if forced.variant is None or forced.variant in {variant.id for variant in kept}:
         what = f"the variant '{forced.variant}'" if forced.variant else "any variant of this model"
         raise InvalidInputError(
-            f"model_config insists on the runtime '{forced.runtime}', which does not open {what}. Leave one of them out."
+            f"model_config insists on the runtime '{forced.runtime}', which does not open {what}. "
+            f"Leave one of them out."
         )
     accuracy = latest_accuracy(bundle.evidence(forced.variant)) if forced.variant in bundle.variants else None
     why = accuracy.verdict if accuracy else bundle.absent.get(forced.variant, "it was not made")

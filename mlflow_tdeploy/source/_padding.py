@@ -26,8 +26,8 @@ _POSITIONS = "position_ids"
 _TEXT = "A short text to see what padding changes."
 #: Furthest that a row may be from that of the unpadded text, relative to its length, and in numbers near zero.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
-#: Further than this a model heeds no mask. What is between is noise, such as the ranges of a dynamically quantized graph,
-#: which depend on the neighbours whatever the padding.
+#: Further than this a model heeds no mask. What is between is noise, such as the ranges of a dynamically quantized
+#: graph, which depend on the neighbours whatever the padding.
 _UNHEEDED = 0.05
 
 Run = Callable[[Signature, Arrays], Arrays]
