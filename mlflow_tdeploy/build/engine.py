@@ -279,8 +279,9 @@ def _parser_message(trt: Any, parser: Any, graph: Path) -> str:
         where = f"node '{error.node_name()}' ({error.node_operator()})" if error.node_name() else "the graph"
         said.append(f"{where}: {error.code().name}: {error.desc().strip()}")
     more = f" (and {len(errors) - _MOST_MESSAGES} more)" if len(errors) > _MOST_MESSAGES else ""
+    why = "; ".join(said) or "It gave no reason"
     return (
-        f"{_called(trt)} cannot parse '{graph.name}'{more}. {'; '.join(said) or 'It gave no reason'}. Engines are built "
+        f"{_called(trt)} cannot parse '{graph.name}'{more}. {why}. Engines are built "
         f"from portable graphs of standard operators: take onnx-fp32 or onnx-fp16, or name the plugin that has it."
     )
 
