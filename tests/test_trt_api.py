@@ -1,7 +1,7 @@
 """Every TensorRT call of ours exists in TensorRT 10, in 11 and in TensorRT-RTX, whose APIs differ.
 
-The snapshots in ``trt_api`` were read from the real bindings. Which class a name of ours stands for is said here, so a new
-name that is used like one of theirs must be added.
+The snapshots in ``trt_api`` were read from the real bindings. Which class a name of ours stands for is said here, so a
+new name that is used like one of theirs must be added.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLASSES = {
 #: Asked for with ``hasattr`` before it is called.
 GUARDED = {("IBuilderConfig", name) for name in ("set_compute_capability", "num_compute_capabilities")}
 #: Members of the module itself that are neither classes nor enumerations.
-PLAIN = {"__name__", "__version__"}
+PLAIN = {"__name__", "__version__", "__init__"}
 
 
 def calls(path: Path) -> set[tuple[str, str]]:
@@ -35,11 +35,11 @@ def calls(path: Path) -> set[tuple[str, str]]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.value.id == "trt" and node.attr not in PLAIN:
                 found.add((node.attr, ""))
-            elif node.value.id in CLASSES:
+            elif node.value.id in CLASSES and node.attr not in PLAIN:
                 found.add((CLASSES[node.value.id], node.attr))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
             inner = node.value
-            if isinstance(inner.value, ast.Name) and inner.value.id == "trt":
+            if isinstance(inner.value, ast.Name) and inner.value.id == "trt" and node.attr not in PLAIN:
                 found.add((inner.attr, node.attr))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_member":
             found.add((ast.literal_eval(node.args[1]), ""))
