@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlflow_tdeploy.core.engine import EngineRecord
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.precision import Precision
@@ -88,6 +89,7 @@ class Variant:
         session: Hints for the runtime that belong to the graph, such as optimizers that would undo a measured choice.
         dtypes: Tensors whose dtype in this graph differs from the signature's; sessions convert.
         built_for: The host it was built on or tuned for; ``None`` for portable ones.
+        engine: How it was built, for TensorRT engines.
         created: UTC time in ISO format.
         made_with: Versions of the packages that made it.
         schema_version: Version of the record's form.
@@ -104,6 +106,7 @@ class Variant:
     session: Mapping[str, Any] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
     built_for: Fingerprint | None = None
+    engine: EngineRecord | None = None
     created: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1

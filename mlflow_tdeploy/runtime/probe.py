@@ -18,7 +18,17 @@ from pathlib import Path
 
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu, host_cpu, installed_version
 
-_LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers", "tensorrt", "tokenizers", "numpy", "mlflow")
+_LIBRARIES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "transformers",
+    "tensorrt",
+    "tensorrt-rtx",
+    "tokenizers",
+    "numpy",
+    "mlflow",
+)
 _DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 _TIMEOUT = 60.0
 

@@ -1,0 +1,113 @@
+"""TensorRT and TensorRT-RTX: one runtime each, which differ in the module and in which engines fit."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlflow_tdeploy.core.engine import EngineRecord, PlanHeader
+from mlflow_tdeploy.core.errors import SessionError, TDeployError
+from mlflow_tdeploy.core.hardware import Fingerprint, installed_version
+from mlflow_tdeploy.core.tensors import Signature
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.backends._cuda import Cuda
+from mlflow_tdeploy.runtime.backends._trt_session import TrtEngine, TrtOptions, TrtSession
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
+from mlflow_tdeploy.runtime.engine_fit import EngineHost, engine_fit
+from mlflow_tdeploy.runtime.options import SessionOptions
+
+#: More than any header needs.
+_HEADER = 64
+
+
+@RUNTIMES.register("tensorrt")
+class TensorRt(Runtime):
+    """Opens engines of TensorRT 10 and 11."""
+
+    name: ClassVar[str] = "tensorrt"
+    formats: ClassVar[frozenset[str]] = frozenset({"trt"})
+    tier: ClassVar[int] = 0
+    preference: ClassVar[int] = 10
+    settings: ClassVar[type | None] = TrtOptions
+    install: ClassVar[str] = "pip install 'mlflow-tdeploy[tensorrt]'"
+    #: The Python module.
+    module: ClassVar[str] = "tensorrt"
+    #: Where its version is to be had without importing it.
+    packages: ClassVar[tuple[str, ...]] = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-lean")
+
+    def missing(self) -> str | None:
+        """Return which package is not installed, or None."""
+        for module, package in ((self.module, self.packages[0]), ("cuda", "cuda-bindings")):
+            if importlib.util.find_spec(module) is None:
+                return f"{package} is not installed ({self.install})"
+        return None
+
+    def version(self) -> str:
+        """Return the library's version."""
+        return installed_version(*self.packages) or ""
+
+    def probe(self, host: Fingerprint, variant: Variant) -> Compat:
+        """Decide from the record of how the engine was built; neither the plan nor the GPU is touched."""
+        if variant.format not in self.formats:
+            return Compat(Fit.UNSUPPORTED, f"opens the format trt, not {variant.format}")
+        if variant.engine is None:
+            return Compat(Fit.UNSUPPORTED, "nothing is recorded of how the engine was built")
+        return engine_fit(variant.engine, EngineHost(host.os, host.gpu, self.module, self.version()))
+
+    def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
+        """Deserialize the engine on the GPU. A process without a device must not come here: TensorRT may crash."""
+        given = options.settings(TrtOptions)
+        plan = root / variant.entry
+        try:
+            _check_header(plan, variant.engine)
+            cuda = Cuda.load(given.device_id)
+            trt = importlib.import_module(self.module)
+            errors: list[str] = []
+            engine = _deserialized(trt, plan, errors)
+            return TrtSession(TrtEngine(trt, engine, cuda, given, errors), variant, signature)
+        except (TDeployError, ImportError, OSError, MemoryError) as error:
+            raise SessionError(f"{self.name} cannot open variant '{variant.id}': {error}") from error
+
+    def self_test(self) -> str:
+        """Use the GPU and make a runtime."""
+        cuda = Cuda.load()
+        trt = importlib.import_module(self.module)
+        if trt.Runtime(trt.Logger(trt.Logger.ERROR)) is None:
+            raise SessionError(f"{self.module} {trt.__version__} makes no runtime here.")
+        return f"{self.module} {trt.__version__}: CUDA {cuda.version()}"
+
+
+@RUNTIMES.register("tensorrt-rtx")
+class TensorRtRtx(TensorRt):
+    """Opens engines of TensorRT-RTX, which run on every GPU from Ampere on and are compiled when they are opened."""
+
+    name: ClassVar[str] = "tensorrt-rtx"
+    preference: ClassVar[int] = 12
+    install: ClassVar[str] = "pip install 'mlflow-tdeploy[tensorrt-rtx]'"
+    module: ClassVar[str] = "tensorrt_rtx"
+    packages: ClassVar[tuple[str, ...]] = ("tensorrt-rtx",)
+
+
+def _check_header(plan: Path, record: EngineRecord | None) -> None:
+    with plan.open("rb") as file:
+        header = PlanHeader.read(file.read(_HEADER), plan.name)
+    if record is not None and (difference := record.contradicts(header)):
+        raise SessionError(f"{plan.name} is another engine than recorded: {difference}.")
+
+
+def _deserialized(trt: Any, plan: Path, errors: list[str]) -> Any:
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                errors.append(message)
+
+    runtime = trt.Runtime(Log())
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise SessionError("; ".join(dict.fromkeys(errors)) or "TensorRT does not say why.")
+    return engine

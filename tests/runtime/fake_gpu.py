@@ -1,0 +1,220 @@
+"""A FAKE of TensorRT's inference API and of CUDA's runtime API, on the host's memory: no evidence of anything on a GPU.
+
+It is strict where the real ones would crash or answer wrongly: memory that was freed or is too small, tensors without
+an address, shapes outside the active profile, allocation while a graph is recorded, one context used by two calls at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+
+ITEM = {"FLOAT": 4, "HALF": 2, "INT64": 8}
+NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64}
+
+
+class FakeCuda:
+    """Stands for ``cuda.bindings.runtime``; every function returns (error, values …)."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self, memory: int = 1 << 20) -> None:
+        self.memory = memory
+        self.blocks: dict[int, ctypes.Array] = {}
+        self.host: dict[int, ctypes.Array] = {}
+        self.streams: set[int] = set()
+        self.recording: dict[int, list] = {}
+        self.graphs: dict[int, list] = {}
+        self.launched = 0
+        self.failing: set[str] = set()
+        self._count = 0
+
+    def _ok(self, *values):
+        return (SimpleNamespace(value=0), *values)
+
+    def _error(self, code, *values):
+        return (SimpleNamespace(value=code), *values)
+
+    def _next(self) -> int:
+        self._count += 1
+        return self._count
+
+    @property
+    def used(self) -> int:
+        return sum(len(block) for block in self.blocks.values())
+
+    def held(self, address: int) -> memoryview:
+        assert address in self.blocks, "memory that is not, or no longer, allocated"
+        return memoryview(self.blocks[address]).cast("B")
+
+    def cudaSetDevice(self, device):
+        return self._ok() if device == 0 else self._error(101)
+
+    def cudaRuntimeGetVersion(self):
+        return self._ok(12090)
+
+    def cudaMemGetInfo(self):
+        return self._ok((self.memory - self.used), self.memory)
+
+    def cudaMalloc(self, size):
+        assert not self.recording, "memory is not to be allocated while a graph is recorded"
+        if self.used + size > self.memory:
+            return self._error(2, None)
+        block = (ctypes.c_uint8 * size)()
+        self.blocks[ctypes.addressof(block)] = block
+        return self._ok(ctypes.addressof(block))
+
+    def cudaFree(self, address):
+        del self.blocks[address]
+        return self._ok()
+
+    def cudaHostAlloc(self, size, flags):
+        block = (ctypes.c_uint8 * size)()
+        self.host[ctypes.addressof(block)] = block
+        return self._ok(ctypes.addressof(block))
+
+    def cudaFreeHost(self, address):
+        del self.host[address]
+        return self._ok()
+
+    def cudaStreamCreateWithFlags(self, flags):
+        self.streams.add(stream := self._next())
+        return self._ok(stream)
+
+    def cudaStreamDestroy(self, stream):
+        self.streams.remove(stream)
+        return self._ok()
+
+    def cudaStreamSynchronize(self, stream):
+        assert stream in self.streams
+        return self._error(700) if "cudaStreamSynchronize" in self.failing else self._ok()
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        assert stream in self.streams
+        device, host = (target, source) if kind == 1 else (source, target)
+        assert size <= len(self.held(device)), "more bytes than the device's block has"
+        assert size <= len(self.host[host]), "more bytes than the host's block has"
+        ctypes.memmove(target, source, size)
+        return self._ok()
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.recording[stream] = []
+        return self._ok()
+
+    def cudaStreamEndCapture(self, stream):
+        graph = self._next()
+        self.graphs[graph] = self.recording.pop(stream)
+        return self._ok(graph)
+
+    def cudaGraphInstantiate(self, graph, flags):
+        ready = self._next()
+        self.graphs[ready] = self.graphs[graph]
+        return self._ok(ready)
+
+    def cudaGraphLaunch(self, graph, stream):
+        self.launched += 1
+        for work in self.graphs[graph]:
+            work()
+        return self._ok()
+
+    def cudaGraphDestroy(self, graph):
+        del self.graphs[graph]
+        return self._ok()
+
+    def cudaGraphExecDestroy(self, graph):
+        del self.graphs[graph]
+        return self._ok()
+
+    def cudaGetErrorString(self, error):
+        return self._ok(b"an illegal memory access was encountered" if error.value == 700 else b"failed")
+
+
+TRT = SimpleNamespace(
+    TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"), __name__="tensorrt", __version__="10.16.1.11"
+)
+
+
+class FakeEngine:
+    """y = x @ weights, with float profiles of x."""
+
+    def __init__(self, cuda: FakeCuda, weights, profiles, dtype: str = "FLOAT") -> None:
+        self.cuda, self.weights, self.profiles, self.dtype = cuda, weights, profiles, dtype
+        self.num_io_tensors, self.num_optimization_profiles = 2, len(profiles)
+        self.contexts: list[FakeContext] = []
+
+    def get_tensor_name(self, index):
+        return ("x", "y")[index]
+
+    def get_tensor_dtype(self, name):
+        return SimpleNamespace(name=self.dtype)
+
+    def get_tensor_mode(self, name):
+        return "in" if name == "x" else "out"
+
+    def get_tensor_profile_shape(self, name, profile):
+        return self.profiles[profile]
+
+    def create_execution_context(self):
+        self.contexts.append(context := FakeContext(self))
+        return context
+
+
+class FakeContext:
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.active_optimization_profile = 0
+        self.shape = None
+        self.addresses: dict[str, int] = {}
+        self.busy = threading.Lock()
+        self.used_profiles: list[int] = []
+        self.fails = False
+
+    def set_optimization_profile_async(self, profile, stream):
+        assert stream in self.engine.cuda.streams
+        self.active_optimization_profile, self.shape = profile, None
+        return profile < len(self.engine.profiles)
+
+    def set_input_shape(self, name, shape):
+        low, _, high = self.engine.profiles[self.active_optimization_profile]
+        self.shape = tuple(shape)
+        return all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+
+    def infer_shapes(self):
+        return [] if self.shape is not None else ["x"]
+
+    def get_tensor_shape(self, name):
+        return self.shape if name == "x" else (self.shape[0], self.engine.weights.shape[1])
+
+    def set_tensor_address(self, name, address):
+        self.engine.cuda.held(address)
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream):
+        assert self.busy.acquire(blocking=False), "one context for two calls at once"
+        try:
+            if self.fails:
+                return False
+            assert set(self.addresses) == {"x", "y"}
+            shape, addresses = self.shape, dict(self.addresses)
+            self.used_profiles.append(self.active_optimization_profile)
+
+            def work():
+                kind = NUMPY[self.engine.dtype]
+                size = int(np.prod(shape)) * ITEM[self.engine.dtype]
+                x = np.frombuffer(self.engine.cuda.held(addresses["x"])[:size], kind).reshape(shape)
+                y = (x @ self.engine.weights.astype(kind)).astype(kind)
+                self.engine.cuda.held(addresses["y"])[: y.nbytes] = y.tobytes()
+
+            recording = self.engine.cuda.recording.get(stream)
+            if recording is None:
+                work()
+            else:
+                recording.append(work)
+            return True
+        finally:
+            self.busy.release()
