@@ -99,8 +99,8 @@ def build_variant(
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
     task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
     shop = Workshop(task, budget, options, workdir, progress=progress)
-    here = _Here(bundle, fetch)
-    with _reference(bundle, here) as (name, infer, weights):
+    here = Here(bundle, fetch)
+    with open_reference(bundle, here) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)
     staged = _stage(shop, here, new_id, path)
     verified = shop.check(staged, answers)
@@ -127,77 +127,7 @@ def _graph_path(what: str | Path, variant_id: str | None) -> Path | None:
     return path
 
 
-class _Here:
-    """Variants of the bundle whose files are, or can be brought, here."""
-
-    def __init__(self, bundle: Bundle, fetch: Callable[[Variant], None] | None) -> None:
-        self._bundle = bundle
-        self._fetch = fetch
-
-    def available(self, variant_id: str) -> bool:
-        """Tell whether the variant has files to be had."""
-        variant = self._bundle.variants.get(variant_id)
-        if variant is None or variant.dropped:
-            return False
-        return self._fetch is not None or self._bundle.present(variant)
-
-    def get(self, variant_id: str) -> Variant:
-        """Return the variant, its files here and checked."""
-        variant = self._bundle.variants[variant_id]
-        if self._fetch is not None and not self._bundle.present(variant):
-            self._fetch(variant)
-        self._bundle.verify(variant)
-        return variant
-
-    def graph(self, variant_id: str, folder: Path) -> Graph:
-        """Return the variant as the parent of others, linked into ``folder``: tools write beside their source."""
-        variant = self.get(variant_id)
-        folder.mkdir(parents=True)
-        names = copy_graph(self._bundle.path(variant.entry), folder)
-        return Graph(folder / names[0], variant.precision, variant.session, variant.dtypes)
-
-
-@contextmanager
-def _reference(bundle: Bundle, here: _Here) -> Iterator[tuple[str, Infer, int]]:
-    """Open the most faithful variant that can be opened; yields its id, its ``infer`` and its number of weights.
-
-    Raises:
-        IntegrityError: Files of the model's reference are damaged or gone: nothing else may quietly stand in for it.
-        BuildError: None can be opened.
-    """
-    first = (HF, bundle.manifest.reference)
-    rest = sorted(v.id for v in bundle.variants.values() if v.precision.name == "fp32")
-    reasons = []
-    host = probe.host()
-    with ExitStack() as stack:
-        for variant_id in dict.fromkeys((*first, *rest)):
-            if not here.available(variant_id):
-                reasons.append(f"'{variant_id}' has no files here")
-                if variant_id == bundle.manifest.reference and variant_id in bundle.variants:
-                    bundle.verify(bundle.variants[variant_id])  # raises, naming the file
-                continue
-            try:
-                variant = here.get(variant_id)
-            except IntegrityError:
-                raise
-            except TDeployError as error:
-                reasons.append(str(error))
-                continue
-            try:
-                session, _ = stack.enter_context(
-                    opened(bundle.root, variant, bundle.manifest.signature, host, lone(host))
-                )
-            except TDeployError as error:
-                reasons.append(str(error))
-                continue
-            if variant_id != bundle.manifest.reference:
-                _log.warning("The new variant is compared with '%s', not with the original: %s", variant_id, reasons[0])
-            yield variant_id, session.infer, variant.size // 4
-            return
-    raise BuildError(f"No variant of this model can be opened here as the reference: {'; '.join(reasons)}.")
-
-
-def _stage(shop: Workshop, here: _Here, new_id: str, path: Path | None) -> Staged:
+def _stage(shop: Workshop, here: Here, new_id: str, path: Path | None) -> Staged:
     root = shop.work / "staged"
     if path is not None:
         with shop.step(f"take {new_id}"):

@@ -68,7 +68,7 @@ class EngineRecord:
         os: Where it runs, for example ``linux-x86_64``.
         gpu: Name of the GPU that it was built on; empty also where it was built without one.
         compute_capability: Of that GPU, for example ``9.0``.
-        driver: CUDA version that the driver there supported.
+        driver: Version of NVIDIA's driver there.
         cuda: CUDA version of the library.
         flags: Builder flags, by name.
         hardware_compatibility: ``NONE``, ``AMPERE_PLUS`` or ``SAME_COMPUTE_CAPABILITY``.

@@ -78,8 +78,8 @@ def _version(engine: EngineRecord, host: EngineHost) -> Compat | None:
 
 def _driver(engine: EngineRecord, gpu: Gpu) -> Compat | None:
     """A library of one CUDA major version runs on every driver of that version and later ones."""
-    if engine.cuda and gpu.driver and version_numbers(gpu.driver)[0] < version_numbers(engine.cuda)[0]:
-        return Compat(Fit.UNSUPPORTED, f"needs a driver for CUDA {engine.cuda}, this one supports {gpu.driver}")
+    if engine.cuda and gpu.cuda and version_numbers(gpu.cuda)[0] < version_numbers(engine.cuda)[0]:
+        return Compat(Fit.UNSUPPORTED, f"needs a driver for CUDA {engine.cuda}, this one supports {gpu.cuda}")
     return None
 
 

@@ -13,7 +13,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from tests.bundles import SIGNATURE, linear_graph
 
-HOST = Fingerprint("linux-x86_64", gpu=Gpu("NVIDIA A10", "8.6", driver="12.8"))
+HOST = Fingerprint("linux-x86_64", gpu=Gpu("NVIDIA A10", "8.6", driver="570.86.10"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_build_engine_writes_a_plan_and_says_how_it_was_made(trt, graph, tmp_pat
     options = EngineOptions(flags=("WEIGHT_STREAMING", "TF32"), targets=("8.6", "8.9"), optimization_level=1)
     target, record = build(trt, graph, tmp_path, options)
     assert record.contradicts(PlanHeader.read(target.read_bytes())) is None
-    assert (record.gpu, record.compute_capability, record.driver) == ("NVIDIA A10", "8.6", "12.8")
+    assert (record.gpu, record.compute_capability, record.driver) == ("NVIDIA A10", "8.6", "570.86.10")
     assert (record.flags, record.targets) == (("TF32", "WEIGHT_STREAMING"), ("8.6", "8.9"))
     assert record.profiles == ({"x": ((1, 4), (2, 4), (8, 4))},)
     assert [path.name for path in target.parent.iterdir()] == ["model.plan"]

@@ -35,6 +35,8 @@ def runtime(request):
     found = RUNTIMES.get(request.param)()
     if reason := found.missing():
         pytest.skip(reason)
+    if found.tier == 0 and probe.gpu()[0] is None:
+        pytest.skip(f"{found.name} needs an NVIDIA GPU: {probe.gpu()[1]}")
     return found
 
 

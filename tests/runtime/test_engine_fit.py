@@ -11,9 +11,9 @@ from mlflow_tdeploy.core.hardware import Gpu
 from mlflow_tdeploy.runtime.base import Fit
 from mlflow_tdeploy.runtime.engine_fit import EngineHost, engine_fit
 
-A10, A40, L4 = Gpu("NVIDIA A10", "8.6", driver="12.8"), Gpu("NVIDIA A40", "8.6", driver="12.8"), Gpu("NVIDIA L4", "8.9")
+A10, A40, L4 = Gpu("NVIDIA A10", "8.6", cuda="12.8"), Gpu("NVIDIA A40", "8.6", cuda="12.8"), Gpu("NVIDIA L4", "8.9")
 T4, H200, B5090 = Gpu("Tesla T4", "7.5"), Gpu("NVIDIA H200", "9.0"), Gpu("NVIDIA GeForce RTX 5090", "12.0")
-PLAN = EngineRecord("tensorrt", "10.16.1.11", "linux-x86_64", "NVIDIA A10", "8.6", "12.8", "12.9")
+PLAN = EngineRecord("tensorrt", "10.16.1.11", "linux-x86_64", "NVIDIA A10", "8.6", "570.86.10", "12.9")
 RTX = EngineRecord("tensorrt_rtx", "1.7.1.116", "linux-x86_64", cuda="12.9")
 HOST = EngineHost("linux-x86_64", A10, "tensorrt", "10.16.1.11")
 RTX_HOST = EngineHost("linux-x86_64", A10, "tensorrt_rtx", "1.7.1.116")

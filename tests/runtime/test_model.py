@@ -77,8 +77,8 @@ def test_open_model_reads_the_environment(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"schema_version": 2, "engine": {}}, r"written by a newer mlflow-tdeploy \(schema 2\)"),
-        ({"engine": {}}, "damaged: .*unknown key 'engine'"),
+        ({"schema_version": 2, "warp": {}}, r"written by a newer mlflow-tdeploy \(schema 2\)"),
+        ({"warp": {}}, "damaged: .*unknown key 'warp'"),
         ({"format": "openvino"}, "no runtime opens the format 'openvino'"),
         ({"device": "npu"}, "made for npu"),
     ],

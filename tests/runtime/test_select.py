@@ -150,11 +150,11 @@ def test_decide_refuses_unknown_names():
 def test_decide_names_what_a_host_lacks():
     old = dataclasses.replace(FUSED, requires={"onnxruntime": "99.0"})
     cuda = dataclasses.replace(FP16, device="cuda")
-    plan = dataclasses.replace(FP32, id="trt-fp16-sm90", format="trt")
+    plan = dataclasses.replace(FP32, id="trt-fp16-sm90", format="warp")
     reasons = {c.variant: c.reason for c in choose([old, cuda, plan]).candidates}
     assert "needs onnxruntime >= 99.0" in reasons["ort-cpu-fp32"]
     assert "made for CUDA" in reasons["onnx-fp16"]
-    assert "no runtime opens the format 'trt'" in reasons["trt-fp16-sm90"]
+    assert "no runtime opens the format 'warp'" in reasons["trt-fp16-sm90"]
 
 
 def test_decide_names_the_device_when_no_runtime_knows_it():

@@ -1,0 +1,104 @@
+"""What a variant that is added to a bundle starts from and is compared with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.build.plan import HF
+from mlflow_tdeploy.build.recipes import RECIPES, Graph
+from mlflow_tdeploy.build.report import Step
+from mlflow_tdeploy.build.stage import Staged, lone, opened, stage_graph
+from mlflow_tdeploy.build.workshop import Progress, Workshop
+from mlflow_tdeploy.core.errors import (
+    BuildError,
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    TDeployError,
+)
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.pipeline import Infer
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.variant import Variant, check_variant_id
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.external_data import copy_graph
+from mlflow_tdeploy.store.layout import ASSETS
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+
+class Here:
+    """Variants of the bundle whose files are, or can be brought, here."""
+
+    def __init__(self, bundle: Bundle, fetch: Callable[[Variant], None] | None) -> None:
+        self._bundle = bundle
+        self._fetch = fetch
+
+    def available(self, variant_id: str) -> bool:
+        """Tell whether the variant has files to be had."""
+        variant = self._bundle.variants.get(variant_id)
+        if variant is None or variant.dropped:
+            return False
+        return self._fetch is not None or self._bundle.present(variant)
+
+    def get(self, variant_id: str) -> Variant:
+        """Return the variant, its files here and checked."""
+        variant = self._bundle.variants[variant_id]
+        if self._fetch is not None and not self._bundle.present(variant):
+            self._fetch(variant)
+        self._bundle.verify(variant)
+        return variant
+
+    def graph(self, variant_id: str, folder: Path) -> Graph:
+        """Return the variant as the parent of others, linked into ``folder``: tools write beside their source."""
+        variant = self.get(variant_id)
+        folder.mkdir(parents=True)
+        names = copy_graph(self._bundle.path(variant.entry), folder)
+        return Graph(folder / names[0], variant.precision, variant.session, variant.dtypes)
+
+
+@contextmanager
+def open_reference(bundle: Bundle, here: Here) -> Iterator[tuple[str, Infer, int]]:
+    """Open the most faithful variant that can be opened; yields its id, its ``infer`` and its number of weights.
+
+    Raises:
+        IntegrityError: Files of the model's reference are damaged or gone: nothing else may quietly stand in for it.
+        BuildError: None can be opened.
+    """
+    first = (HF, bundle.manifest.reference)
+    rest = sorted(v.id for v in bundle.variants.values() if v.precision.name == "fp32")
+    reasons = []
+    host = probe.host()
+    with ExitStack() as stack:
+        for variant_id in dict.fromkeys((*first, *rest)):
+            if not here.available(variant_id):
+                reasons.append(f"'{variant_id}' has no files here")
+                if variant_id == bundle.manifest.reference and variant_id in bundle.variants:
+                    bundle.verify(bundle.variants[variant_id])  # raises, naming the file
+                continue
+            try:
+                variant = here.get(variant_id)
+            except IntegrityError:
+                raise
+            except TDeployError as error:
+                reasons.append(str(error))
+                continue
+            try:
+                session, _ = stack.enter_context(
+                    opened(bundle.root, variant, bundle.manifest.signature, host, lone(host))
+                )
+            except TDeployError as error:
+                reasons.append(str(error))
+                continue
+            if variant_id != bundle.manifest.reference:
+                _log.warning("The new variant is compared with '%s', not with the original: %s", variant_id, reasons[0])
+            yield variant_id, session.infer, variant.size // 4
+            return
+    raise BuildError(f"No variant of this model can be opened here as the reference: {'; '.join(reasons)}.")
