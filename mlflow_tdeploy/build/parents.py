@@ -5,31 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.plan import HF
-from mlflow_tdeploy.build.recipes import RECIPES, Graph
-from mlflow_tdeploy.build.report import Step
-from mlflow_tdeploy.build.stage import Staged, lone, opened, stage_graph
-from mlflow_tdeploy.build.workshop import Progress, Workshop
+from mlflow_tdeploy.build.recipes import Graph
+from mlflow_tdeploy.build.stage import lone, opened
 from mlflow_tdeploy.core.errors import (
     BuildError,
-    ConflictError,
     IntegrityError,
-    InvalidInputError,
-    NotFoundError,
     TDeployError,
 )
-from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.pipeline import Infer
-from mlflow_tdeploy.core.tasks import TASKS
-from mlflow_tdeploy.core.variant import Variant, check_variant_id
+from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.external_data import copy_graph
-from mlflow_tdeploy.store.layout import ASSETS
 
 _log = logging.getLogger("mlflow_tdeploy")
 

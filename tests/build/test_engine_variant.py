@@ -64,7 +64,7 @@ def test_build_engine_variant_says_which_graphs_there_are(tiny_bundle, tmp_path)
 
 
 def test_build_engine_variant_leaves_nothing_staged_when_the_builder_fails(tiny_bundle, tmp_path):
-    with pytest.raises(BuildError, match="OutOfMemory"):
+    with pytest.raises(BuildError, match="built no engine.*workspace"):
         build_engine_variant(
             Bundle.open(tiny_bundle), tmp_path, module="tensorrt_rtx", precision="fp32",
             engine=EngineOptions(workspace=1024),

@@ -1,7 +1,7 @@
 """A FAKE of TensorRT's inference API and of CUDA's runtime API, on the host's memory: no evidence of anything on a GPU.
 
 It is strict where the real ones would crash or answer wrongly: memory that was freed or is too small, tensors without
-an address, shapes outside the active profile, allocation while a graph is recorded, one context used by two calls at once.
+an address, shapes outside the active profile, allocation while a graph is recorded, one context in two calls at once.
 """
 
 from __future__ import annotations
