@@ -86,7 +86,7 @@ NEWER = {"schema_version": 2, "engine": {"sm": "90"}, "files": "of another form"
     ("changes", "why"),
     [
         (NEWER, r"^written by a newer mlflow-tdeploy \(schema 2\)"),
-        ({"engine": {"sm": "90"}}, r"^damaged: variants/ort-cpu-fp32\.json: unknown key 'warp'"),
+        ({"warp": {"sm": "90"}}, r"^damaged: variants/ort-cpu-fp32\.json: unknown key 'warp'"),
         ({"schema_version": 0}, r"^damaged: variants/ort-cpu-fp32\.json: schema_version must be at least 1"),
         ({"device": ""}, "^damaged: .*'' is no name of a device"),
         ({"format": "../onnx"}, r"^damaged: .*'\.\./onnx' is no name of a format"),
