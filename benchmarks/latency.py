@@ -13,8 +13,8 @@ from benchmarks import data, floor, ours, peers
 from benchmarks.report import Figure, say, summarize
 from mlflow_tdeploy.core.measure import interleave, ratio
 
-#: Rest before each call; threads of the one before (OpenMP's, ONNX Runtime's) spin for a while. Less is not enough: after
-#: 0.03 s two sessions of two spinning threads, the very same floor twice, still take each other's core on two cores.
+#: Rest before each call; threads of the one before (OpenMP's, ONNX Runtime's) spin for a while. After 0.03 s two
+#: sessions of two spinning threads, the very same floor twice, still take each other's core on two cores.
 _PAUSE = 0.06
 _PRECISIONS: tuple[floor.Precision, ...] = ("fp32", "int8")
 SENTENCE_TRANSFORMERS = "mlflow.sentence_transformers"

@@ -15,7 +15,7 @@ import pytest
 import mlflow_tdeploy
 
 PACKAGE = Path(mlflow_tdeploy.__file__).parent
-FILES = [PACKAGE / "build" / "engine.py"]
+FILES = [PACKAGE / "build" / "engine.py", PACKAGE / "runtime" / "backends" / "tensorrt.py"]
 SNAPSHOTS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "trt_api").glob("*.json")}
 #: What our names stand for.
 CLASSES = {

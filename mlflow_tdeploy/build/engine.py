@@ -18,6 +18,7 @@ from mlflow_tdeploy.core.engine import EngineRecord, Range
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, MissingDependencyError, shown
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.runtime.backends.tensorrt import collecting_log
 from mlflow_tdeploy.store.disk import storage_errors, temporary
 
 #: What a builder reports: the phase, how far it is and how many steps it has.
@@ -107,7 +108,7 @@ def build_engine(
     """
     options = options or EngineOptions()
     profiles = engine_profiles(signature, options.profiles)
-    log = _log(trt)
+    log = collecting_log(trt)
     builder = trt.Builder(log)
     for library in options.plugins:
         builder.get_plugin_registry().load_library(str(library))
@@ -182,21 +183,6 @@ def _range(spec: TensorSpec, dims: Mapping[str, Dim]) -> Range:
         for at in ("min", "opt", "max")
     )
     return low, usual, high
-
-
-def _log(trt: Any) -> Any:
-    """Return a logger that keeps errors and prints nothing."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()
 
 
 def _monitor(trt: Any, progress: BuildProgress) -> Any:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlflow_tdeploy.core.compare import EXACT_SHARE
 from mlflow_tdeploy.core.errors import InvalidInputError
 
 #: Metrics that get worse when they fall; every other known one gets worse when it rises.
-_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", "exact_share", "accuracy", "f1"})
+_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", EXACT_SHARE, "accuracy", "f1"})
 _LOWER_IS_BETTER = frozenset(
     {
         "max_difference",
@@ -25,7 +26,7 @@ _LOWER_IS_BETTER = frozenset(
     }
 )
 #: Shares and means of many rows: a single request says nothing about them.
-OF_MANY = frozenset({"mean_cosine", "label_agreement", "exact_share", "accuracy", "f1", "accuracy_drop", "f1_drop"})
+_OF_MANY = frozenset({"mean_cosine", "label_agreement", EXACT_SHARE, "accuracy", "f1", "accuracy_drop", "f1_drop"})
 _LARGEST = sys.float_info.max
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
 
@@ -104,17 +105,22 @@ class Budget:
             raise InvalidInputError(f"A budget is text like 'worst_cosine >= 0.99' or a mapping, got {value!r}.")
         return cls(tuple(_parse_limit(part) for part in value))
 
-    def violations(self, metrics: Mapping[str, float]) -> tuple[str, ...]:
+    def violations(self, metrics: Mapping[str, float], *, single: bool = False) -> tuple[str, ...]:
         """Return every broken limit as a sentence.
 
         Numbers that are not finite always break it, and so do whole numbers that differ, unless ``exact_share`` is
         limited.
+
+        Args:
+            metrics: What was measured.
+            single: On one request only: shares and means of many, and what was not measured, are left out.
         """
+        limits = [one for one in self.limits if not single or (one.metric in metrics and one.metric not in _OF_MANY)]
         found = [] if not metrics.get("non_finite") else [f"{metrics['non_finite']:.0f} values are NaN or infinite"]
-        share = metrics.get("exact_share", 1.0)
-        if share < 1 and all(limit.metric != "exact_share" for limit in self.limits):
-            found.append(f"{100 * (1 - share):.2g} % of the whole numbers differ (allow that with exact_share >= …)")
-        found += [text for limit in self.limits if (text := limit.violation(metrics))]
+        share = metrics.get(EXACT_SHARE, 1.0)
+        if share < 1 and all(limit.metric != EXACT_SHARE for limit in self.limits):
+            found.append(f"{100 * (1 - share):.2g} % of the whole numbers differ (allow that with {EXACT_SHARE} >= …)")
+        found += [text for limit in limits if (text := limit.violation(metrics))]
         return tuple(found)
 
     def tightened(self, by: Budget) -> Budget:

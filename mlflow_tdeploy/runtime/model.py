@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
-from mlflow_tdeploy.core.budget import OF_MANY, Budget
-from mlflow_tdeploy.core.compare import EXACT_SHARE, same_outputs
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.compare import same_outputs
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError, TDeployError
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
@@ -334,13 +334,7 @@ def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Se
         return problem
     comparison = task.comparison()
     comparison.add(request.outputs, got, request.feeds)
-    metrics = comparison.metrics()
-    if any(limit.metric == EXACT_SHARE for limit in budget.limits):
-        metrics.pop(EXACT_SHARE, None)  # some may differ, over many requests
-    measurable = Budget(
-        tuple(limit for limit in budget.limits if limit.metric in metrics and limit.metric not in OF_MANY)
-    )
-    return "; ".join(measurable.violations(metrics)) or None
+    return "; ".join(budget.violations(comparison.metrics(), single=True)) or None
 
 
 def open_model(

@@ -135,3 +135,10 @@ def test_violations_refuse_whole_numbers_that_differ_unless_that_is_allowed():
     assert Budget.of("exact_share >= 0.99").violations(metrics) == (
         "exact_share is 0.985 (budget exact_share >= 0.99)",
     )
+
+
+def test_violations_of_a_single_request_leave_out_what_is_said_of_many():
+    budget = Budget.of("worst_cosine >= 0.9, exact_share >= 0.9, accuracy >= 0.8")
+    assert budget.violations({"worst_cosine": 0.95, "exact_share": 0.75}, single=True) == ()
+    assert len(budget.violations({"worst_cosine": 0.8, "exact_share": 0.75}, single=True)) == 1
+    assert Budget.of("worst_cosine >= 0.9").violations({"worst_cosine": 1.0, "exact_share": 0.75}, single=True) != ()

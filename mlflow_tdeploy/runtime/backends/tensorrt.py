@@ -64,9 +64,9 @@ class TensorRt(Runtime):
             _check_header(plan, variant.engine)
             cuda = Cuda.load(given.device_id)
             trt = importlib.import_module(self.module)
-            errors: list[str] = []
-            engine = _deserialized(trt, plan, errors)
-            return TrtSession(TrtEngine(trt, engine, cuda, given, errors), variant, signature)
+            log = collecting_log(trt)
+            engine = _deserialized(trt, plan, log)
+            return TrtSession(TrtEngine(trt, engine, cuda, given, log.errors), variant, signature)
         except (TDeployError, ImportError, OSError, MemoryError) as error:
             raise SessionError(f"{self.name} cannot open variant '{variant.id}': {error}") from error
 
@@ -97,17 +97,23 @@ def _check_header(plan: Path, record: EngineRecord | None) -> None:
         raise SessionError(f"{plan.name} is another engine than recorded: {difference}.")
 
 
-def _deserialized(trt: Any, plan: Path, errors: list[str]) -> Any:
+def collecting_log(trt: Any) -> Any:
+    """Return a logger of TensorRT that keeps errors, in its list ``errors``, and prints nothing."""
+
     class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                errors.append(message)
+                self.errors.append(message)
 
-    runtime = trt.Runtime(Log())
-    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    return Log()
+
+
+def _deserialized(trt: Any, plan: Path, log: Any) -> Any:
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
-        raise SessionError("; ".join(dict.fromkeys(errors)) or "TensorRT does not say why.")
+        raise SessionError("; ".join(dict.fromkeys(log.errors)) or "TensorRT does not say why.")
     return engine
