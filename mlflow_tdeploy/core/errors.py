@@ -116,6 +116,12 @@ class BrokenDependencyError(TDeployError):
         )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def shown(value: object, width: int = 60) -> str:
     """Return how a value looks in a message: never long, never an error, whatever somebody sent."""
     try:

@@ -6,9 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError, first_line
 from mlflow_tdeploy.source._options import Options, is_commit
-from mlflow_tdeploy.source._tokenizer import first_line
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 #: What a model and its tokenizer consist of; pickles are never downloaded.

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError, first_line
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tensors import DTYPES, Dim, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, FREE, identifier
-from mlflow_tdeploy.source._tokenizer import first_line
 from mlflow_tdeploy.store.external_data import external_files
 from mlflow_tdeploy.store.layout import safe_path
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime.backends._torch_modules import HIDDEN, run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._progress import no_progress_bars
-from mlflow_tdeploy.source._tokenizer import first_line, write_tokenizer
+from mlflow_tdeploy.source._tokenizer import write_tokenizer
 from mlflow_tdeploy.source.base import Source
 
 _PROBE_TEXT = "A short text to see what the model returns."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import ExportError, InvalidInputError
+from mlflow_tdeploy.core.errors import ExportError, InvalidInputError, first_line
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, make_dims
@@ -200,9 +200,3 @@ def _not_reproduced(text: str, name: str, got: list[int], wanted: Mapping[str, A
         f"tokenizer.json and {list(wanted[name])[:12]} from the original. Log the model with task='tensors' and "
         f"tokenize in the client."
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

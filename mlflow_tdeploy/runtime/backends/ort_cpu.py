@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import SessionError
+from mlflow_tdeploy.core.errors import SessionError, first_line
 from mlflow_tdeploy.core.hardware import Fingerprint, installed_version, usable_cores
 from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
@@ -116,7 +116,7 @@ class OrtCpu(Runtime):
                 disabled_optimizers=list(variant.session.get("disabled_optimizers", [])) or None,
             )
         except Exception as error:  # onnxruntime's classes share no base of their own
-            raise SessionError(f"ONNX Runtime cannot open variant '{variant.id}': {_first_line(error)}") from error
+            raise SessionError(f"ONNX Runtime cannot open variant '{variant.id}': {first_line(error)}") from error
         return OrtSession(session, variant, signature)
 
     def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
@@ -163,7 +163,7 @@ class OrtSession(Session):
         try:
             values = session.run(self._outputs, feeds)
         except Exception as error:
-            raise SessionError(f"ONNX Runtime failed in variant '{self._variant.id}': {_first_line(error)}") from error
+            raise SessionError(f"ONNX Runtime failed in variant '{self._variant.id}': {first_line(error)}") from error
         outputs = dict(zip(self._outputs, values, strict=True))
         for name, dtype in self._cast_out.items():
             outputs[name] = outputs[name].astype(dtype, copy=False)
@@ -203,8 +203,3 @@ def _version() -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdecimal())
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlflow_tdeploy.core.errors import SessionError
+from mlflow_tdeploy.core.errors import SessionError, first_line
 from mlflow_tdeploy.core.hardware import Fingerprint, installed_version
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
@@ -55,7 +55,7 @@ class TorchReference(Runtime):
         try:
             module = _torch_modules.load_module(root / variant.entry, signature)
         except Exception as error:  # transformers raises whatever it meets
-            raise SessionError(f"torch cannot open variant '{variant.id}': {_line(error)}") from error
+            raise SessionError(f"torch cannot open variant '{variant.id}': {first_line(error)}") from error
         return TorchSession(module, variant, signature)
 
     def self_test(self) -> str:
@@ -86,13 +86,8 @@ class TorchSession(Session):
         try:
             return run_module(module, feeds, self._outputs)
         except Exception as error:
-            raise SessionError(f"torch failed in variant '{self._variant.id}': {_line(error)}") from error
+            raise SessionError(f"torch failed in variant '{self._variant.id}': {first_line(error)}") from error
 
     def close(self) -> None:
         """Drop the module; a run in progress ends first."""
         self._module = None
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
