@@ -45,10 +45,7 @@ class Product(Session):
 class Numpy(Runtime):
     """Multiplies with numpy."""
     name, formats, tier, preference, install = "numpy", frozenset({"onnx"}), 0, 1, "pip install numpy"
-    def missing(self):
-        return None
-    def version(self):
-        return np.__version__
+    modules, distributions = {"numpy": "numpy"}, ("numpy",)
     def probe(self, host, variant):
         return Compat(Fit.OPTIMAL, "a single product")
     def open(self, root, variant, signature, options):

@@ -77,6 +77,12 @@ class NoVariantError(TDeployError):
     code = "INVALID_STATE"
 
 
+class RefusedChoiceError(NoVariantError):
+    """A call insists on what cannot serve here; the model still answers other calls."""
+
+    code = "INVALID_PARAMETER_VALUE"
+
+
 class SessionError(TDeployError):
     """A runtime could not open or run a variant."""
 

@@ -22,6 +22,7 @@ from mlflow.utils.requirements_utils import _get_pinned_requirement
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.base import RUNTIMES
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -32,7 +33,8 @@ CONSTRAINTS_FILE = "constraints.txt"
 #: Path of a wheel of this package to put into the model, for hosts whose index does not have it.
 WHEEL_VARIABLE = "TDEPLOY_WHEEL"
 _WHEELS = "wheels"
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+#: The extra of this package that installs ONNX Runtime as that distribution.
+_EXTRAS = {"onnxruntime": "[cpu]", "onnxruntime-gpu": "[gpu]"}
 
 
 def get_default_pip_requirements(variants: Iterable[Variant] | None = None) -> list[str]:
@@ -44,9 +46,9 @@ def get_default_pip_requirements(variants: Iterable[Variant] | None = None) -> l
     Returns:
         Pinned requirement lines: MLflow, this package, ONNX Runtime, numpy, tokenizers.
     """
-    runtime = next((name for name in _RUNTIMES if installed_version(name)), _RUNTIMES[0])
-    extra = "gpu" if runtime == "onnxruntime-gpu" else "cpu"
-    names = ["mlflow", f"mlflow-tdeploy[{extra}]", runtime, "numpy", "tokenizers"]
+    providers = RUNTIMES.get("ort-cpu").distributions
+    runtime = next((name for name in providers if installed_version(name)), providers[0])
+    names = ["mlflow", f"mlflow-tdeploy{_EXTRAS.get(runtime, '')}", runtime, "numpy", "tokenizers"]
     kept = [variant for variant in variants or () if not variant.dropped]
     if variants is not None and all(variant.format == "hf" for variant in kept):
         packages = [name for variant in kept for name in variant.requires]

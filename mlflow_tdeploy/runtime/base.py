@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from mlflow_tdeploy.core.extension import Registry
-from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.hardware import Fingerprint, installed_version
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.options import SessionOptions
@@ -79,18 +81,25 @@ class Runtime(ABC):
     one_thread_sessions: ClassVar[bool] = False
     #: How to get it where it is missing.
     install: ClassVar[str]
-    #: Distributions that each provide its library; two of them installed overwrite each other's files.
-    distributions: ClassVar[tuple[str, ...]] = ()
+    #: The modules it imports, and the distribution to name where one is missing.
+    modules: ClassVar[Mapping[str, str]]
+    #: Distributions that provide its library, the usual one first; the first one installed has its version.
+    distributions: ClassVar[tuple[str, ...]]
+    #: Whether two of them installed overwrite each other's files.
+    exclusive: ClassVar[bool] = False
     #: Session options that this runtime adds: a frozen dataclass of bool, int and str fields with defaults.
     settings: ClassVar[type | None] = None
 
-    @abstractmethod
     def missing(self) -> str | None:
         """Return why this runtime cannot work here at all (a package not installed), or None. Imports nothing heavy."""
+        for module, distribution in self.modules.items():
+            if importlib.util.find_spec(module) is None:
+                return f"{distribution} is not installed ({self.install})"
+        return None
 
-    @abstractmethod
     def version(self) -> str:
-        """Return the runtime's version; empty where it is missing."""
+        """Return the runtime's version; empty where it is missing. Imports nothing."""
+        return installed_version(*self.distributions) or ""
 
     @abstractmethod
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:

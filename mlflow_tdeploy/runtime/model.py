@@ -15,7 +15,14 @@ from typing import Any, ParamSpec, TypeVar
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import same_outputs
-from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError, TDeployError
+from mlflow_tdeploy.core.errors import (
+    IntegrityError,
+    InvalidInputError,
+    NoVariantError,
+    RefusedChoiceError,
+    SessionError,
+    TDeployError,
+)
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import TASKS, Task
@@ -126,7 +133,8 @@ class Model:
 
         Raises:
             InvalidInputError: The inputs or parameters cannot be used.
-            NoVariantError: The forced variant cannot serve.
+            RefusedChoiceError: What the parameters insist on cannot serve here.
+            NoVariantError: The forced variant turns out not to work.
             SessionError: The runtime failed, or the model was closed in the meantime.
         """
         if params is not None and not isinstance(params, Mapping):
@@ -265,14 +273,17 @@ class Model:
         What the model was opened with still holds where the call says nothing else.
         """
         own = self.decision.policy
-        policy = Policy(policy.variant or own.variant, policy.runtime or own.runtime, policy.strict or own.strict)
+        origins = {key: origin for key, origin in own.origins.items() if not getattr(policy, key)}
+        policy = Policy(
+            policy.variant or own.variant, policy.runtime or own.runtime, policy.strict or own.strict, origins
+        )
         with self._opening:
             serving = self._open_pipeline()
             if policy not in self._forced:
                 decision = self._decide(policy)
                 chosen, current = decision.chosen, self.decision.chosen
                 if chosen is None:
-                    raise decision.none_left()
+                    raise decision.none_left(RefusedChoiceError)
                 same = current is not None and _key(chosen) == _key(current)
                 self._forced[policy] = serving if same else self._pipeline_of(chosen)
             return self._forced[policy]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, shown
 
 #: Key under which options can be given that were unknown when a model was logged.
 SESSION_KEY = "session"
@@ -82,8 +82,19 @@ def common_options() -> dict[str, Any]:
 
 
 def added_options(settings: Iterable[type]) -> dict[str, Any]:
-    """Return the options in dataclasses of runtimes, with their defaults; runtimes may share a name and its meaning."""
-    return {one.name: one.default for kind in settings for one in dataclasses.fields(kind)}
+    """Return the options in dataclasses of runtimes, with their defaults.
+
+    They are keys of one ``model_config``: runtimes may share a name, then with one default, so with one meaning.
+
+    Raises:
+        ConflictError: Two of them give a name different defaults, or one takes a name that every runtime has.
+    """
+    found: dict[str, Any] = {}
+    for kind in settings:
+        for one in dataclasses.fields(kind):
+            if one.name in common_options() or found.setdefault(one.name, one.default) != one.default:
+                raise ConflictError(f"The session option '{one.name}' of {kind.__name__} exists with another meaning.")
+    return found
 
 
 def _flat(config: Mapping[str, Any] | None) -> dict[str, Any]:

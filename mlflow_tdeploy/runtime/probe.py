@@ -17,18 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu, host_cpu, installed_version
+from mlflow_tdeploy.runtime.base import RUNTIMES
 
-_LIBRARIES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "torch",
-    "transformers",
-    "tensorrt",
-    "tensorrt-rtx",
-    "tokenizers",
-    "numpy",
-    "mlflow",
-)
+#: What answers depend on, whichever runtime computes them.
+_LIBRARIES = ("transformers", "tokenizers", "numpy", "mlflow")
 _DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 _TIMEOUT = 60.0
 
@@ -88,8 +80,9 @@ def hardware() -> Fingerprint:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of installed libraries that matter here, without importing them."""
-    return {name: version for name in _LIBRARIES if (version := installed_version(name)) is not None}
+    """Return the versions of installed libraries that matter here, those of the runtimes first; imports none of them."""
+    names = [name for runtime in RUNTIMES for name in runtime.distributions]
+    return {name: version for name in (*names, *_LIBRARIES) if (version := installed_version(name)) is not None}
 
 
 @functools.cache

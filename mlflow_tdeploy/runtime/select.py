@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, shown
@@ -32,11 +32,13 @@ class Policy:
         variant: Only this variant; None for any.
         runtime: Only this runtime; None for any.
         strict: Never fall back: if the first choice fails, fail.
+        origins: Where each of them comes from, if not from who calls: an environment variable or the model.
     """
 
     variant: str | None = None
     runtime: str | None = None
     strict: bool = False
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(
@@ -56,13 +58,27 @@ class Policy:
             InvalidInputError: A value of a wrong type.
         """
         values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
         for key, variable in ENVIRONMENT.items():
             said, default = (config or {}).get(key), (saved or {}).get(key)
             if said is None or (isinstance(said, str) and not said):
-                said = environ.get(variable) or (default if said is None else None)
+                lifted = said is not None
+                if said := environ.get(variable):
+                    origins[key] = variable
+                elif not lifted and (said := default):
+                    origins[key] = "saved with the model"
             values[key] = "" if said is None else said
         variant, runtime = (parse_value(key, values[key], str).strip() or None for key in ("variant", "runtime"))
-        return cls(variant, runtime, parse_value("strict", values["strict"], bool))
+        return cls(variant, runtime, parse_value("strict", values["strict"], bool), origins)
+
+    def asked(self) -> str:
+        """Return what is insisted on, and where that comes from; empty when nothing is."""
+        values = {"variant": self.variant, "runtime": self.runtime, "strict": self.strict}
+        return ", ".join(f"{key}={value!r}{self.origin(key)}" for key, value in values.items() if value)
+
+    def origin(self, key: str) -> str:
+        """Return in parentheses where a value comes from, for a message; empty where the caller said it."""
+        return f" ({self.origins[key]})" if key in self.origins else ""
 
 
 @dataclass(frozen=True)
@@ -169,14 +185,18 @@ class Decision:
             "latency_measured_at": self.measured_at,
         }
 
-    def none_left(self) -> NoVariantError:
-        """Return the error to raise when nothing can serve."""
+    def none_left(self, kind: type[NoVariantError] = NoVariantError) -> NoVariantError:
+        """Return the error to raise when nothing can serve.
+
+        Args:
+            kind: Its class.
+        """
         why = self.failures or tuple(f"{c.variant} on {c.runtime or 'no runtime'}: {c.reason}" for c in self.candidates)
-        wanted = "".join(f" {k}={v!r}" for k, v in vars(self.policy).items() if v)
-        asked = f" (asked for:{wanted})" if wanted else ""
+        asked = f" (asked for: {wanted})" if (wanted := self.policy.asked()) else ""
+        reasons = "; ".join(one.rstrip(".") for one in why)
         free = self.policy.strict and not (self.policy.variant or self.policy.runtime)
         hint = " Without strict, another variant would be tried." if free else ""
-        return NoVariantError(f"No variant of this model can serve here{asked}. " + "; ".join(why) + "." + hint)
+        return kind(f"No variant of this model can serve here{asked}. {reasons}.{hint}")
 
 
 def align(rows: Iterable[tuple[str, ...]]) -> str:
@@ -241,10 +261,14 @@ def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = Non
 def _check_names(variants: Collection[str], policy: Policy) -> None:
     if policy.variant is not None and policy.variant not in variants:
         raise InvalidInputError(
-            f"Unknown variant {shown(policy.variant)}. This model has: {', '.join(sorted(variants))}."
+            f"Unknown variant {shown(policy.variant)}{policy.origin('variant')}. "
+            f"This model has: {', '.join(sorted(variants))}."
         )
     if policy.runtime is not None:
-        RUNTIMES.get(policy.runtime)  # raises, listing what exists
+        try:
+            RUNTIMES.get(policy.runtime)
+        except InvalidInputError as error:  # it lists what exists
+            raise InvalidInputError(f"{error}{policy.origin('runtime')}") from None
 
 
 @dataclass(frozen=True)

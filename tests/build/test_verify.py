@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes, largest_corner
 from mlflow_tdeploy.build.verify import verify
 from mlflow_tdeploy.build.verify_data import VerifyData
@@ -13,6 +14,7 @@ from mlflow_tdeploy.core.errors import BuildError, SessionError
 from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from tests.build.sources import linear_task, scaled
+from tests.core.text_assets import write_tokenizer
 
 BUDGET = Budget.of("worst_cosine >= 0.99, max_difference <= 0.1")
 DIMS = ("batch", "sequence")
@@ -66,6 +68,21 @@ def test_verify_fails_when_only_the_largest_batch_is_wrong(answers):
     verified = verify(answers, infer, BUDGET)
     assert not verified.passed
     assert verified.settings["items"]["max_difference"] == 0
+
+
+def test_what_will_be_replayed_was_compared_as_it_will_be_replayed(tmp_path):
+    """Dynamic int8 ranges depend on the batch: a golden batch that was never checked might fail on the first host."""
+    write_tokenizer(tmp_path / "assets")
+    task = classifier(tmp_path / "assets")
+    data = VerifyData.of([" ".join(["good"] * length) for length in range(1, 15)]).for_task(task)
+    answers = ReferenceAnswers(task, data, odd_length, tmp_path / "answers")
+    golden = golden_requests(task, data, odd_length)
+    assert {len(request.feeds["input_ids"]) for request in golden} == {1, 4}
+    for request in golden:
+        assert any(
+            all(np.array_equal(case.feeds[name], array) for name, array in request.feeds.items())
+            for case in answers.cases
+        )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -116,6 +116,7 @@ def test_predict_serves_another_variant_when_a_parameter_forces_it(load):
         (pd.DataFrame({"text": []}, dtype="str"), None, "empty"),
         (["good"], {"variant": "no-such"}, "Unknown variant 'no-such'.*onnx-fp32"),
         (["good"], {"runtime": "no-such"}, "Unknown runtime 'no-such'.*ort-cpu"),
+        (["good"], {"variant": "onnx-fp32", "runtime": "torch"}, "asked for: variant='onnx-fp32', runtime='torch'"),
         ([5], None, "string|schema"),
         ([None], None, "missing|schema|None"),
     ],

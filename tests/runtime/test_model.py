@@ -231,6 +231,37 @@ def test_lone_requests_try_a_session_of_every_core_that_spins_and_writes_no_prof
     assert opened[1:] == [SessionOptions(intra_op_threads=2, own={"arena": False, "profiling": "", "spinning": True})]
 
 
+def test_a_lone_request_beside_bulk_work_keeps_to_one_thread(tmp_path, monkeypatch):
+    """Two threads more would only take the cores from the batches that run."""
+    monkeypatch.setattr(probe, "hardware", lambda: dataclasses.replace(host_cpu(), cores=2))
+    used, inside, go_on, infer = [], threading.Event(), threading.Event(), OrtSession.infer
+
+    def watched(self, feeds):
+        if len(feeds["input_ids"]) > 1:
+            inside.set()
+            assert go_on.wait(60)
+        else:
+            used.append(self)
+        return infer(self, feeds)
+
+    root = make_text_bundle(tmp_path)
+    with open_model(root, options=SessionOptions(threads=2)) as model, ThreadPoolExecutor(1) as bulk:
+        narrow, until = None, time.monotonic() + 60
+        monkeypatch.setattr(OrtSession, "infer", watched)
+        while len(set(used)) < 2:  # the session with several threads is open and was tried
+            model.predict(["good"])
+            narrow = narrow or used[0]
+            assert time.monotonic() < until
+        running = bulk.submit(model.predict, ["a good film", "a bad film"] * 20)
+        assert inside.wait(60)
+        used.clear()
+        for _ in range(200):  # long enough for a trial of each way
+            model.predict(["good"])
+        go_on.set()
+        running.result(60)
+    assert set(used) == {narrow}
+
+
 def test_the_second_session_of_lone_requests_is_not_opened_when_the_file_was_changed_meanwhile(
     tmp_path, monkeypatch, caplog
 ):

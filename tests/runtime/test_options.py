@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtOptions
 from mlflow_tdeploy.runtime.options import SessionOptions
 
@@ -35,6 +35,23 @@ def test_what_is_given_apart_comes_before_the_rest():
     options = read({"threads": 2, "arena": True, "session": {"threads": 4, "arena": False}})
     assert options.threads == 4
     assert options.settings(OrtOptions).arena is False
+
+
+@dataclass(frozen=True)
+class OtherDefault:
+    arena: bool = False
+
+
+@dataclass(frozen=True)
+class TakesACommonName:
+    threads: int = 0
+
+
+@pytest.mark.parametrize(("kind", "name"), [(OtherDefault, "arena"), (TakesACommonName, "threads")])
+def test_two_runtimes_cannot_mean_different_things_by_one_name(kind, name):
+    """``model_config`` has one key for both: what one user means by it must be what the other runtime does."""
+    with pytest.raises(ConflictError, match=f"'{name}' of {kind.__name__} exists with another meaning"):
+        SessionOptions.of({}, [OrtOptions, kind])
 
 
 def test_with_own_replaces_what_it_names_and_keeps_the_rest():

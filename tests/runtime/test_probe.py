@@ -1,5 +1,6 @@
 import pytest
 
+from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES
 
@@ -7,7 +8,8 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 def test_host_names_the_processor_and_versions():
     host = probe.host()
     assert host.cores >= 1
-    assert "numpy" in host.software
+    for name in ("numpy", *(name for runtime in RUNTIMES for name in runtime.distributions)):
+        assert host.software.get(name) == installed_version(name)
     assert str(host.cores) in host.kind
 
 

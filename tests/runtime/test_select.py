@@ -220,6 +220,19 @@ def test_policy_of_prefers_what_is_said_now_then_the_environment_then_what_was_s
     assert Policy.of({"variant": ""}, {"TDEPLOY_VARIANT": "host"}, saved) == Policy("host", None, False)
 
 
+def test_errors_name_where_a_forced_value_comes_from():
+    """Who gets the error has often set nothing: an operator or whoever logged the model did."""
+    by_host = Policy.of({}, {"TDEPLOY_VARIANT": "ort-cpu-fp32", "TDEPLOY_STRICT": "1"}, {"runtime": "torch"})
+    asked = "asked for: variant='ort-cpu-fp32' (TDEPLOY_VARIANT), runtime='torch' (saved with the model), strict=True"
+    assert asked in str(choose(ALL, policy=by_host).none_left())
+    by_caller = Policy.of({"variant": "ort-cpu-fp32"}, {"TDEPLOY_VARIANT": "onnx-fp32"}, {"variant": "hf"})
+    assert by_caller.asked() == "variant='ort-cpu-fp32'"
+    with pytest.raises(InvalidInputError, match=r"Unknown variant 'int9' \(TDEPLOY_VARIANT\)"):
+        choose(ALL, policy=Policy.of({}, {"TDEPLOY_VARIANT": "int9"}))
+    with pytest.raises(InvalidInputError, match=r"Unknown runtime 'trt9'.*\(TDEPLOY_RUNTIME\)"):
+        choose(ALL, policy=Policy.of({}, {"TDEPLOY_RUNTIME": "trt9"}))
+
+
 def test_policy_of_reads_config_before_environment():
     environ = {"TDEPLOY_VARIANT": "a", "TDEPLOY_STRICT": "true", "TDEPLOY_RUNTIME": ""}
     assert Policy.of({}, environ) == Policy("a", None, True)

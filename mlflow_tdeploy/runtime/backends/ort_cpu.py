@@ -66,20 +66,12 @@ class OrtCpu(Runtime):
     one_thread_sessions: ClassVar[bool] = True
     settings: ClassVar[type | None] = OrtOptions
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[cpu]'"
+    modules: ClassVar[Mapping[str, str]] = {"onnxruntime": "onnxruntime"}
     #: Each has the CPU provider.
     distributions: ClassVar[tuple[str, ...]] = (
         *("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
     )
-
-    def missing(self) -> str | None:
-        """Return why ONNX Runtime cannot be used, or None."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            return f"onnxruntime is not installed ({self.install})"
-        return None
-
-    def version(self) -> str:
-        """Return the version of whichever distribution provides ``onnxruntime``."""
-        return _version()
+    exclusive: ClassVar[bool] = True
 
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:
         """Any ONNX graph runs; graphs fused for the CPU are at their best."""
@@ -194,11 +186,6 @@ def _session_options(ort: Any, options: SessionOptions) -> Any:
         settings.enable_profiling = True
         settings.profile_file_prefix = own.profiling
     return settings
-
-
-@functools.cache
-def _version() -> str:
-    return installed_version(*OrtCpu.distributions) or ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mlflow_tdeploy.core.engine import EngineRecord, PlanHeader
 from mlflow_tdeploy.core.errors import SessionError, TDeployError
-from mlflow_tdeploy.core.hardware import Fingerprint, installed_version
+from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.backends._cuda import Cuda
@@ -34,19 +34,8 @@ class TensorRt(Runtime):
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[tensorrt]'"
     #: The Python module.
     module: ClassVar[str] = "tensorrt"
-    #: Where its version is to be had without importing it.
-    packages: ClassVar[tuple[str, ...]] = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-lean")
-
-    def missing(self) -> str | None:
-        """Return which package is not installed, or None."""
-        for module, package in ((self.module, self.packages[0]), ("cuda", "cuda-bindings")):
-            if importlib.util.find_spec(module) is None:
-                return f"{package} is not installed ({self.install})"
-        return None
-
-    def version(self) -> str:
-        """Return the library's version."""
-        return installed_version(*self.packages) or ""
+    modules: ClassVar[Mapping[str, str]] = {"tensorrt": "tensorrt", "cuda": "cuda-bindings"}
+    distributions: ClassVar[tuple[str, ...]] = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-lean")
 
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:
         """Decide from the record of how the engine was built; neither the plan nor the GPU is touched."""
@@ -87,7 +76,8 @@ class TensorRtRtx(TensorRt):
     preference: ClassVar[int] = 12
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[tensorrt-rtx]'"
     module: ClassVar[str] = "tensorrt_rtx"
-    packages: ClassVar[tuple[str, ...]] = ("tensorrt-rtx",)
+    modules: ClassVar[Mapping[str, str]] = {"tensorrt_rtx": "tensorrt-rtx", "cuda": "cuda-bindings"}
+    distributions: ClassVar[tuple[str, ...]] = ("tensorrt-rtx",)
 
 
 def _check_header(plan: Path, record: EngineRecord | None) -> None:

@@ -23,17 +23,8 @@ class TorchReference(Runtime):
     tier: ClassVar[int] = 9
     preference: ClassVar[int] = 90
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[build]'"
-
-    def missing(self) -> str | None:
-        """Return which package is not installed, or None."""
-        for package in ("torch", "transformers", "safetensors"):
-            if importlib.util.find_spec(package) is None:
-                return f"{package} is not installed ({self.install})"
-        return None
-
-    def version(self) -> str:
-        """Return torch's version."""
-        return installed_version("torch") or ""
+    modules: ClassVar[Mapping[str, str]] = {name: name for name in ("torch", "transformers", "safetensors")}
+    distributions: ClassVar[tuple[str, ...]] = ("torch",)
 
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:
         """Every host with torch can run the original."""

@@ -1,0 +1,21 @@
+"""The command line: ``tdeploy log | inspect | explain | doctor | bench | cache``."""
+
+from __future__ import annotations
+
+import click
+
+from mlflow_tdeploy.cli.bench import bench
+from mlflow_tdeploy.cli.cache import cache
+from mlflow_tdeploy.cli.doctor import doctor
+from mlflow_tdeploy.cli.log import log
+from mlflow_tdeploy.cli.show import explain, inspect
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlflow-tdeploy")
+def main() -> None:
+    """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
+
+
+for _command in (log, inspect, explain, doctor, bench, cache):
+    main.add_command(_command)

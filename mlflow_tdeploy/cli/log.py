@@ -1,0 +1,96 @@
+"""``tdeploy log``: from a source to a bundle, in MLflow or in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_tdeploy.cli._common import clean_errors
+
+
+class _Shape(click.ParamType):
+    """``batch=1,8,64``: a dimension and its range."""
+
+    name = "dim=min,opt,max"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, _, numbers = str(value).partition("=")
+        try:
+            sizes = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not of the form batch=1,8,64", param, ctx)
+        return name.strip(), sizes[0] if len(sizes) == 1 else sizes
+
+
+@click.command()
+@click.argument("source")
+@click.option("--task", help="sentence-embedding, feature-extraction, text-classification or tensors.")
+@click.option("--name", default="model", show_default=True, help="Name of the logged model.")
+@click.option("--register", help="Register under this name.")
+@click.option("--alias", help="Give the registered version this alias.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the bundle to this folder instead of MLflow.")
+@click.option(
+    "--precision", "precisions", multiple=True, help="fp32, int8, fp16 or a variant id; several times. All by default."
+)
+@click.option("--shape", "shapes", multiple=True, type=_Shape(), help="Range of a dimension; several times.")
+@click.option("--budget", help="For example 'worst_cosine >= 0.98'. The task's own by default.")
+@click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
+@click.option(
+    "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Texts to verify on, one a line."
+)
+@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False), help="Its folder, where SOURCE has none.")
+@click.option("--label", "labels", multiple=True, help="Name of a class; several times, in class order.")
+@click.option("--revision", help="Commit of the hub repository; a private one is read with HF_TOKEN.")
+def log(source: str, out: Path | None, register: str | None, alias: str | None, name: str, **given: Any) -> None:
+    """Turn SOURCE (a folder, a hub id or an .onnx file) into a bundle, in MLflow or in a folder."""
+    if out is not None and (register or alias):
+        raise click.UsageError("--out writes a folder without MLflow: --register and --alias need MLflow.")
+    if alias and not register:
+        raise click.UsageError("--alias needs --register: an alias belongs to a registered version.")
+    texts = given.pop("texts")
+    arguments = {
+        **given,
+        "precisions": given["precisions"] or None,
+        "shapes": dict(given["shapes"]) or None,
+        "labels": list(given["labels"]) or None,
+        "verify_with": _lines(texts) if texts else None,
+        "progress": lambda step: click.echo(f"{step.name:<28}{step.seconds:7.1f} s  {step.detail}"),
+    }
+    with clean_errors():
+        _log_to_folder(source, out, arguments) if out else _log_to_mlflow(source, name, register, alias, arguments)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(
+            f"'{path}' is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. Convert it first, for "
+            f"example with: iconv -f latin1 -t utf-8",
+            param_hint="--texts",
+        ) from error
+
+
+def _log_to_folder(source: str, out: Path, arguments: dict[str, Any]) -> None:
+    from mlflow_tdeploy import save_model
+
+    save_model(source, out, **arguments)
+    click.echo(f"Wrote {out}")
+
+
+def _log_to_mlflow(source: str, name: str, register: str | None, alias: str | None, arguments: dict[str, Any]) -> None:
+    import mlflow
+
+    from mlflow_tdeploy import log_model
+
+    info = log_model(source, name=name, registered_model_name=register, **arguments)
+    click.echo(f"Logged {info.model_uri}")
+    if register:
+        click.echo(f"Registered models:/{register}/{info.registered_model_version}")
+    if register and alias:
+        mlflow.MlflowClient().set_registered_model_alias(register, alias, str(info.registered_model_version))
+        click.echo(f"Alias models:/{register}@{alias}")

@@ -1,0 +1,88 @@
+"""``tdeploy inspect`` and ``tdeploy explain``: what a bundle holds, and what this host would serve of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlflow_tdeploy.cli._common import clean_errors, decide, open_records, policy_options
+from mlflow_tdeploy.core.evidence import latest_accuracy
+from mlflow_tdeploy.runtime.select import align
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.store.bundle import Bundle
+
+
+@click.command()
+@click.argument("uri")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(uri: str, as_json: bool) -> None:
+    """Show what a bundle holds: source, signature, variants, evidence. Downloads no weights."""
+    with clean_errors():
+        bundle, _ = open_records(uri)
+        if as_json:
+            click.echo(json.dumps(_bundle_as_dict(bundle), indent=2))
+            return
+        manifest = bundle.manifest
+        source = f"{manifest.source.kind} {manifest.source.name} {manifest.source.architecture}".strip()
+        click.echo(f"task       {manifest.task}")
+        click.echo(f"source     {source}{' @ ' + manifest.source.revision if manifest.source.revision else ''}")
+        click.echo(f"dims       {'; '.join(map(str, manifest.signature.dims)) or 'none'}")
+        click.echo(f"inputs     {', '.join(map(str, manifest.signature.inputs))}")
+        click.echo(f"outputs    {', '.join(map(str, manifest.signature.outputs))}")
+        click.echo(f"budget     {manifest.budget}, against {manifest.reference}")
+        click.echo(f"golden     {len(bundle.golden())} requests\n")
+        click.echo(align(_variant_rows(bundle)))
+
+
+def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:
+    from mlflow_tdeploy.core.tasks import TASKS
+
+    rows: list[tuple[str, ...]] = [("variant", "format", "precision", "MB", "from", "accuracy", "budget")]
+    limited, task = [limit.metric for limit in bundle.manifest.budget.limits], bundle.manifest.task
+    metrics = dict.fromkeys([*limited, *(TASKS.get(task).quality if task in TASKS else ())])  # a newer version's task
+    for variant in bundle.variants.values():
+        record = latest_accuracy(bundle.evidence(variant.id))
+        figures = [f"{name} {record.metrics[name]:.6g}" for name in metrics if record and name in record.metrics]
+        if record is None:
+            verdict = "reference" if variant.id == bundle.manifest.reference else "no evidence"
+        else:
+            verdict = "ok" if record.passed else f"{record.verdict}: {'; '.join(record.violations)}"
+        against = record.settings.get("reference", "source") if record else "source"
+        if against not in ("source", bundle.manifest.reference):
+            verdict += f" (against {against})"
+        verdict = bundle.doubt(variant.id) or verdict
+        size = f"{variant.size / 1e6:.1f}" if variant.files else "not kept"
+        rows.append(
+            (variant.id, variant.format, variant.precision.name, size, variant.parent or "-",
+             ", ".join(figures) or "-", verdict)
+        )  # fmt: skip
+    return rows + [(name, "-", "-", "-", "-", "-", why) for name, why in bundle.absent.items()]
+
+
+def _bundle_as_dict(bundle: Bundle) -> dict[str, Any]:
+    from mlflow_tdeploy.core.records import to_plain
+
+    return {
+        "manifest": to_plain(bundle.manifest),
+        "variants": {name: to_plain(variant) for name, variant in bundle.variants.items()},
+        "evidence": {name: to_plain(bundle.evidence(name)) for name in bundle.variants},
+        "unreadable": dict(bundle.unreadable),
+    }
+
+
+@click.command()
+@click.argument("uri")
+@policy_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(uri: str, variant: str | None, runtime: str | None, strict: bool, as_json: bool) -> None:
+    """Say which variant this host would serve, and why not each other one. Opens nothing."""
+    with clean_errors():
+        decision = decide(open_records(uri)[0], variant, runtime, strict)
+        click.echo(
+            json.dumps(decision.as_dict(), indent=2) if as_json else f"{decision.host.kind}\n{decision.explain()}"
+        )
+        if decision.chosen is None:
+            raise decision.none_left()
