@@ -80,7 +80,7 @@ def hardware() -> Fingerprint:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of installed libraries that matter here, those of the runtimes first; imports none of them."""
+    """Return the versions of installed libraries that matter here, those of the runtimes first; imports none."""
     names = [name for runtime in RUNTIMES for name in runtime.distributions]
     return {name: version for name in (*names, *_LIBRARIES) if (version := installed_version(name)) is not None}
 

@@ -9,12 +9,12 @@ import pytest
 
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.records import to_json
+from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.store import disk, writer
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.writer import append_variant
 from tests.bundles import WEIGHTS, accuracy, make_bundle
 from tests.store.staging import snapshot, stage
-
 
 
 def test_append_variant_adds_without_touching_a_file(root, staged, variant):

@@ -21,7 +21,7 @@ from mlflow_tdeploy.store.cache import ContentCache
 from mlflow_tdeploy.store.hashing import HashCache, record_file, record_tree, verify_file
 from mlflow_tdeploy.store.writer import append_evidence, append_variant, staged_directory
 from tests.bundles import WEIGHTS, accuracy, make_bundle
-from tests.store.test_writer import snapshot, stage
+from tests.store.staging import snapshot, stage
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
 #: The audit events before which a writer may die.

@@ -1,27 +1,17 @@
-import dataclasses
-import errno
 import os
-import shutil
 import time
-from pathlib import Path
 
 import pytest
 
-from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
-from mlflow_tdeploy.core.records import to_json
-from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.store import disk, writer
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.hashing import record_tree
 from mlflow_tdeploy.store.writer import (
     BundleDraft,
     append_evidence,
-    append_variant,
     evidence_name,
     staged_directory,
 )
-from tests.bundles import WEIGHTS, accuracy, linear_graph, make_bundle
-
+from tests.bundles import accuracy
 
 # staged_directory
 

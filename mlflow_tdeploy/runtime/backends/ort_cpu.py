@@ -6,8 +6,7 @@ Session options: https://onnxruntime.ai/docs/api/python/api_summary.html#session
 from __future__ import annotations
 
 import base64
-import functools
-import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mlflow_tdeploy.core.errors import SessionError, first_line
-from mlflow_tdeploy.core.hardware import Fingerprint, installed_version, usable_cores
+from mlflow_tdeploy.core.hardware import Fingerprint, usable_cores
 from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
