@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlflow_tdeploy.build.engine_options import EngineOptions
     from mlflow_tdeploy.flavor.extend import extend_model
     from mlflow_tdeploy.flavor.load import load_model
     from mlflow_tdeploy.flavor.log import log_model
@@ -20,17 +21,19 @@ if TYPE_CHECKING:
 FLAVOR_NAME = "tdeploy"
 
 _HOMES = {
-    "save_model": "save",
-    "log_model": "log",
-    "load_model": "load",
-    "_load_pyfunc": "pyfunc",
-    "extend_model": "extend",
-    "get_default_pip_requirements": "requirements",
-    "get_default_conda_env": "requirements",
+    "EngineOptions": "build.engine_options",
+    "save_model": "flavor.save",
+    "log_model": "flavor.log",
+    "load_model": "flavor.load",
+    "_load_pyfunc": "flavor.pyfunc",
+    "extend_model": "flavor.extend",
+    "get_default_pip_requirements": "flavor.requirements",
+    "get_default_conda_env": "flavor.requirements",
 }
 
 __all__ = [
     "FLAVOR_NAME",
+    "EngineOptions",
     "_load_pyfunc",
     "extend_model",
     "get_default_conda_env",
@@ -45,7 +48,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.flavor.{home}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value  # the next access finds it without this function
     return value
 

@@ -7,15 +7,14 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.core.engine import EngineRecord, Range
-from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, MissingDependencyError, shown
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime.backends.tensorrt import collecting_log
@@ -23,63 +22,7 @@ from mlflow_tdeploy.store.disk import storage_errors, temporary
 
 #: What a builder reports: the phase, how far it is and how many steps it has.
 BuildProgress = Callable[[str, int, int], None]
-#: Flags that change what an engine can do later; how it is quantized is in the graph.
-FLAGS = ("REFIT", "STRIP_PLAN", "WEIGHT_STREAMING", "SPARSE_WEIGHTS", "VERSION_COMPATIBLE", "TF32")
-_LEVELS = ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
 _MOST_MESSAGES = 5
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to build an engine.
-
-    Attributes:
-        profiles: Ranges by dimension, one mapping per optimization profile; dimensions that one does not name have the
-            signature's range. None: one profile with all of the signature's.
-        flags: Names out of :data:`FLAGS`.
-        hardware_compatibility: ``NONE``, ``AMPERE_PLUS`` or ``SAME_COMPUTE_CAPABILITY``.
-        targets: Compute capabilities to build for, for example ``8.6``; TensorRT-RTX only.
-        optimization_level: 0 (quick to build) to 5; None for the library's default.
-        workspace: Most bytes of scratch memory; None for all of the device's.
-        timing_cache: File with measurements of earlier builds, read and written; None for none.
-        plugins: Libraries with plugins that the graph needs.
-    """
-
-    profiles: Sequence[Mapping[str, tuple[int, int, int]]] | None = None
-    flags: tuple[str, ...] = ()
-    hardware_compatibility: str = "NONE"
-    targets: tuple[str, ...] = ()
-    optimization_level: int | None = None
-    workspace: int | None = None
-    timing_cache: Path | None = None
-    plugins: tuple[Path, ...] = ()
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.flags) - set(FLAGS)):
-            raise InvalidInputError(f"Unknown engine flag {shown(unknown[0])}. Known: {', '.join(FLAGS)}.")
-        if self.hardware_compatibility not in _LEVELS:
-            raise InvalidInputError(
-                f"hardware_compatibility must be one of {', '.join(_LEVELS)}, got {shown(self.hardware_compatibility)}."
-            )
-        if self.optimization_level is not None and self.optimization_level not in range(6):
-            raise InvalidInputError(f"optimization_level must be 0 to 5, got {shown(self.optimization_level)}.")
-
-
-def tensorrt_module(name: str) -> Any:
-    """Import a TensorRT.
-
-    Args:
-        name: ``tensorrt`` or ``tensorrt_rtx``.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependencyError(
-            name, "building TensorRT engines", f"pip install {name.replace('_', '-')}"
-        ) from error
 
 
 def build_engine(
@@ -94,7 +37,7 @@ def build_engine(
     """Build an engine.
 
     Args:
-        trt: The module, see :func:`tensorrt_module`.
+        trt: The module, see :func:`~mlflow_tdeploy.build.engine_options.tensorrt_module`.
         graph: A portable ONNX graph; its external data beside it.
         target: File to write the plan to; it appears when it is whole.
         signature: The model's inputs and the ranges of their dimensions.

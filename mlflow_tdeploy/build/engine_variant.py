@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mlflow_tdeploy.build.engine import EngineOptions, build_engine, tensorrt_module
-from mlflow_tdeploy.build.extend import Built
+from mlflow_tdeploy.build.engine import BuildProgress, build_engine
+from mlflow_tdeploy.build.engine_options import EngineOptions, tensorrt_module
+from mlflow_tdeploy.build.extend import Built, refuse_taken
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.parents import Here, open_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged
 from mlflow_tdeploy.build.workshop import Progress, Workshop
-from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import now
-from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tasks import TASKS
-from mlflow_tdeploy.core.variant import Variant, check_variant_id
+from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import record_tree
@@ -26,25 +26,15 @@ from mlflow_tdeploy.store.layout import ASSETS, FILES
 PLAN = "model.plan"
 
 
-def engine_id(module: str, precision: str, host: Fingerprint) -> str:
-    """Return the id of an engine that is built here: ``trt-fp16-sm90``, ``trt-rtx-fp16``."""
-    if module == "tensorrt_rtx":
-        return f"trt-rtx-{precision}"
-    capability = host.gpu.compute_capability.replace(".", "") if host.gpu else "unknown"
-    return f"trt-{precision}-sm{capability}"
-
-
 def build_engine_variant(
     bundle: Bundle,
+    engine: EngineOptions,
     workdir: Path,
-    *,
-    module: str = "tensorrt",
-    precision: str = "fp16",
-    engine: EngineOptions | None = None,
     options: BuildOptions | None = None,
-    variant_id: str | None = None,
+    *,
     fetch: Callable[[Variant], None] | None = None,
     progress: Progress | None = None,
+    builder_progress: BuildProgress | None = None,
 ) -> Built:
     """Build an engine from a bundle's portable graph and check it, where there is a GPU to run it.
 
@@ -53,14 +43,12 @@ def build_engine_variant(
 
     Args:
         bundle: The bundle; it is only read.
+        engine: Which engine, and how to build it.
         workdir: An empty folder for everything; what is returned lies in it.
-        module: ``tensorrt`` or ``tensorrt_rtx``.
-        precision: Of the graph to build from: ``fp32`` for ``onnx-fp32`` and so on.
-        engine: How to build.
         options: How to check.
-        variant_id: Id of the variant; made of module, precision and GPU when None.
         fetch: Brings a variant's files where the bundle was downloaded without them.
         progress: Told of every finished step.
+        builder_progress: Told of every step of TensorRT's builder.
 
     Raises:
         ConflictError: The bundle has a variant of that id.
@@ -69,35 +57,53 @@ def build_engine_variant(
         BuildError: The engine cannot be built or opened.
         BudgetError: It is over budget and ``on_budget`` is ``raise``.
     """
-    manifest = bundle.manifest
+    options, manifest = options or BuildOptions(), bundle.manifest
+    budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
     task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-    shop = Workshop(task, manifest.budget, options or BuildOptions(), workdir, progress=progress)
-    new_id = check_variant_id(variant_id or engine_id(module, precision, shop.host))
-    if new_id in bundle.variants:
-        raise ConflictError(f"The model has a variant '{new_id}' already; variants are never replaced.")
-    here, parent_id = Here(bundle, fetch), f"onnx-{precision}"
-    if not here.available(parent_id):
+    shop = Workshop(task, budget, options, workdir, progress=progress)
+    _, new_id = engine.settled(shop.host)
+    refuse_taken(bundle, new_id, "Choose another id.")
+    here = Here(bundle, fetch)
+    if not here.available(engine.parent):
         graphs = [v.id for v in bundle.variants.values() if v.format == "onnx" and here.available(v.id)]
         raise InvalidInputError(
-            f"Engines are built from portable graphs, and this model has no '{parent_id}' to be had. "
+            f"Engines are built from portable graphs, and this model has no '{engine.parent}' to be had. "
             f"It has: {', '.join(graphs) or 'none'}."
         )
-    graph = here.graph(parent_id, workdir / "parent")
-    staged = _build(shop, bundle, new_id, parent_id, graph, module, engine or EngineOptions())
+    graph = here.graph(engine.parent, workdir / "parent")
+    staged = stage_engine(shop, engine, bundle.variants[engine.parent], graph, builder_progress)
     if shop.host.gpu is None:
         return Built(staged.variant, staged.root, (), tuple(shop.steps))
     return _checked(shop, bundle, here, staged)
 
 
-def _build(
-    shop: Workshop, bundle: Bundle, new_id: str, parent_id: str, graph: Graph, module: str, options: EngineOptions
+def stage_engine(
+    shop: Workshop,
+    engine: EngineOptions,
+    parent: Variant,
+    graph: Graph,
+    builder_progress: BuildProgress | None = None,
 ) -> Staged:
+    """Build an engine below ``staged/files/<id>`` of a workshop's folder and record it.
+
+    Args:
+        shop: Where it is built.
+        engine: Which engine.
+        parent: The variant of the graph that it is built from.
+        graph: That graph.
+        builder_progress: Told of every step of TensorRT's builder.
+
+    Raises:
+        InvalidInputError: Profiles or flags that cannot be.
+        MissingDependencyError: TensorRT is not installed.
+        BuildError: No engine can be built.
+    """
+    module, new_id = engine.settled(shop.host)
     root = shop.work / "staged"
     plan = root / FILES / new_id / PLAN
-    parent = bundle.variants[parent_id]
     with shop.step(f"build {new_id}") as detail:
         trt = tensorrt_module(module)
-        record = build_engine(trt, graph.path, plan, bundle.manifest.signature, shop.host, options)
+        record = build_engine(trt, graph.path, plan, shop.task.signature, shop.host, engine, builder_progress)
         digest = next(file.sha256 for file in parent.files if file.path == parent.entry)
         variant = Variant(
             id=new_id,
@@ -106,7 +112,7 @@ def _build(
             device="cuda",
             entry=f"{FILES}/{new_id}/{PLAN}",
             files=record_tree(root, f"{FILES}/{new_id}"),
-            parent=parent_id,
+            parent=parent.id,
             built_for=shop.host if shop.host.gpu else None,
             engine=replace(record, onnx_sha256=digest),
             created=now(),

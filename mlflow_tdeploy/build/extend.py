@@ -80,15 +80,7 @@ def build_variant(
     options = options or BuildOptions()
     path = _graph_path(what, variant_id)
     new_id = check_variant_id(variant_id or ("" if path else str(what)))
-    if new_id in bundle.unreadable:
-        raise ConflictError(
-            f"The model has a variant '{new_id}' that is {bundle.unreadable[new_id]}. Choose another id."
-        )
-    if (there := bundle.variants.get(new_id)) is not None:
-        mend = "Choose another id." if path else "Log the model again to have it made anew."
-        if there.dropped:
-            mend = "It was refused and its files were not kept; log the model again with a wider budget=…."
-        raise ConflictError(f"The model has a variant '{new_id}' already; variants are never replaced. {mend}")
+    refuse_taken(bundle, new_id, "Choose another id." if path else "Log the model again to have it made anew.")
     manifest = bundle.manifest
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
     task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
@@ -105,6 +97,27 @@ def build_variant(
         evidence += shop.latencies({new_id: staged}, [])
     kept = None if staged.variant.dropped else staged.root
     return Built(staged.variant, kept, tuple(evidence), tuple(shop.steps))
+
+
+def refuse_taken(bundle: Bundle, new_id: str, mend: str) -> None:
+    """Make sure that a bundle has no variant of an id yet.
+
+    Args:
+        bundle: The bundle.
+        new_id: The id.
+        mend: What to do where it has one.
+
+    Raises:
+        ConflictError: It has one.
+    """
+    if new_id in bundle.unreadable:
+        raise ConflictError(
+            f"The model has a variant '{new_id}' that is {bundle.unreadable[new_id]}. Choose another id."
+        )
+    if (there := bundle.variants.get(new_id)) is not None:
+        if there.dropped:
+            mend = "It was refused and its files were not kept; log the model again with a wider budget=…."
+        raise ConflictError(f"The model has a variant '{new_id}' already; variants are never replaced. {mend}")
 
 
 def _graph_path(what: str | Path, variant_id: str | None) -> Path | None:

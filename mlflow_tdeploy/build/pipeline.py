@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlflow_tdeploy.build.engine_options import EngineOptions
+from mlflow_tdeploy.build.engine_variant import stage_engine
 from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
@@ -87,6 +89,8 @@ class _Build:
             self._take(variant_id, path, answers)
         for recipe in plan.order:
             self._make(recipe, plan, answers)
+        for engine in self.options.engines:
+            self._build_engine(engine, answers)
         self._measure()
         manifest = self._manifest()
         self._write(manifest)
@@ -128,7 +132,8 @@ class _Build:
         exportable = self.source.module is not None or PORTABLE in self.source.graphs
         required = [] if has_source or given else [PORTABLE]  # something must be the reference
         precisions = () if ready_made and self.options.precisions is None else self.options.precisions
-        return plan_variants(precisions, given=given, exportable=exportable, required=required)
+        parents = [engine.parent for engine in self.options.engines]
+        return plan_variants(precisions, given=given, exportable=exportable, required=required, parents=parents)
 
     def _take(self, variant_id: str, path: Path, answers: ReferenceAnswers) -> None:
         with self.shop.step(f"take {variant_id}"):
@@ -150,6 +155,16 @@ class _Build:
             self._skip(recipe, plan, error)
             return
         self._use(staged)
+
+    def _build_engine(self, engine: EngineOptions, answers: ReferenceAnswers) -> None:
+        """Build an engine that was asked for; where there is no GPU to run it, nothing vouches for it yet."""
+        if (graph := self.graphs.get(engine.parent)) is None:
+            raise BuildError(f"No engine can be built of '{engine.parent}': that variant is not usable.")
+        staged = stage_engine(self.shop, engine, self.variants[engine.parent], graph)
+        if self.shop.host.gpu is not None:
+            self._judge(staged, answers)
+            return
+        self.variants[staged.variant.id] = staged.move_to(self.draft.root).variant
 
     def _need_parent(self, recipe: type[Recipe]) -> None:
         if recipe.parent is not None and recipe.parent not in self.graphs:

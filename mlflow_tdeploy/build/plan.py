@@ -30,7 +30,12 @@ class Plan:
 
 
 def plan_variants(
-    precisions: Iterable[str] | None, *, given: Collection[str], exportable: bool, required: Collection[str] = ()
+    precisions: Iterable[str] | None,
+    *,
+    given: Collection[str],
+    exportable: bool,
+    required: Collection[str] = (),
+    parents: Collection[str] = (),
 ) -> Plan:
     """Decide what to make.
 
@@ -39,10 +44,12 @@ def plan_variants(
         given: Ids of graphs that exist already and are kept as they are.
         exportable: Whether recipes without a parent can run.
         required: Ids to keep in any case.
+        parents: Ids of the graphs that engines will be built from; they are kept, too.
 
     Raises:
         InvalidInputError: A name that no recipe has, or one that cannot be made from this source.
     """
+    required = {*required, *_parents(parents, given, exportable)}
     possible = {recipe.id: recipe for recipe in RECIPES if _possible(recipe, given, exportable)}
     if precisions is None:
         wanted = {recipe.id for recipe in possible.values() if recipe.default}
@@ -54,6 +61,22 @@ def plan_variants(
         _add(variant_id, possible, given, order)
     explicit = frozenset(wanted) if precisions is not None else frozenset(required)
     return Plan(tuple(order), frozenset(wanted | set(given)), explicit)
+
+
+def _parents(parents: Collection[str], given: Collection[str], exportable: bool) -> set[str]:
+    """Return which of them have to be made.
+
+    Raises:
+        InvalidInputError: One of them cannot be.
+    """
+    new = {parent for parent in parents if parent not in given}
+    possible = {recipe.id for recipe in RECIPES if recipe.format == "onnx" and _possible(recipe, given, exportable)}
+    if unknown := sorted(new - possible):
+        names = ", ".join(sorted({*possible, *(one for one in given if one.startswith("onnx-"))})) or "none"
+        raise InvalidInputError(
+            f"Engines are built from portable graphs, and there will be no '{unknown[0]}'. Possible here: {names}."
+        )
+    return new
 
 
 def _names(precisions: Iterable[str]) -> list[str]:

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mlflow_tdeploy.core.errors import TDeployError
+from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 
 if TYPE_CHECKING:
+    from mlflow_tdeploy.build.report import Step
     from mlflow_tdeploy.runtime.select import Decision
     from mlflow_tdeploy.store.bundle import Bundle
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ShapeRange(click.ParamType):
+    """``batch=1,8,64``: a dimension and its range."""
+
+    name = "dim=min,opt,max"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, _, numbers = str(value).partition("=")
+        try:
+            sizes = tuple(int(number) for number in numbers.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not of the form batch=1,8,64", param, ctx)
+        return name.strip(), sizes[0] if len(sizes) == 1 else sizes
+
+
+def parse_bytes(text: str) -> int:
+    """Return how many bytes are meant by ``500MB`` or ``2GB``.
+
+    Raises:
+        InvalidInputError: It is no such size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text.lower())
+    if match is None:
+        raise InvalidInputError(f"Cannot read the size {text!r}. Write it like 500MB or 2GB.")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))
+
+
+def show_step(step: Step) -> None:
+    """Print a finished step of a build."""
+    click.echo(f"{step.name:<28}{step.seconds:7.1f} s  {step.detail}")
 
 
 @contextlib.contextmanager

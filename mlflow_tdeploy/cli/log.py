@@ -7,23 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors
-
-
-class _Shape(click.ParamType):
-    """``batch=1,8,64``: a dimension and its range."""
-
-    name = "dim=min,opt,max"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        if isinstance(value, tuple):
-            return value
-        name, _, numbers = str(value).partition("=")
-        try:
-            sizes = tuple(int(number) for number in numbers.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not of the form batch=1,8,64", param, ctx)
-        return name.strip(), sizes[0] if len(sizes) == 1 else sizes
+from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, show_step
 
 
 @click.command()
@@ -36,7 +20,7 @@ class _Shape(click.ParamType):
 @click.option(
     "--precision", "precisions", multiple=True, help="fp32, int8, fp16 or a variant id; several times. All by default."
 )
-@click.option("--shape", "shapes", multiple=True, type=_Shape(), help="Range of a dimension; several times.")
+@click.option("--shape", "shapes", multiple=True, type=ShapeRange(), help="Range of a dimension; several times.")
 @click.option("--budget", help="For example 'worst_cosine >= 0.98'. The task's own by default.")
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
 @click.option(
@@ -58,7 +42,7 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         "shapes": dict(given["shapes"]) or None,
         "labels": list(given["labels"]) or None,
         "verify_with": _lines(texts) if texts else None,
-        "progress": lambda step: click.echo(f"{step.name:<28}{step.seconds:7.1f} s  {step.detail}"),
+        "progress": show_step,
     }
     with clean_errors():
         _log_to_folder(source, out, arguments) if out else _log_to_mlflow(source, name, register, alias, arguments)

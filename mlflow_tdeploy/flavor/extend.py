@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.variant import Variant
@@ -23,6 +23,10 @@ from mlflow_tdeploy.registry_io import (
     tag_logged_model,
 )
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.lock import host_lock
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.build.engine_options import EngineOptions
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -32,12 +36,14 @@ def extend_model(
     model_uri: str,
     *,
     precisions: Iterable[str] | None = None,
+    engines: Iterable[str | EngineOptions] | None = None,
     variants: Mapping[str, str | Path] | None = None,
     verify_with: Any = None,
     on_budget: OnBudget = "drop",
     budget: Any = None,
     opset: int = 18,
     progress: Progress | None = None,
+    builder_progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Variant]:
     """Make variants of a logged or registered model, check each, and add them to that very version.
 
@@ -47,12 +53,16 @@ def extend_model(
     Args:
         model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…`` or a folder.
         precisions: What to make: precisions (``int8``) or variant ids (``ort-cpu-int8``).
+        engines: TensorRT engines to build: precisions of the model's graphs (``fp16``) or
+            :class:`~mlflow_tdeploy.EngineOptions`. Where another process on this host builds the same one, its result
+            is waited for and returned.
         variants: Ready-made ONNX graphs by variant id.
         verify_with: Data to check with, see :func:`save_model`.
         on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
         budget: A stricter budget for these variants; the model's own, fixed when it was logged, holds in any case.
         opset: Opset of exported graphs.
         progress: Called with each finished step.
+        builder_progress: Called with each step of TensorRT's builder: the phase, how far it is and its number of steps.
 
     Returns:
         The records of the added variants.
@@ -61,14 +71,25 @@ def extend_model(
         MlflowException: There is no such model, it has such a variant already, or a variant cannot be made.
     """
     request = BundleRequest(
-        precisions=precisions, verify_with=verify_with, on_budget=on_budget, budget=budget, opset=opset
-    )
+        precisions=precisions, engines=engines, verify_with=verify_with, on_budget=on_budget, budget=budget,
+        opset=opset,
+    )  # fmt: skip
+    request.check()
+    engines = request.options.engines
     location = locate(model_uri)
-    bundle = Bundle.open(location.local) if location.local is not None else fetch_view(location)
-    wanted = {**_named(bundle, precisions), **{name: Path(path) for name, path in (variants or {}).items()}}
-    if not wanted:
-        raise InvalidInputError("Nothing to add: name precisions=['int8'] or variants={'my-id': 'model.onnx'}.")
+    bundle = _open(location)
+    wanted = {
+        **_named(bundle, request.options.precisions),
+        **{name: Path(path) for name, path in (variants or {}).items()},
+    }
+    if not wanted and not engines:
+        raise InvalidInputError(
+            "Nothing to add: name precisions=['int8'], engines=['fp16'] or variants={'my-id': 'model.onnx'}."
+        )
     added = [_add(location, bundle, name, path, request, progress) for name, path in wanted.items()]
+    if wanted and engines:
+        bundle = _open(location)  # engines may be built from what was just added
+    added += [_add_engine(location, bundle, engine, request, progress, builder_progress) for engine in engines]
     update_tags(location)
     return added
 
@@ -114,12 +135,47 @@ def _add(
         return append(location, built.variant, built.staged, built.evidence)
 
 
+def _add_engine(
+    location: Location,
+    bundle: Bundle,
+    engine: EngineOptions,
+    request: BundleRequest,
+    progress: Progress | None,
+    builder_progress: Callable[[str, int, int], None] | None,
+) -> Variant:
+    from mlflow_tdeploy.build.engine_variant import build_engine_variant
+    from mlflow_tdeploy.runtime import probe
+
+    _, new_id = engine.settled(probe.host())
+    with host_lock(f"{location.uri} {new_id}") as waited:
+        if waited:
+            bundle = _open(location)
+            if (there := bundle.variants.get(new_id)) is not None:
+                return there
+        fetch = None if location.local is not None else functools.partial(fetch_variant, location, bundle)
+        with tempfile.TemporaryDirectory(prefix="tdeploy-engine-") as folder:
+            built = build_engine_variant(
+                bundle,
+                engine,
+                Path(folder),
+                request.options,
+                fetch=fetch,
+                progress=progress,
+                builder_progress=builder_progress,
+            )
+            return append(location, built.variant, built.staged, built.evidence)
+
+
+def _open(location: Location) -> Bundle:
+    return Bundle.open(location.local) if location.local is not None else fetch_view(location)
+
+
 def update_tags(location: Location) -> None:
     """Write tags and metrics anew after something was added; a failure is a warning, as the model itself is whole."""
     if location.model_id is None:
         return  # a folder outside MLflow
     try:
-        bundle = Bundle.open(location.local) if location.local is not None else fetch_view(location)
+        bundle = _open(location)
         tag_logged_model(location.model_id or "", *describe(bundle))
     except Exception as error:
         _log.warning("%s has what was added, but its tags and metrics were not updated: %s", location.uri, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
@@ -16,6 +16,9 @@ from mlflow_tdeploy.flavor.package import Packaging
 from mlflow_tdeploy.flavor.save import write_model
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
 from mlflow_tdeploy.registry_io import describe, mlflow_errors, tag_logged_model
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.build.engine_options import EngineOptions
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -31,6 +34,7 @@ def log_model(
     example: Any = None,
     labels: Any = None,
     precisions: Iterable[str] | None = None,
+    engines: Iterable[str | EngineOptions] | None = None,
     budget: Any = None,
     on_budget: OnBudget = "drop",
     verify_with: Any = None,
@@ -77,6 +81,7 @@ def log_model(
         example: See :func:`save_model`.
         labels: See :func:`save_model`.
         precisions: See :func:`save_model`.
+        engines: See :func:`save_model`.
         budget: See :func:`save_model`.
         on_budget: See :func:`save_model`.
         verify_with: See :func:`save_model`.
@@ -112,8 +117,8 @@ def log_model(
     """
     with mlflow_errors():  # whatever can be refused is refused before MLflow creates a logged model
         request = BundleRequest(
-            task, tokenizer, shapes, example, labels, precisions, budget, on_budget, verify_with, revision, token,
-            trust_remote_code, opset, progress,
+            task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
+            token, trust_remote_code, opset, progress,
         )  # fmt: skip
         packaging = Packaging(
             signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,

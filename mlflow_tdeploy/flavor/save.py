@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
@@ -20,6 +20,9 @@ from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ROOT
 from mlflow_tdeploy.store.writer import staged_directory
 
+if TYPE_CHECKING:
+    from mlflow_tdeploy.build.engine_options import EngineOptions
+
 
 @mlflow_errors()
 def save_model(
@@ -32,6 +35,7 @@ def save_model(
     example: Any = None,
     labels: Any = None,
     precisions: Iterable[str] | None = None,
+    engines: Iterable[str | EngineOptions] | None = None,
     budget: Any = None,
     on_budget: OnBudget = "drop",
     verify_with: Any = None,
@@ -65,6 +69,8 @@ def save_model(
             its forward.
         labels: Names of the classes, where the model's own are to be replaced.
         precisions: Which variants to make, as precisions or ids; every one made by default when None.
+        engines: TensorRT engines to build: precisions of the graphs to build from (``fp16``), or
+            :class:`~mlflow_tdeploy.EngineOptions`; none by default.
         budget: How far a variant may be from the original, for example ``"worst_cosine >= 0.99"``.
         on_budget: ``drop`` records a variant over budget and never serves it, ``raise`` fails.
         verify_with: Data to check variants with: texts, or a table with the columns ``text`` and ``label`` (then the
@@ -92,8 +98,8 @@ def save_model(
         MlflowException: Anything about the model, the parameters or the folder.
     """
     request = BundleRequest(
-        task, tokenizer, shapes, example, labels, precisions, budget, on_budget, verify_with, revision, token,
-        trust_remote_code, opset, progress,
+        task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
+        token, trust_remote_code, opset, progress,
     )  # fmt: skip
     packaging = Packaging(
         signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,

@@ -18,6 +18,7 @@ from mlflow_tdeploy.store.layout import MANIFEST, ROOT
 from mlflow_tdeploy.store.writer import BundleDraft
 
 if TYPE_CHECKING:
+    from mlflow_tdeploy.build.engine_options import EngineOptions
     from mlflow_tdeploy.build.options import BuildOptions
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -37,6 +38,7 @@ class BundleRequest:
     example: Any = None
     labels: Any = None
     precisions: Iterable[str] | None = None
+    engines: Iterable[str | EngineOptions] | None = None
     budget: Any = None
     on_budget: OnBudget = "drop"
     verify_with: Any = None
@@ -60,12 +62,14 @@ class BundleRequest:
         Raises:
             InvalidInputError: The budget, the data or another option cannot be used.
         """
+        from mlflow_tdeploy.build.engine_options import engines_of
         from mlflow_tdeploy.build.options import BuildOptions
         from mlflow_tdeploy.build.verify_data import VerifyData
 
         data = None if self.verify_with is None else VerifyData.of(self.verify_with)
         return BuildOptions(
             precisions=None if self.precisions is None else tuple(self.precisions),
+            engines=engines_of(self.engines),
             budget=None if self.budget is None else Budget.of(self.budget),
             on_budget=self.on_budget,
             data=data,
@@ -77,8 +81,13 @@ class BundleRequest:
 
         Raises:
             InvalidInputError: See :attr:`options`.
+            MissingDependencyError: An engine is asked for and no TensorRT is installed.
         """
-        _ = self.options
+        if engines := self.options.engines:
+            from mlflow_tdeploy.build.engine_options import check_engines
+            from mlflow_tdeploy.runtime import probe
+
+            check_engines(engines, probe.host())
 
     def write(self, model: Any, root: Path, forced: str | None = None) -> None:
         """Make the bundle of ``model`` in the new folder ``root``.
@@ -100,7 +109,7 @@ class BundleRequest:
         from mlflow_tdeploy.build.recipes import RECIPES
         from mlflow_tdeploy.source.resolve import resolve
 
-        options = self.options  # before the model is loaded: what is wrong with them shows at once
+        self.check()  # before the model is loaded: what is wrong shows at once
         source = resolve(
             model,
             task=self.task,
@@ -114,7 +123,7 @@ class BundleRequest:
         )
         try:
             _check_forced(forced, {HF, *RECIPES.names(), *source.graphs})
-            report = build_bundle(source, BundleDraft(root), options, self.progress)
+            report = build_bundle(source, BundleDraft(root), self.options, self.progress)
         finally:
             source.close()
         for variant_id, why in report.skipped.items():

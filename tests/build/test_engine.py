@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from mlflow_tdeploy.build.engine import EngineOptions, build_engine, engine_profiles, tensorrt_module
+from mlflow_tdeploy.build.engine import build_engine, engine_profiles
+from mlflow_tdeploy.build.engine_options import EngineOptions, tensorrt_module
 from mlflow_tdeploy.core.engine import PlanHeader
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, MissingDependencyError
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
@@ -137,5 +138,5 @@ def test_options_refuse_what_is_unknown(wrong):
 
 
 def test_tensorrt_module_says_how_to_get_it():
-    with pytest.raises(MissingDependencyError, match="pip install no-such-tensorrt"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'mlflow-tdeploy\[no-such-tensorrt\]'"):
         tensorrt_module("no_such_tensorrt")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_tdeploy.build.engine import EngineOptions
-from mlflow_tdeploy.build.engine_variant import build_engine_variant, engine_id
+from mlflow_tdeploy.build.engine_options import EngineOptions, engine_id
+from mlflow_tdeploy.build.engine_variant import build_engine_variant
 from mlflow_tdeploy.core.engine import PlanHeader
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
@@ -28,8 +28,8 @@ def test_engine_id_names_module_precision_and_gpu():
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_build_engine_variant_records_where_the_engine_comes_from(tiny_bundle, tmp_path, precision):
     bundle = Bundle.open(tiny_bundle)
-    engine = EngineOptions(profiles=[{"sequence": (3, 8, 16)}, {"sequence": (16, 32, 64)}])
-    built = build_engine_variant(bundle, tmp_path, module="tensorrt_rtx", precision=precision, engine=engine)
+    engine = EngineOptions(precision, profiles=[{"sequence": (3, 8, 16)}, {"sequence": (16, 32, 64)}])
+    built = build_engine_variant(bundle, engine, tmp_path)
     variant, parent = built.variant, bundle.variants[f"onnx-{precision}"]
     assert (variant.id, variant.format, variant.parent) == (f"trt-rtx-{precision}", "trt", parent.id)
     assert variant.precision == parent.precision
@@ -50,7 +50,7 @@ def test_an_engine_does_not_keep_onnx_runtime_from_serving_where_there_is_no_gpu
     shutil.copytree(tiny_bundle, tmp_path / "model")
     (tmp_path / "work").mkdir()
     bundle = Bundle.open(tmp_path / "model")
-    built = build_engine_variant(bundle, tmp_path / "work", module="tensorrt_rtx", precision="fp16")
+    built = build_engine_variant(bundle, EngineOptions("fp16"), tmp_path / "work")
     append_variant(bundle.root, built.variant, built.staged, built.evidence)
     with open_model(tmp_path / "model") as model:
         assert model.decision.chosen.runtime == "ort-cpu"
@@ -60,13 +60,10 @@ def test_an_engine_does_not_keep_onnx_runtime_from_serving_where_there_is_no_gpu
 
 def test_build_engine_variant_says_which_graphs_there_are(tiny_bundle, tmp_path):
     with pytest.raises(InvalidInputError, match="no 'onnx-fp8' to be had. It has: onnx-fp16, onnx-fp32"):
-        build_engine_variant(Bundle.open(tiny_bundle), tmp_path, module="tensorrt_rtx", precision="fp8")
+        build_engine_variant(Bundle.open(tiny_bundle), EngineOptions("fp8"), tmp_path)
 
 
 def test_build_engine_variant_leaves_nothing_staged_when_the_builder_fails(tiny_bundle, tmp_path):
     with pytest.raises(BuildError, match="built no engine.*workspace"):
-        build_engine_variant(
-            Bundle.open(tiny_bundle), tmp_path, module="tensorrt_rtx", precision="fp32",
-            engine=EngineOptions(workspace=1024),
-        )  # fmt: skip
+        build_engine_variant(Bundle.open(tiny_bundle), EngineOptions("fp32", workspace=1024), tmp_path)
     assert not (tmp_path / "staged").exists()

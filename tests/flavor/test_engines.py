@@ -1,0 +1,189 @@
+"""Engines through the public functions: built for real by TensorRT-RTX, run nowhere where there is no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import mlflow
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.build import engine_variant
+from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.core.engine import PlanHeader
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.store.bundle import Bundle
+from tests.bundles import WEIGHTS, linear_graph, make_bundle
+
+pytest.importorskip("tensorrt_rtx", reason="engines are built by the package tensorrt-rtx")
+pytestmark = pytest.mark.skipif(probe.gpu()[0] is not None, reason="what is said where there is no GPU")
+
+X = np.array([[1, 2, 3, 4]], np.float32)
+SHAPES = {"batch": (1, 2, 8)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def graph(tmp_path):
+    linear_graph(tmp_path / "linear.onnx", WEIGHTS)
+    return tmp_path / "linear.onnx"
+
+
+@pytest.fixture
+def registered(tracking, tmp_path):
+    return mlflow_tdeploy.log_model(make_bundle(tmp_path / "made"), "linear", registered_model_name="engines")
+
+
+def test_log_model_builds_engines_of_the_graphs_that_it_makes(tracking, graph):
+    profiles = [{"batch": (1, 1, 1)}, {"batch": (2, 4, 8)}]
+    info = mlflow_tdeploy.log_model(
+        str(graph), "linear", task="tensors", shapes=SHAPES, precisions=["fp32"],
+        engines=["fp16", mlflow_tdeploy.EngineOptions("fp32", profiles=profiles)],
+    )  # fmt: skip
+    bundle = Bundle.open(mlflow.artifacts.download_artifacts(info.model_uri))
+    assert {"onnx-fp32", "onnx-fp16", "trt-rtx-fp32", "trt-rtx-fp16"} <= set(bundle.variants)
+    engine = bundle.variants["trt-rtx-fp32"]
+    assert [profile["x"] for profile in engine.engine.profiles] == [
+        ((1, 4), (1, 4), (1, 4)), ((2, 4), (4, 4), (8, 4))
+    ]  # fmt: skip
+    assert engine.engine.contradicts(PlanHeader.read(bundle.path(engine.entry).read_bytes())) is None
+    assert MlflowClient().get_logged_model(info.model_id).tags["tdeploy.variant.trt-rtx-fp32"] == "unverified"
+    model = mlflow.pyfunc.load_model(info.model_uri)
+    np.testing.assert_allclose(model.predict({"x": X})["y"], X @ WEIGHTS, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("engines", "message"),
+    [
+        ("fp16", r"engines is a list of precisions and EngineOptions, like \['fp16'\], got 'fp16'"),
+        ([16], "engines is a list"),
+        (["fp8"], "no 'onnx-fp8'. Possible here: onnx-fp16, onnx-fp32"),
+        (["fp16", "fp16"], "Two engines would both be the variant 'trt-rtx-fp16'"),
+    ],
+)
+def test_save_model_refuses_engines_that_cannot_be_and_leaves_nothing(graph, tmp_path, engines, message):
+    with pytest.raises(MlflowException, match=message) as caught:
+        mlflow_tdeploy.save_model(str(graph), tmp_path / "out", task="tensors", shapes=SHAPES, engines=engines)
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_tensorrt_is_refused_where_there_is_no_gpu(graph, tmp_path):
+    engine = mlflow_tdeploy.EngineOptions("fp32", module="tensorrt")
+    with pytest.raises(MlflowException, match="this host has none. Build it on such a host, or with module='tensorrt"):
+        mlflow_tdeploy.save_model(str(graph), tmp_path / "out", task="tensors", shapes=SHAPES, engines=[engine])
+
+
+def test_the_error_says_how_to_get_tensorrt_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MlflowException, match=r"pip install 'mlflow-tdeploy\[tensorrt-rtx\]'"):
+        mlflow_tdeploy.save_model(
+            "/no/such/model", tmp_path / "out", engines=[mlflow_tdeploy.EngineOptions(module="tensorrt_rtx")]
+        )
+
+
+def test_extend_model_adds_an_engine_once(registered):
+    steps = []
+    (added,) = mlflow_tdeploy.extend_model(
+        "models:/engines/1", engines=["fp32"], builder_progress=lambda phase, done, of: steps.append((phase, done, of))
+    )
+    assert (added.id, added.format, added.parent) == ("trt-rtx-fp32", "trt", "onnx-fp32")
+    assert steps
+    assert all(0 < done <= of for _, done, of in steps)
+    with mlflow_tdeploy.load_model("models:/engines/1") as model:
+        assert model.variants["trt-rtx-fp32"].engine.module == "tensorrt_rtx"
+        assert model.decision.chosen.runtime == "ort-cpu"
+    with pytest.raises(MlflowException, match="has a variant 'trt-rtx-fp32' already"):
+        mlflow_tdeploy.extend_model("models:/engines/1", engines=["fp32"])
+
+
+def test_extend_model_builds_engines_of_what_it_adds_in_the_same_call(registered):
+    added = mlflow_tdeploy.extend_model("models:/engines/1", precisions=["onnx-fp16"], engines=["fp16"])
+    assert [variant.id for variant in added] == ["onnx-fp16", "trt-rtx-fp16"]
+
+
+def test_of_two_that_build_one_engine_one_waits_for_the_other(registered, monkeypatch):
+    built, build = [], engine_variant.build_engine
+    monkeypatch.setattr(engine_variant, "build_engine", lambda *given: built.append(1) or build(*given))
+    extend = lambda _: mlflow_tdeploy.extend_model("models:/engines/1", engines=["fp32"])  # noqa: E731
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(extend, range(2))
+    assert first == second
+    assert len(built) == 1
+
+
+def test_a_build_that_is_killed_leaves_the_model_as_it_was_and_nobody_waiting(tmp_path):
+    root = make_bundle(tmp_path / "made")
+    before = sorted(path for path in root.rglob("*") if path.is_file())
+    script = (
+        "import os, signal, sys, mlflow_tdeploy\n"
+        "kill = lambda phase, done, of: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "mlflow_tdeploy.extend_model(sys.argv[1], engines=['fp32'], builder_progress=kill)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    assert sorted(path for path in root.rglob("*") if path.is_file()) == before
+    (added,) = mlflow_tdeploy.extend_model(root, engines=["fp32"])
+    assert added.id == "trt-rtx-fp32"
+
+
+def test_what_the_progress_raises_ends_the_build_and_adds_nothing(tmp_path):
+    root = make_bundle(tmp_path / "made")
+
+    def enough(phase, done, of):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mlflow_tdeploy.extend_model(root, engines=["fp32"], builder_progress=enough)
+    assert set(Bundle.open(root).variants) == {"onnx-fp32"}
+
+
+def run(*arguments, ok=True):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert (result.exit_code == 0) is ok, result.output
+    return result.output
+
+
+def test_the_command_builds_adds_and_shows(tmp_path):
+    root = make_bundle(tmp_path / "made")
+    output = run(
+        "engine", root, "--precision", "fp32", "--id", "trt-two", "--profile", "batch=1,1,1", "--profile",
+        "batch=2,4,8", "--optimization-level", "1", "--workspace", "1GB", "--timing-cache", tmp_path / "cache.bin",
+    )  # fmt: skip
+    assert "build trt-two" in output
+    assert "not checked: there is no GPU here" in output
+    assert "Added trt-two" in output
+    assert (tmp_path / "cache.bin").stat().st_size > 0
+    assert len(Bundle.open(root).variants["trt-two"].engine.profiles) == 2
+    assert "no accuracy evidence yet" in run("explain", root)
+    assert "trt-two" in run("inspect", root)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "batch=1,2,9"], "The profile has batch 1..9"),
+        (["--profile", "batch=3,2,8"], "batch"),
+        (["--profile", "batch=3"], "'batch' needs a smallest, a usual and a largest size"),
+        (["--profile", "rows=1,2,3"], "No dimension 'rows'"),
+        (["--precision", "fp8"], "no 'onnx-fp8' to be had. It has: onnx-fp32"),
+        (["--flag", "FP16"], "is not one of"),
+        (["--workspace", "much"], "Cannot read the size 'much'"),
+        (["--target", "x"], "'x' is no version"),
+        (["--module", "tensorrt"], "this host has none"),
+    ],
+)
+def test_the_command_says_what_is_wrong(tmp_path, arguments, message):
+    root = make_bundle(tmp_path / "made")
+    assert message in run("engine", root, "--precision", "fp32", *arguments, ok=False)
+    assert set(Bundle.open(root).variants) == {"onnx-fp32"}
