@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow_tdeploy.flavor.pyfunc import _load_pyfunc
     from mlflow_tdeploy.flavor.requirements import get_default_conda_env, get_default_pip_requirements
     from mlflow_tdeploy.flavor.save import save_model
+    from mlflow_tdeploy.flavor.verify import verify_model
 
 #: Name of the flavor in an ``MLmodel`` file.
 FLAVOR_NAME = "tdeploy"
@@ -27,6 +28,7 @@ _HOMES = {
     "load_model": "flavor.load",
     "_load_pyfunc": "flavor.pyfunc",
     "extend_model": "flavor.extend",
+    "verify_model": "flavor.verify",
     "get_default_pip_requirements": "flavor.requirements",
     "get_default_conda_env": "flavor.requirements",
 }
@@ -41,6 +43,7 @@ __all__ = [
     "load_model",
     "log_model",
     "save_model",
+    "verify_model",
 ]
 
 

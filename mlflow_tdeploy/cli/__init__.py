@@ -1,4 +1,4 @@
-"""The command line: ``tdeploy log | inspect | explain | doctor | bench | engine | cache``."""
+"""The command line: ``tdeploy log | inspect | explain | doctor | bench | engine | verify | cache``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mlflow_tdeploy.cli.doctor import doctor
 from mlflow_tdeploy.cli.engine import engine
 from mlflow_tdeploy.cli.log import log
 from mlflow_tdeploy.cli.show import explain, inspect
+from mlflow_tdeploy.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,5 +19,5 @@ def main() -> None:
     """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
 
 
-for _command in (log, inspect, explain, doctor, bench, engine, cache):
+for _command in (log, inspect, explain, doctor, bench, engine, verify, cache):
     main.add_command(_command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -45,6 +46,22 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise InvalidInputError(f"Cannot read the size {text!r}. Write it like 500MB or 2GB.")
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file with texts.
+
+    Raises:
+        BadParameter: It is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(
+            f"'{path}' is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. Convert it first, for "
+            f"example with: iconv -f latin1 -t utf-8",
+            param_hint="--texts",
+        ) from error
 
 
 def show_step(step: Step) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, show_step
+from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, read_lines, show_step
 
 
 @click.command()
@@ -41,22 +41,11 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         "precisions": given["precisions"] or None,
         "shapes": dict(given["shapes"]) or None,
         "labels": list(given["labels"]) or None,
-        "verify_with": _lines(texts) if texts else None,
+        "verify_with": read_lines(texts) if texts else None,
         "progress": show_step,
     }
     with clean_errors():
         _log_to_folder(source, out, arguments) if out else _log_to_mlflow(source, name, register, alias, arguments)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise click.BadParameter(
-            f"'{path}' is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. Convert it first, for "
-            f"example with: iconv -f latin1 -t utf-8",
-            param_hint="--texts",
-        ) from error
 
 
 def _log_to_folder(source: str, out: Path, arguments: dict[str, Any]) -> None:

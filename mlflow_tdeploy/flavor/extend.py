@@ -77,7 +77,7 @@ def extend_model(
     request.check()
     engines = request.options.engines
     location = locate(model_uri)
-    bundle = _open(location)
+    bundle = open_records(location)
     wanted = {
         **_named(bundle, request.options.precisions),
         **{name: Path(path) for name, path in (variants or {}).items()},
@@ -88,7 +88,7 @@ def extend_model(
         )
     added = [_add(location, bundle, name, path, request, progress) for name, path in wanted.items()]
     if wanted and engines:
-        bundle = _open(location)  # engines may be built from what was just added
+        bundle = open_records(location)  # engines may be built from what was just added
     added += [_add_engine(location, bundle, engine, request, progress, builder_progress) for engine in engines]
     update_tags(location)
     return added
@@ -149,7 +149,7 @@ def _add_engine(
     _, new_id = engine.settled(probe.host())
     with host_lock(f"{location.uri} {new_id}") as waited:
         if waited:
-            bundle = _open(location)
+            bundle = open_records(location)
             if (there := bundle.variants.get(new_id)) is not None:
                 return there
         fetch = None if location.local is not None else functools.partial(fetch_variant, location, bundle)
@@ -166,7 +166,8 @@ def _add_engine(
             return append(location, built.variant, built.staged, built.evidence)
 
 
-def _open(location: Location) -> Bundle:
+def open_records(location: Location) -> Bundle:
+    """Return a bundle's records; its variants' files may be elsewhere."""
     return Bundle.open(location.local) if location.local is not None else fetch_view(location)
 
 
@@ -175,7 +176,7 @@ def update_tags(location: Location) -> None:
     if location.model_id is None:
         return  # a folder outside MLflow
     try:
-        bundle = _open(location)
+        bundle = open_records(location)
         tag_logged_model(location.model_id or "", *describe(bundle))
     except Exception as error:
         _log.warning("%s has what was added, but its tags and metrics were not updated: %s", location.uri, error)

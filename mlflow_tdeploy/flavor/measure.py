@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from mlflow_tdeploy.core.evidence import Evidence, recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
-from mlflow_tdeploy.flavor.extend import update_tags
-from mlflow_tdeploy.registry_io import append_evidence, fetch_variant, fetch_view, locate, mlflow_errors
+from mlflow_tdeploy.flavor.extend import open_records, update_tags
+from mlflow_tdeploy.registry_io import append_evidence, fetch_variant, locate, mlflow_errors
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.bench import BenchRow, contenders, time_contenders
 from mlflow_tdeploy.runtime.latency import Contender, latency_evidence
@@ -34,7 +34,7 @@ def record_latency(model_uri: str, *, rounds: int = 20, seconds: float = 3.0) ->
         MlflowException: There is no such model, or none of its variants can serve here.
     """
     location = locate(model_uri)
-    bundle = Bundle.open(location.local) if location.local is not None else fetch_view(location)
+    bundle = open_records(location)
     decision = decide_bundle(bundle, probe.host())
     if not decision.openable:
         raise decision.none_left()
