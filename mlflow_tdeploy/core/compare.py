@@ -6,6 +6,7 @@ Thresholds are elsewhere (:mod:`mlflow_tdeploy.core.budget`): a comparison only 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,12 @@ REFERENCE_NON_FINITE = "reference_non_finite"
 EXACT_SHARE = "exact_share"
 #: What half-precision graphs put where others have infinity: fp16 ends at 65504, and masks are often -1e4.
 AS_GOOD_AS_INFINITE = 1e4
+#: From here on a value is a mask and no answer: many models put the lowest number of their type where others put
+#: minus infinity. Types that end earlier have it at a quarter of their range.
+_MASK = 1e30
+#: Stands for what is too large for a number: metrics are finite.
+_LARGEST = 1e300
+_ROOT = 1e140
 
 
 class Comparison(ABC):
@@ -41,8 +48,10 @@ class Rows:
     Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0), by their norms and by
     the largest absolute difference. A value that is finite in the reference and not in the variant makes its
     row's cosine -1 and is counted. A row of the reference with a NaN, or without any finite value, says nothing: it is
-    counted apart and not compared. Where the reference is infinite beside finite values (a mask), the variant must be
-    as good as that: infinite or at least :data:`AS_GOOD_AS_INFINITE`, with the same sign; else it counts as above.
+    counted apart and not compared. Where the reference is infinite beside finite values, or as good as that (a mask:
+    :func:`mask_bound`), the variant must be, too: infinite or at least :data:`AS_GOOD_AS_INFINITE`, with the same sign;
+    else it counts as above. A row's values from that size on are compared apart from its smaller ones, and the
+    lower cosine counts: beside -1e4 nothing would be seen of logits around 1.
     """
 
     def __init__(self) -> None:
@@ -62,23 +71,24 @@ class Rows:
         if reference.size == 0:
             return
         ref, new = reference.astype(np.float64), got.astype(np.float64)
-        broken = np.isnan(ref).any(axis=1) | ~np.isfinite(ref).any(axis=1)
+        usable = np.abs(ref) < mask_bound(reference.dtype)  # NaN is not
+        broken = np.isnan(ref).any(axis=1) | ~usable.any(axis=1)
         self._broken += int(broken.sum())
         if broken.all():
             return
-        ref, new = ref[~broken], new[~broken]
+        ref, new, usable = ref[~broken], new[~broken], usable[~broken]
         masked = (np.sign(new) == np.sign(ref)) & (np.abs(new) >= AS_GOOD_AS_INFINITE)  # NaN is neither
-        bad = np.where(np.isfinite(ref), ~np.isfinite(new), ~masked)
-        agree = ~np.isfinite(ref) | bad  # positions that say nothing about closeness
-        ref, new = np.where(agree, 0.0, ref), np.where(agree, 0.0, new)
-        cosine = np.where(bad.any(axis=1), -1.0, _cosine(ref, new))
+        bad = np.where(usable, ~np.isfinite(new), ~masked)
+        silent = ~usable | bad  # positions that say nothing about closeness
+        ref, new = np.where(silent, 0.0, ref), np.where(silent, 0.0, new)
+        cosine = np.where(bad.any(axis=1), -1.0, _cosine_by_size(ref, new))
         difference = np.abs(ref - new)
         self.count += len(ref)
         self._worst = min(self._worst, float(cosine.min()))
         self._sum += float(cosine.sum())
-        self._max = max(self._max, float(difference.max()))
-        scale = float(np.abs(ref).max())
-        self._relative = max(self._relative, float(difference.max()) / scale if scale else float(difference.max() > 0))
+        largest, scale = min(float(difference.max()), _LARGEST), float(np.abs(ref).max())
+        self._max = max(self._max, largest)
+        self._relative = max(self._relative, min(largest / scale, _LARGEST) if scale else float(largest > 0))
         self._norm = max(self._norm, float(_norm_difference(ref, new).max()))
         self._bad += int(bad.sum())
 
@@ -96,11 +106,34 @@ class Rows:
         }
 
 
+def mask_bound(dtype: np.dtype[Any]) -> float:
+    """Return from which size on a value of a type stands for infinity."""
+    return min(_MASK, float(np.finfo(dtype).max) / 4) if np.issubdtype(dtype, np.floating) else _MASK
+
+
+def _cosine_by_size(ref: Array, new: Array) -> Array:
+    """Return each row's cosine: of its large values or of the others, whichever is lower."""
+    large = np.abs(ref) >= AS_GOOD_AS_INFINITE
+    if not large.any():
+        return _cosine(ref, new)
+    parts = [_cosine(np.where(part, ref, 0.0), np.where(part, new, 0.0)) for part in (large, ~large)]
+    lower: Array = np.minimum(*parts)
+    return lower
+
+
 def _cosine(a: Array, b: Array) -> Array:
+    a, b = _unit(a), _unit(b)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     zero = norms == 0.0
     same = np.where((a == b).all(axis=1), 1.0, 0.0)
     return np.where(zero, same, np.clip((a * b).sum(axis=1) / np.where(zero, 1.0, norms), -1.0, 1.0))
+
+
+def _unit(rows: Array) -> Array:
+    """Return rows whose largest value is 1: squares of others may be too large for a number, or too small."""
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    scaled: Array = rows / np.where(largest > 0, largest, 1.0)
+    return scaled
 
 
 def _norm_difference(ref: Array, new: Array) -> Array:
@@ -108,7 +141,8 @@ def _norm_difference(ref: Array, new: Array) -> Array:
 
     A cosine does not see it: a graph that answers three times as much as it should has cosine 1.
     """
-    before, after = np.linalg.norm(ref, axis=1), np.linalg.norm(new, axis=1)
+    largest = float(np.abs(ref).max()) or 1.0
+    before, after = (np.linalg.norm(np.clip(rows / largest, -_ROOT, _ROOT), axis=1) for rows in (ref, new))
     scale = np.maximum(before, np.sqrt(np.mean(before**2)))
     change = np.abs(after - before)
     changed: Array = np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), (change > 0).astype(np.float64))

@@ -57,6 +57,43 @@ def test_rows_metrics_ignore_positions_where_the_reference_is_infinite():
     assert metrics["worst_cosine"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("mask", [np.finfo(np.float32).min, -1e30, -1e9, -1e4, -np.inf])
+def test_rows_see_what_a_mask_would_outweigh(mask):
+    """Beside a value of that size a row's cosine says nothing about the others."""
+    rows = Rows()
+    rows.add(np.array([[0.3, -0.4, mask]], np.float32), np.array([[-0.3, 0.4, mask]], np.float32))
+    assert rows.metrics()["worst_cosine"] == pytest.approx(-1.0)
+
+
+def test_rows_take_a_half_precision_mask_for_that_of_the_reference():
+    rows = Rows()
+    lowest = np.finfo(np.float32).min
+    rows.add(np.array([[0.3, -0.4, lowest]], np.float32), np.array([[0.3, -0.4, -65504]], np.float32))
+    metrics = rows.metrics()
+    assert metrics["worst_cosine"] == pytest.approx(1.0)
+    assert (metrics["non_finite"], metrics["max_norm_difference"]) == (0, pytest.approx(0))
+
+
+def test_rows_say_nothing_of_a_row_that_is_a_mask_as_a_whole():
+    rows = Rows()
+    lowest = np.finfo(np.float32).min
+    rows.add(np.full((1, 2), lowest), np.ones((1, 2)))
+    assert rows.metrics()["rows"] == 0
+    assert rows.metrics()["reference_non_finite"] == 1
+
+
+@pytest.mark.parametrize(
+    ("got", "cosine"), [([[1e20, 1.0]], 1.0), ([[-1e20, 5.0]], -1.0), ([[1e308, 1.0]], 1.0), ([[1e-300, 0.0]], 1.0)]
+)
+def test_rows_metrics_are_numbers_whatever_the_size(got, cosine):
+    """Squares of such values are not, and NaN passes every comparison that is made carelessly."""
+    rows = Rows()
+    rows.add(np.array([[1e20, 1.0]]), np.array(got))
+    metrics = rows.metrics()
+    assert np.isfinite(list(metrics.values())).all()
+    assert metrics["worst_cosine"] == pytest.approx(min(cosine, 1.0 if got[0][1] else 0.0))
+
+
 @pytest.mark.parametrize("broken", [[np.nan, 1.0], [np.nan, np.nan], [np.inf, -np.inf]])
 def test_rows_metrics_count_rows_that_the_reference_has_no_answer_for_and_compare_the_others(broken):
     metrics = measure([broken, [1.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]])
