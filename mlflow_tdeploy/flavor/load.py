@@ -13,7 +13,8 @@ from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_mlmodel, split_config
 from mlflow_tdeploy.flavor.native import TDeployModel
 from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
-from mlflow_tdeploy.runtime.model import Fetch, open_model
+from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.sessions import Fetch
 from mlflow_tdeploy.store.bundle import Bundle
 
 

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
-from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.compare import same_outputs
 from mlflow_tdeploy.core.errors import (
-    IntegrityError,
     InvalidInputError,
-    NoVariantError,
     RefusedChoiceError,
     SessionError,
     TDeployError,
 )
-from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
@@ -32,38 +27,18 @@ from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide_bundle
+from mlflow_tdeploy.runtime.sessions import Fetch, Key, Opener, Sessions, key_of
 from mlflow_tdeploy.runtime.threads import AdaptiveThreads, Load
+from mlflow_tdeploy.runtime.workers import Workers
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.store.layout import ASSETS
 
 _log = logging.getLogger("mlflow_tdeploy")
 
-Fetch = Callable[[Variant], None]
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class _Workers(ThreadPoolExecutor):
-    """Threads for batches; work that comes after the end is refused as by anything else of a closed model."""
-
-    closed = False
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError as error:  # also raised where no thread can be started
-            if self.closed:
-                raise SessionError("The model is closed.") from error
-            raise
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self.closed = True
-        super().shutdown(wait, cancel_futures=cancel_futures)
-
 
 class Model:
-    """A bundle served by the variant its host chose. Safe to use from several threads.
+    """A bundle served by the variant its host chose. Safe to use from several threads, and in forked processes.
 
     Args:
         bundle: The bundle; files of variants may be absent until ``fetch`` brought them.
@@ -74,23 +49,37 @@ class Model:
     def __init__(self, bundle: Bundle, options: SessionOptions, fetch: Fetch | None = None) -> None:
         self._bundle = bundle
         self._options = options
-        self._fetch = fetch
-        self._lock = threading.Lock()
-        self._opening = threading.RLock()
-        self._executor: _Workers | None = None
-        self._sessions: dict[tuple[str, str], Session] = {}
-        self._adaptive: list[AdaptiveThreads] = []
-        self._load = Load()
-        self._forced: dict[Policy, Pipeline] = {}
-        self._others: dict[tuple[str, str], Pipeline] = {}
+        self._renew()
         self._decision: Decision | None = None
         self._pipeline: Pipeline | None = None
         self._closed = False
-        hashes = HashCache()
-        bundle.verify_assets(hashes)
         manifest = bundle.manifest
         self._task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-        self._opener = _Opener(bundle, self._task, bundle.golden(), hashes)
+        opener = Opener(bundle, self._task, bundle.golden(), HashCache())
+        self._sessions = Sessions(opener, options, fetch)
+        _models.add(self)
+
+    def _renew(self) -> None:
+        """Set up all that belongs to this process: locks, threads, and what holds them."""
+        self._lock = threading.Lock()
+        self._opening = threading.RLock()
+        self._executor: Workers | None = None
+        self._adaptive: list[AdaptiveThreads] = []
+        self._load = Load()
+        self._forced: dict[Policy, Pipeline] = {}
+        self._pipelines: dict[Key, Pipeline] = {}
+
+    def after_fork(self) -> None:
+        """Go on in a forked process, in which no thread of this model exists.
+
+        Such a process has to end with ``os._exit``, as those of ``multiprocessing`` do: ONNX Runtime itself, imported
+        before the fork, waits for lost threads in an exit handler.
+        """
+        for threads in self._adaptive:
+            threads.abandon()
+        self._renew()
+        self._sessions.after_fork()
+        self._pipeline = None  # made anew by the next request
 
     @property
     def task(self) -> Task:
@@ -162,16 +151,14 @@ class Model:
         """Free sessions and threads; closing twice is fine."""
         with self._opening, self._lock:
             self._closed = True
-            sessions, self._sessions = list(self._sessions.values()), {}
             executor, self._executor = self._executor, None
-            self._pipeline, self._forced, self._others = None, {}, {}
+            self._pipeline, self._forced, self._pipelines = None, {}, {}
             adaptive, self._adaptive = self._adaptive, []
         if executor is not None:
             executor.shutdown(wait=True)
         for threads in adaptive:
             threads.close()
-        for session in sessions:
-            session.close()
+        self._sessions.close()
 
     def __enter__(self) -> Model:
         return self
@@ -192,52 +179,45 @@ class Model:
         decision = self._decide(policy)
         for failure in decision.failures:
             _log.warning("A better variant cannot serve on this host: %s", failure)
+        self._decision, self._pipeline = self._open_first(decision)
+        chosen = self._decision.chosen
+        if chosen is not None:
+            _log.info("Serving variant %s on %s.", chosen.variant, chosen.runtime)
+
+    def _open_first(self, decision: Decision) -> tuple[Decision, Pipeline]:
+        """Open the best candidate that works; under ``strict`` the first one or none.
+
+        Raises:
+            NoVariantError: None does.
+        """
+        failed: Exception | None = None
         while (candidate := next(iter(decision.openable), None)) is not None:
             try:
-                session = self._open_session(candidate)
+                return decision, self._pipeline_of(candidate)
             except Exception as error:  # also what a store or a library raises: the next variant may be fine
                 why = str(error) if isinstance(error, TDeployError) else f"{type(error).__name__}: {error}"
-                decision = decision.failed(candidate, why)
+                decision, failed = decision.failed(candidate, why), error
                 _log.warning("Variant %s cannot serve: %s", candidate.variant, why)
-                if policy.strict:
-                    raise decision.none_left() from error
-                continue
-            self._decision = decision
-            self._pipeline = self._make_pipeline(candidate, session)
-            _log.info("Serving variant %s on %s.", candidate.variant, candidate.runtime)
-            return
-        raise decision.none_left()
+        raise decision.none_left() from failed
 
     def _decide(self, policy: Policy) -> Decision:
         return decide_bundle(self._bundle, probe.hardware(), policy)
 
-    def _open_session(self, candidate: Candidate) -> Session:
-        key = (candidate.variant, candidate.runtime)
+    def _pipeline_of(self, candidate: Candidate) -> Pipeline:
+        """Return the pipeline of a variant on a runtime: one, however many policies lead there."""
         with self._opening:  # one at a time: two first requests must not open one variant twice
             if self._closed:
                 raise SessionError("The model is closed.")
-            if key not in self._sessions:
-                self._bring(self._bundle.variants[candidate.variant])
-                self._sessions[key] = self._opener.open(candidate, self._options)
-            return self._sessions[key]
-
-    def _bring(self, variant: Variant) -> None:
-        """Have the variant's files here, whole; a damaged copy of a remote file is fetched once more."""
-        if self._fetch is None:
-            return
-        if not self._bundle.present(variant):
-            self._fetch(variant)
-        try:
-            self._bundle.verify(variant, self._opener.hashes)
-        except IntegrityError as error:
-            _log.warning("Fetching variant %s again: %s", variant.id, error)
-            self._fetch(variant)
+            if key_of(candidate) not in self._pipelines:
+                session = self._sessions.get(candidate)
+                self._pipelines[key_of(candidate)] = self._make_pipeline(candidate, session)
+            return self._pipelines[key_of(candidate)]
 
     def _make_pipeline(self, candidate: Candidate, session: Session) -> Pipeline:
         workers = self._options.threads or probe.hardware().cores
         with self._lock:
             if workers > 1 and self._executor is None:
-                self._executor = _Workers(workers, thread_name_prefix="tdeploy")
+                self._executor = Workers(workers, thread_name_prefix="tdeploy")
         hint = self._bundle.variants[candidate.variant].token_budget
         budget = self._options.token_budget or hint or DEFAULT_TOKEN_BUDGET
         return Pipeline(
@@ -255,97 +235,55 @@ class Model:
         if options is None:
             return self._load.counted(session.infer)
         # without a reference to this model, which would otherwise live until the garbage is collected
-        open_wide = functools.partial(self._opener.open, candidate, options)
+        open_wide = functools.partial(self._sessions.opener.open, candidate, options)
         adaptive = AdaptiveThreads(session.infer, open_wide, self._load)
         with self._lock:
             self._adaptive.append(adaptive)
         return adaptive
 
     def _open_pipeline(self) -> Pipeline:
-        pipeline = self._pipeline
-        if pipeline is None:
+        pipeline, decision = self._pipeline, self._decision
+        if pipeline is not None:
+            return pipeline
+        if self._closed or decision is None or decision.chosen is None:
             raise SessionError("The model is closed." if self._closed else "The model is not open.")
-        return pipeline
+        self._pipeline = self._pipeline_of(decision.chosen)  # after a fork
+        return self._pipeline
 
     def _force(self, policy: Policy) -> Pipeline:
         """Return the pipeline of what one call insists on; opened by the first such call.
 
         What the model was opened with still holds where the call says nothing else.
         """
-        own = self.decision.policy
+        serving, own = self._open_pipeline(), self.decision.policy
         origins = {key: origin for key, origin in own.origins.items() if not getattr(policy, key)}
         policy = Policy(
             policy.variant or own.variant, policy.runtime or own.runtime, policy.strict or own.strict, origins
         )
-        with self._opening:
-            serving = self._open_pipeline()
-            if policy not in self._forced:
-                decision = self._decide(policy)
-                chosen, current = decision.chosen, self.decision.chosen
-                if chosen is None:
-                    raise decision.none_left(RefusedChoiceError)
-                same = current is not None and _key(chosen) == _key(current)
-                self._forced[policy] = serving if same else self._pipeline_of(chosen)
-            return self._forced[policy]
-
-    def _pipeline_of(self, candidate: Candidate) -> Pipeline:
-        """Return the pipeline of a variant that some call forces: one, however it is named."""
-        if _key(candidate) not in self._others:
-            try:
-                session = self._open_session(candidate)
-            except TDeployError as error:
-                raise NoVariantError(f"Variant '{candidate.variant}' cannot serve: {error}") from error
-            self._others[_key(candidate)] = self._make_pipeline(candidate, session)
-        return self._others[_key(candidate)]
+        if (known := self._forced.get(policy)) is not None:  # nobody waits for another variant that is being opened
+            return known
+        decision = self._decide(policy)
+        if decision.chosen is None:
+            raise decision.none_left(RefusedChoiceError)
+        if self.decision.chosen is not None and key_of(decision.chosen) == key_of(self.decision.chosen):
+            pipeline = serving
+        else:
+            _, pipeline = self._open_first(decision)
+        self._forced[policy] = pipeline
+        return pipeline
 
 
-@dataclass(frozen=True)
-class _Opener:
-    """Opens sessions that answer as they must: files unchanged, a golden request within the budget."""
-
-    bundle: Bundle
-    task: Task
-    golden: tuple[GoldenRequest, ...]
-    hashes: HashCache
-
-    def open(self, candidate: Candidate, options: SessionOptions) -> Session:
-        """Return an opened session of a variant whose files are here.
-
-        Raises:
-            IntegrityError: A file was changed.
-            SessionError: It cannot be opened or answers wrongly.
-        """
-        variant = self.bundle.variants[candidate.variant]
-        self.bundle.verify(variant, self.hashes)
-        runtime = RUNTIMES.get(candidate.runtime)()
-        session = runtime.open(self.bundle.root, variant, self.bundle.manifest.signature, options)
-        try:
-            self._replay(session)
-        except BaseException:
-            session.close()
-            raise
-        return session
-
-    def _replay(self, session: Session) -> None:
-        """Run one golden request and hold the answer against the budget."""
-        if self.golden:
-            why = check_golden(self.task, self.bundle.manifest.budget, self.golden[0], session)
-            if why:
-                raise SessionError(f"its answer to a golden request is wrong: {why}")
+#: Every model of this process, so that those of a forked one can be told.
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
-def _key(candidate: Candidate) -> tuple[str, str]:
-    return candidate.variant, candidate.runtime
+def _after_fork() -> None:
+    for model in list(_models):
+        model.after_fork()
 
 
-def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Session) -> str | None:
-    """Return why a session's answer to a golden request is outside the budget, or None."""
-    got = session.infer(request.feeds)
-    if problem := same_outputs(request.outputs, got):
-        return problem
-    comparison = task.comparison()
-    comparison.add(request.outputs, got, request.feeds)
-    return "; ".join(budget.violations(comparison.metrics(), single=True)) or None
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def open_model(

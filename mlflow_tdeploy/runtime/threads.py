@@ -18,6 +18,7 @@ from typing import ClassVar
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.runtime.base import Session
+from mlflow_tdeploy.runtime.sessions import abandon
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -197,6 +198,10 @@ class AdaptiveThreads:
                 self._wide = session
                 return
         session.close()
+
+    def abandon(self) -> None:
+        """Leave the second session alone: this process was forked, and the session's threads are not in it."""
+        abandon(self._wide)
 
     def close(self) -> None:
         """Free the second session; closing twice is fine."""

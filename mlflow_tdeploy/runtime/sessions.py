@@ -1,0 +1,139 @@
+"""A model's sessions: files unchanged, a golden request within the budget, each opened once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.compare import same_outputs
+from mlflow_tdeploy.core.errors import IntegrityError, SessionError
+from mlflow_tdeploy.core.golden import GoldenRequest
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.base import RUNTIMES, Session
+from mlflow_tdeploy.runtime.options import SessionOptions
+from mlflow_tdeploy.runtime.select import Candidate
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.hashing import HashCache
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+Fetch = Callable[[Variant], None]
+Key = tuple[str, str]
+_abandoned: list[Session] = []
+
+
+@dataclass(frozen=True)
+class Opener:
+    """Opens sessions that answer as they must: files unchanged, a golden request within the budget."""
+
+    bundle: Bundle
+    task: Task
+    golden: tuple[GoldenRequest, ...]
+    hashes: HashCache
+
+    def open(self, candidate: Candidate, options: SessionOptions) -> Session:
+        """Return an opened session of a variant whose files are here.
+
+        Raises:
+            IntegrityError: A file was changed.
+            SessionError: It cannot be opened or answers wrongly.
+        """
+        variant = self.bundle.variants[candidate.variant]
+        self.bundle.verify(variant, self.hashes)
+        runtime = RUNTIMES.get(candidate.runtime)()
+        session = runtime.open(self.bundle.root, variant, self.bundle.manifest.signature, options)
+        try:
+            self._replay(session)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _replay(self, session: Session) -> None:
+        """Run one golden request and hold the answer against the budget."""
+        if self.golden:
+            why = check_golden(self.task, self.bundle.manifest.budget, self.golden[0], session)
+            if why:
+                raise SessionError(f"its answer to a golden request is wrong: {why}")
+
+
+class Sessions:
+    """The sessions of one model, opened when they are first needed; the model lets one thread in at a time.
+
+    Args:
+        opener: Opens them.
+        options: How.
+        fetch: Brings a variant's files into the bundle's folder.
+    """
+
+    def __init__(self, opener: Opener, options: SessionOptions, fetch: Fetch | None) -> None:
+        self.opener = opener
+        self._options = options
+        self._fetch = fetch
+        self._sessions: dict[Key, Session] = {}
+
+    def get(self, candidate: Candidate) -> Session:
+        """Return the session of a candidate.
+
+        Raises:
+            IntegrityError: A file was changed.
+            SessionError: It cannot be opened or answers wrongly.
+            Exception: What the store of the files raises.
+        """
+        if key_of(candidate) not in self._sessions:
+            self._bring(self.opener.bundle.variants[candidate.variant])
+            self._sessions[key_of(candidate)] = self.opener.open(candidate, self._options)
+        return self._sessions[key_of(candidate)]
+
+    def _bring(self, variant: Variant) -> None:
+        """Have the variant's files here, whole; a damaged copy of a remote file is fetched once more."""
+        if self._fetch is None:
+            return
+        if not self.opener.bundle.present(variant):
+            self._fetch(variant)
+        try:
+            self.opener.bundle.verify(variant, self.opener.hashes)
+        except IntegrityError as error:
+            _log.warning("Fetching variant %s again: %s", variant.id, error)
+            self._fetch(variant)
+
+    def after_fork(self) -> None:
+        """Go on in a forked process: sessions with threads of their own are opened anew, those threads are not here."""
+        kept = {}
+        for key, session in self._sessions.items():
+            alone = RUNTIMES.get(key[1]).one_thread_sessions and self._options.intra_op_threads in (0, 1)
+            if alone:
+                kept[key] = session
+            else:
+                abandon(session)
+        self._sessions = kept
+
+    def close(self) -> None:
+        """Close every session; closing twice is fine."""
+        sessions, self._sessions = list(self._sessions.values()), {}
+        for session in sessions:
+            session.close()
+
+
+def abandon(session: Session | None) -> None:
+    """Leave a session of the process that this one was forked from as it is: freeing it waits for its threads."""
+    if session is not None:
+        _abandoned.append(session)
+
+
+def key_of(candidate: Candidate) -> Key:
+    """Return what tells one session from another."""
+    return candidate.variant, candidate.runtime
+
+
+def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Session) -> str | None:
+    """Return why a session's answer to a golden request is outside the budget, or None."""
+    got = session.infer(request.feeds)
+    if problem := same_outputs(request.outputs, got):
+        return problem
+    comparison = task.comparison()
+    comparison.add(request.outputs, got, request.feeds)
+    return "; ".join(budget.violations(comparison.metrics(), single=True)) or None

@@ -1,0 +1,86 @@
+"""A model that was opened before ``os.fork``: gunicorn's preload, ``multiprocessing`` on Linux."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+import traceback
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.hardware import host_cpu
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.options import SessionOptions
+from tests.flavor.text_bundles import make_text_bundle
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+TEXTS = ["good", "a good film", "a bad film", "bad"] * 50
+
+
+def in_child(work):
+    """Run ``work`` in a forked process; raises what it raised, or that it did not end."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            os.write(write, traceback.format_exc().encode()[-4000:])
+        os._exit(code)  # as multiprocessing does: ONNX Runtime waits for lost threads in its own exit handler
+    os.close(write)
+    said = os.fdopen(read).read()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, said or f"the child ended with {status} ({signal.SIGALRM} is: it hung)"
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(probe, "hardware", lambda: dataclasses.replace(host_cpu(), cores=2))
+
+
+@pytest.mark.parametrize("threads", [0, 2], ids=["as it comes", "sessions with threads"])
+def test_a_forked_process_answers_as_its_parent_did(tmp_path, threads):
+    options = SessionOptions(token_budget=16, intra_op_threads=threads)
+    with open_model(make_text_bundle(tmp_path), options=options) as model:
+        many, lone = model.predict(TEXTS), model.predict(["a good film"])
+        for _ in range(3):
+            model.predict(["a good film"])  # the session of lone requests is opened
+        time.sleep(0.3)
+
+        def work():
+            np.testing.assert_array_equal(model.predict(TEXTS), many)
+            for _ in range(12):
+                np.testing.assert_array_equal(model.predict(["a good film"]), lone)
+            np.testing.assert_array_equal(model.predict(TEXTS, variant="onnx-fp32").shape, many.shape)
+            model.close()
+
+        in_child(work)
+        np.testing.assert_array_equal(model.predict(TEXTS), many)  # and the parent goes on
+
+
+def test_a_fork_while_requests_run_leaves_no_lock_behind(tmp_path):
+    with open_model(make_text_bundle(tmp_path), options=SessionOptions(token_budget=16)) as model:
+        stop = threading.Event()
+
+        def keep_busy():
+            while not stop.is_set():
+                model.predict(TEXTS)
+                model.predict(["good"])
+
+        busy = threading.Thread(target=keep_busy)
+        busy.start()
+        try:
+            for _ in range(10):
+                in_child(lambda: model.predict(TEXTS))
+        finally:
+            stop.set()
+            busy.join()
