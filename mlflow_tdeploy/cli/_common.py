@@ -14,7 +14,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.report import Step
-    from mlflow_tdeploy.runtime.select import Decision
+    from mlflow_tdeploy.runtime.decision import Decision
     from mlflow_tdeploy.store.bundle import Bundle
 
 F = TypeVar("F", bound=Callable[..., Any])

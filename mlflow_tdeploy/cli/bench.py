@@ -10,11 +10,11 @@ import click
 
 from mlflow_tdeploy.cli._common import clean_errors, decide, open_records, policy_options
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.runtime.select import align
+from mlflow_tdeploy.runtime.decision import align
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.runtime.bench import BenchRow
-    from mlflow_tdeploy.runtime.select import Decision
+    from mlflow_tdeploy.runtime.decision import Decision
 
 #: How bench measures unless it is told otherwise.
 _SPLIT = (

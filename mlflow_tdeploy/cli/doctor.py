@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.runtime.select import align
+from mlflow_tdeploy.runtime.decision import align
 
 #: What logging needs, why, and how to get it. What serving needs each runtime says itself.
 _FOR_LOGGING = {

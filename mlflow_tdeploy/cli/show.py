@@ -9,7 +9,7 @@ import click
 
 from mlflow_tdeploy.cli._common import clean_errors, decide, open_records, policy_options
 from mlflow_tdeploy.core.evidence import latest_accuracy
-from mlflow_tdeploy.runtime.select import align
+from mlflow_tdeploy.runtime.decision import align
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.store.bundle import Bundle

@@ -14,7 +14,7 @@ from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.runtime.base import runtime_settings
 from mlflow_tdeploy.runtime.options import SESSION_KEY, SessionOptions, added_options, common_options
-from mlflow_tdeploy.runtime.select import ENVIRONMENT, Policy
+from mlflow_tdeploy.runtime.policy import ENVIRONMENT, Policy
 from mlflow_tdeploy.store.bundle import Bundle
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -110,6 +110,6 @@ def said_now(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
         config: What was saved, with a user's overrides.
     """
     if not any(os.environ.get(variable) for variable in ENVIRONMENT.values()):
-        return dict(config)  # then it makes no difference, and the file need not be read again
+        return {}  # then it makes no difference, and the file need not be read again
     saved = merged_config(read_mlmodel(bundle))
     return {key: value for key, value in config.items() if value != saved.get(key)}

@@ -10,8 +10,9 @@ from mlflow_tdeploy.flavor.extend import open_records, update_tags
 from mlflow_tdeploy.registry_io import append_evidence, fetch_variant, locate, mlflow_errors
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.bench import BenchRow, contenders, time_contenders
+from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.latency import Contender, latency_evidence
-from mlflow_tdeploy.runtime.select import Decision, decide_bundle
+from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 
 

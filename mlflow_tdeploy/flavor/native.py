@@ -10,8 +10,8 @@ from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.registry_io import mlflow_errors
+from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.model import Model
-from mlflow_tdeploy.runtime.select import Decision
 from mlflow_tdeploy.store.bundle import Bundle
 
 

@@ -27,7 +27,7 @@ from mlflow_tdeploy.flavor.config import full_config, split_config
 from mlflow_tdeploy.flavor.requirements import CONDA_FILE, PYTHON_FILE, check_environment, write_environment
 from mlflow_tdeploy.flavor.schema import merge_signature
 from mlflow_tdeploy.runtime.base import RUNTIMES
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ASSETS, ROOT
 

@@ -10,7 +10,7 @@ from mlflow_tdeploy.flavor.config import known_only, said_now, split_config
 from mlflow_tdeploy.flavor.origin import origin_fetch
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.runtime.model import Model, open_model
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 
 
@@ -60,5 +60,5 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> PyFun
         bundle = Bundle.open(path)
         config = known_only(model_config)
         _, options = split_config(config)
-        policy = Policy.of(said_now(bundle, config), saved=config)
+        policy = Policy.of(said_now(bundle, config), saved=config, saved_as="in model_config")
         return PyFuncWrapper(open_model(path, policy=policy, options=options, fetch=origin_fetch(bundle)))

@@ -15,7 +15,7 @@ from mlflow_tdeploy.flavor.package import Packaging
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.runtime.base import RUNTIMES
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ROOT
 from mlflow_tdeploy.store.writer import staged_directory

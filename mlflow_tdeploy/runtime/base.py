@@ -33,12 +33,12 @@ class Compat:
     Attributes:
         fit: The fit.
         reason: Why, as one sentence.
-        outdated: Whether only the runtime's version on this host is in the way.
+        otherwise: What the fit would be if this host had the software for it; None where more is in the way.
     """
 
     fit: Fit
     reason: str
-    outdated: bool = False
+    otherwise: Fit | None = None
 
     @property
     def can_open(self) -> bool:

@@ -13,9 +13,9 @@ from mlflow_tdeploy.core.measure import Timing
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.runtime.base import RUNTIMES
+from mlflow_tdeploy.runtime.decision import Candidate
 from mlflow_tdeploy.runtime.latency import Contender, time_shape
 from mlflow_tdeploy.runtime.options import SessionOptions
-from mlflow_tdeploy.runtime.select import Candidate
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ASSETS
 

@@ -70,10 +70,10 @@ def _version(engine: EngineRecord, host: EngineHost) -> Compat | None:
     made, here = version_numbers(engine.version), version_numbers(host.version)
     said = f"built with {engine.module} {engine.version}, this host has {host.version}"
     if engine.module == "tensorrt_rtx" or "VERSION_COMPATIBLE" not in engine.flags:
-        return Compat(Fit.REBUILD, said, outdated=True)
+        return Compat(Fit.REBUILD, said, otherwise=Fit.OPTIMAL)
     if here > made and here[0] in (made[0], _NEXT_MAJOR.get(made[0])):
         return None
-    return Compat(Fit.REBUILD, f"{said}, which its version compatibility does not reach", outdated=True)
+    return Compat(Fit.REBUILD, f"{said}, which its version compatibility does not reach", otherwise=Fit.OPTIMAL)
 
 
 def _driver(engine: EngineRecord, gpu: Gpu) -> Compat | None:

@@ -25,8 +25,10 @@ from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session
+from mlflow_tdeploy.runtime.decision import Candidate, Decision
 from mlflow_tdeploy.runtime.options import SessionOptions
-from mlflow_tdeploy.runtime.select import Candidate, Decision, Policy, decide_bundle
+from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import Fetch, Key, Opener, Sessions, key_of
 from mlflow_tdeploy.runtime.threads import AdaptiveThreads, Load
 from mlflow_tdeploy.runtime.workers import Workers

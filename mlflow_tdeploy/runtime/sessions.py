@@ -13,8 +13,8 @@ from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session
+from mlflow_tdeploy.runtime.decision import Candidate
 from mlflow_tdeploy.runtime.options import SessionOptions
-from mlflow_tdeploy.runtime.select import Candidate
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
 

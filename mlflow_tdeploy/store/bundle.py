@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ R = TypeVar("R", Variant, Evidence)
 _log = logging.getLogger("mlflow_tdeploy")
 #: Longest reason why a record is left out.
 _REASON = 300
+_KIND = re.compile(rb'"kind"\s*:\s*"(\w+)"')
 
 
 class Bundle:
@@ -47,6 +49,7 @@ class Bundle:
         self.manifest = manifest
         self._variants: dict[str, Variant] | None = None
         self._unreadable: dict[str, str] = {}
+        self._damaged: frozenset[str] = frozenset()
         self._evidence: dict[str, tuple[Evidence, ...]] = {}
         self._doubts: dict[str, str] = {}
 
@@ -84,14 +87,17 @@ class Bundle:
         if self._variants is None:
             found: dict[str, Variant] = {}
             unreadable: dict[str, str] = {}
+            damaged: set[str] = set()
             for name in _json_files(self.path(VARIANTS)):
                 try:
                     record = self._read(Variant, f"{VARIANTS}/{name}", VARIANT_SCHEMA)
                     found[record.id] = record
                 except TDeployError as error:
-                    named = Path(name).stem
-                    unreadable[named if named.isprintable() else shown(named)] = _left_out(f"{VARIANTS}/{name}", error)
-            self._variants, self._unreadable = found, unreadable
+                    named = Path(name).stem if Path(name).stem.isprintable() else shown(Path(name).stem)
+                    unreadable[named] = _left_out(f"{VARIANTS}/{name}", error)
+                    if not isinstance(error, SchemaVersionError):
+                        damaged.add(named)
+            self._variants, self._unreadable, self._damaged = found, unreadable, frozenset(damaged)
         return self._variants
 
     @property
@@ -99,6 +105,12 @@ class Bundle:
         """Why each variant whose record cannot be read is not one of :attr:`variants`, by id."""
         _ = self.variants
         return self._unreadable
+
+    @property
+    def damaged(self) -> frozenset[str]:
+        """Those of :attr:`unreadable` whose records are damaged, not merely newer: nobody can tell what they were."""
+        _ = self.variants
+        return self._damaged
 
     @property
     def not_made(self) -> Mapping[str, str]:
@@ -149,11 +161,16 @@ class Bundle:
         return tuple(found)
 
     def _is_verdict(self, relative: str) -> bool:
-        """Tell whether evidence that cannot be read at least says that it is about accuracy."""
+        """Tell whether evidence that cannot be read may be about accuracy: what is cut off before it says so may be."""
         try:
-            plain: Any = json.loads(_read_bytes(self.root, relative))
-        except (TDeployError, ValueError, RecursionError):
-            return False
+            text = _read_bytes(self.root, relative)
+        except TDeployError:
+            return True
+        try:
+            plain: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            said = _KIND.search(text)
+            return said is None or said[1] == b"accuracy"
         return isinstance(plain, dict) and plain.get("kind") == "accuracy"
 
     def record_paths(self) -> list[str]:

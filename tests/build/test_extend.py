@@ -14,7 +14,7 @@ from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import BudgetError, ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
 from mlflow_tdeploy.runtime.model import open_model
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.writer import append_variant
 from tests.build.building import build

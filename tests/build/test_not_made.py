@@ -12,7 +12,7 @@ import mlflow_tdeploy
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.core.errors import BuildError, NoVariantError, SessionError
 from mlflow_tdeploy.runtime.model import open_model
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.source.resolve import resolve
 from tests.build.building import ALL, Perturbed, Unopenable, build
 from tests.build.sources import EXAMPLE, Mlp, mlp_source

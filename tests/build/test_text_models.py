@@ -12,7 +12,7 @@ from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.build.building import ALL, accuracy, build

@@ -18,7 +18,7 @@ from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtSession
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
-from mlflow_tdeploy.runtime.select import Policy
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 from tests.flavor.text_bundles import make_text_bundle
@@ -68,6 +68,33 @@ def test_open_model_refuses_to_fall_back_when_strict(tmp_path):
         open_model(root, policy=Policy(strict=True))
 
 
+def test_a_damaged_record_is_a_fallback_because_nobody_knows_what_it_was(tmp_path, caplog):
+    root = make_bundle(tmp_path, BOTH)
+    path = root / "tdeploy/variants/ort-cpu-fp32.json"
+    path.write_text(path.read_text()[:40])
+    with open_model(root) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        assert model.decision.failures[0].startswith("ort-cpu-fp32: damaged: ")
+    assert "A better variant cannot serve on this host: ort-cpu-fp32: damaged" in caplog.text
+    with pytest.raises(NoVariantError, match="ort-cpu-fp32: damaged"):
+        open_model(root, policy=Policy(strict=True))
+    with open_model(root, policy=Policy(variant="onnx-fp32", strict=True)) as model:
+        assert model.decision.failures == ()
+
+
+def test_a_damaged_verdict_is_a_fallback_where_the_variant_would_have_come_first(tmp_path):
+    root = make_bundle(tmp_path, {**BOTH, "onnx-aa": WEIGHTS})
+    for name in ("ort-cpu-fp32", "onnx-aa"):
+        (path,) = (root / "tdeploy/evidence" / name).iterdir()
+        path.write_text(path.read_text()[:30])
+    with open_model(root) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+        (failure,) = model.decision.failures  # the portable one would not have come first
+        assert failure.startswith("ort-cpu-fp32 on ort-cpu: its accuracy evidence cannot be read here")
+    with pytest.raises(NoVariantError, match="its accuracy evidence cannot be read here"):
+        open_model(root, policy=Policy(strict=True))
+
+
 def test_open_model_reads_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TDEPLOY_VARIANT", "onnx-fp32")
     with open_model(make_bundle(tmp_path, BOTH)) as model:
@@ -78,7 +105,6 @@ def test_open_model_reads_the_environment(tmp_path, monkeypatch):
     ("changes", "why"),
     [
         ({"schema_version": 2, "warp": {}}, r"written by a newer mlflow-tdeploy \(schema 2\)"),
-        ({"warp": {}}, "damaged: .*unknown key 'warp'"),
         ({"format": "openvino"}, "no runtime opens the format 'openvino'"),
         ({"device": "npu"}, "made for npu"),
     ],

@@ -12,7 +12,8 @@ from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu
 from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
 from mlflow_tdeploy.runtime.base import RUNTIMES, Fit
-from mlflow_tdeploy.runtime.select import Policy, decide
+from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.runtime.select import decide
 from tests.bundles import SIGNATURE, accuracy
 
 HOST = Fingerprint("linux-x86_64", "test cpu", ("avx2", "avx512_vnni"), 2)
@@ -218,6 +219,56 @@ def test_policy_of_prefers_what_is_said_now_then_the_environment_then_what_was_s
     assert Policy.of({"variant": "now"}, {"TDEPLOY_VARIANT": "host"}, saved) == Policy("now", None, False)
     assert Policy.of({"variant": ""}, {}, saved) == Policy(None, None, False)
     assert Policy.of({"variant": ""}, {"TDEPLOY_VARIANT": "host"}, saved) == Policy("host", None, False)
+
+
+def test_what_was_measured_to_be_slower_here_is_no_better_choice_that_is_lacking():
+    """It needs a newer ONNX Runtime and would not be taken with it: that is no fallback."""
+    slow = dataclasses.replace(FP16, requires={"onnxruntime": "99.0"})
+    evidence = {
+        v.id: [accuracy(v.id), latency(v.id, ms)] for v, ms in ((FP32, 2.0), (FUSED, 5.0), (slow, 50.0))
+    }  # fmt: skip
+    decision = choose([FP32, FUSED, slow], evidence=evidence, policy=Policy(strict=True))
+    assert (decision.chosen.variant, decision.failures) == ("onnx-fp32", ())
+
+
+def test_a_graph_that_would_fit_worse_is_no_better_choice_either():
+    slow = dataclasses.replace(FP16, requires={"onnxruntime": "99.0"})
+    assert choose([FUSED, slow]).failures == ()
+
+
+def test_a_fused_graph_that_this_host_is_too_old_for_is_a_better_choice():
+    new = dataclasses.replace(FUSED, requires={"onnxruntime": "99.0"})
+    assert choose([FP32, new]).failures[0].startswith("ort-cpu-fp32 on ort-cpu: needs onnxruntime >= 99.0")
+
+
+def test_explain_makes_up_no_ratio_to_what_was_not_measured():
+    evidence = {FUSED.id: [accuracy(FUSED.id)], FP32.id: [accuracy(FP32.id), latency(FP32.id, 7.0)]}
+    text = choose([FUSED, FP32], evidence=evidence).explain()
+    assert "ranks after one that was not measured on this kind of host" in text
+    assert "x the time here" not in text
+
+
+def test_a_runtime_that_opens_none_of_the_formats_is_said_to():
+    error = choose([FP32, FUSED], policy=Policy(runtime="torch")).none_left()
+    assert "The runtime 'torch' opens the format hf, which no variant of this model has." in str(error)
+
+
+def test_the_environment_overrules_what_was_saved_and_says_so(caplog):
+    environ = {"TDEPLOY_VARIANT": "ort-cpu-fp32"}
+    Policy.of({}, environ, {"variant": "onnx-fp32"})
+    assert "TDEPLOY_VARIANT=ort-cpu-fp32 overrules variant='onnx-fp32', saved with the model" in caplog.text
+    caplog.clear()
+    Policy.of({"variant": "onnx-fp32"}, environ, {"variant": "onnx-fp32"})
+    Policy.of({}, environ, {"variant": ""})
+    Policy.of({}, environ, {"variant": "ort-cpu-fp32"})
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("environ", "where"), [({"TDEPLOY_STRICT": "maybe"}, r" \(TDEPLOY_STRICT\)"), ({}, "")])
+def test_a_value_that_cannot_be_read_names_where_it_comes_from(environ, where):
+    config = {} if environ else {"strict": "maybe"}
+    with pytest.raises(InvalidInputError, match=rf"'strict' must be of type bool, got 'maybe'{where}\.$"):
+        Policy.of(config, environ)
 
 
 def test_errors_name_where_a_forced_value_comes_from():

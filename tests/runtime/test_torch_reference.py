@@ -84,7 +84,7 @@ def test_probe_is_usable_for_the_original_only(runtime):
 def test_probe_names_what_the_original_needs_and_this_host_lacks(runtime):
     variant = Variant("hf", "hf", Precision(), "any", "source", (), requires={"no-such-distribution": "1.0"})
     compat = runtime.probe(probe.host(), variant)
-    assert (compat.fit, compat.outdated) == (Fit.UNSUPPORTED, True)
+    assert (compat.fit, compat.otherwise) == (Fit.UNSUPPORTED, Fit.USABLE)
     assert compat.reason.startswith("no-such-distribution is not installed")
 
 

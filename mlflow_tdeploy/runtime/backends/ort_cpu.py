@@ -76,24 +76,12 @@ class OrtCpu(Runtime):
         """Any ONNX graph runs; graphs fused for the CPU are at their best."""
         if variant.device not in ("any", "cpu"):
             return Compat(Fit.UNSUPPORTED, f"made for {'CUDA' if variant.device == 'cuda' else variant.device}")
+        found = _compat(host, variant)
         needed = variant.requires.get("onnxruntime", "")
         if needed and _numbers(self.version()) < _numbers(needed):
             why = f"needs onnxruntime >= {needed}, this host has {self.version()}"
-            return Compat(Fit.UNSUPPORTED, why, outdated=True)
-        if variant.precision.name in ("fp16", "bf16"):
-            return Compat(
-                Fit.USABLE, f"CPUs compute {variant.precision.name} graphs in fp32 with casts around each operator"
-            )
-        if variant.precision.name == "int8" and not set(host.cpu_features) & {
-            "avx512_vnni",
-            "avx_vnni",
-            "amx_int8",
-            "asimddp",
-        }:
-            return Compat(Fit.USABLE, "this CPU has no int8 dot product (VNNI)")
-        if variant.device == "cpu":
-            return Compat(Fit.OPTIMAL, "fused for the CPU")
-        return Compat(Fit.USABLE, "portable graph")
+            return Compat(Fit.UNSUPPORTED, why, otherwise=found.fit)
+        return found
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Open the graph with the CPU provider only."""
@@ -125,6 +113,24 @@ class OrtCpu(Runtime):
         if result.tolist() != [2.0, 4.0]:
             raise SessionError(f"ONNX Runtime computed {result.tolist()} for 1+1 and 2+2.")
         return f"onnxruntime {ort.__version__}: {', '.join(session.get_providers())}"
+
+
+def _compat(host: Fingerprint, variant: Variant) -> Compat:
+    """Return how well a graph for CPUs fits one, whatever the version of ONNX Runtime."""
+    if variant.precision.name in ("fp16", "bf16"):
+        return Compat(
+            Fit.USABLE, f"CPUs compute {variant.precision.name} graphs in fp32 with casts around each operator"
+        )
+    if variant.precision.name == "int8" and not set(host.cpu_features) & {
+        "avx512_vnni",
+        "avx_vnni",
+        "amx_int8",
+        "asimddp",
+    }:
+        return Compat(Fit.USABLE, "this CPU has no int8 dot product (VNNI)")
+    if variant.device == "cpu":
+        return Compat(Fit.OPTIMAL, "fused for the CPU")
+    return Compat(Fit.USABLE, "portable graph")
 
 
 class OrtSession(Session):

@@ -35,7 +35,7 @@ class TorchReference(Runtime):
             return Compat(Fit.UNSUPPORTED, f"made for {variant.device}")
         if lacking := [name for name in variant.requires if installed_version(name) is None]:
             why = f"{lacking[0]} is not installed (pip install 'mlflow-tdeploy[{lacking[0]}]')"
-            return Compat(Fit.UNSUPPORTED, why, outdated=True)
+            return Compat(Fit.UNSUPPORTED, why, otherwise=Fit.USABLE)
         return Compat(Fit.USABLE, "the original model, unoptimized")
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
