@@ -167,7 +167,7 @@ def _trace_inputs(example: Mapping[str, np.ndarray], signature: Signature) -> tu
             wanted = _trace_size(size, array.shape[axis], signature)
             wanted = sizes.setdefault(size, wanted) if isinstance(size, str) else wanted
             array = np.take(array, np.arange(wanted) % max(array.shape[axis], 1), axis=axis)
-        tensors.append(torch.from_numpy(np.ascontiguousarray(array)))
+        tensors.append(torch.from_numpy(np.array(array, order="C")))  # ascontiguousarray makes vectors of numbers
     return tuple(tensors)
 
 

@@ -89,20 +89,29 @@ def _named(name: str, possible: dict[str, type[Recipe]], given: Collection[str])
     """Return the recipes behind a name; none for what exists anyway."""
     if name in (HF, *given):
         return set()
-    recipes = {recipe.id: recipe for recipe in RECIPES}
-    found = {recipe.id for recipe in recipes.values() if name in (recipe.id, recipe.precision)}
-    if not found:
-        aliases = sorted({recipe.precision for recipe in recipes.values()})
-        raise InvalidInputError(
-            f"Unknown precision or variant {name!r}. Precisions: {', '.join(aliases)}; variants: "
-            f"{', '.join(sorted(recipes))}."
-        )
+    found = recipes_of(name)
     if not found & set(possible):
         raise InvalidInputError(
             f"{name!r} cannot be made from this source: it needs the portable graph '{PORTABLE}', which neither exists "
             f"nor can be exported here. Give that graph, or log the model from its torch module."
         )
     return found & set(possible)
+
+
+def recipes_of(name: str) -> set[str]:
+    """Return the ids of the recipes that a precision or an id means.
+
+    Raises:
+        InvalidInputError: None has that name.
+    """
+    found = {recipe.id for recipe in RECIPES if name in (recipe.id, recipe.precision)}
+    if not found:
+        aliases = sorted({recipe.precision for recipe in RECIPES})
+        raise InvalidInputError(
+            f"Unknown precision or variant {name!r}. Precisions: {', '.join(aliases)}; variants: "
+            f"{', '.join(RECIPES.names())}."
+        )
+    return found
 
 
 def _possible(recipe: type[Recipe], given: Collection[str], exportable: bool) -> bool:

@@ -22,8 +22,9 @@ import numpy as np
 
 from mlflow_tdeploy.build.golden import golden_texts
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE
-from mlflow_tdeploy.core.errors import BuildError, TDeployError
+from mlflow_tdeploy.core.errors import BuildError, TDeployError, first_line
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, At, Signature
@@ -96,6 +97,16 @@ class ReferenceAnswers:
     def corner_shapes(self) -> tuple[str, ...]:
         """The corners' sizes, each once."""
         return tuple(dict.fromkeys(case.shape for case in self.cases if case.part == "corners"))
+
+    def unrepeatable(self, reference: Infer, budget: Budget) -> str | None:
+        """Ask the reference something once more; return how far its answer is from its first one, or None.
+
+        A model that draws random numbers cannot be held against itself, and no variant of it against anything.
+        """
+        case, first = next(iter(self))
+        comparison = self.task.comparison()
+        comparison.add(first, _asked(reference, case), case.feeds)
+        return "; ".join(budget.violations(comparison.metrics(), single=True)) or None
 
     def _without_finite_answer(self) -> int:
         """Refuse a reference that cannot answer items; corners of made-up tensors may be beyond what it is for."""
@@ -237,9 +248,17 @@ def _asked(reference: Infer, case: Case) -> Arrays:
         raise
     except Exception as error:
         raise BuildError(
-            f"The source model fails at {case.shape}, which the signature allows: {type(error).__name__}: {error}. "
-            f"Narrow the ranges with shapes=…, or mend the model."
+            f"The source model fails at {case.shape}, a size within the ranges of its signature. Narrow them, for "
+            f"example shapes={_narrower(case)}, or mend the model. It said: {type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def _narrower(case: Case) -> dict[str, tuple[int, ...]]:
+    """Return ranges of the longest dimension that end at half of what was too much."""
+    sizes = {name: int(size) for name, size in (part.split("=") for part in case.shape.split(",") if "=" in part)}
+    name = max(sizes, key=lambda one: sizes[one], default="")
+    half = max(1, sizes.get(name, 2) // 2)
+    return {name: (1, half, half)} if name else {}
 
 
 class _Store(Sequence[Arrays]):

@@ -85,7 +85,7 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:
             break
     metrics = asked.metrics()
     violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()))
-    return Verified(metrics, violations, answers.data.record, answers.corner_shapes, asked.settings())
+    return Verified(metrics, violations, answers.data.record, asked.shapes, asked.settings())
 
 
 class _Asked:
@@ -97,7 +97,13 @@ class _Asked:
         self._whole = answers.task.comparison()
         self._parts: dict[str, Comparison] = {}
         self._batches: dict[str, int] = {}
+        self._shapes: dict[str, None] = {}
         self.problems: list[str] = []
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """The corners that were answered, each once."""
+        return tuple(self._shapes)
 
     def ask(self, case: Case, reference: Arrays, infer: Infer) -> None:
         try:
@@ -111,6 +117,8 @@ class _Asked:
         part = self._parts.setdefault(case.part, self._answers.task.comparison())
         for comparison in (self._whole, part):
             comparison.add(reference, got, case.feeds)
+        if case.part == "corners":
+            self._shapes[case.shape] = None
         self._batches[case.part] = self._batches.get(case.part, 0) + 1
         self._score.add(case, got)
 

@@ -17,7 +17,14 @@ from mlflow_tdeploy.build.stage import Staged, check, make_measure, make_trial, 
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BudgetError, BuildError, NoVariantError, SessionError, TDeployError
+from mlflow_tdeploy.core.errors import (
+    BudgetError,
+    BuildError,
+    InvalidInputError,
+    NoVariantError,
+    SessionError,
+    TDeployError,
+)
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
@@ -89,6 +96,11 @@ class Workshop:
             detail.append(f"{len(self.data.items)} items ({self.data.name}), {', '.join(answers.corner_shapes)}")
             if answers.not_compared:
                 detail.append(f"{answers.not_compared} rows of them without a finite answer, not compared")
+            if why := answers.unrepeatable(reference, self.budget):
+                raise InvalidInputError(
+                    f"The model answers one request differently each time ({why}): it draws random numbers, so that "
+                    f"nothing can be compared with it. Switch that off (dropout, sampling) and log it again."
+                )
         return answers
 
     def make(self, recipe: type[Recipe], parent: Graph | None) -> Staged:

@@ -96,16 +96,11 @@ def extend_model(
 
 def _named(bundle: Bundle, precisions: Iterable[str] | None) -> dict[str, Path | None]:
     """Return the ids of the recipes behind precisions; a precision means those that the model has not."""
-    from mlflow_tdeploy.build.recipes import RECIPES
+    from mlflow_tdeploy.build.plan import recipes_of
 
     found: dict[str, Path | None] = {}
     for name in precisions or ():
-        if name in RECIPES:
-            found[name] = None
-            continue
-        ids = [recipe.id for recipe in RECIPES if recipe.precision == name]
-        if not ids:
-            RECIPES.get(name)  # raises, listing what exists
+        ids = sorted(recipes_of(name))
         new = [variant_id for variant_id in ids if variant_id not in {*bundle.variants, *bundle.unreadable}]
         found |= dict.fromkeys(new or ids)  # where the model has them all, the build says so
     return found

@@ -10,12 +10,14 @@ from typing import Any
 from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
 
 from mlflow_tdeploy import FLAVOR_NAME
+from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_mlmodel, split_config
 from mlflow_tdeploy.flavor.native import TDeployModel
 from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.sessions import Fetch
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.layout import MANIFEST
 
 
 @mlflow_errors()
@@ -49,8 +51,19 @@ def load_model(
     chosen = {"variant": variant, "runtime": runtime, "strict": strict}
     given = {**(model_config or {}), **{key: value for key, value in chosen.items() if value is not None}}
     split_config(given)  # what was saved may hold keys of a newer version, what a user says now may not
+    if not model_uri:
+        raise InvalidInputError(f"model_uri must name a model, got {model_uri!r}.")
     location = locate(model_uri)
     bundle, fetch = _bring(location, dst_path)
+    try:
+        return _open(bundle, fetch, given)
+    except (TDeployError, OSError):
+        if fetch is None or dst_path is not None or (bundle.root / MANIFEST).is_file():
+            raise
+    return _open(*_bring(location, None), given)  # somebody pruned this host's cache at that moment
+
+
+def _open(bundle: Bundle, fetch: Fetch | None, given: Mapping[str, Any]) -> TDeployModel:
     meta = read_mlmodel(bundle)
     if meta is not None:
         _add_code_from_conf_to_system_path(str(bundle.root.parent), meta.flavors[FLAVOR_NAME])

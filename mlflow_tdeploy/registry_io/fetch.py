@@ -20,6 +20,8 @@ from mlflow_tdeploy.store.hashing import HashCache, verify_file
 from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
 from mlflow_tdeploy.store.prune import used, views_home
 
+#: How often a view is fetched that is pruned as soon as it is there.
+_ATTEMPTS = 3
 _WORKERS = 4
 #: Begins the name of the file that says which model a folder is being filled with.
 _MARK = ".tdeploy-model-"
@@ -75,8 +77,18 @@ def fetch_view(location: Location) -> Bundle:
     """Download the records of a model into a folder of this host that is the same every time.
 
     So what was hashed or fetched for an earlier start counts for the next one. Processes may share the folder:
-    every file in it appears at once.
+    every file in it appears at once. Where somebody prunes it at that moment, it is fetched again.
+
+    Raises:
+        NotFoundError: There is no such model, or its folder is pruned again and again.
     """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(NotFoundError, FileNotFoundError):
+            return _fetch_view(location)
+    return _fetch_view(location)
+
+
+def _fetch_view(location: Location) -> Bundle:
     home = views_home()
     with tempfile.TemporaryDirectory(dir=home, prefix=".tdeploy-") as folder:
         fetched = fetch_records(location, Path(folder))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 from mlflow_tdeploy.core.evidence import Shape
 from mlflow_tdeploy.core.measure import Timing
 from mlflow_tdeploy.core.tasks import TASKS
@@ -16,8 +17,12 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Candidate
 from mlflow_tdeploy.runtime.latency import Contender, time_shape
 from mlflow_tdeploy.runtime.options import SessionOptions
+from mlflow_tdeploy.runtime.sessions import Opener
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.store.layout import ASSETS
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 @dataclass(frozen=True)
@@ -137,14 +142,25 @@ def contenders(
         bundle: The bundle, with the candidates' files present.
         candidates: Which variants on which runtimes.
         options: Session options; with ``intra_op_threads`` batches are not split.
+
+    Raises:
+        TDeployError: None of them can be opened; of several, those that can are yielded.
     """
-    given = options or SessionOptions()
+    given, failed = options or SessionOptions(), None
+    task = TASKS.get(bundle.manifest.task)(bundle.manifest.task_config, bundle.manifest.signature, bundle.root / ASSETS)
+    opener = Opener(bundle, task, bundle.golden(), HashCache())
     with ExitStack() as stack:
         found = []
         for candidate in candidates:
-            runtime = RUNTIMES.get(candidate.runtime)()
-            variant = bundle.variants[candidate.variant]
-            session = runtime.open(bundle.root, variant, bundle.manifest.signature, given)
+            try:
+                session = opener.open(candidate, given)
+            except TDeployError as error:  # what cannot serve is not timed; the others are
+                _log.warning("Variant %s cannot serve on %s: %s", candidate.variant, candidate.runtime, error)
+                failed = error
+                continue
             stack.callback(session.close)
-            found.append(Contender.served(variant, runtime, session.infer, given))
+            runtime = RUNTIMES.get(candidate.runtime)()
+            found.append(Contender.served(bundle.variants[candidate.variant], runtime, session.infer, given))
+        if not found and failed is not None:
+            raise failed
         yield found

@@ -78,6 +78,10 @@ def resolve(
 
 
 def _from_object(model: Any, options: Options) -> Source:
+    if _is(model, "torch", "ScriptModule"):
+        raise InvalidInputError(
+            "TorchScript modules are not supported: their code cannot be exported. Pass the torch.nn.Module itself."
+        )
     if _is(model, "sentence_transformers", "SentenceTransformer"):
         from mlflow_tdeploy.source import sentence_transformer
 

@@ -95,6 +95,10 @@ class ContentCache:
         """Remove one content, for example one that turned out damaged."""
         self.remove(self._object(record))
 
+    def folders(self) -> list[Path]:
+        """Return the folders in which contents lie, and what writers have not finished."""
+        return [path for path in self._directory.glob("??") if path.is_dir()]
+
     def paths(self) -> Iterator[Path]:
         """Yield every content that is kept."""
         for path in self._directory.glob("??/*"):

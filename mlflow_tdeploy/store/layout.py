@@ -20,6 +20,8 @@ REPORT = "report"
 
 #: What is not finished yet has a name that starts like this; a reader skips every name with a leading dot.
 TEMPORARY = ".tdeploy-"
+#: Seconds without a change after which that is what a killed process left.
+ABANDONED_S = 3600.0
 
 
 def safe_path(root: Path, relative: str) -> Path:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_tdeploy.store.cache import ContentCache, last_used
 from mlflow_tdeploy.store.disk import own_folder, temporary
+from mlflow_tdeploy.store.layout import ABANDONED_S, TEMPORARY
 
 _VIEWS = "views"
 
@@ -59,6 +61,7 @@ def prune(max_bytes: int) -> int:
     Returns:
         Bytes freed.
     """
+    swept = _sweep()
     objects, views = _items()
     before = left = _usage(objects, views).total
     owners: dict[tuple[int, int], int] = {}
@@ -72,7 +75,25 @@ def prune(max_bytes: int) -> int:
         for inode, size in item.files.items():
             owners[inode] -= 1
             left -= 0 if owners[inode] else size
-    return before - left
+    return swept + before - left
+
+
+def _sweep() -> int:
+    """Remove what killed processes left half written or half removed; returns its bytes."""
+    freed = 0
+    for path in _leftovers():
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime < ABANDONED_S:
+                continue
+            files = _files(_below(path) if path.is_dir() else [path])
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            freed += sum(files.values())
+    return freed
+
+
+def _leftovers() -> list[Path]:
+    folders = [views_home(), *ContentCache().folders()]
+    return [path for folder in folders for path in folder.glob(f"{TEMPORARY}*")]
 
 
 def _usage(objects: list[_Item], views: list[_Item]) -> Usage:

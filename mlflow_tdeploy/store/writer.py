@@ -23,7 +23,7 @@ from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.store.disk import link_or_copy, storage_errors, sync_folder, sync_tree, temporary, write_once
 from mlflow_tdeploy.store.hashing import record_file, record_tree, verify_file
-from mlflow_tdeploy.store.layout import EVIDENCE, FILES, GOLDEN, MANIFEST, TEMPORARY, VARIANTS, safe_path
+from mlflow_tdeploy.store.layout import ABANDONED_S, EVIDENCE, FILES, GOLDEN, MANIFEST, TEMPORARY, VARIANTS, safe_path
 
 try:
     import fcntl
@@ -32,8 +32,6 @@ except ImportError:  # Windows
 
 #: The names that :func:`mlflow_tdeploy.store.disk.temporary` gives.
 _STAGED = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
-#: Seconds without a change after which an unlocked folder is a killed writer's.
-_ABANDONED_S = 3600.0
 
 
 @contextlib.contextmanager
@@ -97,10 +95,14 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _is_fresh(folder: Path) -> bool:
     newest = max(os.lstat(path).st_mtime for path in (folder, *folder.rglob("*")))
-    return time.time() - newest < _ABANDONED_S
+    return time.time() - newest < ABANDONED_S
 
 
 def _refuse_taken(target: Path) -> None:
+    if os.path.ismount(target):
+        raise InvalidInputError(
+            f"'{target}' is a mount point, which cannot become a model's folder all at once. Choose a folder inside it."
+        )
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise ConflictError(f"'{target}' exists already and is not an empty folder. Choose another path or remove it.")
 
@@ -328,7 +330,7 @@ def _remove_unrecorded(root: Path, variant_id: str) -> None:
     for folder in (root / VARIANTS, root / EVIDENCE / variant_id):
         for path in folder.glob(f"{TEMPORARY}*"):
             with contextlib.suppress(OSError):
-                if not path.is_dir() and time.time() - path.lstat().st_mtime >= _ABANDONED_S:
+                if not path.is_dir() and time.time() - path.lstat().st_mtime >= ABANDONED_S:
                     path.unlink()
 
 

@@ -190,6 +190,20 @@ def test_a_missing_output_names_what_the_module_returns(tmp_path):
         export_module(Other(), {"x": np.ones((2, 4), np.float32)}, SIMPLE, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_a_number_stays_a_number(tmp_path, exporter):
+    class Times(torch.nn.Module):
+        def forward(self, x, k):
+            return {"y": x * k}
+
+    inputs = (*SIMPLE.inputs, TensorSpec("k", "float32", ()))
+    signature = Signature(SIMPLE.dims, inputs, (TensorSpec("y", "float32", ("batch", 4)),))
+    example = {"x": np.ones((2, 4), np.float32), "k": np.float32(3)}
+    export_module(Times(), example, signature, tmp_path / "model.onnx", exporter=exporter)
+    (answer,) = run(tmp_path / "model.onnx", {"x": np.ones((3, 4), np.float32), "k": np.array(5, np.float32)})
+    np.testing.assert_array_equal(answer, np.full((3, 4), 5, np.float32))
+
+
 def test_weights_beside_the_graph(tmp_path):
     module = Dropping()
     module.linear = torch.nn.Linear(4, 3000)

@@ -120,6 +120,50 @@ def test_verify_fails_instead_of_raising_when_a_variant_cannot_answer(answers, i
     assert verified.metrics == {}  # nothing was compared: no figure that looks like success
 
 
+def test_verify_lists_only_the_corners_that_were_answered(answers):
+    def infer(feeds):
+        if len(feeds["x"]) > 1:
+            raise SessionError("too many")
+        return scaled(1.0)(feeds)
+
+    assert verify(answers, infer, BUDGET).shapes == ("batch=1",)
+
+
+def test_verify_gives_no_score_where_answers_are_missing(minilm_path, tmp_path):
+    task = classifier(minilm_path)
+    data = VerifyData.of({"text": ["a b", "a"], "label": ["yes", "no"]}).for_task(task)
+    answers = ReferenceAnswers(task, data, odd_length, tmp_path)
+    calls = []
+
+    def infer(feeds):
+        calls.append(feeds)
+        if len(calls) % 2:
+            raise SessionError("out of luck")
+        return odd_length(feeds)
+
+    verified = verify(answers, infer, Budget.of("max_score_difference <= 1"))
+    assert "accuracy" not in verified.metrics
+    assert not verified.passed
+
+
+def test_a_source_that_fails_is_told_which_range_to_narrow(tmp_path):
+    def short(feeds):
+        if len(feeds["x"]) > 4:
+            raise ValueError("index out of range")
+        return scaled(1.0)(feeds)
+
+    task = linear_task()
+    with pytest.raises(BuildError, match=r"fails at batch=8.*shapes=\{'batch': \(1, 4, 4\)\}.*index out of range"):
+        ReferenceAnswers(task, VerifyData.of(None).for_task(task), short, tmp_path)
+
+
+def test_unrepeatable_sees_a_model_that_draws_random_numbers(answers):
+    random = np.random.default_rng(0)
+    assert answers.unrepeatable(scaled(1.0), BUDGET) is None
+    drawn = answers.unrepeatable(lambda feeds: {"y": random.standard_normal((len(feeds["x"]), 3))}, BUDGET)
+    assert "worst_cosine" in drawn
+
+
 def test_reference_is_asked_once_for_all_variants(tmp_path):
     calls = []
 

@@ -40,6 +40,11 @@ def test_extend_model_makes_a_variant_by_its_precision(registered):
         np.testing.assert_allclose(model.infer({"x": X})["y"], X @ WEIGHTS, rtol=1e-2)
 
 
+def test_extend_model_knows_the_names_that_log_model_knows(registered):
+    with pytest.raises(MlflowException, match="Unknown precision or variant 'int3'. Precisions: fp16, fp32, int8"):
+        mlflow_tdeploy.extend_model(registered.model_uri, precisions=["int3"])
+
+
 def test_extend_model_records_a_variant_over_budget_without_its_files(registered, tmp_path):
     linear_graph(tmp_path / "bad.onnx", -WEIGHTS)
     (added,) = mlflow_tdeploy.extend_model(registered.model_uri, variants={"bad": tmp_path / "bad.onnx"})
@@ -70,5 +75,5 @@ def test_extend_model_refuses_with_the_right_code(tracking, tmp_path):
         with pytest.raises(MlflowException) as caught:
             mlflow_tdeploy.extend_model(info.model_uri, **arguments)
         assert caught.value.error_code == code
-    with pytest.raises(MlflowException, match="Unknown recipe 'int3'"):
+    with pytest.raises(MlflowException, match="Unknown precision or variant 'int3'"):
         mlflow_tdeploy.extend_model(info.model_uri, precisions=["int3"])

@@ -157,3 +157,9 @@ def test_a_loaded_model_raises_what_mlflow_users_catch(tmp_path):
             assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
     with pytest.raises(MlflowException, match="closed"):
         model.predict(["a"])
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_load_model_needs_a_uri(nothing):
+    with pytest.raises(MlflowException, match="model_uri must name a model"):
+        mlflow_tdeploy.load_model(nothing)

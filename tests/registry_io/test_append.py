@@ -225,3 +225,23 @@ append(location, variant, folder, [accuracy("onnx-fp16")])
     bundle = Bundle.open(mlflow.artifacts.download_artifacts(info.model_uri))
     assert bundle.variants["onnx-fp16"] == written
     bundle.verify(written)
+
+
+def test_append_notices_a_rival_that_was_done_while_it_uploaded(remote, model, tmp_path, monkeypatch):
+    location = locate(log(model).model_uri)
+    module = sys.modules["mlflow_tdeploy.registry_io.append"]
+    upload, rivals = module._upload, []
+
+    def slow(where, path, folder):
+        upload(where, path, folder)
+        if not rivals and folder.startswith("files/"):
+            rivals.append(True)
+            other = stage(tmp_path / "other", model, weights=2 * WEIGHTS)
+            rivals.append(append(location, other, tmp_path / "other", [accuracy("onnx-fp16")]))
+
+    monkeypatch.setattr(module, "_upload", slow)
+    with pytest.raises(ConflictError, match="already"):
+        append(location, stage(tmp_path / "new", model), tmp_path / "new", [accuracy("onnx-fp16")])
+    bundle = fetch_view(location)
+    assert bundle.variants["onnx-fp16"] == rivals[1]
+    assert len(bundle.evidence("onnx-fp16")) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -19,6 +20,7 @@ from mlflow_tdeploy.registry_io import (
 )
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.cache import ContentCache
+from mlflow_tdeploy.store.prune import prune
 from tests.bundles import accuracy
 from tests.registry_io.models import log, stage
 
@@ -115,3 +117,30 @@ def test_fetch_view_is_the_same_folder_every_time_and_sees_new_records(remote, m
     assert second.root == first.root
     assert (second.root / "manifest.json").stat().st_ctime_ns == before.st_ctime_ns  # what did not change stays
     assert "onnx-fp16" in second.variants
+
+
+def test_fetch_view_puts_the_manifest_last(remote, model, monkeypatch):
+    """Another process that finds it there takes the rest for whole."""
+    location = locate(log(model).model_uri)
+    moved, real = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(Path(b)), real(a, b)))
+    root = fetch_view(location).root
+    mine = [path.name for path in moved if root.parent in path.parents]
+    assert len(mine) > 3
+    assert mine[-1] == "manifest.json"
+
+
+def test_fetch_view_fetches_once_more_what_is_pruned_at_that_moment(remote, model, monkeypatch):
+    location = locate(log(model).model_uri)
+    opened, original = [], Bundle.open.__func__
+
+    def late(cls, path):
+        if "views" in str(path) and not Path(path).name.startswith("."):
+            opened.append(path)
+            if len(opened) == 1:
+                prune(0)
+        return original(cls, path)
+
+    monkeypatch.setattr(Bundle, "open", classmethod(late))
+    assert set(fetch_view(location).variants) == {"onnx-fp32", "ort-cpu-fp32"}
+    assert len(opened) == 2

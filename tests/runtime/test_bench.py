@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.bench import contenders, time_contenders
@@ -9,7 +10,7 @@ from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
-from tests.bundles import make_bundle
+from tests.bundles import WEIGHTS, make_bundle
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,14 @@ def test_contenders_take_the_token_budget_that_serves(tmp_path, hint, given, use
     candidates = decide_bundle(bundle, probe.hardware()).openable
     with contenders(bundle, candidates, SessionOptions(token_budget=given)) as (one,):
         assert one.token_budget == used
+
+
+def test_contenders_leave_out_what_cannot_serve_and_say_so(tmp_path, caplog):
+    root = make_bundle(tmp_path, {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": -WEIGHTS})
+    candidates = decide_bundle(Bundle.open(root), probe.hardware()).openable
+    with contenders(Bundle.open(root), candidates) as found:
+        assert [one.variant for one in found] == ["onnx-fp32"]
+    assert "ort-cpu-fp32 cannot serve on ort-cpu: its answer to a golden request is wrong" in caplog.text
+    wrong = [candidate for candidate in candidates if candidate.variant == "ort-cpu-fp32"]
+    with pytest.raises(SessionError, match="golden request"), contenders(Bundle.open(root), wrong):
+        pass

@@ -79,10 +79,10 @@ def test_open_takes_every_graph_level(bundle, level):
 
 
 def test_open_writes_a_profile_when_asked(bundle, tmp_path):
-    session = open_session(bundle, profiling=str(tmp_path / "profile"))
+    session = open_session(bundle, profiling=str(tmp_path / "new" / "profile"))
     session.infer({"x": X})
     session.close()
-    assert list(tmp_path.glob("profile*.json"))
+    assert list((tmp_path / "new").glob("profile*.json"))
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,12 @@ def test_resolve_refuses_outputs_when_they_are_no_tensors_or_clash():
         resolve(Echo(), example=example)
 
 
+def test_resolve_refuses_torchscript_and_says_what_to_pass():
+    scripted = torch.jit.script(torch.nn.Linear(4, 2))
+    with pytest.raises(InvalidInputError, match=r"Pass the torch\.nn\.Module itself"):
+        resolve(scripted, example={"input": np.zeros((1, 4), np.float32)})
+
+
 def test_resolve_refuses_a_text_task_when_the_model_is_a_plain_module():
     with pytest.raises(InvalidInputError, match=r"Linear cannot be logged for task 'sentence-embedding'"):
         resolve(torch.nn.Linear(4, 2), task="sentence-embedding", example={"input": np.zeros((1, 4), np.float32)})

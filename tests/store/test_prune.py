@@ -1,10 +1,14 @@
 import os
+import shutil
+import time
 
 import pytest
 
 from mlflow_tdeploy.store import prune
 from mlflow_tdeploy.store.cache import ContentCache
+from mlflow_tdeploy.store.disk import temporary
 from mlflow_tdeploy.store.hashing import record_file
+from mlflow_tdeploy.store.layout import ABANDONED_S
 
 
 @pytest.fixture
@@ -51,3 +55,30 @@ def test_prune_removes_everything_when_nothing_may_be_left(host):
     assert prune.prune(0) == 3000
     assert prune.usage() == prune.Usage(0, 0, 0)
     assert list(prune.views_home().iterdir()) == []
+
+
+def test_prune_removes_what_killed_processes_left_long_ago_and_nothing_younger(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    leftovers = {}
+    for age in (0.0, 2 * ABANDONED_S):
+        for folder in (ContentCache()._directory / "ab", prune.views_home()):
+            folder.mkdir(parents=True, exist_ok=True)
+            path = temporary(folder)
+            path.write_bytes(b"half") if folder.name == "ab" else (path.mkdir(), (path / "big").write_bytes(b"half"))
+            os.utime(path, (time.time() - age,) * 2)
+            leftovers.setdefault(age, []).append(path)
+    assert prune.prune(0) == 8
+    assert [path.exists() for path in leftovers[2 * ABANDONED_S]] == [False, False]
+    assert [path.exists() for path in leftovers[0.0]] == [True, True]
+
+
+def test_prune_takes_a_view_away_at_once(tmp_path, monkeypatch):
+    """Whoever opens it meanwhile must find all of it or nothing."""
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    view = prune.views_home() / "f00d"
+    (view / "tdeploy").mkdir(parents=True)
+    (view / "tdeploy/manifest.json").write_text("{}")
+    seen, rmtree = [], shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: (seen.append(view.exists()), rmtree(path, **how)))
+    prune.prune(0)
+    assert seen == [False]

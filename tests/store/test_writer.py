@@ -1,9 +1,10 @@
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.writer import (
     BundleDraft,
@@ -74,6 +75,17 @@ def test_staged_directory_refuses_when_target_is_taken(tmp_path, taken):
     with pytest.raises(ConflictError, match=r"model' exists already"), staged_directory(target):
         pytest.fail("not reached")
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_staged_directory_refuses_a_mount_point_before_anything_is_made(tmp_path, monkeypatch):
+    """An empty volume of a container looks like any empty folder, and nothing can be renamed to it."""
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "volume")
+    (tmp_path / "volume").mkdir()
+    with (
+        pytest.raises(InvalidInputError, match="mount point.*Choose a folder inside it"),
+        staged_directory(tmp_path / "volume"),
+    ):
+        pytest.fail("nothing may be built")
 
 
 def test_staged_directory_keeps_the_other_when_target_appears_meanwhile(tmp_path):

@@ -9,10 +9,9 @@ from typing import ClassVar, cast
 
 from mlflow_tdeploy.build.export import Exporter, ExportResult, export_module
 from mlflow_tdeploy.build.graphs import simplify
-from mlflow_tdeploy.build.inspect_graph import differing_dtypes
+from mlflow_tdeploy.build.inspect_graph import differing_dtypes, precision_of
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.core.errors import BuildError, ExportError
-from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
 from mlflow_tdeploy.source.base import Source
 
@@ -37,7 +36,7 @@ class OnnxFp32(Recipe):
             simplified = _simplify(path, context.output())
             return Graph(
                 context.output(),
-                Precision(recipe=self.id, settings={"simplified": simplified}),
+                replace(precision_of(path), recipe=self.id, settings={"simplified": simplified}),
                 dtypes=differing_dtypes(path, context.task.signature),
             )
         raise BuildError(
@@ -53,7 +52,8 @@ def _exported(source: Source, context: RecipeContext) -> Graph:
     simplified = _simplify(path, context.output())
     shutil.rmtree(path.parent)
     settings = {"exporter": result.exporter, "opset": result.opset, "simplified": simplified}
-    return Graph(context.output(), Precision(recipe=OnnxFp32.id, settings=settings), notes=result.notes)
+    precision = replace(precision_of(context.output()), recipe=OnnxFp32.id, settings=settings)
+    return Graph(context.output(), precision, notes=result.notes)
 
 
 def _export(source: Source, context: RecipeContext, path: Path) -> ExportResult:

@@ -188,6 +188,7 @@ def _session_options(ort: Any, options: SessionOptions) -> Any:
     settings.inter_op_num_threads = max(2, options.threads or usable_cores()) if parallel else 1
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spinning else "0")
     if own.profiling:
+        Path(own.profiling).parent.mkdir(parents=True, exist_ok=True)  # else nothing is written, and nothing said
         settings.enable_profiling = True
         settings.profile_file_prefix = own.profiling
     return settings
