@@ -181,6 +181,16 @@ def test_doctor_tells_when_two_builds_of_onnx_runtime_overwrite_each_other(tmp_p
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in run("doctor")
 
 
+def test_doctor_sees_no_conflict_in_packages_that_belong_together(tmp_path, monkeypatch):
+    """``tensorrt`` is a name for ``tensorrt-cu13``, which it installs."""
+    for name in ("tensorrt", "tensorrt_cu13"):
+        folder = tmp_path / f"{name}-10.16.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 10.16\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert json.loads(run("doctor", "--json"))["conflicts"] == []
+
+
 def test_log_writes_a_folder_that_inspect_and_explain_read(tmp_path):
     linear_graph(tmp_path / "graph.onnx", np.asarray(WEIGHTS))
     output = run(
