@@ -79,6 +79,8 @@ class Runtime(ABC):
     preference: ClassVar[int]
     #: Whether ``intra_op_threads`` = 0 opens sessions of one thread, so that batches run side by side.
     one_thread_sessions: ClassVar[bool] = False
+    #: Whether opening a variant may end the process, as a GPU's driver can: it is tried in another one first.
+    risky: ClassVar[bool] = False
     #: How to get it where it is missing.
     install: ClassVar[str]
     #: The modules it imports, and the distribution to name where one is missing.

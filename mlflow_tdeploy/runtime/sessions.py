@@ -15,6 +15,7 @@ from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session
 from mlflow_tdeploy.runtime.decision import Candidate
 from mlflow_tdeploy.runtime.options import SessionOptions
+from mlflow_tdeploy.runtime.trial import require_trial
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
 
@@ -27,12 +28,21 @@ _abandoned: list[Session] = []
 
 @dataclass(frozen=True)
 class Opener:
-    """Opens sessions that answer as they must: files unchanged, a golden request within the budget."""
+    """Opens sessions that answer as they must: files unchanged, a golden request within the budget.
+
+    Attributes:
+        bundle: Where the variants lie.
+        task: Its task.
+        golden: Requests with their answers.
+        hashes: Digests that this host remembers.
+        tried: Whether this process is the one in which dangerous opening is tried.
+    """
 
     bundle: Bundle
     task: Task
     golden: tuple[GoldenRequest, ...]
     hashes: HashCache
+    tried: bool = False
 
     def open(self, candidate: Candidate, options: SessionOptions) -> Session:
         """Return an opened session of a variant whose files are here.
@@ -44,6 +54,8 @@ class Opener:
         variant = self.bundle.variants[candidate.variant]
         self.bundle.verify(variant, self.hashes)
         runtime = RUNTIMES.get(candidate.runtime)()
+        if not self.tried:
+            require_trial(self.bundle, candidate, options)
         session = runtime.open(self.bundle.root, variant, self.bundle.manifest.signature, options)
         try:
             self._replay(session)

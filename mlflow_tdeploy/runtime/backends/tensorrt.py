@@ -31,6 +31,7 @@ class TensorRt(Runtime):
     tier: ClassVar[int] = 0
     preference: ClassVar[int] = 10
     settings: ClassVar[type | None] = TrtOptions
+    risky: ClassVar[bool] = True
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[tensorrt]'"
     #: The Python module.
     module: ClassVar[str] = "tensorrt"
