@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlflow_tdeploy.build.engine_options import EngineOptions
+    from mlflow_tdeploy.build.engine_options import EngineOptions, EnginePlan
     from mlflow_tdeploy.flavor.extend import extend_model
     from mlflow_tdeploy.flavor.load import load_model
     from mlflow_tdeploy.flavor.log import log_model
@@ -23,6 +23,7 @@ FLAVOR_NAME = "tdeploy"
 
 _HOMES = {
     "EngineOptions": "build.engine_options",
+    "EnginePlan": "build.engine_options",
     "save_model": "flavor.save",
     "log_model": "flavor.log",
     "load_model": "flavor.load",
@@ -36,6 +37,7 @@ _HOMES = {
 __all__ = [
     "FLAVOR_NAME",
     "EngineOptions",
+    "EnginePlan",
     "_load_pyfunc",
     "extend_model",
     "get_default_conda_env",

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.engine import version_numbers
-from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, MissingDependencyError, shown
+from mlflow_tdeploy.core.engine import HEADER_SIZE, EngineRecord, PlanHeader, version_numbers
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, MissingDependencyError, NotFoundError, shown
 from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.precision import PRECISIONS
 from mlflow_tdeploy.core.variant import check_variant_id
 
 #: Flags that change what an engine can do later; how it is quantized is in the graph.
@@ -60,12 +61,7 @@ class EngineOptions:
             raise InvalidInputError(f"Unknown TensorRT module {shown(self.module)}. Known: {', '.join(MODULES)}.")
         if self.id is not None:
             check_variant_id(self.id)
-        if unknown := sorted(set(self.flags) - set(FLAGS)):
-            raise InvalidInputError(f"Unknown engine flag {shown(unknown[0])}. Known: {', '.join(FLAGS)}.")
-        if self.hardware_compatibility not in LEVELS:
-            raise InvalidInputError(
-                f"hardware_compatibility must be one of {', '.join(LEVELS)}, got {shown(self.hardware_compatibility)}."
-            )
+        _check_flags(self.flags, self.hardware_compatibility)
         if self.optimization_level is not None and self.optimization_level not in range(6):
             raise InvalidInputError(f"optimization_level must be 0 to 5, got {shown(self.optimization_level)}.")
         if self.workspace is not None and self.workspace <= 0:
@@ -94,8 +90,86 @@ class EngineOptions:
         return module, self.id or engine_id(module, self.precision, host)
 
 
-def engines_of(wanted: Iterable[str | EngineOptions] | None) -> tuple[EngineOptions, ...]:
-    """Return what is meant by ``engines=``: precisions, or options in full.
+@dataclass(frozen=True)
+class EnginePlan:
+    """An engine that was built elsewhere, to be taken as it is. What its file does not say is what the caller knows.
+
+    Attributes:
+        path: The plan, as ``trtexec --saveEngine`` or a builder wrote it.
+        id: Id of the variant.
+        precision: What it computes with: ``fp16``, ``int8`` …
+        os: Where it runs, for example ``linux-x86_64``; like all that follows, empty where it is not known.
+        gpu: Name of the GPU it was built on.
+        compute_capability: Of that GPU, for example ``9.0``.
+        driver: Version of NVIDIA's driver there.
+        cuda: CUDA version of the library.
+        flags: Builder flags by name, out of :data:`FLAGS`.
+        hardware_compatibility: ``NONE``, ``AMPERE_PLUS`` or ``SAME_COMPUTE_CAPABILITY``.
+        targets: Compute capabilities that a TensorRT-RTX engine was built for.
+        onnx_sha256: Digest of the graph it was built from.
+
+    Raises:
+        InvalidInputError: A value that no TensorRT knows.
+    """
+
+    path: str | Path
+    id: str
+    precision: str
+    os: str = ""
+    gpu: str = ""
+    compute_capability: str = ""
+    driver: str = ""
+    cuda: str = ""
+    flags: tuple[str, ...] = ()
+    hardware_compatibility: str = "NONE"
+    targets: tuple[str, ...] = ()
+    onnx_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        check_variant_id(self.id)
+        if self.precision not in PRECISIONS:
+            raise InvalidInputError(f"Unknown precision {shown(self.precision)}. Known: {', '.join(PRECISIONS)}.")
+        _check_flags(self.flags, self.hardware_compatibility)
+
+    def record(self) -> EngineRecord:
+        """Return what is known of it: the library and its version from the file, the rest from the caller.
+
+        Raises:
+            NotFoundError: There is no such file.
+            IntegrityError: It is no plan, or not whole.
+        """
+        try:
+            with Path(self.path).open("rb") as file:
+                header = PlanHeader.read(file.read(HEADER_SIZE), Path(self.path).name)
+        except OSError as error:
+            raise NotFoundError(f"Cannot read the engine '{self.path}': {error.strerror or error}.") from error
+        known = {name: getattr(self, name) for name in _KNOWN}
+        return EngineRecord(header.module, header.version, **known)
+
+    def settled(self, host: Fingerprint) -> tuple[str, str]:
+        """Return the module that opens it, and its id; the same on every host."""
+        del host
+        return self.record().module, self.id
+
+
+#: What a caller may know of a plan.
+_KNOWN = (
+    *("os", "gpu", "compute_capability", "driver", "cuda", "flags", "hardware_compatibility", "targets"),
+    "onnx_sha256",
+)
+#: What ``engines=`` takes.
+Engine = EngineOptions | EnginePlan
+
+
+def _check_flags(flags: Iterable[str], level: str) -> None:
+    if unknown := sorted(set(flags) - set(FLAGS)):
+        raise InvalidInputError(f"Unknown engine flag {shown(unknown[0])}. Known: {', '.join(FLAGS)}.")
+    if level not in LEVELS:
+        raise InvalidInputError(f"hardware_compatibility must be one of {', '.join(LEVELS)}, got {shown(level)}.")
+
+
+def engines_of(wanted: Iterable[str | Engine] | None) -> tuple[Engine, ...]:
+    """Return what is meant by ``engines=``: precisions, options in full, or plans.
 
     Raises:
         InvalidInputError: Something else was given.
@@ -103,14 +177,14 @@ def engines_of(wanted: Iterable[str | EngineOptions] | None) -> tuple[EngineOpti
     if wanted is None:
         return ()
     engines = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
-    if isinstance(wanted, str) or not all(isinstance(one, (str, EngineOptions)) for one in engines):
+    if isinstance(wanted, str) or not all(isinstance(one, (str, EngineOptions, EnginePlan)) for one in engines):
         raise InvalidInputError(
-            f"engines is a list of precisions and EngineOptions, like ['fp16'], got {shown(wanted)}."
+            f"engines is a list of precisions, EngineOptions and EnginePlans, like ['fp16'], got {shown(wanted)}."
         )
-    return tuple(one if isinstance(one, EngineOptions) else EngineOptions(precision=one) for one in engines)
+    return tuple(EngineOptions(precision=one) if isinstance(one, str) else one for one in engines)
 
 
-def check_engines(engines: Sequence[EngineOptions], host: Fingerprint) -> None:
+def check_engines(engines: Sequence[Engine], host: Fingerprint) -> None:
     """Make sure that engines can be built on a host, as far as that shows before there is a graph.
 
     Raises:
@@ -121,7 +195,8 @@ def check_engines(engines: Sequence[EngineOptions], host: Fingerprint) -> None:
     ids = []
     for engine in engines:
         module, new_id = engine.settled(host)
-        tensorrt_module(module)
+        if isinstance(engine, EngineOptions):
+            tensorrt_module(module)
         ids.append(new_id)
     if twice := next((one for one in ids if ids.count(one) > 1), None):
         raise InvalidInputError(f"Two engines would both be the variant '{twice}': give one of them an id of its own.")

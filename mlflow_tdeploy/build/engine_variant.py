@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.engine import BuildProgress, build_engine
-from mlflow_tdeploy.build.engine_options import EngineOptions, tensorrt_module
+from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan, tensorrt_module
 from mlflow_tdeploy.build.extend import Built, refuse_taken
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.parents import Here, open_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged
 from mlflow_tdeploy.build.workshop import Progress, Workshop
+from mlflow_tdeploy.core.engine import EngineRecord
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import now
+from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.probe import library_versions
@@ -28,7 +31,7 @@ PLAN = "model.plan"
 
 def build_engine_variant(
     bundle: Bundle,
-    engine: EngineOptions,
+    engine: Engine,
     workdir: Path,
     options: BuildOptions | None = None,
     *,
@@ -36,10 +39,10 @@ def build_engine_variant(
     progress: Progress | None = None,
     builder_progress: BuildProgress | None = None,
 ) -> Built:
-    """Build an engine from a bundle's portable graph and check it, where there is a GPU to run it.
+    """Build an engine from a bundle's portable graph, or take one as it is, and check it where there is a GPU.
 
-    Without one the engine is only built (TensorRT-RTX can): it has no evidence, and serves nowhere until a host with
-    a GPU has verified it.
+    Without a GPU the engine is only built (TensorRT-RTX can) or taken: it has no evidence, and serves nowhere until a host
+    with one has verified it.
 
     Args:
         bundle: The bundle; it is only read.
@@ -64,17 +67,45 @@ def build_engine_variant(
     _, new_id = engine.settled(shop.host)
     refuse_taken(bundle, new_id, "Choose another id.")
     here = Here(bundle, fetch)
+    if isinstance(engine, EnginePlan):
+        staged = stage_plan(shop, engine)
+    else:
+        graph = _parent_graph(bundle, here, engine, workdir / "parent")
+        staged = stage_engine(shop, engine, bundle.variants[engine.parent], graph, builder_progress)
+    if shop.host.gpu is None:
+        return Built(staged.variant, staged.root, (), tuple(shop.steps))
+    return _checked(shop, bundle, here, staged)
+
+
+def _parent_graph(bundle: Bundle, here: Here, engine: EngineOptions, folder: Path) -> Graph:
     if not here.available(engine.parent):
         graphs = [v.id for v in bundle.variants.values() if v.format == "onnx" and here.available(v.id)]
         raise InvalidInputError(
             f"Engines are built from portable graphs, and this model has no '{engine.parent}' to be had. "
             f"It has: {', '.join(graphs) or 'none'}."
         )
-    graph = here.graph(engine.parent, workdir / "parent")
-    staged = stage_engine(shop, engine, bundle.variants[engine.parent], graph, builder_progress)
-    if shop.host.gpu is None:
-        return Built(staged.variant, staged.root, (), tuple(shop.steps))
-    return _checked(shop, bundle, here, staged)
+    return here.graph(engine.parent, folder)
+
+
+def stage_plan(shop: Workshop, plan: EnginePlan) -> Staged:
+    """Copy a plan that was built elsewhere below ``staged/files/<id>`` of a workshop's folder and record it.
+
+    Raises:
+        NotFoundError: There is no such file.
+        IntegrityError: It is no plan, or not whole.
+    """
+    root = shop.work / "staged"
+    target = root / FILES / plan.id / PLAN
+    with shop.step(f"take {plan.id}") as detail:
+        record = plan.record()
+        target.parent.mkdir(parents=True)
+        shutil.copyfile(plan.path, target)
+        precision = Precision(plan.precision, "fp16" if plan.precision in ("int8", "fp8", "int4") else plan.precision)
+        variant = _variant(plan.id, root, precision, record)
+        detail.append(f"{variant.size / 1e6:.0f} MB, {record.module} {record.version}")
+        if shop.host.gpu is None:
+            detail.append("not checked: there is no GPU here")
+    return Staged(variant, root, Graph(target, precision))
 
 
 def stage_engine(
@@ -105,23 +136,29 @@ def stage_engine(
         trt = tensorrt_module(module)
         record = build_engine(trt, graph.path, plan, shop.task.signature, shop.host, engine, builder_progress)
         digest = next(file.sha256 for file in parent.files if file.path == parent.entry)
-        variant = Variant(
-            id=new_id,
-            format="trt",
-            precision=parent.precision,
-            device="cuda",
-            entry=f"{FILES}/{new_id}/{PLAN}",
-            files=record_tree(root, f"{FILES}/{new_id}"),
+        variant = replace(
+            _variant(new_id, root, parent.precision, replace(record, onnx_sha256=digest)),
             parent=parent.id,
             built_for=shop.host if shop.host.gpu else None,
-            engine=replace(record, onnx_sha256=digest),
-            created=now(),
-            made_with=library_versions(),
         )
         detail.append(f"{variant.size / 1e6:.0f} MB, {module} {record.version}")
         if shop.host.gpu is None:
             detail.append("not checked: there is no GPU here")
     return Staged(variant, root, replace(graph, path=plan))
+
+
+def _variant(new_id: str, root: Path, precision: Precision, record: EngineRecord) -> Variant:
+    return Variant(
+        id=new_id,
+        format="trt",
+        precision=precision,
+        device="cuda",
+        entry=f"{FILES}/{new_id}/{PLAN}",
+        files=record_tree(root, f"{FILES}/{new_id}"),
+        engine=record,
+        created=now(),
+        made_with=library_versions(),
+    )
 
 
 def _checked(shop: Workshop, bundle: Bundle, here: Here, staged: Staged) -> Built:

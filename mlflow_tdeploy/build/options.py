@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlflow_tdeploy.build.engine_options import EngineOptions
+from mlflow_tdeploy.build.engine_options import Engine
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
@@ -21,7 +21,7 @@ class BuildOptions:
         budget: How far a variant may be from the source; None for the task's default.
         on_budget: Over budget, ``drop`` keeps a variant's record and evidence without its files, ``raise`` fails.
         data: What to verify on; None for the default.
-        engines: TensorRT engines to build besides.
+        engines: TensorRT engines to build, or to take, besides.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
         measure: Whether to measure: which fusions pay, and the latency of each variant.
@@ -32,7 +32,7 @@ class BuildOptions:
     budget: Budget | None = None
     on_budget: Literal["drop", "raise"] = "drop"
     data: VerifyData | None = None
-    engines: tuple[EngineOptions, ...] = ()
+    engines: tuple[Engine, ...] = ()
     opset: int = 18
     exporter: str = "auto"
     measure: bool = True

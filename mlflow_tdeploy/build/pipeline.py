@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlflow_tdeploy.build.engine_options import EngineOptions
-from mlflow_tdeploy.build.engine_variant import stage_engine
+from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan
+from mlflow_tdeploy.build.engine_variant import stage_engine, stage_plan
 from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
@@ -20,7 +20,7 @@ from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, runtime_for, stage_graph
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.workshop import Progress, Workshop, brief
-from mlflow_tdeploy.core.errors import BudgetError, BuildError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError
 from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
 from mlflow_tdeploy.core.precision import Precision
@@ -90,7 +90,7 @@ class _Build:
         for recipe in plan.order:
             self._make(recipe, plan, answers)
         for engine in self.options.engines:
-            self._build_engine(engine, answers)
+            self._add_engine(engine, answers)
         self._measure()
         manifest = self._manifest()
         self._write(manifest)
@@ -132,7 +132,7 @@ class _Build:
         exportable = self.source.module is not None or PORTABLE in self.source.graphs
         required = [] if has_source or given else [PORTABLE]  # something must be the reference
         precisions = () if ready_made and self.options.precisions is None else self.options.precisions
-        parents = [engine.parent for engine in self.options.engines]
+        parents = [engine.parent for engine in self.options.engines if isinstance(engine, EngineOptions)]
         return plan_variants(precisions, given=given, exportable=exportable, required=required, parents=parents)
 
     def _take(self, variant_id: str, path: Path, answers: ReferenceAnswers) -> None:
@@ -156,11 +156,16 @@ class _Build:
             return
         self._use(staged)
 
-    def _build_engine(self, engine: EngineOptions, answers: ReferenceAnswers) -> None:
-        """Build an engine that was asked for; where there is no GPU to run it, nothing vouches for it yet."""
-        if (graph := self.graphs.get(engine.parent)) is None:
+    def _add_engine(self, engine: Engine, answers: ReferenceAnswers) -> None:
+        """Build or take an engine; where there is no GPU to run it, nothing vouches for it yet."""
+        if isinstance(engine, EnginePlan):
+            staged = stage_plan(self.shop, engine)
+        elif (graph := self.graphs.get(engine.parent)) is None:
             raise BuildError(f"No engine can be built of '{engine.parent}': that variant is not usable.")
-        staged = stage_engine(self.shop, engine, self.variants[engine.parent], graph)
+        else:
+            staged = stage_engine(self.shop, engine, self.variants[engine.parent], graph)
+        if staged.variant.id in self.variants:
+            raise ConflictError(f"There is a variant '{staged.variant.id}' already: give the engine another id.")
         if self.shop.host.gpu is not None:
             self._judge(staged, answers)
             return

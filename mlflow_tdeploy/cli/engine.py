@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.build.engine_options import FLAGS, LEVELS, MODULES, EngineOptions
+from mlflow_tdeploy.build.engine_options import FLAGS, LEVELS, MODULES, EngineOptions, EnginePlan
 from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, parse_bytes, show_step
 
 
@@ -32,21 +32,47 @@ from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, parse_bytes, sh
     "--plugin", "plugins", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Library with operators that the graph needs; several times.",
 )  # fmt: skip
+@click.option(
+    "--plan", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take this engine as it is instead; needs --id. --precision is its own then.",
+)  # fmt: skip
+@click.option("--gpu", default="", help="With --plan: name of the GPU it was built on.")
+@click.option("--compute-capability", default="", help="With --plan: of that GPU (9.0).")
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
-def engine(uri: str, profiles: tuple[str, ...], workspace: str | None, on_budget: Any, **given: Any) -> None:
+def engine(uri: str, plan: Path | None, on_budget: Any, **given: Any) -> None:
     """Build a TensorRT engine of the model at URI, check it where there is a GPU, and add it to that very version."""
     from mlflow_tdeploy import extend_model
 
     with clean_errors():
-        options = EngineOptions(
-            **given,
-            profiles=[_profile(text) for text in profiles] or None,
-            workspace=parse_bytes(workspace) if workspace is not None else None,
-        )
+        options = _to_build(**given) if plan is None else _to_take(plan, **given)
         (added,) = extend_model(
             uri, engines=[options], on_budget=on_budget, progress=show_step, builder_progress=_shown_progress()
         )
         click.echo(f"Added {added.id} to {uri}" if added.files else f"{added.id} is over the budget: not kept")
+
+
+def _to_build(
+    profiles: tuple[str, ...], workspace: str | None, gpu: str, compute_capability: str, **given: Any
+) -> EngineOptions:
+    if gpu or compute_capability:
+        raise click.UsageError("--gpu and --compute-capability say where a --plan was built; leave them out.")
+    return EngineOptions(
+        **given,
+        profiles=[_profile(text) for text in profiles] or None,
+        workspace=parse_bytes(workspace) if workspace is not None else None,
+    )
+
+
+def _to_take(plan: Path, precision: str, gpu: str, compute_capability: str, **given: Any) -> EnginePlan:
+    if given["id"] is None:
+        raise click.UsageError("--plan needs --id: the name of the variant that it becomes.")
+    building = ("profiles", "workspace", "optimization_level", "timing_cache", "plugins", "module")
+    if said := [name for name in building if given[name]]:
+        raise click.UsageError(f"--{said[0].replace('_', '-')} is about building: leave it out, or leave out --plan.")
+    return EnginePlan(
+        plan, given["id"], precision, gpu=gpu, compute_capability=compute_capability,
+        **{name: given[name] for name in ("flags", "hardware_compatibility", "targets")},
+    )  # fmt: skip
 
 
 def _profile(text: str) -> dict[str, Any]:

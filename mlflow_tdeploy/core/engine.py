@@ -12,6 +12,8 @@ from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 #: First bytes of a plan, and the Python module whose builder writes them.
 _MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+#: More bytes than a header has.
+HEADER_SIZE = 64
 #: Where the version of the library lies: four bytes, major to build.
 _VERSION = slice(24, 28)
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Names of precisions, the most precise first.
+PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "int8", "fp8", "int4")
+
 
 @dataclass(frozen=True)
 class Precision:

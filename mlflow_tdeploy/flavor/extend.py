@@ -26,7 +26,7 @@ from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.lock import host_lock
 
 if TYPE_CHECKING:
-    from mlflow_tdeploy.build.engine_options import EngineOptions
+    from mlflow_tdeploy.build.engine_options import Engine
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -36,7 +36,7 @@ def extend_model(
     model_uri: str,
     *,
     precisions: Iterable[str] | None = None,
-    engines: Iterable[str | EngineOptions] | None = None,
+    engines: Iterable[str | Engine] | None = None,
     variants: Mapping[str, str | Path] | None = None,
     verify_with: Any = None,
     on_budget: OnBudget = "drop",
@@ -54,8 +54,9 @@ def extend_model(
         model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…`` or a folder.
         precisions: What to make: precisions (``int8``) or variant ids (``ort-cpu-int8``).
         engines: TensorRT engines to build: precisions of the model's graphs (``fp16``) or
-            :class:`~mlflow_tdeploy.EngineOptions`. Where another process on this host builds the same one, its result
-            is waited for and returned.
+            :class:`~mlflow_tdeploy.EngineOptions`, or ready-made ones to take, each an
+            :class:`~mlflow_tdeploy.EnginePlan`. Where another process on this host builds the same one, its result is
+            waited for and returned.
         variants: Ready-made ONNX graphs by variant id.
         verify_with: Data to check with, see :func:`save_model`.
         on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
@@ -133,7 +134,7 @@ def _add(
 def _add_engine(
     location: Location,
     bundle: Bundle,
-    engine: EngineOptions,
+    engine: Engine,
     request: BundleRequest,
     progress: Progress | None,
     builder_progress: Callable[[str, int, int], None] | None,

@@ -18,7 +18,7 @@ from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
 from mlflow_tdeploy.registry_io import describe, mlflow_errors, tag_logged_model
 
 if TYPE_CHECKING:
-    from mlflow_tdeploy.build.engine_options import EngineOptions
+    from mlflow_tdeploy.build.engine_options import Engine
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -34,7 +34,7 @@ def log_model(
     example: Any = None,
     labels: Any = None,
     precisions: Iterable[str] | None = None,
-    engines: Iterable[str | EngineOptions] | None = None,
+    engines: Iterable[str | Engine] | None = None,
     budget: Any = None,
     on_budget: OnBudget = "drop",
     verify_with: Any = None,

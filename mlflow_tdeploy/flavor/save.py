@@ -21,7 +21,7 @@ from mlflow_tdeploy.store.layout import ROOT
 from mlflow_tdeploy.store.writer import staged_directory
 
 if TYPE_CHECKING:
-    from mlflow_tdeploy.build.engine_options import EngineOptions
+    from mlflow_tdeploy.build.engine_options import Engine
 
 
 @mlflow_errors()
@@ -35,7 +35,7 @@ def save_model(
     example: Any = None,
     labels: Any = None,
     precisions: Iterable[str] | None = None,
-    engines: Iterable[str | EngineOptions] | None = None,
+    engines: Iterable[str | Engine] | None = None,
     budget: Any = None,
     on_budget: OnBudget = "drop",
     verify_with: Any = None,
@@ -70,7 +70,8 @@ def save_model(
         labels: Names of the classes, where the model's own are to be replaced.
         precisions: Which variants to make, as precisions or ids; every one made by default when None.
         engines: TensorRT engines to build: precisions of the graphs to build from (``fp16``), or
-            :class:`~mlflow_tdeploy.EngineOptions`; none by default.
+            :class:`~mlflow_tdeploy.EngineOptions`; or ready-made ones to take, each an
+            :class:`~mlflow_tdeploy.EnginePlan`. None by default.
         budget: How far a variant may be from the original, for example ``"worst_cosine >= 0.99"``.
         on_budget: ``drop`` records a variant over budget and never serves it, ``raise`` fails.
         verify_with: Data to check variants with: texts, or a table with the columns ``text`` and ``label`` (then the

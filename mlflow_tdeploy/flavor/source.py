@@ -18,7 +18,7 @@ from mlflow_tdeploy.store.layout import MANIFEST, ROOT
 from mlflow_tdeploy.store.writer import BundleDraft
 
 if TYPE_CHECKING:
-    from mlflow_tdeploy.build.engine_options import EngineOptions
+    from mlflow_tdeploy.build.engine_options import Engine
     from mlflow_tdeploy.build.options import BuildOptions
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -38,7 +38,7 @@ class BundleRequest:
     example: Any = None
     labels: Any = None
     precisions: Iterable[str] | None = None
-    engines: Iterable[str | EngineOptions] | None = None
+    engines: Iterable[str | Engine] | None = None
     budget: Any = None
     on_budget: OnBudget = "drop"
     verify_with: Any = None

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, NotFoundError, first_line
-from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.precision import PRECISIONS, Precision
 from mlflow_tdeploy.core.tensors import DTYPES, Dim, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, FREE, identifier
 from mlflow_tdeploy.store.external_data import external_files
@@ -25,8 +25,6 @@ _RENAMED = {"float": "float32", "double": "float64"}
 _INT8_ACTIVATIONS = ("QuantizeLinear", "DynamicQuantize", "Integer", "QLinear", "QAttention", "QGemm")
 #: Bytes of weights up to which a graph in memory is written as one file; a file holds 2 GiB at most.
 ONE_FILE = 1 << 30
-#: Precisions from the most to the least exact.
-PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "int8", "fp8", "int4")
 _FLOATS = ("fp64", "fp32", "bf16", "fp16")
 #: A type counts as the weights' when it holds this share of them: embedding tables often stay in a higher one.
 _SHARE = 0.1

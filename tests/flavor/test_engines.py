@@ -62,10 +62,84 @@ def test_log_model_builds_engines_of_the_graphs_that_it_makes(tracking, graph):
     np.testing.assert_allclose(model.predict({"x": X})["y"], X @ WEIGHTS, rtol=1e-6)
 
 
+@pytest.fixture
+def plan(tmp_path):
+    """A real plan, built by TensorRT-RTX."""
+    root = make_bundle(tmp_path / "elsewhere")
+    (added,) = mlflow_tdeploy.extend_model(root, engines=["fp32"])
+    return root / "tdeploy" / added.entry
+
+
+@pytest.mark.parametrize("how", ["log", "extend"])
+def test_a_plan_that_was_built_elsewhere_is_taken_as_it_is(tracking, graph, tmp_path, plan, how):
+    engine = mlflow_tdeploy.EnginePlan(
+        plan, "trt-own", "int8", gpu="NVIDIA L4", compute_capability="8.9", flags=("TF32",), targets=("8.9",)
+    )
+    given = {"task": "tensors", "shapes": SHAPES, "precisions": ["fp32"]}
+    info = mlflow_tdeploy.log_model(str(graph), "m", **given, **({"engines": [engine]} if how == "log" else {}))
+    if how == "extend":
+        mlflow_tdeploy.extend_model(info.model_uri, engines=[engine])
+    bundle = Bundle.open(mlflow.artifacts.download_artifacts(info.model_uri))
+    variant = bundle.variants["trt-own"]
+    bundle.verify(variant)
+    assert bundle.path(variant.entry).read_bytes() == plan.read_bytes()
+    assert (variant.format, variant.precision.name, variant.parent) == ("trt", "int8", None)
+    record = variant.engine
+    assert (record.module, record.gpu, record.compute_capability) == ("tensorrt_rtx", "NVIDIA L4", "8.9")
+    assert (record.version, record.flags, record.driver) == (tensorrt_rtx_version(), ("TF32",), "")
+    assert variant.built_for is None
+
+
+def tensorrt_rtx_version():
+    import tensorrt_rtx
+
+    return tensorrt_rtx.__version__
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no TensorRT engine"),
+        (b"ftrt", "is cut off after 4 bytes"),
+        (b"PK\x03\x04" + bytes(60), "is no TensorRT engine"),
+        (None, "Cannot read the engine"),
+    ],
+)
+def test_what_is_no_plan_is_refused_and_nothing_is_left(graph, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "own.plan").write_bytes(content)
+    engine = mlflow_tdeploy.EnginePlan(tmp_path / "own.plan", "trt-own", "fp16")
+    with pytest.raises(MlflowException, match=message):
+        mlflow_tdeploy.save_model(str(graph), tmp_path / "out", task="tensors", shapes=SHAPES, engines=[engine])
+    assert not (tmp_path / "out").exists()
+    root = make_bundle(tmp_path / "made")
+    with pytest.raises(MlflowException, match=message):
+        mlflow_tdeploy.extend_model(root, engines=[engine])
+    assert set(Bundle.open(root).variants) == {"onnx-fp32"}
+
+
+def test_a_plan_cannot_take_the_id_of_a_graph(graph, tmp_path, plan):
+    engine = mlflow_tdeploy.EnginePlan(plan, "onnx-fp32", "fp32")
+    with pytest.raises(MlflowException, match="a variant 'onnx-fp32' already"):
+        mlflow_tdeploy.save_model(str(graph), tmp_path / "out", task="tensors", shapes=SHAPES, engines=[engine])
+
+
+def test_the_command_takes_a_plan(tmp_path, plan):
+    root = make_bundle(tmp_path / "made")
+    output = run("engine", root, "--plan", plan, "--id", "trt-own", "--precision", "fp32", "--gpu", "NVIDIA L4")
+    assert "take trt-own" in output
+    assert Bundle.open(root).variants["trt-own"].engine.gpu == "NVIDIA L4"
+    assert "--plan needs --id" in run("engine", root, "--plan", plan, ok=False)
+    assert "--workspace is about building" in run(
+        "engine", root, "--plan", plan, "--id", "x", "--workspace", "1GB", ok=False
+    )
+    assert "say where a --plan was built" in run("engine", root, "--gpu", "NVIDIA L4", ok=False)
+
+
 @pytest.mark.parametrize(
     ("engines", "message"),
     [
-        ("fp16", r"engines is a list of precisions and EngineOptions, like \['fp16'\], got 'fp16'"),
+        ("fp16", r"engines is a list of precisions, EngineOptions and EnginePlans, like \['fp16'\], got 'fp16'"),
         ([16], "engines is a list"),
         (["fp8"], "no 'onnx-fp8'. Possible here: onnx-fp16, onnx-fp32"),
         (["fp16", "fp16"], "Two engines would both be the variant 'trt-rtx-fp16'"),

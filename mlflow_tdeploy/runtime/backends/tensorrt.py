@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlflow_tdeploy.core.engine import EngineRecord, PlanHeader
+from mlflow_tdeploy.core.engine import HEADER_SIZE, EngineRecord, PlanHeader
 from mlflow_tdeploy.core.errors import SessionError, TDeployError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Signature
@@ -17,9 +17,6 @@ from mlflow_tdeploy.runtime.backends._trt_session import TrtEngine, TrtOptions, 
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
 from mlflow_tdeploy.runtime.engine_fit import EngineHost, engine_fit
 from mlflow_tdeploy.runtime.options import SessionOptions
-
-#: More than any header needs.
-_HEADER = 64
 
 
 @RUNTIMES.register("tensorrt")
@@ -83,7 +80,7 @@ class TensorRtRtx(TensorRt):
 
 def _check_header(plan: Path, record: EngineRecord | None) -> None:
     with plan.open("rb") as file:
-        header = PlanHeader.read(file.read(_HEADER), plan.name)
+        header = PlanHeader.read(file.read(HEADER_SIZE), plan.name)
     if record is not None and (difference := record.contradicts(header)):
         raise SessionError(f"{plan.name} is another engine than recorded: {difference}.")
 
