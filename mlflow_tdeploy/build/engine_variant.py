@@ -41,8 +41,8 @@ def build_engine_variant(
 ) -> Built:
     """Build an engine from a bundle's portable graph, or take one as it is, and check it where there is a GPU.
 
-    Without a GPU the engine is only built (TensorRT-RTX can) or taken: it has no evidence, and serves nowhere until a host
-    with one has verified it.
+    Without a GPU the engine is only built (TensorRT-RTX can) or taken: it has no evidence, and serves nowhere until a
+    host with one has verified it.
 
     Args:
         bundle: The bundle; it is only read.
