@@ -82,7 +82,7 @@ class Decision:
     def explain(self) -> str:
         """Return the decision as a table for people: which serves, and why each other one does not."""
         rows = [("variant", "runtime", "fit", "p50 ms", "why")]
-        for candidate in self.candidates:
+        for candidate in self._worth_showing():
             latency = f"{candidate.latency_ms:.2f}" if candidate.latency_ms is not None else "-"
             mark = "serves" if candidate == self.chosen else candidate.fit.value
             why = candidate.reason + self._behind(candidate)
@@ -90,6 +90,17 @@ class Decision:
         if all(candidate.latency_ms is None for candidate in self.candidates):
             return align(rows)
         return f"{align(rows)}\np50 ms: measured on this kind of host, one call of {self.measured_at}"
+
+    def _worth_showing(self) -> list[Candidate]:
+        """Leave out what says nothing new: runtimes that do not open what another one does, or for the same reason."""
+        openable = {candidate.variant for candidate in self.candidates if candidate.can_open}
+        shown: dict[tuple[str, str, str], Candidate] = {}
+        for candidate in self.candidates:
+            if candidate.can_open or candidate.lacking:
+                shown[candidate.variant, candidate.runtime, ""] = candidate
+            elif candidate.variant not in openable:
+                shown.setdefault((candidate.variant, "", candidate.reason), candidate)
+        return list(shown.values())
 
     def _behind(self, candidate: Candidate) -> str:
         """Say why a candidate that could serve does not."""

@@ -28,7 +28,7 @@ def in_child(work):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(30)
+        signal.alarm(120)
         code = 1
         try:
             work()

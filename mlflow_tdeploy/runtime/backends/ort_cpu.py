@@ -1,57 +1,20 @@
-"""ONNX Runtime's CPU provider.
-
-Session options: https://onnxruntime.ai/docs/api/python/api_summary.html#sessionoptions
-"""
+"""ONNX Runtime's CPU provider."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
-from mlflow_tdeploy.core.errors import SessionError, first_line
-from mlflow_tdeploy.core.hardware import Fingerprint, usable_cores
-from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.backends._ort import OrtOptions, OrtSession, open_graph, self_test, too_old
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
-from mlflow_tdeploy.runtime.options import SessionOptions, check_choice
+from mlflow_tdeploy.runtime.options import SessionOptions
 
-_LEVELS = {
-    "disable": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "layout": "ORT_ENABLE_LAYOUT",
-    "all": "ORT_ENABLE_ALL",
-}
-#: y = x + x as an ONNX model (opset 17, IR 8): proves that sessions open and run.
-_SELF_TEST = "CAg6PwoOCgF4CgF4EgF5IgNBZGQSCXNlbGZfdGVzdFoQCgF4EgsKCQgBEgUKAxIBbmIQCgF5EgsKCQgBEgUKAxIBbkIECgAQEQ=="
-
-
-@dataclass(frozen=True)
-class OrtOptions:
-    """ONNX Runtime's session options that can be set.
-
-    Attributes:
-        spinning: Whether waiting operator threads spin, where ``intra_op_threads`` is given.
-        arena: Whether freed memory is kept for the next run.
-        graph_level: ``disable``, ``basic``, ``extended``, ``layout`` or ``all``.
-        execution_mode: ``sequential`` or ``parallel``.
-        profiling: Path prefix of a profile to write; empty for none.
-    """
-
-    spinning: bool = False
-    arena: bool = True
-    graph_level: str = "all"
-    execution_mode: str = "sequential"
-    profiling: str = ""
-
-    def __post_init__(self) -> None:
-        check_choice("graph_level", self.graph_level, _LEVELS)
-        check_choice("execution_mode", self.execution_mode, ("sequential", "parallel"))
+_PROVIDER = "CPUExecutionProvider"
 
 
 @RUNTIMES.register("ort-cpu")
@@ -77,26 +40,11 @@ class OrtCpu(Runtime):
         if variant.device not in ("any", "cpu"):
             return Compat(Fit.UNSUPPORTED, f"made for {'CUDA' if variant.device == 'cuda' else variant.device}")
         found = _compat(host, variant)
-        needed = variant.requires.get("onnxruntime", "")
-        if needed and _numbers(self.version()) < _numbers(needed):
-            why = f"needs onnxruntime >= {needed}, this host has {self.version()}"
-            return Compat(Fit.UNSUPPORTED, why, otherwise=found.fit)
-        return found
+        return too_old(variant, self.version(), found.fit) or found
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Open the graph with the CPU provider only."""
-        try:
-            import onnxruntime as ort
-
-            session = ort.InferenceSession(
-                str(root / variant.entry),
-                sess_options=_session_options(ort, options),
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=list(variant.session.get("disabled_optimizers", [])) or None,
-            )
-        except Exception as error:  # onnxruntime's classes share no base of their own
-            raise SessionError(f"ONNX Runtime cannot open variant '{variant.id}': {first_line(error)}") from error
-        return OrtSession(session, variant, signature)
+        return OrtSession(open_graph(root, variant, options, [_PROVIDER]), variant, signature)
 
     def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
         """Spinning threads on every core, unless the user said how many; the profile stays the first session's."""
@@ -106,13 +54,7 @@ class OrtCpu(Runtime):
 
     def self_test(self) -> str:
         """Open and run a one-node graph."""
-        import onnxruntime as ort
-
-        session = ort.InferenceSession(base64.b64decode(_SELF_TEST), providers=["CPUExecutionProvider"])
-        (result,) = session.run(None, {"x": np.array([1.0, 2.0], np.float32)})
-        if result.tolist() != [2.0, 4.0]:
-            raise SessionError(f"ONNX Runtime computed {result.tolist()} for 1+1 and 2+2.")
-        return f"onnxruntime {ort.__version__}: {', '.join(session.get_providers())}"
+        return self_test([_PROVIDER])
 
 
 def _compat(host: Fingerprint, variant: Variant) -> Compat:
@@ -131,68 +73,3 @@ def _compat(host: Fingerprint, variant: Variant) -> Compat:
     if variant.device == "cpu":
         return Compat(Fit.OPTIMAL, "fused for the CPU")
     return Compat(Fit.USABLE, "portable graph")
-
-
-class OrtSession(Session):
-    """An ``InferenceSession``; its ``run`` is safe from several threads and releases the GIL."""
-
-    def __init__(self, session: Any, variant: Variant, signature: Signature) -> None:
-        self._session = session
-        self._variant = variant
-        self._outputs = [spec.name for spec in signature.outputs]
-        self._cast_in = {
-            s.name: numpy_dtype(variant.dtypes[s.name]) for s in signature.inputs if s.name in variant.dtypes
-        }
-        self._cast_out = {s.name: numpy_dtype(s.dtype) for s in signature.outputs if s.name in variant.dtypes}
-        known = {node.name for node in session.get_outputs()}
-        if lacking := [name for name in self._outputs if name not in known]:
-            raise SessionError(
-                f"Variant '{variant.id}' has no output '{lacking[0]}'; it has {', '.join(sorted(known))}."
-            )
-
-    def infer(self, feeds: Arrays) -> Arrays:
-        """Run the graph."""
-        session = self._session
-        if session is None:
-            raise SessionError(f"The session of variant '{self._variant.id}' is closed.")
-        if self._cast_in:
-            feeds = {n: a.astype(self._cast_in[n], copy=False) if n in self._cast_in else a for n, a in feeds.items()}
-        try:
-            values = session.run(self._outputs, feeds)
-        except Exception as error:
-            raise SessionError(f"ONNX Runtime failed in variant '{self._variant.id}': {first_line(error)}") from error
-        outputs = dict(zip(self._outputs, values, strict=True))
-        for name, dtype in self._cast_out.items():
-            outputs[name] = outputs[name].astype(dtype, copy=False)
-        return outputs
-
-    def close(self) -> None:
-        """Drop the session; a run in progress ends first."""
-        self._session = None
-
-    @property
-    def device(self) -> str:
-        """The first provider that ONNX Runtime really uses."""
-        return str(self._session.get_providers()[0]) if self._session else "closed"
-
-
-def _session_options(ort: Any, options: SessionOptions) -> Any:
-    own, settings = options.settings(OrtOptions), ort.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = options.intra_op_threads or 1  # 0 would be one per core
-    settings.enable_cpu_mem_arena = own.arena
-    settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[own.graph_level])
-    parallel = own.execution_mode == "parallel"
-    settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
-    # With one inter-op thread ONNX Runtime would quietly run sequentially.
-    settings.inter_op_num_threads = max(2, options.threads or usable_cores()) if parallel else 1
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spinning else "0")
-    if own.profiling:
-        Path(own.profiling).parent.mkdir(parents=True, exist_ok=True)  # else nothing is written, and nothing said
-        settings.enable_profiling = True
-        settings.profile_file_prefix = own.profiling
-    return settings
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("+")[0].split(".")[:3] if part.isdecimal())
