@@ -15,6 +15,7 @@ from mlflow_tdeploy.core.errors import (
     IntegrityError,
     TDeployError,
 )
+from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
@@ -54,16 +55,28 @@ class Here:
         return Graph(folder / names[0], variant.precision, variant.session, variant.dtypes)
 
 
+def _vouched_for(bundle: Bundle, variant: Variant) -> bool:
+    """Tell whether a variant may stand in for the reference: full precision, and a verdict that says it is right."""
+    verdict = latest_accuracy(bundle.evidence(variant.id))
+    sure = verdict is not None and verdict.passed is True and bundle.doubt(variant.id) is None
+    return variant.precision.name == "fp32" and sure
+
+
 @contextmanager
-def open_reference(bundle: Bundle, here: Here) -> Iterator[tuple[str, Infer, int]]:
+def open_reference(bundle: Bundle, here: Here, *, stand_in: bool = True) -> Iterator[tuple[str, Infer, int]]:
     """Open the most faithful variant that can be opened; yields its id, its ``infer`` and its number of weights.
+
+    Args:
+        bundle: The bundle.
+        here: What of it can be had.
+        stand_in: Whether another one may stand in for the source and the model's own reference.
 
     Raises:
         IntegrityError: Files of the model's reference are damaged or gone: nothing else may quietly stand in for it.
         BuildError: None can be opened.
     """
     first = (HF, bundle.manifest.reference)
-    rest = sorted(v.id for v in bundle.variants.values() if v.precision.name == "fp32")
+    rest = sorted(name for name, one in bundle.variants.items() if stand_in and _vouched_for(bundle, one))
     reasons = []
     host = probe.host()
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mlflow_tdeploy.build.parents import Here, open_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged, runtime_for
 from mlflow_tdeploy.build.workshop import Progress, Workshop
-from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError
+from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tasks import TASKS
@@ -18,6 +19,8 @@ from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ASSETS
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 def recheck_variants(
@@ -45,7 +48,8 @@ def recheck_variants(
     Raises:
         InvalidInputError: There is no such variant, it has no files, or it is the reference itself.
         NoVariantError: No runtime here opens a variant that was named, or any at all.
-        BuildError: The reference cannot be opened, or a variant's runtime does not open it after all.
+        BuildError: The reference cannot be opened: nothing else may stand in for it here, as verdicts count everywhere.
+        TDeployError: None of the variants can be checked; of several, the others are, with a warning.
     """
     host, manifest = probe.host(), bundle.manifest
     variants = [_named(bundle, name, host) for name in dict.fromkeys(variant_ids)] if variant_ids is not None else None
@@ -53,13 +57,19 @@ def recheck_variants(
     task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
     shop = Workshop(task, manifest.budget, options or BuildOptions(), workdir, progress=progress)
     here = Here(bundle, fetch)
-    with open_reference(bundle, here) as (name, infer, weights):
+    with open_reference(bundle, here, stand_in=False) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)
-    found = []
+    found, failed = [], None
     for variant in wanted:
-        here.get(variant.id)
-        staged = Staged(variant, bundle.root, Graph(bundle.path(variant.entry), variant.precision))
-        found.append(shop.evidence(staged, shop.check(staged, answers), name))
+        try:
+            here.get(variant.id)
+            staged = Staged(variant, bundle.root, Graph(bundle.path(variant.entry), variant.precision))
+            found.append(shop.evidence(staged, shop.check(staged, answers), name))
+        except TDeployError as error:  # one damaged variant says nothing about the others
+            _log.warning("Variant %s was not checked: %s", variant.id, error)
+            failed = error
+    if not found and failed is not None:
+        raise failed
     return found
 
 

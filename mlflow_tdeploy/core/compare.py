@@ -16,11 +16,21 @@ from mlflow_tdeploy.core.tensors import Array, Arrays
 REFERENCE_NON_FINITE = "reference_non_finite"
 #: The share of whole numbers and truth values (token ids, the index of the best label) that are the reference's own.
 EXACT_SHARE = "exact_share"
-#: What half-precision graphs put where others have infinity: fp16 ends at 65504, and masks are often -1e4.
-AS_GOOD_AS_INFINITE = 1e4
-#: From here on a value is a mask and no answer: many models put the lowest number of their type where others put
-#: minus infinity. Types that end earlier have it at a quarter of their range.
-_MASK = 1e30
+#: What half-precision graphs put where others have infinity: fp16 ends at 65504, masks are often -1e4, and a score may
+#: have been added to them.
+AS_GOOD_AS_INFINITE = 5e3
+#: From here on a value stands for infinity, whatever its sign: many models put the lowest number of their type there.
+_ENDLESS = 1e30
+#: From here on a negative one does: no score is that low.
+_MASK = -1e8
+#: A mask that was added to a score: so low, and so many times the size of everything else in its row.
+_ADDED_MASK, _OUTWEIGHS = -1e3, 100.0
+#: What float32 rounds off a row whose largest value is one.
+_ROUNDING = 1e-6
+#: A row that is this much smaller than others is near zero: its direction is noise.
+_NEAR_ZERO = 1e-3
+#: One number has no direction but its sign: more of it is noise.
+_NEAR_ZERO_ALONE = 0.05
 #: Stands for what is too large for a number: metrics are finite.
 _LARGEST = 1e300
 _ROOT = 1e140
@@ -48,10 +58,11 @@ class Rows:
     Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0), by their norms and by
     the largest absolute difference. A value that is finite in the reference and not in the variant makes its
     row's cosine -1 and is counted. A row of the reference with a NaN, or without any finite value, says nothing: it is
-    counted apart and not compared. Where the reference is infinite beside finite values, or as good as that (a mask:
-    :func:`mask_bound`), the variant must be, too: infinite or at least :data:`AS_GOOD_AS_INFINITE`, with the same sign;
-    else it counts as above. A row's values from that size on are compared apart from its smaller ones, and the
-    lower cosine counts: beside -1e4 nothing would be seen of logits around 1.
+    counted apart and not compared. Where the reference is infinite beside finite values, or as good as that (a mask,
+    see :func:`stands_for_infinity`), the variant must be, too: infinite or at least :data:`AS_GOOD_AS_INFINITE`, with
+    the same sign; else it counts as above. Other masks of a row (-1e4, with a score added) are compared apart from the
+    rest, and what is further off counts: beside them nothing would be seen of logits around 1. Rows that are next to
+    nothing in the reference and in the difference, as the typical row goes, count as equal.
     """
 
     def __init__(self) -> None:
@@ -63,6 +74,7 @@ class Rows:
         self._norm = 0.0
         self._bad = 0
         self._broken = 0
+        self._squares = 0.0
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -71,7 +83,7 @@ class Rows:
         if reference.size == 0:
             return
         ref, new = reference.astype(np.float64), got.astype(np.float64)
-        usable = np.abs(ref) < mask_bound(reference.dtype)  # NaN is not
+        usable = ~np.isnan(ref) & ~stands_for_infinity(ref, reference.dtype)
         broken = np.isnan(ref).any(axis=1) | ~usable.any(axis=1)
         self._broken += int(broken.sum())
         if broken.all():
@@ -81,7 +93,10 @@ class Rows:
         bad = np.where(usable, ~np.isfinite(new), ~masked)
         silent = ~usable | bad  # positions that say nothing about closeness
         ref, new = np.where(silent, 0.0, ref), np.where(silent, 0.0, new)
-        cosine = np.where(bad.any(axis=1), -1.0, _cosine_by_size(ref, new))
+        parts = _parts(ref, new)
+        cosine = np.minimum.reduce([_cosine(*part) for part in parts])
+        cosine[self._near_zero(ref, new)] = 1.0
+        cosine[bad.any(axis=1)] = -1.0
         difference = np.abs(ref - new)
         self.count += len(ref)
         self._worst = min(self._worst, float(cosine.min()))
@@ -89,8 +104,18 @@ class Rows:
         largest, scale = min(float(difference.max()), _LARGEST), float(np.abs(ref).max())
         self._max = max(self._max, largest)
         self._relative = max(self._relative, min(largest / scale, _LARGEST) if scale else float(largest > 0))
-        self._norm = max(self._norm, float(_norm_difference(ref, new).max()))
+        self._norm = max(self._norm, *(float(_norm_difference(*part).max()) for part in parts))
         self._bad += int(bad.sum())
+
+    def _near_zero(self, ref: Array, new: Array) -> Array:
+        """Tell which rows are next to nothing, as is their difference; what is typical is learnt from all so far."""
+        scale = min(max(float(np.abs(ref).max()), 1e-150), _ROOT)
+        squares = ((np.clip(ref, -_ROOT, _ROOT) / scale) ** 2).sum(axis=1)
+        self._squares = min(self._squares + float(squares.sum()) * scale * scale, _LARGEST)
+        limit = _NEAR_ZERO_ALONE if ref.shape[1] == 1 else _NEAR_ZERO
+        typical = limit * float(np.sqrt(self._squares / (self.count + len(ref))))
+        small: Array = (np.abs(ref).max(axis=1) < typical) & (np.abs(ref - new).max(axis=1) < typical)
+        return small
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
@@ -106,19 +131,29 @@ class Rows:
         }
 
 
-def mask_bound(dtype: np.dtype[Any]) -> float:
-    """Return from which size on a value of a type stands for infinity."""
-    return min(_MASK, float(np.finfo(dtype).max) / 4) if np.issubdtype(dtype, np.floating) else _MASK
+def stands_for_infinity(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Tell which values of a type mean that there is no answer: infinite, as good as that, or far below any score."""
+    end = min(_ENDLESS, float(np.finfo(dtype).max)) if np.issubdtype(dtype, np.floating) else _ENDLESS
+    found: Array = (np.abs(values) >= end) | (values <= _MASK)
+    return found
 
 
-def _cosine_by_size(ref: Array, new: Array) -> Array:
-    """Return each row's cosine: of its large values or of the others, whichever is lower."""
-    large = np.abs(ref) >= AS_GOOD_AS_INFINITE
-    if not large.any():
-        return _cosine(ref, new)
-    parts = [_cosine(np.where(part, ref, 0.0), np.where(part, new, 0.0)) for part in (large, ~large)]
-    lower: Array = np.minimum(*parts)
-    return lower
+def _parts(ref: Array, new: Array) -> list[tuple[Array, Array]]:
+    """Return what is compared of two matrices: all of it, or the masks in it and the rest apart."""
+    low = ref <= _ADDED_MASK
+    if not low.any():
+        return [(ref, new)]
+    others = np.abs(np.where(low, 0.0, ref)).max(axis=1, keepdims=True)
+    masks = low & (np.abs(ref) > _OUTWEIGHS * others) & (others > 0)
+    if not masks.any():
+        return [(ref, new)]
+    largest = np.abs(ref).max(axis=1, keepdims=True)
+    same = np.abs(ref - new) <= _ROUNDING * np.where(masks.any(axis=1, keepdims=True), largest, 0.0)
+    rest = np.where(same & ~masks, ref, new)
+    return [
+        (np.where(masks, ref, 0.0), np.where(masks, new, 0.0)),
+        (np.where(masks, 0.0, ref), np.where(masks, 0.0, rest)),
+    ]
 
 
 def _cosine(a: Array, b: Array) -> Array:

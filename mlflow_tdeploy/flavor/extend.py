@@ -143,11 +143,12 @@ def _add_engine(
     from mlflow_tdeploy.runtime import probe
 
     _, new_id = engine.settled(probe.host())
-    with host_lock(f"{location.uri} {new_id}") as waited:
-        if waited:
-            bundle = open_records(location)
-            if (there := bundle.variants.get(new_id)) is not None:
-                return there
+    known = bundle.variants.keys()
+    place = location.local.resolve() if location.local is not None else location.root
+    with host_lock(f"{place} {new_id}"):
+        bundle = open_records(location)
+        if new_id not in known and (there := bundle.variants.get(new_id)) is not None:
+            return there  # another process has built it in the meantime
         fetch = None if location.local is not None else functools.partial(fetch_variant, location, bundle)
         with tempfile.TemporaryDirectory(prefix="tdeploy-engine-") as folder:
             built = build_engine_variant(

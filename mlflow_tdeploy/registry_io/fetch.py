@@ -94,8 +94,12 @@ def _fetch_view(location: Location) -> Bundle:
         fetched = fetch_records(location, Path(folder))
         key = hashlib.sha256(location.root.encode() + b"\0" + (fetched.root / MANIFEST).read_bytes()).hexdigest()[:32]
         view = home / key
+        view.mkdir(exist_ok=True)
+        before = view.stat().st_ino
         _merge(Path(folder), view)
         used(view)
+        if view.stat().st_ino != before:  # somebody pruned it, and what came after that is a part of it
+            raise FileNotFoundError(f"The folder '{view}' was pruned while it was filled.")
     return Bundle.open(view)
 
 

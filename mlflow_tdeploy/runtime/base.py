@@ -128,6 +128,10 @@ class Runtime(ABC):
         del options, cores
         return None
 
+    @classmethod
+    def after_fork(cls) -> None:
+        """Make the runtime usable in a process that was forked; its sessions are opened anew there."""
+
     @abstractmethod
     def self_test(self) -> str:
         """Exercise the runtime in this process and say what it used. Called in a child process: it may crash.

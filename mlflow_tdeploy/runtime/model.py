@@ -180,7 +180,7 @@ class Model:
         self._task.prepare()
         decision = self._decide(policy)
         for failure in decision.failures:
-            _log.warning("A better variant cannot serve on this host: %s", failure)
+            _log.warning("A variant that is, or may be, better cannot serve on this host: %s", failure)
         self._decision, self._pipeline = self._open_first(decision)
         chosen = self._decision.chosen
         if chosen is not None:
@@ -270,7 +270,9 @@ class Model:
         if self.decision.chosen is not None and key_of(decision.chosen) == key_of(self.decision.chosen):
             pipeline = serving
         else:
-            _, pipeline = self._open_first(decision)
+            opened, pipeline = self._open_first(decision)
+            if opened.failures != decision.failures:
+                return pipeline  # not for good: the better one may work the next time
         self._forced[policy] = pipeline
         return pipeline
 

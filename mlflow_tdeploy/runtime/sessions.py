@@ -113,15 +113,14 @@ class Sessions:
             self._fetch(variant)
 
     def after_fork(self) -> None:
-        """Go on in a forked process: sessions with threads of their own are opened anew, those threads are not here."""
-        kept = {}
-        for key, session in self._sessions.items():
-            alone = RUNTIMES.get(key[1]).one_thread_sessions and self._options.intra_op_threads in (0, 1)
-            if alone:
-                kept[key] = session
-            else:
-                abandon(session)
-        self._sessions = kept
+        """Go on in a forked process: every session is opened anew.
+
+        Threads of the old ones are not here, and a lock that one of them held at that moment is held for good.
+        """
+        for (_, runtime), session in self._sessions.items():
+            abandon(session)
+            RUNTIMES.get(runtime).after_fork()
+        self._sessions = {}
 
     def close(self) -> None:
         """Close every session; closing twice is fine."""

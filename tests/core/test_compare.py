@@ -57,7 +57,7 @@ def test_rows_metrics_ignore_positions_where_the_reference_is_infinite():
     assert metrics["worst_cosine"] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("mask", [np.finfo(np.float32).min, -1e30, -1e9, -1e4, -np.inf])
+@pytest.mark.parametrize("mask", [np.finfo(np.float32).min, -1e30, -1e9, -1e4, -9998.0, -1e3, -np.inf])
 def test_rows_see_what_a_mask_would_outweigh(mask):
     """Beside a value of that size a row's cosine says nothing about the others."""
     rows = Rows()
@@ -72,6 +72,40 @@ def test_rows_take_a_half_precision_mask_for_that_of_the_reference():
     metrics = rows.metrics()
     assert metrics["worst_cosine"] == pytest.approx(1.0)
     assert (metrics["non_finite"], metrics["max_norm_difference"]) == (0, pytest.approx(0))
+
+
+@pytest.mark.parametrize("mask", [-1e9, np.finfo(np.float32).min])
+@pytest.mark.parametrize("clipped", [-65504.0, -1e4, -9992.0, -np.inf])
+def test_rows_take_what_half_precision_makes_of_a_mask(mask, clipped):
+    """The converter clips to -1e4, and a score may have been added to that."""
+    metrics = measure([[0.3, -0.4, mask]], [[0.3, -0.4, clipped]])
+    assert metrics["worst_cosine"] == pytest.approx(1.0)
+    assert (metrics["non_finite"], metrics["max_norm_difference"]) == (0, pytest.approx(0, abs=1e-6))
+
+
+def test_rows_see_a_scale_beside_a_mask():
+    assert measure([[0.3, -0.4, -1e4]], [[0.9, -1.2, -1e4]])["max_norm_difference"] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_rows_compare_large_half_precision_values():
+    rows = Rows()
+    rows.add(np.array([[20000, 17000, 9000]], np.float16), np.array([[60000, 60000, 9000]], np.float16))
+    assert rows.metrics()["max_norm_difference"] > 0.5
+    assert rows.metrics()["rows"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "got"),
+    [
+        ([[20000.0, 1e-3]], [[20000.002, -1e-3]]),
+        ([[20000.0, 0.0]], [[20000.0, 1e-6]]),
+        ([[-20000.0, 1e-3]], [[-20000.002, -1e-3]]),
+        ([[2.0], [-1.0], [1e-2], [3.0]], [[2.0], [-1.0], [-1e-2], [3.0]]),
+        ([[2.0, 1.0], [1e-4, 1e-4]], [[2.0, 1.0], [-1e-4, 1e-4]]),
+    ],
+)
+def test_rows_take_noise_around_zero_for_no_change_of_direction(reference, got):
+    assert measure(reference, got)["worst_cosine"] == pytest.approx(1.0)
 
 
 def test_rows_say_nothing_of_a_row_that_is_a_mask_as_a_whole():
@@ -91,7 +125,7 @@ def test_rows_metrics_are_numbers_whatever_the_size(got, cosine):
     rows.add(np.array([[1e20, 1.0]]), np.array(got))
     metrics = rows.metrics()
     assert np.isfinite(list(metrics.values())).all()
-    assert metrics["worst_cosine"] == pytest.approx(min(cosine, 1.0 if got[0][1] else 0.0))
+    assert metrics["worst_cosine"] == pytest.approx(cosine)
 
 
 @pytest.mark.parametrize("broken", [[np.nan, 1.0], [np.nan, np.nan], [np.inf, -np.inf]])

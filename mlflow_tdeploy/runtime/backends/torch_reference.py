@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +49,12 @@ class TorchReference(Runtime):
         except Exception as error:  # transformers raises whatever it meets
             raise SessionError(f"torch cannot open variant '{variant.id}': {first_line(error)}") from error
         return TorchSession(module, variant, signature)
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """Compute on one thread from now on: those of torch's pool are not here, and waiting for them is a crash."""
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(1)
 
     def self_test(self) -> str:
         """Multiply two matrices."""
