@@ -130,7 +130,8 @@ class Runtime(ABC):
 
     @classmethod
     def after_fork(cls) -> None:
-        """Make the runtime usable in a process that was forked; its sessions are opened anew there."""
+        """Make the runtime usable in a forked process; its sessions are opened anew there."""
+        del cls  # most runtimes have nothing to do
 
     @abstractmethod
     def self_test(self) -> str:
