@@ -23,7 +23,7 @@ from mlflow_tdeploy.runtime import probe
 RESULTS = Path(__file__).parent / "results" / "engine.json"
 
 _BUILD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import tensorrt_rtx
 from mlflow_tdeploy.build.engine import build_engine
@@ -33,7 +33,9 @@ from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.runtime import probe
 graph, plan, host = Path(sys.argv[1]), Path(sys.argv[2]), probe.host()
 signature = from_json(Signature, sys.argv[3], "argument")
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # ru_maxrss would count the parent's memory, too
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 before, begin = peak(), time.perf_counter()
 record = build_engine(tensorrt_rtx, graph, plan, signature, host, EngineOptions(module="tensorrt_rtx"))
 print(json.dumps({"seconds": time.perf_counter() - begin, "before_mib": before, "peak_mib": peak(),
@@ -98,7 +100,7 @@ def _figures(name: str, runs: list[dict[str, Any]], graph: Path) -> list[Figure]
             note=f"{median(run['before_mib'] for run in runs):.0f} MiB before the build",
         ),
         Figure(
-            f"{name}: plan", runs[0]["plan_mb"], "MB", note=f"of a graph of {graph.stat().st_size / 1e6:.0f} MB"
+            f"{name}: plan", runs[0]["plan_mb"], "MB", note=f"of a graph of {sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*")) / 1e6:.0f} MB"
         ),
     ]  # fmt: skip
 

@@ -50,7 +50,7 @@ def make_graphs(model: Any, arguments: dict[str, Any], folder: Path) -> tuple[Si
         assets.mkdir(parents=True)
         source.write_assets(assets)
         task = TASKS.get(source.task)(source.task_config, source.signature, assets)
-        paths = {name: folder / name / "model.onnx" for name in ("fp32", "fp16", "int8 Q/DQ")}
+        paths = {name: folder / name.split()[0] / "model.onnx" for name in ("fp32", "fp16", "int8 Q/DQ")}
         for path in paths.values():
             path.parent.mkdir()
         assert source.module is not None
