@@ -93,6 +93,7 @@ def _build(graph: Path, plan: Path, signature: str) -> dict[str, Any]:
 
 
 def _figures(name: str, runs: list[dict[str, Any]], graph: Path) -> list[Figure]:
+    size = sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*")) / 1e6
     return [
         Figure(f"{name}: time to build", median(run["seconds"] for run in runs), "s"),
         Figure(
@@ -100,7 +101,7 @@ def _figures(name: str, runs: list[dict[str, Any]], graph: Path) -> list[Figure]
             note=f"{median(run['before_mib'] for run in runs):.0f} MiB before the build",
         ),
         Figure(
-            f"{name}: plan", runs[0]["plan_mb"], "MB", note=f"of a graph of {sum(file.stat().st_size for file in graph.parent.glob(f"{graph.name}*")) / 1e6:.0f} MB"
+            f"{name}: plan", runs[0]["plan_mb"], "MB", note=f"of a graph of {size:.0f} MB"
         ),
     ]  # fmt: skip
 
