@@ -25,12 +25,12 @@ _ENDLESS = 1e30
 _MASK = -1e8
 #: A mask that was added to a score: so low, and so many times the size of everything else in its row.
 _ADDED_MASK, _OUTWEIGHS = -1e3, 100.0
-#: What float32 rounds off a row whose largest value is one.
-_ROUNDING = 1e-6
 #: A row that is this much smaller than others is near zero: its direction is noise.
 _NEAR_ZERO = 1e-3
 #: One number has no direction but its sign: more of it is noise.
 _NEAR_ZERO_ALONE = 0.05
+#: Rows whose sizes tell what is typical.
+_REMEMBERED = 4096
 #: Stands for what is too large for a number: metrics are finite.
 _LARGEST = 1e300
 _ROOT = 1e140
@@ -62,7 +62,7 @@ class Rows:
     see :func:`stands_for_infinity`), the variant must be, too: infinite or at least :data:`AS_GOOD_AS_INFINITE`, with
     the same sign; else it counts as above. Other masks of a row (-1e4, with a score added) are compared apart from the
     rest, and what is further off counts: beside them nothing would be seen of logits around 1. Rows that are next to
-    nothing in the reference and in the difference, as the typical row goes, count as equal.
+    nothing in the reference and in the difference, beside the median row, count as equal.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Rows:
         self._norm = 0.0
         self._bad = 0
         self._broken = 0
-        self._squares = 0.0
+        self._sizes: Array = np.empty(0)
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -94,8 +94,9 @@ class Rows:
         silent = ~usable | bad  # positions that say nothing about closeness
         ref, new = np.where(silent, 0.0, ref), np.where(silent, 0.0, new)
         parts = _parts(ref, new)
-        cosine = np.minimum.reduce([_cosine(*part) for part in parts])
-        cosine[self._near_zero(ref, new)] = 1.0
+        cosines = [_cosine(*part) for part in parts]
+        cosines[-1][self._near_zero(*parts[-1])] = 1.0
+        cosine = np.minimum.reduce(cosines)
         cosine[bad.any(axis=1)] = -1.0
         difference = np.abs(ref - new)
         self.count += len(ref)
@@ -108,13 +109,12 @@ class Rows:
         self._bad += int(bad.sum())
 
     def _near_zero(self, ref: Array, new: Array) -> Array:
-        """Tell which rows are next to nothing, as is their difference; what is typical is learnt from all so far."""
-        scale = min(max(float(np.abs(ref).max()), 1e-150), _ROOT)
-        squares = ((np.clip(ref, -_ROOT, _ROOT) / scale) ** 2).sum(axis=1)
-        self._squares = min(self._squares + float(squares.sum()) * scale * scale, _LARGEST)
-        limit = _NEAR_ZERO_ALONE if ref.shape[1] == 1 else _NEAR_ZERO
-        typical = limit * float(np.sqrt(self._squares / (self.count + len(ref))))
-        small: Array = (np.abs(ref).max(axis=1) < typical) & (np.abs(ref - new).max(axis=1) < typical)
+        """Tell which rows are next to nothing, as is their difference, beside the typical (median) row so far."""
+        sizes = np.abs(ref).max(axis=1)
+        self._sizes = np.concatenate([self._sizes, sizes])[-_REMEMBERED:]
+        typical = np.partition(self._sizes, middle := (len(self._sizes) - 1) // 2)[middle]
+        limit = float(typical) * (_NEAR_ZERO_ALONE if ref.shape[1] == 1 else _NEAR_ZERO)
+        small: Array = (sizes < limit) & (np.abs(ref - new).max(axis=1) < limit)
         return small
 
     def metrics(self) -> dict[str, float]:
@@ -139,7 +139,7 @@ def stands_for_infinity(values: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _parts(ref: Array, new: Array) -> list[tuple[Array, Array]]:
-    """Return what is compared of two matrices: all of it, or the masks in it and the rest apart."""
+    """Return what is compared of two matrices: all of it, or the masks in it and, last, the rest."""
     low = ref <= _ADDED_MASK
     if not low.any():
         return [(ref, new)]
@@ -147,12 +147,9 @@ def _parts(ref: Array, new: Array) -> list[tuple[Array, Array]]:
     masks = low & (np.abs(ref) > _OUTWEIGHS * others) & (others > 0)
     if not masks.any():
         return [(ref, new)]
-    largest = np.abs(ref).max(axis=1, keepdims=True)
-    same = np.abs(ref - new) <= _ROUNDING * np.where(masks.any(axis=1, keepdims=True), largest, 0.0)
-    rest = np.where(same & ~masks, ref, new)
     return [
         (np.where(masks, ref, 0.0), np.where(masks, new, 0.0)),
-        (np.where(masks, 0.0, ref), np.where(masks, 0.0, rest)),
+        (np.where(masks, 0.0, ref), np.where(masks, 0.0, new)),
     ]
 
 
