@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,3 +97,10 @@ def accuracy(variant_id: str, *, passed: bool = True, created: str = "2026-01-01
     return Evidence(
         variant_id, "accuracy", {"worst_cosine": cosine}, passed=passed, violations=violations, created=created
     )
+
+
+def fill(path: Path) -> None:
+    """Write a file until its disk is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))

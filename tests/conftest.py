@@ -166,3 +166,14 @@ def minilm_bundle(tmp_path_factory: pytest.TempPathFactory, minilm_path: Path) -
                 build_bundle(source, BundleDraft(folder / "tdeploy"), BuildOptions(seconds=5.0))
             source.close()
     return target
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

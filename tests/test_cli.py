@@ -140,6 +140,15 @@ def test_bench_record_adds_evidence_by_which_this_host_ranks(forced, tmp_path):
     assert ranked == sorted(ranked)
 
 
+@pytest.mark.parametrize("how", [("--variant", ""), ("--record",)])
+def test_bench_leaves_out_a_variant_whose_file_was_changed_and_times_the_others(forced, tmp_path, how):
+    weights = forced / "tdeploy" / "files" / "ort-cpu-fp32" / "model.onnx"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    run("bench", forced, *how, "--rounds", 3, "--json", tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["variant"] for row in rows} == {"onnx-fp32"}
+
+
 def test_bench_record_refuses_choices_that_would_make_figures_differ(bundle):
     for option in (("--variant", "onnx-fp32"), ("--shape", "batch=1"), ("--intra-op-threads", 4)):
         assert "leave the other choices out" in run("bench", bundle, "--record", *option, ok=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +153,7 @@ class EnginePlan:
 
 
 #: What a caller may know of a plan.
-_KNOWN = (
-    *("os", "gpu", "compute_capability", "driver", "cuda", "flags", "hardware_compatibility", "targets"),
-    "onnx_sha256",
-)
+_KNOWN = {one.name for one in fields(EnginePlan)} & {one.name for one in fields(EngineRecord)}
 #: What ``engines=`` takes.
 Engine = EngineOptions | EnginePlan
 

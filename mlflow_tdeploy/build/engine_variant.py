@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +18,12 @@ from mlflow_tdeploy.core.engine import EngineRecord
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.precision import Precision
-from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.probe import library_versions
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
+from mlflow_tdeploy.store.disk import storage_errors
 from mlflow_tdeploy.store.hashing import record_tree
-from mlflow_tdeploy.store.layout import ASSETS, FILES
+from mlflow_tdeploy.store.layout import FILES
 
 PLAN = "model.plan"
 
@@ -35,7 +34,7 @@ def build_engine_variant(
     workdir: Path,
     options: BuildOptions | None = None,
     *,
-    fetch: Callable[[Variant], None] | None = None,
+    fetch: Fetch | None = None,
     progress: Progress | None = None,
     builder_progress: BuildProgress | None = None,
 ) -> Built:
@@ -62,8 +61,7 @@ def build_engine_variant(
     """
     options, manifest = options or BuildOptions(), bundle.manifest
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
-    task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-    shop = Workshop(task, budget, options, workdir, progress=progress)
+    shop = Workshop(bundle.task(), budget, options, workdir, progress=progress)
     _, new_id = engine.settled(shop.host)
     refuse_taken(bundle, new_id, "Choose another id.")
     here = Here(bundle, fetch)
@@ -93,14 +91,16 @@ def stage_plan(shop: Workshop, plan: EnginePlan) -> Staged:
     Raises:
         NotFoundError: There is no such file.
         IntegrityError: It is no plan, or not whole.
+        StorageError: The disk is full.
     """
     root = shop.work / "staged"
     target = root / FILES / plan.id / PLAN
     with shop.step(f"take {plan.id}") as detail:
         record = plan.record()
-        target.parent.mkdir(parents=True)
-        shutil.copyfile(plan.path, target)
-        precision = Precision(plan.precision, "fp16" if plan.precision in ("int8", "fp8", "int4") else plan.precision)
+        with storage_errors(f"write '{target}'"):
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(plan.path, target)
+        precision = Precision(plan.precision, plan.precision)
         variant = _variant(plan.id, root, precision, record)
         detail.append(f"{variant.size / 1e6:.0f} MB, {record.module} {record.version}")
         if shop.host.gpu is None:

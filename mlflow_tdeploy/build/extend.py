@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,8 @@ from mlflow_tdeploy.core.errors import (
     NotFoundError,
 )
 from mlflow_tdeploy.core.evidence import Evidence
-from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant, check_variant_id
-from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.layout import ASSETS
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -52,7 +49,7 @@ def build_variant(
     options: BuildOptions | None = None,
     *,
     variant_id: str | None = None,
-    fetch: Callable[[Variant], None] | None = None,
+    fetch: Fetch | None = None,
     progress: Progress | None = None,
 ) -> Built:
     """Make a variant of a bundle and check it against the bundle's reference.
@@ -83,8 +80,7 @@ def build_variant(
     refuse_taken(bundle, new_id, "Choose another id." if path else "Log the model again to have it made anew.")
     manifest = bundle.manifest
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
-    task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-    shop = Workshop(task, budget, options, workdir, progress=progress)
+    shop = Workshop(bundle.task(), budget, options, workdir, progress=progress)
     here = Here(bundle, fetch)
     with open_reference(bundle, here) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.external_data import copy_graph
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -28,7 +28,7 @@ _log = logging.getLogger("mlflow_tdeploy")
 class Here:
     """Variants of the bundle whose files are, or can be brought, here."""
 
-    def __init__(self, bundle: Bundle, fetch: Callable[[Variant], None] | None) -> None:
+    def __init__(self, bundle: Bundle, fetch: Fetch | None) -> None:
         self._bundle = bundle
         self._fetch = fetch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
@@ -14,11 +14,9 @@ from mlflow_tdeploy.build.workshop import Progress, Workshop
 from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint
-from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.layout import ASSETS
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -29,7 +27,7 @@ def recheck_variants(
     workdir: Path,
     options: BuildOptions | None = None,
     *,
-    fetch: Callable[[Variant], None] | None = None,
+    fetch: Fetch | None = None,
     progress: Progress | None = None,
 ) -> list[Evidence]:
     """Check variants of a bundle against its reference, on this host.
@@ -54,8 +52,7 @@ def recheck_variants(
     host, manifest = probe.host(), bundle.manifest
     variants = [_named(bundle, name, host) for name in dict.fromkeys(variant_ids)] if variant_ids is not None else None
     wanted = variants if variants is not None else _all(bundle, host)
-    task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-    shop = Workshop(task, manifest.budget, options or BuildOptions(), workdir, progress=progress)
+    shop = Workshop(bundle.task(), manifest.budget, options or BuildOptions(), workdir, progress=progress)
     here = Here(bundle, fetch)
     with open_reference(bundle, here, stand_in=False) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)

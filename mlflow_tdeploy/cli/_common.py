@@ -92,18 +92,6 @@ def policy_options(command: F) -> F:
     return command
 
 
-def open_records(uri: str) -> tuple[Bundle, Callable[[str], None]]:
-    """Return a bundle's records, and a function that brings the files of one of its variants."""
-    from mlflow_tdeploy.registry_io import fetch_variant, fetch_view, locate
-    from mlflow_tdeploy.store.bundle import Bundle
-
-    location = locate(uri)
-    if location.local is not None:
-        return Bundle.open(location.local), lambda variant_id: None
-    bundle = fetch_view(location)
-    return bundle, lambda variant_id: fetch_variant(location, bundle, bundle.variants[variant_id])
-
-
 def decide(bundle: Bundle, variant: str | None, runtime: str | None, strict: bool) -> Decision:
     from mlflow_tdeploy.flavor.config import policy_of
     from mlflow_tdeploy.runtime import probe

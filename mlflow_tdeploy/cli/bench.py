@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors, decide, open_records, policy_options
+from mlflow_tdeploy.cli._common import clean_errors, decide, policy_options
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.runtime.decision import align
 
@@ -43,6 +43,7 @@ def bench(
     shapes: tuple[str, ...], rounds: int, intra_op_threads: int, json_path: Path | None, record: bool,
 ) -> None:  # fmt: skip
     """Time every variant that can serve here, interleaved, over batch and length; inputs from the signature."""
+    from mlflow_tdeploy.registry_io import locate, open_records
     from mlflow_tdeploy.runtime.bench import sweep
     from mlflow_tdeploy.runtime.options import SessionOptions
 
@@ -54,13 +55,13 @@ def bench(
         _record(uri, rounds, json_path)
         return
     with clean_errors():
-        bundle, fetch = open_records(uri)
+        bundle, fetch = open_records(locate(uri))
         decision = decide(bundle, variant, runtime, strict)
         if not decision.openable:
             raise decision.none_left()
         for name in {candidate.variant for candidate in decision.openable}:
-            fetch(name)
-            bundle.verify(bundle.variants[name])
+            if fetch is not None:
+                fetch(bundle.variants[name])
         rows = sweep(
             bundle, decision.openable, shapes=[_parse_shape(shape) for shape in shapes] or None, rounds=rounds,
             options=SessionOptions(intra_op_threads=intra_op_threads),

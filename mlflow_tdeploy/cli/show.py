@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors, decide, open_records, policy_options
+from mlflow_tdeploy.cli._common import clean_errors, decide, policy_options
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.runtime.decision import align
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(uri: str, as_json: bool) -> None:
     """Show what a bundle holds: source, signature, variants, evidence. Downloads no weights."""
+    from mlflow_tdeploy.registry_io import locate, open_records
+
     with clean_errors():
-        bundle, _ = open_records(uri)
+        bundle, _ = open_records(locate(uri))
         if as_json:
             click.echo(json.dumps(_bundle_as_dict(bundle), indent=2))
             return
@@ -79,8 +81,10 @@ def _bundle_as_dict(bundle: Bundle) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(uri: str, variant: str | None, runtime: str | None, strict: bool, as_json: bool) -> None:
     """Say which variant this host would serve, and why not each other one. Opens nothing."""
+    from mlflow_tdeploy.registry_io import locate, open_records
+
     with clean_errors():
-        decision = decide(open_records(uri)[0], variant, runtime, strict)
+        decision = decide(open_records(locate(uri))[0], variant, runtime, strict)
         click.echo(
             json.dumps(decision.as_dict(), indent=2) if as_json else f"{decision.host.kind}\n{decision.explain()}"
         )

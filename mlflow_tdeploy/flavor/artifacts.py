@@ -23,12 +23,10 @@ from mlflow_tdeploy.flavor.origin import write_origin
 from mlflow_tdeploy.registry_io import (
     SCHEME,
     Location,
-    fetch_records,
-    fetch_variant,
-    fetch_view,
     is_model_id,
     locate,
     mlflow_errors,
+    open_records,
 )
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.select import decide_bundle
@@ -56,11 +54,10 @@ class TDeployArtifactRepository(ArtifactRepository):
             location, inner = self._resolve(artifact_path)
             if inner:
                 return str(location.repository.download_artifacts(inner, dst_path))
-            if location.local is not None and dst_path is None:
-                return str(location.local)
-            bundle = fetch_view(location) if dst_path is None else fetch_records(location, Path(dst_path))
-            fetch_variant(location, bundle, _choose(bundle))
-            write_origin(bundle, location)
+            bundle, fetch = open_records(location, Path(dst_path) if dst_path is not None else None)
+            if fetch is not None:
+                fetch(_choose(bundle))
+                write_origin(bundle, location)
             return str(bundle.root.parent)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:

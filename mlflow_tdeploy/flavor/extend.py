@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -16,13 +15,12 @@ from mlflow_tdeploy.registry_io import (
     Location,
     append,
     describe,
-    fetch_variant,
-    fetch_view,
     locate,
     mlflow_errors,
+    open_records,
     tag_logged_model,
 )
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.lock import host_lock
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ def extend_model(
     request.check()
     engines = request.options.engines
     location = locate(model_uri)
-    bundle = open_records(location)
+    bundle, fetch = open_records(location)
     wanted = {
         **_named(bundle, request.options.precisions),
         **{name: Path(path) for name, path in (variants or {}).items()},
@@ -87,9 +85,9 @@ def extend_model(
         raise InvalidInputError(
             "Nothing to add: name precisions=['int8'], engines=['fp16'] or variants={'my-id': 'model.onnx'}."
         )
-    added = [_add(location, bundle, name, path, request, progress) for name, path in wanted.items()]
+    added = [_add(location, bundle, fetch, name, path, request, progress) for name, path in wanted.items()]
     if wanted and engines:
-        bundle = open_records(location)  # engines may be built from what was just added
+        bundle, _ = open_records(location)  # engines may be built from what was just added
     added += [_add_engine(location, bundle, engine, request, progress, builder_progress) for engine in engines]
     update_tags(location)
     return added
@@ -110,6 +108,7 @@ def _named(bundle: Bundle, precisions: Iterable[str] | None) -> dict[str, Path |
 def _add(
     location: Location,
     bundle: Bundle,
+    fetch: Fetch | None,
     name: str,
     graph: Path | None,
     request: BundleRequest,
@@ -117,7 +116,6 @@ def _add(
 ) -> Variant:
     from mlflow_tdeploy.build.extend import build_variant
 
-    fetch = None if location.local is not None else functools.partial(fetch_variant, location, bundle)
     with tempfile.TemporaryDirectory(prefix="tdeploy-extend-") as folder:
         built = build_variant(
             bundle,
@@ -146,10 +144,9 @@ def _add_engine(
     known = bundle.variants.keys()
     place = location.local.resolve() if location.local is not None else location.root
     with host_lock(f"{place} {new_id}"):
-        bundle = open_records(location)
+        bundle, fetch = open_records(location)
         if new_id not in known and (there := bundle.variants.get(new_id)) is not None:
             return there  # another process has built it in the meantime
-        fetch = None if location.local is not None else functools.partial(fetch_variant, location, bundle)
         with tempfile.TemporaryDirectory(prefix="tdeploy-engine-") as folder:
             built = build_engine_variant(
                 bundle,
@@ -163,17 +160,11 @@ def _add_engine(
             return append(location, built.variant, built.staged, built.evidence)
 
 
-def open_records(location: Location) -> Bundle:
-    """Return a bundle's records; its variants' files may be elsewhere."""
-    return Bundle.open(location.local) if location.local is not None else fetch_view(location)
-
-
 def update_tags(location: Location) -> None:
     """Write tags and metrics anew after something was added; a failure is a warning, as the model itself is whole."""
     if location.model_id is None:
         return  # a folder outside MLflow
     try:
-        bundle = open_records(location)
-        tag_logged_model(location.model_id or "", *describe(bundle))
+        tag_logged_model(location.model_id, *describe(open_records(location)[0]))
     except Exception as error:
         _log.warning("%s has what was added, but its tags and metrics were not updated: %s", location.uri, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_mlmodel, split_config
 from mlflow_tdeploy.flavor.native import TDeployModel
-from mlflow_tdeploy.registry_io import Location, fetch_records, fetch_variant, fetch_view, locate, mlflow_errors
+from mlflow_tdeploy.registry_io import locate, mlflow_errors, open_records
 from mlflow_tdeploy.runtime.model import open_model
-from mlflow_tdeploy.runtime.sessions import Fetch
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.layout import MANIFEST
 
 
@@ -54,13 +52,13 @@ def load_model(
     if not model_uri:
         raise InvalidInputError(f"model_uri must name a model, got {model_uri!r}.")
     location = locate(model_uri)
-    bundle, fetch = _bring(location, dst_path)
+    bundle, fetch = open_records(location, Path(dst_path) if dst_path is not None else None)
     try:
         return _open(bundle, fetch, given)
     except (TDeployError, OSError):
         if fetch is None or dst_path is not None or (bundle.root / MANIFEST).is_file():
             raise
-    return _open(*_bring(location, None), given)  # somebody pruned this host's cache at that moment
+    return _open(*open_records(location), given)  # somebody pruned this host's cache at that moment
 
 
 def _open(bundle: Bundle, fetch: Fetch | None, given: Mapping[str, Any]) -> TDeployModel:
@@ -69,14 +67,3 @@ def _open(bundle: Bundle, fetch: Fetch | None, given: Mapping[str, Any]) -> TDep
         _add_code_from_conf_to_system_path(str(bundle.root.parent), meta.flavors[FLAVOR_NAME])
     _, options = split_config(known_only(merged_config(meta, given)))
     return TDeployModel(open_model(bundle.root, policy=policy_of(bundle, given), options=options, fetch=fetch))
-
-
-def _bring(location: Location, dst_path: str | None) -> tuple[Bundle, Fetch | None]:
-    if location.local is not None and dst_path is None:
-        return Bundle.open(location.local), None
-    if dst_path is None:
-        bundle = fetch_view(location)
-    else:
-        Path(dst_path).mkdir(parents=True, exist_ok=True)
-        bundle = fetch_records(location, Path(dst_path))
-    return bundle, functools.partial(fetch_variant, location, bundle)

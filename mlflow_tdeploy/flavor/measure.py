@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from mlflow_tdeploy.core.evidence import Evidence, recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
-from mlflow_tdeploy.flavor.extend import open_records, update_tags
-from mlflow_tdeploy.registry_io import append_evidence, fetch_variant, locate, mlflow_errors
+from mlflow_tdeploy.flavor.extend import update_tags
+from mlflow_tdeploy.registry_io import append_evidence, locate, mlflow_errors, open_records
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.bench import BenchRow, contenders, time_contenders
 from mlflow_tdeploy.runtime.decision import Decision
@@ -35,14 +35,13 @@ def record_latency(model_uri: str, *, rounds: int = 20, seconds: float = 3.0) ->
         MlflowException: There is no such model, or none of its variants can serve here.
     """
     location = locate(model_uri)
-    bundle = open_records(location)
+    bundle, fetch = open_records(location)
     decision = decide_bundle(bundle, probe.host())
     if not decision.openable:
         raise decision.none_left()
     for variant_id in {candidate.variant for candidate in decision.openable}:
-        if location.local is None:
-            fetch_variant(location, bundle, bundle.variants[variant_id])
-        bundle.verify(bundle.variants[variant_id])
+        if fetch is not None:
+            fetch(bundle.variants[variant_id])
     shapes = recorded_shapes(bundle.manifest.signature)
     with contenders(bundle, decision.openable) as taking_part:
         rows = time_contenders(bundle, taking_part, shapes, rounds=rounds, seconds=seconds)

@@ -17,8 +17,7 @@ from typing import Any
 
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.registry_io import Location, fetch_variant
-from mlflow_tdeploy.runtime.sessions import Fetch
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.disk import own_folder, storage_errors, temporary
 
 

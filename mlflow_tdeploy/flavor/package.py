@@ -22,14 +22,13 @@ from mlflow.utils.model_utils import (
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
-from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.flavor.config import full_config, split_config
 from mlflow_tdeploy.flavor.requirements import CONDA_FILE, PYTHON_FILE, check_environment, write_environment
 from mlflow_tdeploy.flavor.schema import merge_signature
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.layout import ASSETS, ROOT
+from mlflow_tdeploy.store.layout import ROOT
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,7 @@ class Packaging:
     def write(self, path: Path, bundle: Bundle, model: MlflowModel) -> None:
         """Complete the directory ``path``, which holds ``bundle``, as a model."""
         code = _validate_and_copy_code_paths(self.code_paths, str(path))
-        manifest = bundle.manifest
-        task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-        model.signature = merge_signature(task, self.signature)
+        model.signature = merge_signature(bundle.task(), self.signature)
         if self.input_example is not None:
             _save_example(model, self.input_example, str(path))
         if self.metadata is not None:
@@ -104,8 +101,8 @@ class Packaging:
             mlflow_tdeploy.FLAVOR_NAME,
             tdeploy_version=importlib.metadata.version("mlflow-tdeploy"),
             data=ROOT,
-            task=manifest.task,
-            schema_version=manifest.schema_version,
+            task=bundle.manifest.task,
+            schema_version=bundle.manifest.schema_version,
             code=code,
             **_copy_extra_files(self.extra_files, str(path)),
         )

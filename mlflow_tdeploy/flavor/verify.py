@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mlflow_tdeploy.core.evidence import Evidence
-from mlflow_tdeploy.flavor.extend import open_records, update_tags
+from mlflow_tdeploy.flavor.extend import update_tags
 from mlflow_tdeploy.flavor.source import BundleRequest, Progress
-from mlflow_tdeploy.registry_io import append_evidence, fetch_variant, locate, mlflow_errors
+from mlflow_tdeploy.registry_io import append_evidence, locate, mlflow_errors, open_records
 
 
 @mlflow_errors()
@@ -43,8 +42,7 @@ def verify_model(
 
     request = BundleRequest(verify_with=verify_with)
     location = locate(model_uri)
-    bundle = open_records(location)
-    fetch = None if location.local is not None else functools.partial(fetch_variant, location, bundle)
+    bundle, fetch = open_records(location)
     with tempfile.TemporaryDirectory(prefix="tdeploy-verify-") as folder:
         found = recheck_variants(bundle, variants, Path(folder), request.options, fetch=fetch, progress=progress)
     append_evidence(location, found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mlflow_tdeploy.registry_io.append import append, append_evidence
 from mlflow_tdeploy.registry_io.errors import mlflow_errors
-from mlflow_tdeploy.registry_io.fetch import fetch_records, fetch_variant, fetch_view
+from mlflow_tdeploy.registry_io.fetch import fetch_variant, open_records
 from mlflow_tdeploy.registry_io.index import describe, tag_logged_model
 from mlflow_tdeploy.registry_io.location import SCHEME, Location, is_model_id, locate
 
@@ -17,11 +17,10 @@ __all__ = [
     "append",
     "append_evidence",
     "describe",
-    "fetch_records",
     "fetch_variant",
-    "fetch_view",
     "is_model_id",
     "locate",
     "mlflow_errors",
+    "open_records",
     "tag_logged_model",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import functools
 import hashlib
 import logging
 import os
@@ -14,8 +15,9 @@ from pathlib import Path
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, StorageError
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.location import Location
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.cache import ContentCache
+from mlflow_tdeploy.store.disk import storage_errors
 from mlflow_tdeploy.store.hashing import HashCache, verify_file
 from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
 from mlflow_tdeploy.store.prune import used, views_home
@@ -25,7 +27,31 @@ _ATTEMPTS = 3
 _WORKERS = 4
 #: Begins the name of the file that says which model a folder is being filled with.
 _MARK = ".tdeploy-model-"
+#: What to do where a cache has no room.
+_MOVE = "(TDEPLOY_CACHE_DIR moves it)"
 _log = logging.getLogger("mlflow_tdeploy")
+
+
+def open_records(location: Location, into: Path | None = None) -> tuple[Bundle, Fetch | None]:
+    """Return a model's records, and what brings the files of a variant; None where they are here already.
+
+    Args:
+        location: The model.
+        into: Folder to fetch to, made if need be; None for a folder of this host's cache, or for the place of a model
+            that is on this host.
+
+    Raises:
+        NotFoundError: There is no such model, or it holds no bundle.
+        ConflictError: The folder holds another model.
+    """
+    if location.local is not None and into is None:
+        return Bundle.open(location.local), None
+    if into is None:
+        bundle = fetch_view(location)
+    else:
+        into.mkdir(parents=True, exist_ok=True)
+        bundle = fetch_records(location, into)
+    return bundle, functools.partial(fetch_variant, location, bundle)
 
 
 def fetch_records(location: Location, into: Path) -> Bundle:
@@ -81,26 +107,38 @@ def fetch_view(location: Location) -> Bundle:
 
     Raises:
         NotFoundError: There is no such model, or its folder is pruned again and again.
+        StorageError: The disk is full or refuses.
     """
-    for _ in range(_ATTEMPTS - 1):
-        with contextlib.suppress(NotFoundError, FileNotFoundError):
-            return _fetch_view(location)
-    return _fetch_view(location)
+    for _ in range(_ATTEMPTS):
+        if (bundle := _fetch_view(location)) is not None:
+            return bundle
+    raise NotFoundError(
+        f"The folder of '{location.uri}' in this host's cache was pruned {_ATTEMPTS} times while it was filled. Try "
+        f"again, or download to a folder of your own (dst_path)."
+    )
 
 
-def _fetch_view(location: Location) -> Bundle:
+def _fetch_view(location: Location) -> Bundle | None:
+    """Return the bundle in its folder; None where somebody pruned that in the meantime."""
     home = views_home()
-    with tempfile.TemporaryDirectory(dir=home, prefix=".tdeploy-") as folder:
+    doing = f"fetch '{location.uri}' to this host's cache '{home}' {_MOVE}"
+    with storage_errors(doing), tempfile.TemporaryDirectory(dir=home, prefix=".tdeploy-") as folder:
         fetched = fetch_records(location, Path(folder))
         key = hashlib.sha256(location.root.encode() + b"\0" + (fetched.root / MANIFEST).read_bytes()).hexdigest()[:32]
         view = home / key
-        view.mkdir(exist_ok=True)
-        before = view.stat().st_ino
-        _merge(Path(folder), view)
-        used(view)
-        if view.stat().st_ino != before:  # somebody pruned it, and what came after that is a part of it
-            raise FileNotFoundError(f"The folder '{view}' was pruned while it was filled.")
-    return Bundle.open(view)
+        try:
+            view.mkdir(exist_ok=True)
+            before = view.stat().st_ino
+            _merge(Path(folder), view)
+            used(view)
+            if view.stat().st_ino != before:  # what came after it was pruned is a part of it
+                return None
+        except FileNotFoundError:
+            return None
+    try:
+        return Bundle.open(view)
+    except NotFoundError:
+        return None
 
 
 def _merge(fresh: Path, view: Path) -> None:
@@ -121,17 +159,20 @@ def fetch_variant(location: Location, bundle: Bundle, variant: Variant, cache: C
 
     Raises:
         IntegrityError: A downloaded file is not what the variant's record says: the model itself is damaged.
+        StorageError: The disk is full or refuses.
     """
     cache, hashes = cache or ContentCache(), HashCache()
-    bundle.root.mkdir(parents=True, exist_ok=True)  # somebody may have pruned the view
+    hint = f" {_MOVE}" if views_home() in bundle.root.parents else ""
 
     def bring(record: FileRecord) -> None:
         if not _sound(bundle.path(record.path), record, hashes):
             _fetch_file(location, bundle.root, record, cache)
         cache.use(record)
 
-    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-fetch") as pool:
-        list(pool.map(bring, variant.files))
+    with storage_errors(f"fetch variant '{variant.id}' to '{bundle.root}'{hint}"):
+        bundle.root.mkdir(parents=True, exist_ok=True)  # somebody may have pruned the view
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-fetch") as pool:
+            list(pool.map(bring, variant.files))
 
 
 def _sound(path: Path, record: FileRecord, hashes: HashCache) -> bool:

@@ -11,7 +11,6 @@ from typing import Any
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 from mlflow_tdeploy.core.evidence import Shape
 from mlflow_tdeploy.core.measure import Timing
-from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Candidate
@@ -19,8 +18,6 @@ from mlflow_tdeploy.runtime.latency import Contender, time_shape
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.sessions import Opener
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.hashing import HashCache
-from mlflow_tdeploy.store.layout import ASSETS
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -111,14 +108,12 @@ def time_contenders(
     bundle: Bundle, taking_part: Sequence[Contender], shapes: Iterable[Shape], *, rounds: int, seconds: float
 ) -> list[BenchRow]:
     """Time opened contenders; the arguments and rows are those of :func:`sweep`."""
-    manifest = bundle.manifest
-    task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-    rows = []
+    rows, task, signature = [], bundle.task(), bundle.manifest.signature
     for shape in shapes:
         limit = seconds * max(1, len(taking_part))
         timings = time_shape(taking_part, task, shape, rounds=rounds, seconds=limit)
         for one, timing in zip(taking_part, timings, strict=True):
-            throughput = _items(manifest.signature, shape) * 1e3 / timing.mean_ms
+            throughput = _items(signature, shape) * 1e3 / timing.mean_ms
             rows.append(BenchRow(one.variant, one.runtime, shape, timing, throughput))
     return rows
 
@@ -147,8 +142,7 @@ def contenders(
         TDeployError: None of them can be opened; of several, those that can are yielded.
     """
     given, failed = options or SessionOptions(), None
-    task = TASKS.get(bundle.manifest.task)(bundle.manifest.task_config, bundle.manifest.signature, bundle.root / ASSETS)
-    opener = Opener(bundle, task, bundle.golden(), HashCache())
+    opener = Opener.of(bundle)
     with ExitStack() as stack:
         found = []
         for candidate in candidates:

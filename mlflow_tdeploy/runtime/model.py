@@ -17,10 +17,11 @@ from mlflow_tdeploy.core.errors import (
     InvalidInputError,
     RefusedChoiceError,
     SessionError,
+    StorageError,
     TDeployError,
 )
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
-from mlflow_tdeploy.core.tasks import TASKS, Task
+from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
@@ -29,12 +30,10 @@ from mlflow_tdeploy.runtime.decision import Candidate, Decision
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.runtime.select import decide_bundle
-from mlflow_tdeploy.runtime.sessions import Fetch, Key, Opener, Sessions, key_of
+from mlflow_tdeploy.runtime.sessions import Key, Opener, Sessions, key_of
 from mlflow_tdeploy.runtime.threads import AdaptiveThreads, Load
 from mlflow_tdeploy.runtime.workers import Workers
-from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.hashing import HashCache
-from mlflow_tdeploy.store.layout import ASSETS
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -55,9 +54,8 @@ class Model:
         self._decision: Decision | None = None
         self._pipeline: Pipeline | None = None
         self._closed = False
-        manifest = bundle.manifest
-        self._task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
-        opener = Opener(bundle, self._task, bundle.golden(), HashCache())
+        opener = Opener.of(bundle)
+        self._task = opener.task
         self._sessions = Sessions(opener, options, fetch)
         _models.add(self)
 
@@ -191,6 +189,7 @@ class Model:
 
         Raises:
             NoVariantError: None does.
+            StorageError: There is no room on this host for the last one to be tried.
         """
         failed: Exception | None = None
         while (candidate := next(iter(decision.openable), None)) is not None:
@@ -200,6 +199,8 @@ class Model:
                 why = str(error) if isinstance(error, TDeployError) else f"{type(error).__name__}: {error}"
                 decision, failed = decision.failed(candidate, why), error
                 _log.warning("Variant %s cannot serve: %s", candidate.variant, why)
+        if isinstance(failed, StorageError):  # that says more: where there is no room, and how to make some
+            raise failed
         raise decision.none_left() from failed
 
     def _decide(self, policy: Policy) -> Decision:

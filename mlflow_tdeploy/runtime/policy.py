@@ -76,12 +76,15 @@ class Policy:
 
     def origin(self, key: str) -> str:
         """Return in parentheses where a value comes from, for a message; empty where the caller said it."""
-        return f" ({self.origins[key]})" if key in self.origins else ""
+        return _named(self.origins, key)
 
 
 def _parsed(key: str, value: Any, kind: type, origins: Mapping[str, str]) -> Any:
     try:
         return parse_value(key, value, kind)
     except InvalidInputError as error:
-        where = f" ({origins[key]})" if key in origins else ""
-        raise InvalidInputError(f"{str(error).rstrip('.')}{where}.") from None
+        raise InvalidInputError(f"{str(error).rstrip('.')}{_named(origins, key)}.") from None
+
+
+def _named(origins: Mapping[str, str], key: str) -> str:
+    return f" ({origins[key]})" if key in origins else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlflow_tdeploy.core.budget import Budget
@@ -16,12 +15,11 @@ from mlflow_tdeploy.runtime.base import RUNTIMES, Session
 from mlflow_tdeploy.runtime.decision import Candidate
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.trial import require_trial
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.hashing import HashCache
 
 _log = logging.getLogger("mlflow_tdeploy")
 
-Fetch = Callable[[Variant], None]
 Key = tuple[str, str]
 _abandoned: list[Session] = []
 
@@ -43,6 +41,15 @@ class Opener:
     golden: tuple[GoldenRequest, ...]
     hashes: HashCache
     tried: bool = False
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, tried: bool = False) -> Opener:
+        """Return one for a bundle, with its own golden requests.
+
+        Raises:
+            IntegrityError: Those are missing, truncated or changed.
+        """
+        return cls(bundle, bundle.task(), bundle.golden(), HashCache(), tried)
 
     def open(self, candidate: Candidate, options: SessionOptions) -> Session:
         """Return an opened session of a variant whose files are here.

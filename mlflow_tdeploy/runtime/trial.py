@@ -58,19 +58,14 @@ def attempt(told: str) -> None:
     Args:
         told: JSON of what to open.
     """
-    from mlflow_tdeploy.core.tasks import TASKS
     from mlflow_tdeploy.runtime.base import Fit
     from mlflow_tdeploy.runtime.sessions import Opener
-    from mlflow_tdeploy.store.hashing import HashCache
-    from mlflow_tdeploy.store.layout import ASSETS
 
     values = json.loads(told)
     bundle = Bundle.open(Path(values["root"]))
-    manifest = bundle.manifest
-    task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, bundle.root / ASSETS)
     candidate = Candidate(values["variant"], values["runtime"], Fit.USABLE, "")
     options = SessionOptions(**values["options"])
-    Opener(bundle, task, bundle.golden(), HashCache(), tried=True).open(candidate, options).close()
+    Opener.of(bundle, tried=True).open(candidate, options).close()
 
 
 def _told(options: SessionOptions) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +23,17 @@ from mlflow_tdeploy.core.evidence import EVIDENCE_SCHEMA, Evidence
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.records import from_json
+from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.variant import VARIANT_SCHEMA, FileRecord, Variant, check_variant_id
 from mlflow_tdeploy.store.hashing import HashCache, list_tree, verify_file
-from mlflow_tdeploy.store.layout import EVIDENCE, GOLDEN, MANIFEST, ROOT, VARIANTS, safe_path
+from mlflow_tdeploy.store.layout import ASSETS, EVIDENCE, GOLDEN, MANIFEST, ROOT, VARIANTS, safe_path
 
 R = TypeVar("R", Variant, Evidence)
 _log = logging.getLogger("mlflow_tdeploy")
 #: Longest reason why a record is left out.
 _REASON = 300
+#: Brings the files of a variant into its bundle's folder.
+Fetch = Callable[[Variant], None]
 _KIND = re.compile(rb'"kind"\s*:\s*"(\w+)"')
 
 
@@ -231,6 +234,15 @@ class Bundle:
             IntegrityError: One is missing, truncated or changed.
         """
         self._verify_files(self.manifest.assets, cache)
+
+    def task(self) -> Task:
+        """Return the model's task, as its settings and assets say.
+
+        Raises:
+            NotFoundError: This version knows no such task.
+        """
+        manifest = self.manifest
+        return TASKS.get(manifest.task)(manifest.task_config, manifest.signature, self.root / ASSETS)
 
     def golden(self, cache: HashCache | None = None) -> tuple[GoldenRequest, ...]:
         """Return the golden requests, none if the model was logged without.

@@ -77,6 +77,7 @@ def test_build_bundle_fuses_without_changing_answers(tiny_build):
     operators = {node.op_type for node in onnx.load(bundle.path(bundle.variants["ort-cpu-fp32"].entry)).graph.node}
     assert operators & {"Attention", "MultiHeadAttention"}
     assert bundle.variants["ort-cpu-fp32"].built_for.kind == accuracy(bundle, "ort-cpu-fp32").host.kind
+    assert bundle.variants["onnx-fp32"].built_for is None  # portable
 
 
 def test_build_bundle_measures_latency_of_every_kept_variant_at_the_opt_shape(tiny_build):

@@ -21,9 +21,9 @@ from mlflow_tdeploy.registry_io import (
     append,
     append_evidence,
     fetch_variant,
-    fetch_view,
     locate,
 )
+from mlflow_tdeploy.registry_io.fetch import fetch_view
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, accuracy
 from tests.registry_io.models import log, stage, tree

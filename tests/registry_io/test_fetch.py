@@ -9,19 +9,16 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 
-from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError
-from mlflow_tdeploy.registry_io import (
-    append,
-    fetch_records,
-    fetch_variant,
-    fetch_view,
-    locate,
-)
+from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError, StorageError
+from mlflow_tdeploy.registry_io import append, fetch_variant, locate, open_records
+from mlflow_tdeploy.registry_io.fetch import fetch_records, fetch_view
+from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.cache import ContentCache
-from mlflow_tdeploy.store.prune import prune
-from tests.bundles import accuracy
+from mlflow_tdeploy.store.prune import prune, views_home
+from tests.bundles import accuracy, fill
 from tests.registry_io.models import log, stage
 
 
@@ -144,3 +141,67 @@ def test_fetch_view_fetches_once_more_what_is_pruned_at_that_moment(remote, mode
     monkeypatch.setattr(Bundle, "open", classmethod(late))
     assert set(fetch_view(location).variants) == {"onnx-fp32", "ort-cpu-fp32"}
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize("moment", ["while it is filled", "after it was filled"])
+def test_fetch_view_fetches_once_more_what_is_pruned(remote, model, monkeypatch, moment):
+    """While: the folder of the next file is gone. After, by a process that fills it anew: it lacks what came first."""
+    location = locate(log(model).model_uri)
+    real, moved = os.replace, []
+
+    def replace(source, target):
+        if "views" in str(target) and ".tdeploy-" not in str(target):
+            moved.append(target)
+            if moment == "while it is filled" and len(moved) == 2:
+                prune(0)
+        real(source, target)
+        if moment == "after it was filled" and len(moved) == 2:
+            root = next(path for path in Path(target).parents if path.parent == views_home())
+            with (root / "open").open("w"):  # its inode is not free yet: the next folder has another one
+                prune(0)
+                root.mkdir()
+
+    monkeypatch.setattr(os, "replace", replace)
+    bundle = fetch_view(location)
+    assert set(bundle.variants) == {"onnx-fp32", "ort-cpu-fp32"}
+    assert (bundle.root.parent / "MLmodel").is_file()
+    assert bundle.golden() is not None
+
+
+def test_fetch_view_asks_once_for_a_model_that_is_not_there(remote, model, monkeypatch, tmp_path):
+    location, asked = locate(log(model).model_uri), []
+    repository = location.repository
+    monkeypatch.setattr(repository, "list_artifacts", lambda path=None: asked.append(path) or [])
+    with pytest.raises(NotFoundError, match="holds no bundle"):
+        fetch_view(location)
+    assert len(asked) == 1
+
+
+def test_fetch_view_gives_up_where_it_is_pruned_again_and_again(remote, model, monkeypatch):
+    location, original = locate(log(model).model_uri), Bundle.open.__func__
+
+    def late(cls, path):
+        if "views" in str(path) and not Path(path).name.startswith("."):
+            prune(0)
+        return original(cls, path)
+
+    monkeypatch.setattr(Bundle, "open", classmethod(late))
+    with pytest.raises(NotFoundError, match="pruned 3 times"):
+        fetch_view(location)
+
+
+def test_fetch_names_the_cache_where_its_disk_is_full(remote, model, small_disk, monkeypatch):
+    location = locate(log(model).model_uri)
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(small_disk))
+    bundle, fetch = open_records(location)
+    fill(small_disk / "rest")
+    before = sorted(small_disk.rglob("*"))
+    with pytest.raises(StorageError, match="Cannot fetch variant .*'.*small.*TDEPLOY_CACHE_DIR.* is full"):
+        open_model(bundle.root, fetch=fetch)
+    assert sorted(small_disk.rglob("*")) == before
+    with pytest.raises(StorageError, match="Cannot fetch 'models:/.*TDEPLOY_CACHE_DIR.* is full"):
+        open_records(replace(location, root=location.root))
+    with pytest.raises(MlflowException, match="TDEPLOY_CACHE_DIR") as caught:
+        mlflow.tdeploy.load_model(location.uri)
+    assert caught.value.error_code == "IO_ERROR"
+    assert sorted(small_disk.rglob("*")) == before

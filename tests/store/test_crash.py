@@ -1,15 +1,12 @@
 """Kills, races and full disks: real processes, real signals, real file systems."""
 
-import contextlib
 import dataclasses
 import multiprocessing
 import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +17,7 @@ from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.cache import ContentCache
 from mlflow_tdeploy.store.hashing import HashCache, record_file, record_tree, verify_file
 from mlflow_tdeploy.store.writer import append_evidence, append_variant, staged_directory
-from tests.bundles import WEIGHTS, accuracy, make_bundle
+from tests.bundles import WEIGHTS, accuracy, fill, make_bundle
 from tests.store.staging import snapshot, stage
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
@@ -251,17 +248,6 @@ def test_staged_directory_lets_one_win_when_two_save_to_one_path_at_once(tmp_pat
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-@pytest.fixture
 def big(tmp_path):
     """A new variant of two MiB."""
     variant = stage(tmp_path / "staged", "ort-cpu-fp32")
@@ -287,7 +273,7 @@ def test_append_variant_leaves_bundle_as_it_was_when_disk_is_full(small_disk, tm
 
 def test_append_evidence_leaves_nothing_when_disk_is_full(small_disk):
     root = make_bundle(small_disk) / "tdeploy"
-    _fill(small_disk / "rest")
+    fill(small_disk / "rest")
     before = snapshot(root)
     with pytest.raises(StorageError, match="is full"):
         append_evidence(root, accuracy("onnx-fp32"))
@@ -306,7 +292,7 @@ def test_content_cache_leaves_nothing_when_disk_is_full(small_disk, tmp_path):
 def test_hash_cache_is_ignored_when_disk_is_full(small_disk, tmp_path, monkeypatch):
     monkeypatch.setattr(hashing, "_YOUNG_NS", 0)
     (tmp_path / "a").write_bytes(b"content")
-    _fill(small_disk / "rest")
+    fill(small_disk / "rest")
     verify_file(tmp_path / "a", record_file(tmp_path, "a"), HashCache(small_disk))
 
 
@@ -325,9 +311,3 @@ def test_append_variant_leaves_bundle_as_it_was_when_file_size_is_limited(tmp_pa
     assert in_child(append) == 4
     assert snapshot(root) == before
     assert not list(root.rglob(".tdeploy-*"))
-
-
-def _fill(path: Path):
-    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))

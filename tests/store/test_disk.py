@@ -1,5 +1,7 @@
 import errno
 import os
+import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from mlflow_tdeploy.core.errors import ConflictError, StorageError
 from mlflow_tdeploy.store import disk
 from mlflow_tdeploy.store.disk import cache_home, link_or_copy, own_folder, storage_errors, write_once
+from mlflow_tdeploy.store.writer import staged_directory
 
 
 @pytest.fixture
@@ -142,3 +145,41 @@ def test_own_folder_is_private_when_the_cache_cannot_be_written(monkeypatch, tmp
 def test_cache_home_is_the_chosen_folder_when_environment_names_one(monkeypatch):
     monkeypatch.setenv("TDEPLOY_CACHE_DIR", "/somewhere")
     assert cache_home() == Path("/somewhere")
+
+
+def test_write_once_has_the_content_on_disk_before_the_name_and_the_name_before_it_returns(tmp_path, monkeypatch):
+    """A machine that loses power must not come back with a record that is empty."""
+    calls = []
+
+    def traced(name):
+        real = getattr(os, name)
+
+        def call(*arguments, **options):
+            what = arguments[0]
+            calls.append((name, stat.S_ISDIR(os.fstat(what).st_mode)) if name == "fsync" else name)
+            return real(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "link", "rename", "replace"):
+        monkeypatch.setattr(os, name, traced(name))
+    write_once(tmp_path / "record.json", b"{}")
+    assert calls == [("fsync", False), "link", ("fsync", True)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file a handle is of")
+def test_a_saved_folder_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(handle):
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), (tmp_path / "model").exists()))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with staged_directory(tmp_path / "model") as fresh:
+        (fresh / "files").mkdir()
+        (fresh / "files" / "weights").write_bytes(b"1")
+    *before, last = synced
+    assert {Path(path).name for path, named in before if not named} >= {"weights", "files"}
+    assert not any(named for _, named in before)
+    assert last == (str(tmp_path), True)

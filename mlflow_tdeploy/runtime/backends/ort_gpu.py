@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mlflow_tdeploy.core.errors import SessionError, first_line
-from mlflow_tdeploy.core.hardware import Fingerprint, installed_version
+from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Arrays, At, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.backends._ort import (
@@ -62,12 +62,8 @@ class OrtCuda(Runtime):
     memory: ClassVar[str] = "cuda"
 
     def missing(self) -> str | None:
-        """Return that the build for GPUs is not installed, or None; the one for CPUs has the same module."""
-        return None if self.version() else f"onnxruntime-gpu is not installed ({self.install})"
-
-    def version(self) -> str:
-        """Return the version of the build for GPUs."""
-        return installed_version(*self.distributions) or ""
+        """Return what is not installed, or None; ONNX Runtime's build for the CPU has the same module."""
+        return super().missing() or (None if self.version() else f"onnxruntime-gpu is not installed ({self.install})")
 
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:
         """Portable graphs run on every GPU; graphs fused for the CPU have operators that CUDA has not."""
@@ -108,10 +104,6 @@ class OrtTensorRt(OrtCuda):
     preference: ClassVar[int] = 20
     provider: ClassVar[str] = "TensorrtExecutionProvider"
     modules: ClassVar[Mapping[str, str]] = {"onnxruntime": "onnxruntime-gpu", "tensorrt": "tensorrt"}
-
-    def missing(self) -> str | None:
-        """Return which package is not installed, or None."""
-        return super().missing() or Runtime.missing(self)
 
     def _fit(self, variant: Variant) -> Compat:
         if variant.device == "cuda":
