@@ -92,14 +92,18 @@ class Decision:
         return f"{align(rows)}\np50 ms: measured on this kind of host, one call of {self.measured_at}"
 
     def _worth_showing(self) -> list[Candidate]:
-        """Leave out what says nothing new: runtimes that do not open what another one does, or for the same reason."""
+        """Leave out what says nothing new: runtimes that do not open what another one does.
+
+        What keeps a variant from several runtimes for one reason is said once, without naming any of them.
+        """
         openable = {candidate.variant for candidate in self.candidates if candidate.can_open}
         shown: dict[tuple[str, str, str], Candidate] = {}
         for candidate in self.candidates:
             if candidate.can_open or candidate.lacking:
                 shown[candidate.variant, candidate.runtime, ""] = candidate
             elif candidate.variant not in openable:
-                shown.setdefault((candidate.variant, "", candidate.reason), candidate)
+                key = (candidate.variant, "", candidate.reason)
+                shown[key] = replace(candidate, runtime="") if key in shown else candidate
         return list(shown.values())
 
     def _behind(self, candidate: Candidate) -> str:
@@ -138,7 +142,7 @@ class Decision:
         why = (
             self.failures
             or self._mismatch()
-            or tuple(f"{c.variant} on {c.runtime or 'no runtime'}: {c.reason}" for c in self.candidates)
+            or tuple(f"{c.variant}{' on ' * bool(c.runtime)}{c.runtime}: {c.reason}" for c in self._worth_showing())
             or ("It has no variants",)
         )
         asked = f" (asked for: {wanted})" if (wanted := self.policy.asked()) else ""
