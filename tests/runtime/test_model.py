@@ -245,7 +245,8 @@ def test_lone_requests_try_a_session_of_every_core_that_spins_and_writes_no_prof
         for _ in range(3):
             model.predict({"x": X})
     assert opened[0] == given
-    assert opened[1:] == [SessionOptions(intra_op_threads=2, own={"arena": False, "profiling": "", "spinning": True})]
+    lone = {"arena": False, "profiling": "", "spinning": True, "pinned": True}
+    assert opened[1:] == [SessionOptions(intra_op_threads=2, own=lone)]
 
 
 def test_a_lone_request_beside_bulk_work_keeps_to_one_thread(tmp_path, monkeypatch):

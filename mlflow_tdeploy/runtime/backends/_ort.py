@@ -17,6 +17,7 @@ from mlflow_tdeploy.core.errors import SessionError, first_line
 from mlflow_tdeploy.core.hardware import usable_cores
 from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.affinity import move_to, processors, release
 from mlflow_tdeploy.runtime.base import Compat, Fit, Session
 from mlflow_tdeploy.runtime.options import SessionOptions, check_choice
 
@@ -39,6 +40,8 @@ class OrtOptions:
 
     Attributes:
         spinning: Whether waiting operator threads spin, where ``intra_op_threads`` is given.
+        pinned: Whether operator threads keep to a processor each, the caller included while it runs; only where
+            ``intra_op_threads`` is the number of processors that the process may use.
         arena: Whether freed memory is kept for the next run.
         graph_level: ``disable``, ``basic``, ``extended``, ``layout`` or ``all``.
         execution_mode: ``sequential`` or ``parallel``.
@@ -46,6 +49,7 @@ class OrtOptions:
     """
 
     spinning: bool = False
+    pinned: bool = False
     arena: bool = True
     graph_level: str = "all"
     execution_mode: str = "sequential"
@@ -123,10 +127,18 @@ def too_old(variant: Variant, version: str, fit: Fit) -> Compat | None:
 
 
 class OrtSession(Session):
-    """An ``InferenceSession``; its ``run`` is safe from several threads and releases the GIL."""
+    """An ``InferenceSession``; its ``run`` is safe from several threads and releases the GIL.
 
-    def __init__(self, session: Any, variant: Variant, signature: Signature) -> None:
+    Args:
+        session: The ``InferenceSession``.
+        variant: What it was opened from.
+        signature: The model's.
+        processor: Where the calling thread runs meanwhile; None for anywhere.
+    """
+
+    def __init__(self, session: Any, variant: Variant, signature: Signature, processor: int | None = None) -> None:
         self._session = session
+        self._processor = processor
         self._variant = variant
         self._outputs = [spec.name for spec in signature.outputs]
         self._cast_in = {
@@ -146,12 +158,15 @@ class OrtSession(Session):
             raise SessionError(f"The session of variant '{self._variant.id}' is closed.")
         if self._cast_in:
             feeds = {n: a.astype(self._cast_in[n], copy=False) if n in self._cast_in else a for n, a in feeds.items()}
+        before = move_to(self._processor)
         try:
             values = self._run(session, feeds)
         except SessionError:
             raise
         except Exception as error:
             raise SessionError(f"ONNX Runtime failed in variant '{self._variant.id}': {first_line(error)}") from error
+        finally:
+            release(before)
         outputs = dict(zip(self._outputs, values, strict=True))
         for name, dtype in self._cast_out.items():
             outputs[name] = outputs[name].astype(dtype, copy=False)
@@ -170,6 +185,11 @@ class OrtSession(Session):
         return str(self._session.get_providers()[0]) if self._session else "closed"
 
 
+def placement(options: SessionOptions) -> tuple[int, ...]:
+    """Return the processors that a session's operator threads keep to, the caller's first; nothing for anywhere."""
+    return processors(options.intra_op_threads) if options.settings(OrtOptions).pinned else ()
+
+
 def _session_options(ort: Any, options: SessionOptions) -> Any:
     own, settings = options.settings(OrtOptions), ort.SessionOptions()
     settings.log_severity_level = 3
@@ -181,6 +201,9 @@ def _session_options(ort: Any, options: SessionOptions) -> Any:
     # With one inter-op thread ONNX Runtime would quietly run sequentially.
     settings.inter_op_num_threads = max(2, options.threads or usable_cores()) if parallel else 1
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if own.spinning else "0")
+    if placed := placement(options)[1:]:
+        ids = ";".join(str(processor + 1) for processor in placed)  # ONNX Runtime counts from one
+        settings.add_session_config_entry("session.intra_op_thread_affinities", ids)
     if own.profiling:
         Path(own.profiling).parent.mkdir(parents=True, exist_ok=True)  # else nothing is written, and nothing said
         settings.enable_profiling = True

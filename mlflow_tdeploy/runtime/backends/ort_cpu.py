@@ -10,7 +10,7 @@ from typing import ClassVar
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.backends._ort import OrtOptions, OrtSession, open_graph, self_test, too_old
+from mlflow_tdeploy.runtime.backends._ort import OrtOptions, OrtSession, open_graph, placement, self_test, too_old
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
 from mlflow_tdeploy.runtime.options import SessionOptions
 
@@ -44,13 +44,14 @@ class OrtCpu(Runtime):
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Open the graph with the CPU provider only."""
-        return OrtSession(open_graph(root, variant, options, [_PROVIDER]), variant, signature)
+        session = open_graph(root, variant, options, [_PROVIDER])
+        return OrtSession(session, variant, signature, next(iter(placement(options)), None))
 
     def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
-        """Spinning threads on every core, unless the user said how many; the profile stays the first session's."""
+        """A spinning thread on every core, unless the user said how many; the profile stays the first session's."""
         if options.intra_op_threads or cores == 1:
             return None
-        return replace(options, intra_op_threads=cores).with_own(spinning=True, profiling="")
+        return replace(options, intra_op_threads=cores).with_own(spinning=True, pinned=True, profiling="")
 
     def self_test(self) -> str:
         """Open and run a one-node graph."""
