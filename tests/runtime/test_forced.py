@@ -19,13 +19,6 @@ X = np.array([[1, 2, 3, 4]], np.float32)
 BOTH = {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ("VARIANT", "RUNTIME", "STRICT"):
-        monkeypatch.delenv(f"TDEPLOY_{name}", raising=False)
-
-
 def test_predict_serves_the_variant_that_a_call_forces(tmp_path):
     slightly = WEIGHTS * np.float32(1.001)
     with open_model(make_bundle(tmp_path, {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": slightly})) as model:

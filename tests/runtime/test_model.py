@@ -27,13 +27,6 @@ X = np.array([[1, 2, 3, 4]], np.float32)
 BOTH = {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ("VARIANT", "RUNTIME", "STRICT"):
-        monkeypatch.delenv(f"TDEPLOY_{name}", raising=False)
-
-
 def test_open_model_serves_the_best_variant(tmp_path):
     with open_model(make_bundle(tmp_path, BOTH)) as model:
         assert model.decision.chosen.variant == "ort-cpu-fp32"

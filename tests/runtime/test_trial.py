@@ -28,11 +28,6 @@ attempt(sys.argv[1])
 """
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def risky(monkeypatch):
     """ONNX Runtime as if it could end the process; the children that were started."""
