@@ -6,29 +6,23 @@ Thresholds are elsewhere (:mod:`mlflow_tdeploy.core.budget`): a comparison only 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
+from mlflow_tdeploy.core.masks import AS_GOOD_AS_INFINITE, split_masks, stands_for_infinity
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
 #: The metric, there only where it is not 0, that counts rows in which the reference itself has no usable answer.
 REFERENCE_NON_FINITE = "reference_non_finite"
 #: The share of whole numbers and truth values (token ids, the index of the best label) that are the reference's own.
 EXACT_SHARE = "exact_share"
-#: What half-precision graphs put where others have infinity: fp16 ends at 65504, masks are often -1e4, and a score may
-#: have been added to them.
-AS_GOOD_AS_INFINITE = 5e3
-#: From here on a value stands for infinity, whatever its sign: many models put the lowest number of their type there.
-_ENDLESS = 1e30
-#: From here on a negative one does: no score is that low.
-_MASK = -1e8
-#: A mask that was added to a score: so low, and so many times the size of everything else in its row.
-_ADDED_MASK, _OUTWEIGHS = -1e3, 100.0
 #: A row that is this much smaller than others is near zero: its direction is noise.
 _NEAR_ZERO = 1e-3
 #: One number has no direction but its sign: more of it is noise.
 _NEAR_ZERO_ALONE = 0.05
+#: A difference this small beside a mask is what float32 rounds off.
+_ROUNDING = 1e-5
 #: Rows whose sizes tell what is typical.
 _REMEMBERED = 4096
 #: Stands for what is too large for a number: metrics are finite.
@@ -59,10 +53,11 @@ class Rows:
     the largest absolute difference. A value that is finite in the reference and not in the variant makes its
     row's cosine -1 and is counted. A row of the reference with a NaN, or without any finite value, says nothing: it is
     counted apart and not compared. Where the reference is infinite beside finite values, or as good as that (a mask,
-    see :func:`stands_for_infinity`), the variant must be, too: infinite or at least :data:`AS_GOOD_AS_INFINITE`, with
-    the same sign; else it counts as above. Other masks of a row (-1e4, with a score added) are compared apart from the
-    rest, and what is further off counts: beside them nothing would be seen of logits around 1. Rows that are next to
-    nothing in the reference and in the difference, beside the median row, count as equal.
+    see :mod:`mlflow_tdeploy.core.masks`), the variant must be, too: infinite or at least
+    :data:`~mlflow_tdeploy.core.masks.AS_GOOD_AS_INFINITE`, with the same sign; else it counts as above. Other masks
+    of a row (-1e4, with a score added) are compared apart from the rest, and what is further off counts: beside them
+    nothing would be seen of logits around 1. Rows that are next to nothing in the reference and in the difference,
+    beside the median row, count as equal.
     """
 
     def __init__(self) -> None:
@@ -93,10 +88,13 @@ class Rows:
         bad = np.where(usable, ~np.isfinite(new), ~masked)
         silent = ~usable | bad  # positions that say nothing about closeness
         ref, new = np.where(silent, 0.0, ref), np.where(silent, 0.0, new)
-        parts = _parts(ref, new)
-        cosines = [_cosine(*part) for part in parts]
-        cosines[-1][self._near_zero(*parts[-1])] = 1.0
-        cosine = np.minimum.reduce(cosines)
+        masks = split_masks(ref)
+        rest = (ref, new) if masks is None else (np.where(masks, 0.0, ref), np.where(masks, 0.0, new))
+        near = self._near_zero(rest[0], rest[1], ref)
+        cosine, norm = np.where(near, 1.0, _cosine(*rest)), np.where(near, 0.0, _norm_difference(*rest))
+        if masks is not None:
+            apart = np.where(masks, ref, 0.0), np.where(masks, new, 0.0)
+            cosine, norm = np.minimum(cosine, _cosine(*apart)), np.maximum(norm, _norm_difference(*apart))
         cosine[bad.any(axis=1)] = -1.0
         difference = np.abs(ref - new)
         self.count += len(ref)
@@ -105,17 +103,24 @@ class Rows:
         largest, scale = min(float(difference.max()), _LARGEST), float(np.abs(ref).max())
         self._max = max(self._max, largest)
         self._relative = max(self._relative, min(largest / scale, _LARGEST) if scale else float(largest > 0))
-        self._norm = max(self._norm, *(float(_norm_difference(*part).max()) for part in parts))
+        self._norm = max(self._norm, float(norm.max()))
         self._bad += int(bad.sum())
 
-    def _near_zero(self, ref: Array, new: Array) -> Array:
-        """Tell which rows are next to nothing, as is their difference, beside the typical (median) row so far."""
-        sizes = np.abs(ref).max(axis=1)
-        self._sizes = np.concatenate([self._sizes, sizes])[-_REMEMBERED:]
-        typical = np.partition(self._sizes, middle := (len(self._sizes) - 1) // 2)[middle]
-        limit = float(typical) * (_NEAR_ZERO_ALONE if ref.shape[1] == 1 else _NEAR_ZERO)
-        small: Array = (sizes < limit) & (np.abs(ref - new).max(axis=1) < limit)
-        return small
+    def _near_zero(self, ref: Array, new: Array, whole: Array) -> Array:
+        """Tell which rows are next to nothing, as is their difference, beside the typical row so far.
+
+        Args:
+            ref: The reference's rows, masks set to zero.
+            new: The variant's.
+            whole: The reference's with their masks: what was rounded off beside those is next to nothing, too.
+        """
+        sizes, off = np.abs(ref).max(axis=1), np.abs(ref - new).max(axis=1)
+        self._sizes = np.concatenate([self._sizes, sizes[sizes > 0]])[-_REMEMBERED:]
+        limit = _typical(self._sizes) * (_NEAR_ZERO_ALONE if ref.shape[1] == 1 else _NEAR_ZERO)
+        small = (sizes < limit) & (off < limit)
+        rounded = (sizes == 0) & (off <= _ROUNDING * np.abs(whole).max(axis=1))
+        found: Array = small | rounded
+        return found
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
@@ -131,26 +136,16 @@ class Rows:
         }
 
 
-def stands_for_infinity(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Tell which values of a type mean that there is no answer: infinite, as good as that, or far below any score."""
-    end = min(_ENDLESS, float(np.finfo(dtype).max)) if np.issubdtype(dtype, np.floating) else _ENDLESS
-    found: Array = (np.abs(values) >= end) | (values <= _MASK)
-    return found
-
-
-def _parts(ref: Array, new: Array) -> list[tuple[Array, Array]]:
-    """Return what is compared of two matrices: all of it, or the masks in it and, last, the rest."""
-    low = ref <= _ADDED_MASK
-    if not low.any():
-        return [(ref, new)]
-    others = np.abs(np.where(low, 0.0, ref)).max(axis=1, keepdims=True)
-    masks = low & (np.abs(ref) > _OUTWEIGHS * others) & (others > 0)
-    if not masks.any():
-        return [(ref, new)]
-    return [
-        (np.where(masks, ref, 0.0), np.where(masks, new, 0.0)),
-        (np.where(masks, 0.0, ref), np.where(masks, 0.0, new)),
-    ]
+def merged(parts: Iterable[Rows]) -> dict[str, float]:
+    """Return the metrics of several outputs, each compared by itself: the worst of each, means over all rows."""
+    found = [rows.metrics() for rows in parts] or [Rows().metrics()]
+    count = sum(one["rows"] for one in found)
+    mean = sum(one["mean_cosine"] * one["rows"] for one in found) / count if count else 1.0
+    names = dict.fromkeys(name for one in found for name in one)
+    values = {name: [one.get(name, 0.0) for one in found] for name in names}
+    sums = {"non_finite", "rows", REFERENCE_NON_FINITE}
+    worst = {name: sum(all_) if name in sums else max(all_) for name, all_ in values.items()}
+    return worst | {"worst_cosine": min(values["worst_cosine"]), "mean_cosine": mean}
 
 
 def _cosine(a: Array, b: Array) -> Array:
@@ -168,6 +163,12 @@ def _unit(rows: Array) -> Array:
     return scaled
 
 
+def _typical(sizes: Array) -> float:
+    """Return the median of what is not zero, the smaller one of two: a single large row is not typical."""
+    some = sizes[sizes > 0]
+    return float(np.partition(some, (len(some) - 1) // 2)[(len(some) - 1) // 2]) if len(some) else 0.0
+
+
 def _norm_difference(ref: Array, new: Array) -> Array:
     """Return how much longer or shorter each row became, in relation to it or, for short rows, to the typical row.
 
@@ -175,7 +176,7 @@ def _norm_difference(ref: Array, new: Array) -> Array:
     """
     largest = float(np.abs(ref).max()) or 1.0
     before, after = (np.linalg.norm(np.clip(rows / largest, -_ROOT, _ROOT), axis=1) for rows in (ref, new))
-    scale = np.maximum(before, np.sqrt(np.mean(before**2)))
+    scale = np.maximum(before, _typical(before))
     change = np.abs(after - before)
     changed: Array = np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), (change > 0).astype(np.float64))
     return changed

@@ -100,6 +100,36 @@ def test_rows_see_logits_beside_masks_of_every_size(mask):
     assert measure([[0.3, -0.4, mask]], [[-0.3, 0.4, mask]])["worst_cosine"] == pytest.approx(-1.0)
 
 
+@pytest.mark.parametrize(
+    ("reference", "got"),
+    [
+        ([[-2e8, 300.0]], [[-6e3, 300.0]]),
+        ([[-2e8]], [[7.0]]),
+        ([[-1e9]], [[7.0]]),  # one number has no mask beside it
+        ([[-3.3e9, 1.0]], [[-9e3, 1.0]]),
+    ],
+)
+def test_rows_take_large_numbers_for_answers(reference, got):
+    """Masks are powers of ten or the end of a type; an amount of money is neither."""
+    metrics = measure(reference, got)
+    assert metrics["rows"] == 1
+    assert VECTOR_BUDGET.violations(metrics)
+    assert VECTOR_BUDGET.violations(measure(reference, reference)) == ()
+
+
+def test_rows_see_what_a_mask_hides_of_nothing():
+    assert measure([[0.0, 0.0, -1e4]], [[50.0, -50.0, -1e4]])["worst_cosine"] == 0.0
+    assert VECTOR_BUDGET.violations(measure([[0.0, 0.0, -1e4]], [[1e-4, -1e-4, -1e4]])) == ()
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_rows_see_a_scale_whatever_the_size_of_one_of_them(width):
+    ordinary = np.random.default_rng(0).uniform(0.5, 2, (63, width))
+    reference = np.concatenate([np.full((1, width), 2e5), ordinary])
+    got = np.concatenate([reference[:1], 3 * ordinary])
+    assert measure(reference, got)["max_norm_difference"] > 1
+
+
 def test_rows_see_a_mask_beside_next_to_nothing():
     reference, got = ([[1.0, 2.0, -1.0], [1e-9, 1e-9, mask]] for mask in (-4e3, 4e3))
     assert measure(reference, got)["worst_cosine"] == pytest.approx(-1.0)
@@ -197,7 +227,8 @@ def test_rows_see_a_scale_that_the_cosine_does_not(factor, expected):
 def test_rows_hold_a_short_row_against_the_typical_one():
     """A row of almost nothing may be a third longer: the error is as small as any other row's."""
     rows = Rows()
-    rows.add(np.array([[100.0, 0.0], [0.3, 0.0]], np.float32), np.array([[100.0, 0.0], [0.4, 0.0]], np.float32))
+    usual = [[100.0, 0.0], [80.0, 1.0]]
+    rows.add(np.array([*usual, [0.3, 0.0]], np.float32), np.array([*usual, [0.4, 0.0]], np.float32))
     assert rows.metrics()["max_norm_difference"] < 0.01
 
 

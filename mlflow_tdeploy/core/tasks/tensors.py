@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -9,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
-from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Rows
+from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, numpy_dtype
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, numpy_dtype
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Tensors(Task):
         return AnswerForm("tensors")
 
     def comparison(self) -> Comparison:
-        """Compare every output, one row per first axis."""
-        return _TensorComparison()
+        """Compare every output by itself, one row per first axis."""
+        return _TensorComparison(self.signature)
 
     def example_feeds(
         self,
@@ -137,10 +138,16 @@ class _Whole(Encoded):
 
 
 class _TensorComparison(Comparison):
-    """Floats by rows; whole numbers and truth values one by one: an index that is nearly right is wrong."""
+    """Floats by rows; whole numbers and truth values one by one: an index that is nearly right is wrong.
 
-    def __init__(self) -> None:
-        self._rows = Rows()
+    Outputs have scales of their own (boxes, scores), so each is compared by itself.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._one_per_item = {
+            spec.name for spec in signature.outputs if len(spec.shape) == 1 and isinstance(spec.shape[0], str)
+        }
+        self._rows: defaultdict[str, Rows] = defaultdict(Rows)
         self._whole = 0
         self._equal = 0
 
@@ -150,12 +157,14 @@ class _TensorComparison(Comparison):
                 self._whole += array.size
                 self._equal += int((array == got[name]).sum())
                 continue
-            rows = array.shape[0] if array.ndim > 1 else 1
-            self._rows.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
+            if array.size == 0:
+                continue
+            rows = len(array) if array.ndim > 1 or name in self._one_per_item else 1
+            self._rows[name].add(array.reshape(rows, -1), got[name].reshape(rows, -1))
 
     def metrics(self) -> dict[str, float]:
         exact = {EXACT_SHARE: self._equal / self._whole if self._whole else 1.0}
-        return {**self._rows.metrics(), **exact}
+        return {**merged(self._rows.values()), **exact}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mlflow_tdeploy.core.budget import VECTOR_BUDGET
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec, numpy_dtype
@@ -102,12 +103,63 @@ def test_example_feeds_stay_below_the_largest_example_when_integers(tmp_path):
     source.reference(feeds)
 
 
+def _outputs(*specs):
+    dims = (Dim("batch", 1, 4, 8),)
+    inputs = (TensorSpec("x", "float32", ("batch", 4)),)
+    signature = Signature(dims, inputs, tuple(TensorSpec(name, "float32", shape) for name, shape in specs))
+    return TASKS.get("tensors")({}, signature, Path())
+
+
+def _violations(task, reference, got):
+    comparison = task.comparison()
+    comparison.add(reference, got, {})
+    return VECTOR_BUDGET.violations(comparison.metrics())
+
+
 def test_comparison_sees_every_output(pipeline):
     comparison = pipeline.task.comparison()
     comparison.add({"a": np.ones((2, 2)), "b": np.ones(3)}, {"a": np.ones((2, 2)), "b": np.array([1, 1, 3.0])}, {})
     metrics = comparison.metrics()
     assert metrics["max_difference"] == 2.0
     assert metrics["rows"] == 3
+
+
+@pytest.mark.parametrize("wrong", ["boxes", "area", "logit"])
+def test_an_output_is_not_hidden_by_others_of_another_scale(wrong):
+    """A detector's boxes are hundreds of pixels wide, its logits small: each is compared by itself."""
+    task = _outputs(("boxes", ("batch", 4)), ("area", ("batch", 1)), ("logit", ("batch", 1)))
+    random = np.random.default_rng(0)
+    reference = {
+        "boxes": random.uniform(100, 500, (8, 4)), "area": random.uniform(1e4, 1e5, (8, 1)),
+        "logit": random.standard_normal((8, 1)),
+    }  # fmt: skip
+    assert _violations(task, reference, reference) == ()
+    assert "worst_cosine is -1" in _violations(task, reference, {**reference, wrong: -reference[wrong]})[0]
+    assert "max_norm_difference" in _violations(task, reference, {**reference, wrong: 2 * reference[wrong]})[0]
+
+
+def test_metrics_of_several_outputs_are_the_worst_of_each_and_means_over_all():
+    comparison = _outputs(("a", ("batch", 2)), ("b", ("batch", 2))).comparison()
+    ones, turned = np.ones((2, 2)), np.array([[1.0, 1.0], [1.0, -1.0]])
+    comparison.add({"a": ones, "b": ones}, {"a": ones, "b": turned}, {})
+    metrics = comparison.metrics()
+    assert (metrics["worst_cosine"], metrics["rows"]) == (pytest.approx(0.0), 4)
+    assert metrics["mean_cosine"] == pytest.approx(0.75)
+    assert metrics["max_difference"] == 2.0
+
+
+def test_an_output_of_one_number_per_item_is_compared_item_by_item():
+    task = _outputs(("score", ("batch",)))
+    reference = np.array([1000.0, 1, 1, 1, 1, 1, 1, 1])
+    got = np.where(reference == 1, -1, reference)
+    assert "worst_cosine is -1" in _violations(task, {"score": reference}, {"score": got})[0]
+    one = np.where(np.arange(8) == 3, -1.0, 1.0)
+    assert "worst_cosine is -1" in _violations(task, {"score": np.ones(8)}, {"score": one})[0]
+
+
+def test_an_output_of_fixed_length_is_one_vector():
+    task = _outputs(("vector", (3,)))
+    assert _violations(task, {"vector": np.array([5.0, 3, 1e-3])}, {"vector": np.array([5.0, 3, -1e-3])}) == ()
 
 
 @pytest.mark.parametrize(
