@@ -30,7 +30,7 @@ from mlflow_tdeploy.runtime.decision import Candidate, Decision
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.runtime.select import decide_bundle
-from mlflow_tdeploy.runtime.sessions import Key, Opener, Sessions, key_of
+from mlflow_tdeploy.runtime.sessions import Key, Opener, Sessions, check_encoding, key_of
 from mlflow_tdeploy.runtime.threads import AdaptiveThreads, Load
 from mlflow_tdeploy.runtime.workers import Workers
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -173,9 +173,11 @@ class Model:
 
         Raises:
             NoVariantError: None can serve.
-            IntegrityError: A file of the task, such as the tokenizer, cannot be read.
+            IntegrityError: A file of the task, such as the tokenizer, cannot be read, or makes other arrays of texts
+                than where the model was logged.
         """
         self._task.prepare()
+        check_encoding(self._task, self._sessions.opener.golden)
         decision = self._decide(policy)
         for failure in decision.failures:
             _log.warning("A variant that is, or may be, better cannot serve on this host: %s", failure)

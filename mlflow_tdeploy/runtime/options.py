@@ -17,7 +17,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a session runs; every field but the last is a ``model_config`` key of its name.
+    """How a session runs; every field but the last two is a ``model_config`` key of its name.
 
     Attributes:
         threads: Batches run at once in bulk work; 0 means one per usable core.
@@ -25,12 +25,15 @@ class SessionOptions:
             request one or one per core, whichever is faster at the moment.
         token_budget: Most padded tokens in a batch; 0 means the default.
         own: Options that a runtime adds, by name; each is a ``model_config`` key, too.
+        lone: Whether the session serves one request at a time and may have the host to itself; no key, see
+            :meth:`mlflow_tdeploy.runtime.base.Runtime.lone_options`.
     """
 
     threads: int = 0
     intra_op_threads: int = 0
     token_budget: int = 0
     own: Mapping[str, Any] = field(default_factory=dict)
+    lone: bool = False
 
     def __post_init__(self) -> None:
         for name in common_options():
@@ -78,7 +81,7 @@ class SessionOptions:
 
 def common_options() -> dict[str, Any]:
     """Return the options that every runtime understands, with their defaults."""
-    return {one.name: one.default for one in dataclasses.fields(SessionOptions) if one.name != "own"}
+    return {one.name: one.default for one in dataclasses.fields(SessionOptions) if one.name not in ("own", "lone")}
 
 
 def added_options(settings: Iterable[type]) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import same_outputs
@@ -44,12 +47,13 @@ class Opener:
 
     @classmethod
     def of(cls, bundle: Bundle, *, tried: bool = False) -> Opener:
-        """Return one for a bundle, with its own golden requests.
+        """Return one for a bundle, with its own task and golden requests.
 
         Raises:
-            IntegrityError: Those are missing, truncated or changed.
+            IntegrityError: Files of either are missing, truncated or changed.
         """
-        return cls(bundle, bundle.task(), bundle.golden(), HashCache(), tried)
+        hashes = HashCache()
+        return cls(bundle, bundle.task(hashes), bundle.golden(), hashes, tried)
 
     def open(self, candidate: Candidate, options: SessionOptions) -> Session:
         """Return an opened session of a variant whose files are here.
@@ -134,6 +138,23 @@ class Sessions:
         sessions, self._sessions = list(self._sessions.values()), {}
         for session in sessions:
             session.close()
+
+
+def check_encoding(task: Task, requests: Iterable[GoldenRequest]) -> None:
+    """Make sure that requests reach the graph as they did where the model was logged.
+
+    Raises:
+        IntegrityError: Another version of a library makes other arrays of them: no variant would answer as it should.
+    """
+    for request in requests:
+        items = task.items(request.inputs)
+        feeds = task.encode(items).collate(range(len(items)))
+        for name, array in request.feeds.items():
+            if name not in feeds or not np.array_equal(feeds[name], array):
+                raise IntegrityError(
+                    f"A golden request becomes another '{name}' on this host than where the model was logged, so its "
+                    f"answers would be others. Install the versions of the model's requirements.txt (tokenizers first)."
+                )
 
 
 def abandon(session: Session | None) -> None:

@@ -235,13 +235,18 @@ class Bundle:
         """
         self._verify_files(self.manifest.assets, cache)
 
-    def task(self) -> Task:
+    def task(self, cache: HashCache | None = None) -> Task:
         """Return the model's task, as its settings and assets say.
 
+        Args:
+            cache: Digests remembered on this host; None hashes the assets.
+
         Raises:
-            NotFoundError: This version knows no such task.
+            InvalidInputError: This version knows no such task.
+            IntegrityError: An asset, such as the tokenizer, is missing, truncated or changed.
         """
         manifest = self.manifest
+        self.verify_assets(cache)
         return TASKS.get(manifest.task)(manifest.task_config, manifest.signature, self.root / ASSETS)
 
     def golden(self, cache: HashCache | None = None) -> tuple[GoldenRequest, ...]:

@@ -65,9 +65,9 @@ def test_move_to_does_without_where_it_is_forbidden(everywhere, monkeypatch):
         assert move_to(everywhere[0]) is None
 
 
-def _open(tmp_path, **own):
+def _open(tmp_path, *, lone):
     bundle = Bundle.open(make_bundle(tmp_path))
-    options = SessionOptions(intra_op_threads=len(os.sched_getaffinity(0)), own={"spinning": True, **own})
+    options = SessionOptions(intra_op_threads=len(os.sched_getaffinity(0)), own={"spinning": True}, lone=lone)
     return OrtCpu().open(bundle.root, bundle.variants["onnx-fp32"], bundle.manifest.signature, options)
 
 
@@ -77,11 +77,11 @@ def _threads_tied_to(processor):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc about threads")
-def test_a_pinned_session_has_a_thread_on_every_other_processor(everywhere, tmp_path):
+def test_a_session_for_lone_requests_has_a_thread_on_every_other_processor(everywhere, tmp_path):
     before = [_threads_tied_to(processor) for processor in everywhere]
-    loose = _open(tmp_path / "loose")
+    loose = _open(tmp_path / "loose", lone=False)
     assert [_threads_tied_to(processor) for processor in everywhere] == before
-    session = _open(tmp_path / "pinned", pinned=True)
+    session = _open(tmp_path / "tied", lone=True)
     wanted, until = [before[0], *(count + 1 for count in before[1:])], time.monotonic() + 30
     while [_threads_tied_to(processor) for processor in everywhere] != wanted:  # each thread ties itself as it starts
         assert time.monotonic() < until
@@ -104,7 +104,7 @@ def test_the_caller_is_on_the_first_processor_while_it_runs_and_free_afterwards(
         return run(self, session, feeds)
 
     monkeypatch.setattr(OrtSession, "_run", watched)
-    session = _open(tmp_path, pinned=True)
+    session = _open(tmp_path, lone=True)
 
     def call():
         try:

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError
+from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.hardware import host_cpu
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtSession
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 from tests.flavor.text_bundles import make_text_bundle
@@ -45,6 +47,28 @@ def test_open_model_falls_back_loudly_when_a_weight_was_tampered_with(tmp_path, 
         assert model.decision.chosen.variant == "onnx-fp32"
         assert "ort-cpu-fp32/model.onnx" in model.decision.failures[0]
     assert "ort-cpu-fp32 cannot serve" in caplog.text
+
+
+def test_open_model_refuses_a_tokenizer_that_was_changed(tmp_path):
+    """Of the same size, so that only its digest tells: no variant would answer as it should."""
+    root = make_text_bundle(tmp_path)
+    path = root / "tdeploy/assets/tokenizer.json"
+    text = path.read_text()
+    path.write_text(text.replace('"good"', '"gxxd"'))
+    assert len(path.read_text()) == len(text)
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json' was changed"):
+        open_model(root)
+
+
+def test_open_model_refuses_a_library_that_encodes_a_golden_request_in_another_way(tmp_path, monkeypatch):
+    root = make_text_bundle(tmp_path)
+    task = Bundle.open(root).task()
+    request = GoldenRequest(["good film"], dict(task.encode(["good film"]).collate([0])), {}, None)
+    monkeypatch.setattr(Bundle, "golden", lambda self, cache=None: (request,))
+    check_encoding(task, [request])
+    request.feeds["input_ids"] = request.feeds["input_ids"] + 1
+    with pytest.raises(IntegrityError, match="becomes another 'input_ids' on this host"):
+        open_model(root)
 
 
 def test_open_model_falls_back_when_the_golden_answer_is_wrong(tmp_path):
@@ -238,8 +262,8 @@ def test_lone_requests_try_a_session_of_every_core_that_spins_and_writes_no_prof
         for _ in range(3):
             model.predict({"x": X})
     assert opened[0] == given
-    lone = {"arena": False, "profiling": "", "spinning": True, "pinned": True}
-    assert opened[1:] == [SessionOptions(intra_op_threads=2, own=lone)]
+    own = {"arena": False, "profiling": "", "spinning": True}
+    assert opened[1:] == [SessionOptions(intra_op_threads=2, own=own, lone=True)]
 
 
 def test_a_lone_request_beside_bulk_work_keeps_to_one_thread(tmp_path, monkeypatch):

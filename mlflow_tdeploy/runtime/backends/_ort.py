@@ -40,8 +40,6 @@ class OrtOptions:
 
     Attributes:
         spinning: Whether waiting operator threads spin, where ``intra_op_threads`` is given.
-        pinned: Whether operator threads keep to a processor each, the caller included while it runs; only where
-            ``intra_op_threads`` is the number of processors that the process may use.
         arena: Whether freed memory is kept for the next run.
         graph_level: ``disable``, ``basic``, ``extended``, ``layout`` or ``all``.
         execution_mode: ``sequential`` or ``parallel``.
@@ -49,7 +47,6 @@ class OrtOptions:
     """
 
     spinning: bool = False
-    pinned: bool = False
     arena: bool = True
     graph_level: str = "all"
     execution_mode: str = "sequential"
@@ -186,8 +183,11 @@ class OrtSession(Session):
 
 
 def placement(options: SessionOptions) -> tuple[int, ...]:
-    """Return the processors that a session's operator threads keep to, the caller's first; nothing for anywhere."""
-    return processors(options.intra_op_threads) if options.settings(OrtOptions).pinned else ()
+    """Return the processors that a session's operator threads keep to, the caller's first; nothing for anywhere.
+
+    Only a session for lone requests ties them: callers of any other would all come to the same processor.
+    """
+    return processors(options.intra_op_threads) if options.lone else ()
 
 
 def _session_options(ort: Any, options: SessionOptions) -> Any:

@@ -51,7 +51,7 @@ class OrtCpu(Runtime):
         """A spinning thread on every core, unless the user said how many; the profile stays the first session's."""
         if options.intra_op_threads or cores == 1:
             return None
-        return replace(options, intra_op_threads=cores).with_own(spinning=True, pinned=True, profiling="")
+        return replace(options, intra_op_threads=cores, lone=True).with_own(spinning=True, profiling="")
 
     def self_test(self) -> str:
         """Open and run a one-node graph."""
