@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: How bench measures unless it is told otherwise.
 _SPLIT = (
-    "text batches split as serving splits them, one thread each; a single batch on one thread "
+    "text batches split as serving splits them; a single batch on the threads of one of those "
     "(serving also tries every core for it, and keeps to what is faster)"
 )
 
@@ -32,7 +32,7 @@ _SPLIT = (
 )
 @click.option(
     "--intra-op-threads", default=0, show_default=True,
-    help="Threads inside one operator, each shape in one call; 0 splits text batches as serving does.",
+    help="Threads inside one operator; 0 is what serving takes.",
 )  # fmt: skip
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows to this file too."
@@ -66,7 +66,7 @@ def bench(
             bundle, decision.openable, shapes=[_parse_shape(shape) for shape in shapes] or None, rounds=rounds,
             options=SessionOptions(intra_op_threads=intra_op_threads),
         )  # fmt: skip
-        how = f"each shape in one call on {intra_op_threads} intra-op thread(s)" if intra_op_threads else _SPLIT
+        how = f"as served with intra_op_threads={intra_op_threads}" if intra_op_threads else _SPLIT
         click.echo(f"{decision.host.kind}; ms per call, {how}")
         _show_bench(decision, rows, json_path)
 

@@ -46,6 +46,26 @@ class Compat:
         return self.fit in (Fit.OPTIMAL, Fit.USABLE)
 
 
+@dataclass(frozen=True)
+class Bulk:
+    """How a request of many items runs: its batches, as they are served and as they are measured.
+
+    Attributes:
+        workers: Batches at once.
+        token_budget: Most padded tokens in one.
+        threads: Threads inside one operator.
+    """
+
+    workers: int
+    token_budget: int
+    threads: int
+
+    @property
+    def method(self) -> dict[str, int]:
+        """The same as plain values, for the record of a measurement."""
+        return {"intra_op_threads": self.threads, "workers": self.workers, "token_budget": self.token_budget}
+
+
 class Session(ABC):
     """An opened variant. ``infer`` may be called from many threads at once."""
 
@@ -77,8 +97,8 @@ class Runtime(ABC):
     tier: ClassVar[int]
     #: Tried in this order within a tier where no latency was measured; lower first.
     preference: ClassVar[int]
-    #: Whether ``intra_op_threads`` = 0 opens sessions of one thread, so that batches run side by side.
-    one_thread_sessions: ClassVar[bool] = False
+    #: Padded tokens in a batch where nobody says otherwise. The default is meant for a whole device, and a guess.
+    token_budget: ClassVar[int] = 16384
     #: Whether opening a variant may end the process, as a GPU's driver can: it is tried in another one first.
     risky: ClassVar[bool] = False
     #: How to get it where it is missing.
@@ -114,6 +134,22 @@ class Runtime(ABC):
         Raises:
             SessionError: It cannot be opened.
         """
+
+    def workers(self, options: SessionOptions, cores: int) -> int:
+        """Return how many batches run at once where nobody says so; by default one has the whole device.
+
+        Args:
+            options: Session options.
+            cores: Processors of this host.
+        """
+        del options, cores
+        return 1
+
+    def bulk(self, variant: Variant, options: SessionOptions, cores: int) -> Bulk:
+        """Return how a variant's bulk work runs: as the user says, else its record, else as suits the runtime."""
+        workers = options.threads or self.workers(options, cores)
+        budget = options.token_budget or variant.token_budget or self.token_budget
+        return Bulk(workers, budget, options.intra_op_threads or max(1, cores // workers))
 
     def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
         """Return how to open a second session, to be tried for requests that are a single batch.

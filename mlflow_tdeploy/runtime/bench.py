@@ -93,8 +93,7 @@ def sweep(
         shapes: Sizes by dimension; None for :func:`default_shapes`.
         rounds: Calls of each candidate per shape.
         seconds: Most time per shape and candidate, once three rounds are done.
-        options: Session options. Without ``intra_op_threads`` text batches are split as they are served, see
-            :mod:`mlflow_tdeploy.runtime.latency`; with it, each is one call.
+        options: Session options. Text batches are split as they are served with them.
 
     Returns:
         A row per shape and candidate.
@@ -136,7 +135,7 @@ def contenders(
     Args:
         bundle: The bundle, with the candidates' files present.
         candidates: Which variants on which runtimes.
-        options: Session options; with ``intra_op_threads`` batches are not split.
+        options: Session options.
 
     Raises:
         TDeployError: None of them can be opened; of several, those that can are yielded.

@@ -5,11 +5,11 @@ recorded: ``p50_ms`` and the other plain names are at the signature's *opt* size
 at", one defined shape for every variant; ``short_…`` figures are for one short item (one row of 16 tokens, or the
 smallest sizes where a graph has other dimensions).
 
-A text batch is split as it is served: into batches of the variant's token budget that run side by side, one thread
-each. What is a single batch, the short item above all, runs on that one thread. Served, such a request also tries a
-session of every core and keeps to it where it is faster (:mod:`mlflow_tdeploy.runtime.threads`), so it may be answered
-sooner than the figure says. That choice is left out because it takes many requests and depends on what else the host
-does; the settings of the record say so.
+A text batch is split as it is served, see :meth:`mlflow_tdeploy.runtime.base.Runtime.bulk`: for ONNX Runtime on a CPU
+into small batches that run side by side, one thread each. What is a single batch, the short item above all, runs on
+that one thread. Served, such a request also tries a session of every core and keeps to it where it is faster
+(:mod:`mlflow_tdeploy.runtime.threads`), so it may be answered sooner than the figure says. That choice is left out
+because it takes many requests and depends on what else the host does; the settings of the record say so.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
+from mlflow_tdeploy.core.batching import plan_batches
 from mlflow_tdeploy.core.evidence import Evidence, Shape, now, recorded_shapes, shape_text
 from mlflow_tdeploy.core.hardware import Fingerprint, usable_cores
 from mlflow_tdeploy.core.measure import Timing, interleave
@@ -27,11 +27,13 @@ from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.base import Runtime
+from mlflow_tdeploy.runtime.base import Bulk, Runtime
 from mlflow_tdeploy.runtime.options import SessionOptions
 
 #: Seconds of rest before each timed call: threads of the one before (OpenMP's, torch's) spin for some milliseconds.
 _PAUSE = 0.02
+#: What a record says of how batches ran.
+_METHOD = "split as they are served; a single batch in the first session, while serving also tries one of every core"
 #: What is fast enough gets this many calls, whatever the time.
 _ROUNDS = 30
 
@@ -44,17 +46,13 @@ class Contender:
         variant: Its id.
         runtime: Name of the runtime.
         infer: Its session's ``infer``.
-        threads: Threads inside one operator.
-        split: Whether a large batch is split into ones that run side by side, as it is served with one thread each.
-        token_budget: Most padded tokens in one of those.
+        bulk: How its batches run.
     """
 
     variant: str
     runtime: str
     infer: Infer
-    threads: int
-    split: bool
-    token_budget: int = DEFAULT_TOKEN_BUDGET
+    bulk: Bulk
 
     @classmethod
     def served(
@@ -66,29 +64,10 @@ class Contender:
             variant: The variant.
             runtime: The runtime.
             infer: Its session's ``infer``, opened with the same options.
-            options: Session options; with ``intra_op_threads`` batches are not split.
+            options: Session options.
         """
-        given = options or SessionOptions()
-        split = runtime.one_thread_sessions and not given.intra_op_threads
-        return cls(
-            variant.id,
-            runtime.name,
-            infer,
-            given.intra_op_threads or (1 if split else usable_cores()),
-            split=split,
-            token_budget=given.token_budget or variant.token_budget or DEFAULT_TOKEN_BUDGET,
-        )
-
-    @property
-    def method(self) -> dict[str, Any]:
-        """How it is run, for the record."""
-        if not self.split:
-            return {"intra_op_threads": self.threads, "batches": "in one call"}
-        return {
-            "intra_op_threads": self.threads,
-            "batches": "split and run side by side; a single batch on one thread, while serving also tries every core",
-            "token_budget": self.token_budget,
-        }
+        bulk = runtime.bulk(variant, options or SessionOptions(), usable_cores())
+        return cls(variant.id, runtime.name, infer, bulk)
 
 
 def time_shape(
@@ -114,12 +93,9 @@ def time_shape(
         A timing per contender, in their order.
     """
     feeds = task.example_feeds("opt", ragged=False, sizes=shape, items=items)
-    cores = usable_cores()
-    with ThreadPoolExecutor(cores) as executor:
+    with ThreadPoolExecutor(max(one.bulk.workers for one in contenders)) as executor:
         calls = {
-            str(index): side_by_side(one.infer, feeds, task.signature, executor, cores, one.token_budget)
-            if one.split
-            else _whole(one.infer, feeds)
+            str(index): side_by_side(one.infer, feeds, task.signature, executor, one.bulk)
             for index, one in enumerate(contenders)
         }
         samples = interleave(calls, rounds=rounds, warmup=2, seconds=seconds, pause=_PAUSE)
@@ -180,7 +156,8 @@ def latency_evidence(
         shapes=(f"short_p50_ms: {short_shape}", f"p50_ms: {opt_shape}"),
         settings={
             "runtime": contender.runtime,
-            **contender.method,
+            **contender.bulk.method,
+            "batches": _METHOD,
             "interleaved_with": list(names),
         },
         created=now(),
@@ -192,8 +169,7 @@ def side_by_side(
     feeds: Arrays,
     signature: Signature,
     executor: Executor,
-    workers: int,
-    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    bulk: Bulk,
 ) -> Callable[[], object]:
     """Return a call that runs a batch of equally long rows split the way a request of these rows is served.
 
@@ -203,9 +179,13 @@ def side_by_side(
     if first.shape[:2] != ("batch", "sequence"):
         return _whole(infer, feeds)
     rows, width = feeds[first.name].shape[:2]
-    plan = plan_batches([width] * rows, max_batch=rows, token_budget=token_budget, workers=workers)
+    plan = plan_batches([width] * rows, max_batch=rows, token_budget=bulk.token_budget, workers=bulk.workers)
     parts = [{name: array[batch] for name, array in feeds.items()} for batch in plan]
-    return _whole(infer, parts[0]) if len(parts) == 1 else (lambda: list(executor.map(infer, parts)))
+    if len(parts) == 1:
+        return _whole(infer, parts[0])
+    if bulk.workers == 1:
+        return lambda: [infer(part) for part in parts]
+    return lambda: list(executor.map(infer, parts))
 
 
 def _whole(infer: Infer, feeds: Arrays) -> Callable[[], object]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.errors import (
     InvalidInputError,
     RefusedChoiceError,
@@ -219,19 +218,18 @@ class Model:
             return self._pipelines[key_of(candidate)]
 
     def _make_pipeline(self, candidate: Candidate, session: Session) -> Pipeline:
-        workers = self._options.threads or probe.hardware().cores
+        cores = probe.hardware().cores
+        bulk = RUNTIMES.get(candidate.runtime)().bulk(self._bundle.variants[candidate.variant], self._options, cores)
         with self._lock:
-            if workers > 1 and self._executor is None:
-                self._executor = Workers(workers, thread_name_prefix="tdeploy")
-        hint = self._bundle.variants[candidate.variant].token_budget
-        budget = self._options.token_budget or hint or DEFAULT_TOKEN_BUDGET
+            if bulk.workers > 1 and self._executor is None:
+                self._executor = Workers(max(bulk.workers, cores), thread_name_prefix="tdeploy")
         return Pipeline(
             self._task,
             self._load.counted(session.infer),
             single=self._single(candidate, session),
-            token_budget=budget,
-            executor=self._executor,
-            workers=workers,
+            token_budget=bulk.token_budget,
+            executor=self._executor if bulk.workers > 1 else None,
+            workers=bulk.workers,
         )
 
     def _single(self, candidate: Candidate, session: Session) -> Infer:

@@ -216,12 +216,15 @@ class Bundle:
         """
         self._verify_files(variant.files, cache)
         recorded = {record.path for record in variant.files}
-        if not variant.files or variant.entry in recorded:
+        if not variant.files:
             return
-        if not any(path.startswith(f"{variant.entry}/") for path in recorded):
+        whole = variant.entry not in recorded
+        if whole and not any(path.startswith(f"{variant.entry}/") for path in recorded):
             raise IntegrityError(f"Variant '{variant.id}': its entry '{variant.entry}' is none of its recorded files.")
-        # Whoever opens a folder reads what lies in it, so a planted file (a pickle, code) counts as a change.
-        planted = [path for path in list_tree(self.root, variant.entry) if path not in recorded]
+        # Whoever opens a folder reads what lies in it, and a graph the weights beside it, so a planted file (a pickle,
+        # code, other weights) counts as a change.
+        folder = variant.entry if whole else variant.entry.rpartition("/")[0]
+        planted = [path for path in list_tree(self.root, folder) if path not in recorded] if folder else []
         if planted := [path for path in planted if not _is_hidden(path)]:
             raise IntegrityError(
                 f"Variant '{variant.id}': '{planted[0]}' lies in its folder and is not recorded. Remove the file."

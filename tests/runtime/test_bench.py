@@ -5,6 +5,7 @@ import pytest
 from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.base import Bulk
 from mlflow_tdeploy.runtime.bench import contenders, time_contenders
 from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.options import SessionOptions
@@ -26,7 +27,7 @@ def test_throughput_counts_the_rows_whatever_their_dimension_is_called(tmp_path,
     bundle = Bundle.open(make_bundle(tmp_path))
     signature = Signature(dims, (TensorSpec("x", "float32", axes),), (TensorSpec("y", "float32", axes),))
     bundle.manifest = dataclasses.replace(bundle.manifest, signature=signature)
-    one = Contender("v", "ort-cpu", lambda feeds: feeds, 1, split=False)
+    one = Contender("v", "ort-cpu", lambda feeds: feeds, Bulk(1, 4096, 1))
     (row,) = time_contenders(bundle, [one], [{dim.name: dim.max for dim in dims}], rounds=3, seconds=1)
     assert row.throughput * row.timing.mean_ms / 1e3 == pytest.approx(items)
 
@@ -37,7 +38,7 @@ def test_contenders_take_the_token_budget_that_serves(tmp_path, hint, given, use
     bundle = Bundle.open(make_bundle(tmp_path, changes={"onnx-fp32": {"session": session}}))
     candidates = decide_bundle(bundle, probe.hardware()).openable
     with contenders(bundle, candidates, SessionOptions(token_budget=given)) as (one,):
-        assert one.token_budget == used
+        assert one.bulk.token_budget == used
 
 
 def test_contenders_leave_out_what_cannot_serve_and_say_so(tmp_path, caplog):

@@ -344,3 +344,12 @@ def test_golden_says_what_is_expected_when_a_file_is_not_recorded(root):
     _edit(root / "manifest.json", golden=manifest["golden"][:1])
     with pytest.raises(ManifestError, match="golden requests are"):
         Bundle.open(root).golden()
+
+
+def test_verify_refuses_weights_that_were_planted_beside_a_graph(root, bundle):
+    """A graph may read them: it names files beside it, and nothing says that it has none."""
+    variant = bundle.variants["onnx-fp32"]
+    bundle.verify(variant)
+    (root / variant.entry).with_name("other.bin").write_bytes(b"weights")
+    with pytest.raises(IntegrityError, match=r"onnx-fp32/other\.bin' lies in its folder and is not recorded"):
+        bundle.verify(variant)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
@@ -25,7 +26,7 @@ class OrtCpu(Runtime):
     formats: ClassVar[frozenset[str]] = frozenset({"onnx", "ort"})
     tier: ClassVar[int] = 1
     preference: ClassVar[int] = 30
-    one_thread_sessions: ClassVar[bool] = True
+    token_budget: ClassVar[int] = DEFAULT_TOKEN_BUDGET
     settings: ClassVar[type | None] = OrtOptions
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[cpu]'"
     modules: ClassVar[Mapping[str, str]] = {"onnxruntime": "onnxruntime"}
@@ -46,6 +47,10 @@ class OrtCpu(Runtime):
         """Open the graph with the CPU provider only."""
         session = open_graph(root, variant, options, [_PROVIDER])
         return OrtSession(session, variant, signature, next(iter(placement(options)), None))
+
+    def workers(self, options: SessionOptions, cores: int) -> int:
+        """Batches side by side, a processor each: nothing inside an operator waits for another one."""
+        return max(1, cores // (options.intra_op_threads or 1))
 
     def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
         """A spinning thread on every core, unless the user said how many; the profile stays the first session's."""

@@ -57,6 +57,11 @@ class TensorRt(Runtime):
         except (TDeployError, ImportError, OSError, MemoryError) as error:
             raise SessionError(f"{self.name} cannot open variant '{variant.id}': {error}") from error
 
+    def workers(self, options: SessionOptions, cores: int) -> int:
+        """As many as there are contexts: one batch is copied while another one runs."""
+        del cores
+        return max(1, options.settings(TrtOptions).contexts)
+
     def self_test(self) -> str:
         """Use the GPU and make a runtime."""
         cuda = Cuda.load()
