@@ -13,7 +13,7 @@ unexport TOKENIZERS_PARALLELISM
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-all lint types contracts bench bench-engine clean
+.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -51,6 +51,9 @@ contracts: $(STAMP) ## Which layer may import which
 bench: $(STAMP) ## Measures ours, the peers and the floor on this machine, and draws the picture of it
 	$(RUN) -m benchmarks.text
 	$(RUN) -m benchmarks.picture
+
+bench-gpu: $(STAMP) ## Measures PyTorch, ONNX Runtime and TensorRT on this machine's GPU
+	$(RUN) -m benchmarks.gpu
 
 bench-engine: $(STAMP) ## Builds TensorRT engines on this machine; needs no GPU
 	$(RUN) -m benchmarks.engine

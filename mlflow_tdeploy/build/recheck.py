@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
@@ -12,7 +13,7 @@ from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged, runtime_for
 from mlflow_tdeploy.build.workshop import Progress, Workshop
 from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, TDeployError
-from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.evidence import Evidence, after
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
@@ -61,7 +62,8 @@ def recheck_variants(
         try:
             here.get(variant.id)
             staged = Staged(variant, bundle.root, Graph(bundle.path(variant.entry), variant.precision))
-            found.append(shop.evidence(staged, shop.check(staged, answers), name))
+            record = shop.evidence(staged, shop.check(staged, answers), name)
+            found.append(replace(record, created=after(bundle.evidence(variant.id))))
         except TDeployError as error:  # one damaged variant says nothing about the others
             _log.warning("Variant %s was not checked: %s", variant.id, error)
             failed = error

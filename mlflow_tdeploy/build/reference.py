@@ -149,7 +149,7 @@ class Score:
         """Return the task's metrics; empty without labels."""
         if self._labels is None or not self._answers:
             return {}
-        order = sorted(self._answers)
+        order = sorted(index for index in self._answers if index < len(self._labels))  # the rest was only added
         finished = self._task.finish([self._answers[index] for index in order], self._params)
         return self._task.metric(finished, [self._labels[index] for index in order])
 

@@ -40,7 +40,7 @@ class VerifyData:
     Attributes:
         texts: For text tasks.
         requests: For ``tensors``: one name → array mapping per request.
-        labels: The right answer per item, or None.
+        labels: The right answer per item, or None; items that were only added to have enough come last and have none.
         name: Where the data is from, for people.
     """
 
@@ -51,10 +51,8 @@ class VerifyData:
 
     def __post_init__(self) -> None:
         count = len(self.texts) or len(self.requests)
-        if self.labels is not None and len(self.labels) != count:
-            raise InvalidInputError(
-                f"The verification data has {count} items and {len(self.labels)} labels: give one label per item."
-            )
+        if self.labels is not None and len(self.labels) > count:
+            raise _uneven(count, self.labels)
 
     @classmethod
     def of(cls, value: Any, name: str = "given") -> VerifyData:
@@ -99,11 +97,6 @@ class VerifyData:
         if not self.texts:
             raise InvalidInputError(f"A text task is verified on texts, got arrays. {_FORMS}")
         if len(self.texts) >= _FEWEST:
-            return self
-        if self.labels is not None:
-            _log.warning(
-                "Variants are compared on %d labelled texts only; %d and more find more.", len(self.texts), _FEWEST
-            )
             return self
         more = tuple(text for text in default_texts() if text not in self.texts)[: _FEWEST - len(self.texts)]
         return replace(self, texts=(*self.texts, *more), name=f"{self.name} and {len(more)} WordNet definitions")
@@ -159,7 +152,16 @@ def _of_table(value: Any, name: str) -> VerifyData:
             return VerifyData(requests=(_arrays(value),), name=name)
         raise InvalidInputError(f"The verification table has no column of texts, only {columns}. {_FORMS}")
     labels = None if label_key is None else tuple(_plain(label) for label in _listed(value[label_key]))
-    return VerifyData(texts=_texts(_listed(value[text_key])), labels=labels, name=name)
+    texts = _texts(_listed(value[text_key]))
+    if labels is not None and len(labels) != len(texts):
+        raise _uneven(len(texts), labels)
+    return VerifyData(texts=texts, labels=labels, name=name)
+
+
+def _uneven(count: int, labels: Sequence[Any]) -> InvalidInputError:
+    return InvalidInputError(
+        f"The verification data has {count} items and {len(labels)} labels: give one label per item."
+    )
 
 
 def _is_numeric(value: Any) -> bool:

@@ -59,12 +59,9 @@ def bench(
         decision = decide(bundle, variant, runtime, strict)
         if not decision.openable:
             raise decision.none_left()
-        for name in {candidate.variant for candidate in decision.openable}:
-            if fetch is not None:
-                fetch(bundle.variants[name])
         rows = sweep(
             bundle, decision.openable, shapes=[_parse_shape(shape) for shape in shapes] or None, rounds=rounds,
-            options=SessionOptions(intra_op_threads=intra_op_threads),
+            options=SessionOptions(intra_op_threads=intra_op_threads), fetch=fetch,
         )  # fmt: skip
         how = f"as served with intra_op_threads={intra_op_threads}" if intra_op_threads else _SPLIT
         click.echo(f"{decision.host.kind}; ms per call, {how}")

@@ -89,6 +89,12 @@ class SessionError(TDeployError):
     code = "INTERNAL_ERROR"
 
 
+class RefusedInputError(SessionError):
+    """A runtime refused the values of a request, such as an index beyond a table; the model answers others."""
+
+    code = "INVALID_PARAMETER_VALUE"
+
+
 class BuildError(TDeployError):
     """A build step (export, fusion, quantization, verification) failed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
@@ -111,7 +111,15 @@ def shape_text(shape: Shape) -> str:
 
 def now() -> str:
     """Return the UTC time in ISO format, as :attr:`Evidence.created` holds it."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def after(earlier: Iterable[Evidence]) -> str:
+    """Return the time for a record that comes after others: now, or just later where another host's clock is ahead."""
+    newest = max((record.created for record in earlier), default="")
+    if newest < (present := now()):
+        return present
+    return (datetime.fromisoformat(newest) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
 
 
 def latest_accuracy(evidence: Iterable[Evidence]) -> Evidence | None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from mlflow.models import Model as MlflowModel
 from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.utils.model_utils import _validate_and_get_model_config_from_file
 
 from mlflow_tdeploy import FLAVOR_NAME
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
 from mlflow_tdeploy.runtime.base import runtime_settings
 from mlflow_tdeploy.runtime.options import SESSION_KEY, SessionOptions, added_options, common_options
 from mlflow_tdeploy.runtime.policy import ENVIRONMENT, Policy
@@ -26,6 +27,20 @@ _POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": ""}
 def defaults() -> dict[str, Any]:
     """Return every ``model_config`` key that this package knows, with its default."""
     return {**_POLICY, **common_options(), **added_options(runtime_settings()), SESSION_KEY: {}}
+
+
+def read_config(given: Any) -> Mapping[str, Any]:
+    """Return ``model_config`` as a mapping, where MLflow takes one or the path of a YAML file.
+
+    Raises:
+        InvalidInputError: It is neither.
+        MlflowException: The file cannot be read.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        given = _validate_and_get_model_config_from_file(os.fspath(given))
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidInputError(f"model_config must be a mapping or the path of a YAML file, got {shown(given)}.")
+    return given or {}
 
 
 def full_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -58,10 +73,14 @@ def split_config(config: Mapping[str, Any] | None) -> tuple[Policy, SessionOptio
 
 
 def known_only(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a saved configuration without the keys that a newer version wrote; a warning names them."""
+    """Return a saved configuration without the keys that another version wrote.
+
+    A warning names them, unless what was saved switches nothing on: every key is saved with its default.
+    """
     known = defaults()
     for key in (given := dict(config or {})).keys() - known.keys():
-        _log.warning("The option '%s' was saved with the model and is unknown to this version: ignored.", key)
+        if given[key]:
+            _log.warning("The option '%s' was saved with the model and is unknown to this version: ignored.", key)
         del given[key]
     return given
 

@@ -10,7 +10,7 @@ from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
 
 from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
-from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_mlmodel, split_config
+from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_config, read_mlmodel, split_config
 from mlflow_tdeploy.flavor.native import TDeployModel
 from mlflow_tdeploy.registry_io import locate, mlflow_errors, open_records
 from mlflow_tdeploy.runtime.model import open_model
@@ -26,7 +26,7 @@ def load_model(
     variant: str | None = None,
     runtime: str | None = None,
     strict: bool | None = None,
-    model_config: Mapping[str, Any] | None = None,
+    model_config: Mapping[str, Any] | str | Path | None = None,
 ) -> TDeployModel:
     """Load a model on this host. From a remote store only the records and the chosen variant are fetched.
 
@@ -37,7 +37,8 @@ def load_model(
         variant: Serve this variant and no other.
         runtime: Serve with this runtime and no other.
         strict: Fail instead of falling back to another variant when the first choice cannot be opened.
-        model_config: Overrides of what was saved with the model: session options and the three above.
+        model_config: Overrides of what was saved with the model: session options and the three above. A mapping, or
+            the path of a YAML file.
 
     Returns:
         An object with ``predict(inputs, **params)``, ``infer(dict of arrays)``, ``signature``, ``variants``,
@@ -47,7 +48,7 @@ def load_model(
         MlflowException: There is no such model, it holds no bundle, or none of its variants can serve here.
     """
     chosen = {"variant": variant, "runtime": runtime, "strict": strict}
-    given = {**(model_config or {}), **{key: value for key, value in chosen.items() if value is not None}}
+    given = {**read_config(model_config), **{key: value for key, value in chosen.items() if value is not None}}
     split_config(given)  # what was saved may hold keys of a newer version, what a user says now may not
     if not model_uri:
         raise InvalidInputError(f"model_uri must name a model, got {model_uri!r}.")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.utils.validation import _validate_model_name
 
 from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.flavor.package import Packaging
@@ -126,26 +130,27 @@ def log_model(
         )  # fmt: skip
         request.check()
         packaging.check()
+        if registered_model_name is not None:
+            _validate_model_name(registered_model_name)
     saver = _Saver(model, request, packaging)
-    info = MlflowModel.log(
-        artifact_path=artifact_path,
-        name=name,
-        flavor=saver,
-        flavor_name=FLAVOR_NAME,
-        registered_model_name=registered_model_name,
-        await_registration_for=await_registration_for,
-        metadata=metadata,
-        params=params,
-        tags=tags,
-        model_type=model_type,
-        step=step,
-        model_id=model_id,
-        prompts=prompts,
-        model_config=model_config,
-        validate_serving_input=validate_serving_input,
-    )
-    saver.publish(info.model_id)
-    return info
+    with saver.published():
+        return MlflowModel.log(
+            artifact_path=artifact_path,
+            name=name,
+            flavor=saver,
+            flavor_name=FLAVOR_NAME,
+            registered_model_name=registered_model_name,
+            await_registration_for=await_registration_for,
+            metadata=metadata,
+            params=params,
+            tags=tags,
+            model_type=model_type,
+            step=step,
+            model_id=model_id,
+            prompts=prompts,
+            model_config=model_config,
+            validate_serving_input=validate_serving_input,
+        )
 
 
 class _Saver:
@@ -155,20 +160,33 @@ class _Saver:
         self._model = model
         self._request = request
         self._packaging = packaging
+        self._model_id: str | None = None
         self._description: tuple[dict[str, str], dict[str, float]] = ({}, {})
 
     def save_model(self, path: str, mlflow_model: MlflowModel, **_: Any) -> None:
         bundle = write_model(self._model, Path(path), self._request, self._packaging, mlflow_model)
-        self._description = describe(bundle)
+        self._description, self._model_id = describe(bundle), mlflow_model.model_id
 
-    def publish(self, model_id: str) -> None:
+    @contextlib.contextmanager
+    def published(self) -> Iterator[None]:
+        """Write tags and metrics in the end, also of a model that was logged and could not be registered."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(Exception):  # the error that counts is on its way
+                if self._model_id and MlflowClient().get_logged_model(self._model_id).status == LoggedModelStatus.READY:
+                    self._publish()
+            raise
+        self._publish()
+
+    def _publish(self) -> None:
         """Write tags and metrics; the model is whole without them, so a failure here is a warning."""
         try:
-            tag_logged_model(model_id, *self._description)
+            tag_logged_model(self._model_id or "", *self._description)
         except Exception as error:
             _log.warning(
                 "The model %s was logged, but not its tags and metrics (search_logged_models will not find its "
                 "variants): %s",
-                model_id,
+                self._model_id,
                 error,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mlflow_tdeploy.core.evidence import Evidence, recorded_shapes
+from mlflow_tdeploy.core.evidence import Evidence, after, recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.flavor.extend import update_tags
 from mlflow_tdeploy.registry_io import append_evidence, locate, mlflow_errors, open_records
@@ -39,11 +39,8 @@ def record_latency(model_uri: str, *, rounds: int = 20, seconds: float = 3.0) ->
     decision = decide_bundle(bundle, probe.host())
     if not decision.openable:
         raise decision.none_left()
-    for variant_id in {candidate.variant for candidate in decision.openable}:
-        if fetch is not None:
-            fetch(bundle.variants[variant_id])
     shapes = recorded_shapes(bundle.manifest.signature)
-    with contenders(bundle, decision.openable) as taking_part:
+    with contenders(bundle, decision.openable, fetch=fetch) as taking_part:
         rows = time_contenders(bundle, taking_part, shapes, rounds=rounds, seconds=seconds)
     append_evidence(location, _records(bundle, taking_part, rows, decision.host))
     update_tags(location)
@@ -58,6 +55,7 @@ def _records(bundle: Bundle, taking_part: list[Contender], rows: list[BenchRow],
         replace(
             latency_evidence(one, brief, usual, bundle.manifest.signature, host, names),
             files=bundle.variants[one.variant].digest or None,
+            created=after(bundle.evidence(one.variant)),
         )
         for one, brief, usual in zip(taking_part, short, opt, strict=True)
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mlflow import pyfunc
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
@@ -17,18 +18,30 @@ from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import (
     _copy_extra_files,
     _validate_and_copy_code_paths,
-    _validate_and_get_model_config_from_file,
 )
 
 import mlflow_tdeploy
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
-from mlflow_tdeploy.flavor.config import full_config, split_config
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, first_line
+from mlflow_tdeploy.flavor.config import full_config, read_config, split_config
 from mlflow_tdeploy.flavor.requirements import CONDA_FILE, PYTHON_FILE, check_environment, write_environment
 from mlflow_tdeploy.flavor.schema import merge_signature
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ROOT
+
+
+def _check_metadata(metadata: Any) -> None:
+    if metadata is None:
+        return
+    try:
+        if not isinstance(metadata, Mapping):
+            raise TypeError(f"it is a {type(metadata).__name__}")
+        yaml.safe_dump(dict(metadata))
+    except (yaml.YAMLError, TypeError) as error:
+        raise InvalidInputError(
+            f"metadata must be a mapping of plain values that YAML can hold: {first_line(error)}."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ class Packaging:
         """
         check_environment(self.conda_env, self.pip_requirements, self.extra_pip_requirements)
         self.config()
+        _check_metadata(self.metadata)
         if self.signature is not None and not isinstance(self.signature, ModelSignature):
             raise InvalidInputError(f"signature must be a ModelSignature, got {type(self.signature).__name__}.")
         for name in ("code_paths", "extra_files"):
@@ -66,8 +80,7 @@ class Packaging:
 
     def config(self) -> dict[str, Any]:
         """Return the complete ``model_config`` to save."""
-        given = self.model_config
-        return full_config(_validate_and_get_model_config_from_file(given) if isinstance(given, str) else given)
+        return full_config(read_config(self.model_config))
 
     def policy(self) -> Policy:
         """Return what ``model_config`` insists on.

@@ -34,15 +34,17 @@ class PyFuncWrapper:
             records where several labels are asked for), hidden states as nested lists, tensors by name.
         """
         with mlflow_errors():
-            return self._shape(self._model.predict(model_input, params))
+            return self._shape(self._model.predict(model_input, params), getattr(model_input, "index", None))
 
-    def _shape(self, answer: Any) -> Any:
+    def _shape(self, answer: Any, index: Any) -> Any:
         if self._form.kind == "nested":
             return [array.tolist() for array in answer]
         if self._form.kind == "records" and isinstance(answer[0], Mapping):
             import pandas as pd
 
-            return pd.DataFrame(answer, columns=[field.name for field in self._form.fields])
+            # the caller's own rows: put beside its table, an answer must not land on another one
+            kept = index if isinstance(index, pd.Index) and len(index) == len(answer) else None
+            return pd.DataFrame(answer, columns=[field.name for field in self._form.fields], index=kept)
         return answer
 
     def get_raw_model(self) -> Model:

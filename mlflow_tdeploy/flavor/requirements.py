@@ -71,6 +71,8 @@ def check_environment(conda_env: Any, pip_requirements: Any, extra_pip_requireme
                 _parse_pip_requirements(given)
             except FileNotFoundError as error:
                 raise NotFoundError(f"The requirements name a file that is not there: '{error.filename}'.") from error
+    if conda_env is not None and not isinstance(conda_env, dict) and not Path(conda_env).is_file():
+        raise NotFoundError(f"conda_env: there is no file '{conda_env}'.")
     _wheel()
 
 

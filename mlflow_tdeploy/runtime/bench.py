@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
+from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import Shape
 from mlflow_tdeploy.core.measure import Timing
 from mlflow_tdeploy.core.tensors import Signature
@@ -17,7 +17,7 @@ from mlflow_tdeploy.runtime.decision import Candidate
 from mlflow_tdeploy.runtime.latency import Contender, time_shape
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.sessions import Opener
-from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -84,22 +84,24 @@ def sweep(
     rounds: int = 20,
     seconds: float = 3.0,
     options: SessionOptions | None = None,
+    fetch: Fetch | None = None,
 ) -> list[BenchRow]:
     """Time candidates at every shape.
 
     Args:
-        bundle: The bundle, with the candidates' files present.
+        bundle: The bundle.
         candidates: Which variants on which runtimes.
         shapes: Sizes by dimension; None for :func:`default_shapes`.
         rounds: Calls of each candidate per shape.
         seconds: Most time per shape and candidate, once three rounds are done.
         options: Session options. Text batches are split as they are served with them.
+        fetch: Brings a variant's files where the bundle was downloaded without them.
 
     Returns:
         A row per shape and candidate.
     """
     wanted = [check_shape(bundle.manifest.signature, s) for s in (shapes or default_shapes(bundle.manifest.signature))]
-    with contenders(bundle, candidates, options) as taking_part:
+    with contenders(bundle, candidates, options, fetch) as taking_part:
         return time_contenders(bundle, taking_part, wanted, rounds=rounds, seconds=seconds)
 
 
@@ -128,26 +130,33 @@ def _items(signature: Signature, shape: Shape) -> int:
 
 @contextmanager
 def contenders(
-    bundle: Bundle, candidates: Iterable[Candidate], options: SessionOptions | None = None
+    bundle: Bundle,
+    candidates: Iterable[Candidate],
+    options: SessionOptions | None = None,
+    fetch: Fetch | None = None,
 ) -> Iterator[list[Contender]]:
     """Open candidates as bulk work is served; closed on the way out.
 
     Args:
-        bundle: The bundle, with the candidates' files present.
+        bundle: The bundle.
         candidates: Which variants on which runtimes.
         options: Session options.
+        fetch: Brings a variant's files where the bundle was downloaded without them.
 
     Raises:
-        TDeployError: None of them can be opened; of several, those that can are yielded.
+        Exception: What the last of them raised, where none can be opened; of several, those that can are yielded.
     """
-    given, failed = options or SessionOptions(), None
+    given = options or SessionOptions()
+    failed: Exception | None = None
     opener = Opener.of(bundle)
     with ExitStack() as stack:
         found = []
         for candidate in candidates:
             try:
+                if fetch is not None:
+                    fetch(bundle.variants[candidate.variant])
                 session = opener.open(candidate, given)
-            except TDeployError as error:  # what cannot serve is not timed; the others are
+            except Exception as error:  # also a store's: what cannot serve is not timed; the others are
                 _log.warning("Variant %s cannot serve on %s: %s", candidate.variant, candidate.runtime, error)
                 failed = error
                 continue

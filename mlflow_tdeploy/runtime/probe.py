@@ -111,7 +111,8 @@ def run_child(script: str, *arguments: str, timeout: float = _TIMEOUT) -> ChildR
         arguments: Its ``sys.argv[1:]``.
         timeout: Seconds after which it is killed.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # not from the working directory, as "-c" would: whatever json.py lies there is not ours
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(
             [sys.executable, "-c", script, *arguments],

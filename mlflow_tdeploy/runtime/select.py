@@ -128,7 +128,8 @@ def _entries(
         return [_Entry(lost, math.inf, ())]
     entries = []
     for runtime in runtimes:
-        compat, would = _compat(variant, verdict, host, policy, runtime, doubted=doubted)
+        why = verdict or _verdict_elsewhere(variant, records, runtime)
+        compat, would = _compat(variant, why, host, policy, runtime, doubted=doubted)
         lacking = would is not None and (runtime.tier > 0 or host.gpu is not None)
         latency = measured_latency(records, host, runtime.name)
         candidate = replace(_candidate(variant, runtime.name, compat), latency_ms=latency, lacking=lacking)
@@ -229,6 +230,29 @@ def _verdict(manifest: Manifest, variant: Variant, records: Iterable[Evidence], 
     if doubt is not None:
         return f"its accuracy evidence cannot be read here: {doubt}"
     return "no accuracy evidence yet" if accuracy is None else None
+
+
+def _verdict_elsewhere(variant: Variant, records: Iterable[Evidence], runtime: Runtime) -> str | None:
+    """Return why evidence from other kinds of devices says nothing about this one, or None.
+
+    Full precision is the same arithmetic on all of them. A graph of lower precision is not: a CPU computes fp16 in
+    fp32 with casts around each operator, and hardware differs in how it adds up int8.
+    """
+    known = list(records)
+    if latest_accuracy(known) is None or variant.precision.name in ("fp64", "fp32"):
+        return None
+    here = [record for record in known if _tier(record) in (None, runtime.tier)]
+    newest = latest_accuracy(here)
+    if newest is None:
+        where = {0: "a GPU", 1: "a CPU"}.get(runtime.tier, "this runtime")
+        return f"{variant.precision.name} was not verified on {where} yet (tdeploy verify)"
+    return None if newest.passed else f"{newest.verdict}: {'; '.join(newest.violations)}"
+
+
+def _tier(record: Evidence) -> int | None:
+    """Return the kind of device that evidence is from; None where the record does not say, or nobody knows it here."""
+    name = record.settings.get("runtime")
+    return RUNTIMES.get(name).tier if isinstance(name, str) and name in RUNTIMES else None
 
 
 def _refused(variant: Variant, verdict: str | None, policy: Policy, runtime: Runtime) -> Compat | None:

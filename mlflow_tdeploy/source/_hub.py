@@ -32,7 +32,6 @@ def fetch(hub_id: str, options: Options) -> tuple[Path, str]:
     """
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
     except ImportError:
         raise MissingDependencyError("huggingface_hub", "A hub id", "pip install 'mlflow-tdeploy[build]'") from None
     revision = options.revision
@@ -40,11 +39,11 @@ def fetch(hub_id: str, options: Options) -> tuple[Path, str]:
         commit = revision if revision and is_commit(revision) else _current_commit(hub_id, options)
         patterns = [*_FILES, *(_CODE if options.trust_remote_code else ())]
         folder = Path(snapshot_download(hub_id, revision=commit, token=options.token, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # also what the HTTP library of the day raises where there is no network
         raise NotFoundError(
             f"The model '{hub_id}'{f' at {revision}' if revision else ''} is no local folder and cannot be read from "
-            f"the hub: {first_line(error)} Check the name, the token and the network, or download it where the hub "
-            f"is reachable and pass the folder."
+            f"the hub ({type(error).__name__}: {first_line(error)}). Check the name, the token and the network, or "
+            f"download it where the hub is reachable and pass the folder."
         ) from error
     if options.trust_remote_code:
         _check_code(folder, hub_id)

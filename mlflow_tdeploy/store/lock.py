@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mlflow_tdeploy.core.errors import MissingDependencyError
-from mlflow_tdeploy.store.disk import cache_home, storage_errors
+from mlflow_tdeploy.store.disk import own_folder, storage_errors
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -31,7 +31,7 @@ def host_lock(name: str) -> Iterator[bool]:
         from filelock import FileLock, Timeout
     except ImportError as error:
         raise MissingDependencyError("filelock", "Building engines", "pip install filelock") from error
-    folder = cache_home() / "locks"
+    folder = own_folder("locks")
     with storage_errors(f"make a lock below '{folder}'"):
         folder.mkdir(parents=True, exist_ok=True)
         lock, waited = FileLock(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.lock"), False

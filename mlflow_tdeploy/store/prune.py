@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mlflow_tdeploy.store.cache import ContentCache, last_used
 from mlflow_tdeploy.store.disk import own_folder, temporary
-from mlflow_tdeploy.store.layout import ABANDONED_S, TEMPORARY
+from mlflow_tdeploy.store.layout import ABANDONED_S, ROOT, TEMPORARY
 
 _VIEWS = "views"
 
@@ -92,7 +92,7 @@ def _sweep() -> int:
 
 
 def _leftovers() -> list[Path]:
-    folders = [views_home(), *ContentCache().folders()]
+    folders = [views_home(), *views_home().glob(f"*/{ROOT}"), *ContentCache().folders()]
     return [path for folder in folders for path in folder.glob(f"{TEMPORARY}*")]
 
 

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mlflow_tdeploy.core import golden
@@ -103,6 +103,8 @@ def _refuse_taken(target: Path) -> None:
         raise InvalidInputError(
             f"'{target}' is a mount point, which cannot become a model's folder all at once. Choose a folder inside it."
         )
+    if (file := next((path for path in target.parents if path.is_file()), None)) is not None:
+        raise InvalidInputError(f"'{target}' cannot be made: '{file}' is a file. Choose another path.")
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise ConflictError(f"'{target}' exists already and is not an empty folder. Choose another path or remove it.")
 
@@ -173,7 +175,7 @@ class BundleDraft:
 
 def evidence_name() -> str:
     """Return a new file name for a measurement: UTC time, then a random suffix, so that names sort by time."""
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}.json"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(4)}.json"
 
 
 def append_evidence(root: Path, evidence: Evidence) -> str:

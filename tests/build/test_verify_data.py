@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlflow_tdeploy.build.reference import Case, Score
 from mlflow_tdeploy.build.verify_data import VerifyData, default_texts
 from mlflow_tdeploy.core.errors import InvalidInputError
 from tests.build.sources import linear_task
@@ -56,10 +57,13 @@ def test_for_task_adds_built_in_texts_to_a_few(minilm_path):
     assert data.record.name == "given and 198 WordNet definitions"
 
 
-def test_for_task_warns_of_few_texts_with_labels_and_adds_none(minilm_path, caplog):
+def test_for_task_adds_texts_without_labels_to_few_with_some(minilm_path):
     data = VerifyData.of({"text": ["a", "b"], "label": ["no", "yes"]}).for_task(classifier(minilm_path))
-    assert data.texts == ("a", "b")
-    assert "compared on 2 labelled texts only; 200 and more" in caplog.text
+    assert (data.texts[:2], data.labels, len(data.texts)) == (("a", "b"), ("no", "yes"), 200)
+    score = Score(classifier(minilm_path), data)
+    logits = np.array([[5.0, -5.0]] * 3, np.float32)
+    score.add(Case("items", "batch=3", {}, (0, 1, 2), answers=True), {"logits": logits})
+    assert score.metric()["accuracy"] == 0.5  # of the two that have a label
 
 
 @pytest.mark.parametrize(

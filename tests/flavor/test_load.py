@@ -8,6 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from mlflow_tdeploy.flavor.config import known_only
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, accuracy, make_bundle
 from tests.flavor.text_bundles import embed, make_text_bundle
@@ -163,3 +164,20 @@ def test_a_loaded_model_raises_what_mlflow_users_catch(tmp_path):
 def test_load_model_needs_a_uri(nothing):
     with pytest.raises(MlflowException, match="model_uri must name a model"):
         mlflow_tdeploy.load_model(nothing)
+
+
+def test_load_model_takes_the_path_of_a_configuration_as_pyfunc_does(logged, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("variant: onnx-fp32\n")
+    for given in (path, str(path)):
+        with mlflow_tdeploy.load_model(logged.model_uri, model_config=given) as model:
+            assert model.decision.chosen.variant == "onnx-fp32"
+    with pytest.raises(MlflowException, match="model_config must be a mapping or the path of a YAML file, got "):
+        mlflow_tdeploy.load_model(logged.model_uri, model_config=["variant"])
+
+
+def test_an_option_that_is_no_more_is_warned_of_only_where_it_was_switched_on(caplog):
+    assert known_only({"threads": 2, "pinned": False, "gone": ""}) == {"threads": 2}
+    assert caplog.text == ""
+    assert known_only({"pinned": True}) == {}
+    assert "The option 'pinned' was saved with the model and is unknown" in caplog.text

@@ -162,3 +162,40 @@ def test_log_model_serves_no_graph_that_answers_a_multiple(tracking, tmp_path):
     with mlflow_tdeploy.load_model(info.model_uri) as model:
         assert model.decision.chosen.variant == "onnx-fp32"
         assert "max_norm_difference is 2 (budget max_norm_difference <= 0.1)" in model.decision.explain()
+
+
+def test_log_model_refuses_a_name_that_cannot_be_registered_before_anything_is_logged(tracking, made):
+    for name in ("a/b:c", ""):
+        with pytest.raises(MlflowException, match="name") as caught:
+            mlflow_tdeploy.log_model(made, "words", registered_model_name=name)
+        assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    assert mlflow.search_logged_models(output_format="list") == []
+
+
+def test_a_model_that_could_not_be_registered_is_found_by_its_variants(tracking, made, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise MlflowException("The registry is not reachable.")
+
+    monkeypatch.setattr("mlflow.tracking._model_registry.fluent._register_model", refuse)
+    monkeypatch.setattr("mlflow.models.model._register_model", refuse, raising=False)
+    with pytest.raises(MlflowException, match="not reachable"):
+        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    (model,) = mlflow.search_logged_models(
+        filter_string="tags.`tdeploy.variant.ort-cpu-int8` = 'ok'", output_format="list"
+    )
+    assert model.status == LoggedModelStatus.READY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"conda_env": "nope.yaml"}, "conda_env: there is no file 'nope.yaml'"),
+        ({"metadata": {"a": object()}}, "metadata must be a mapping of plain values"),
+        ({"metadata": "abc"}, "metadata must be a mapping"),
+        ({"model_config": ["a"]}, "model_config must be a mapping or the path"),
+    ],
+)
+def test_log_model_refuses_packaging_that_cannot_be_before_anything_is_logged(tracking, made, arguments, message):
+    with pytest.raises(MlflowException, match=message):
+        mlflow_tdeploy.log_model(made, "words", **arguments)
+    assert mlflow.search_logged_models(output_format="list") == []

@@ -248,3 +248,16 @@ def test_full_config_saves_what_is_given_apart_beside_the_rest():
 def test_split_config_refuses_unknown_keys_and_values(config, message):
     with pytest.raises(InvalidInputError, match=message):
         split_config(config)
+
+
+def test_answers_in_a_table_keep_the_index_of_the_one_that_was_asked(tmp_path):
+    """So that ``table["label"] = model.predict(table)["label"]`` puts each label beside its text."""
+    mlflow_tdeploy.save_model(make_text_bundle(tmp_path / "made", "text-classification"), tmp_path / "model")
+    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    texts = ["good film", "bad", "a good film"]
+    plain = model.predict(texts)
+    assert list(plain.index) == [0, 1, 2]
+    for asked in (pd.DataFrame({"text": texts}, index=[7, 3, 5]), pd.Series(texts, index=list("xyz"))):
+        answer = model.predict(asked)
+        assert list(answer.index) == list(asked.index)
+        assert answer["label"].tolist() == plain["label"].tolist()

@@ -127,7 +127,7 @@ def test_save_model_copies_only_what_is_recorded_when_given_a_finished_bundle(ma
     root = made / "tdeploy"
     (root / "report").mkdir()
     (root / "report" / "index.html").symlink_to(tmp_path / "secret")
-    (root / "files" / "onnx-fp32" / "evil.pkl").write_bytes(b"pickle")
+    (root / "files" / "evil.pkl").write_bytes(b"pickle")
     (root / "evidence" / "nobody").mkdir()
     (root / "evidence" / "nobody" / "x.json").write_text("{}")
     before = Bundle.open(made)
@@ -139,6 +139,13 @@ def test_save_model_copies_only_what_is_recorded_when_given_a_finished_bundle(ma
     recorded |= {record.path for record in (*after.manifest.assets, *after.manifest.golden)}
     files = {path.relative_to(after.root).as_posix() for path in after.root.rglob("*") if path.is_file()}
     assert files == recorded | set(after.record_paths())
+
+
+def test_save_model_refuses_a_bundle_with_a_file_planted_beside_a_graph(made, tmp_path):
+    (made / "tdeploy" / "files" / "onnx-fp32" / "evil.bin").write_bytes(b"weights")
+    with pytest.raises(MlflowException, match=r"evil\.bin' lies in its folder and is not recorded"):
+        mlflow_tdeploy.save_model(made, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_save_model_refuses_a_bundle_with_changed_golden_requests(tmp_path):

@@ -9,6 +9,8 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, accuracy, make_bundle
 
@@ -89,3 +91,13 @@ def test_verified_and_failed_are_both_on_record(tmp_path):
 
 def test_verify_is_an_attribute_of_mlflow_tdeploy_too():
     assert mlflow.tdeploy.verify_model is mlflow_tdeploy.verify_model
+
+
+def test_a_verdict_counts_as_the_newest_also_where_another_hosts_clock_is_ahead(tmp_path):
+    ahead = {name: [accuracy(name, created="2999-01-01T00:00:00.000000+00:00")] for name in BOTH}
+    root = make_bundle(tmp_path, {**BOTH, "ort-cpu-fp32": WEIGHTS * np.float32(-1)}, evidence=ahead)
+    record = mlflow_tdeploy.verify_model(root)["ort-cpu-fp32"]
+    assert not record.passed
+    assert record.created == "2999-01-01T00:00:00.000001+00:00"
+    reasons = {c.variant: c.reason for c in decide_bundle(Bundle.open(root), probe.host()).candidates}
+    assert reasons["ort-cpu-fp32"].startswith("over budget")

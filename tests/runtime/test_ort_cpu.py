@@ -4,10 +4,15 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from mlflow_tdeploy.core.errors import SessionError
-from mlflow_tdeploy.runtime.backends.ort_cpu import OrtOptions
+from mlflow_tdeploy.core.errors import RefusedInputError, SessionError
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtOptions
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.store.bundle import Bundle
@@ -109,3 +114,23 @@ def test_open_hands_the_options_to_onnx_runtime(bundle, monkeypatch, options, ex
     parallel = options.get("execution_mode") == "parallel"
     assert (seen[0].execution_mode == ort.ExecutionMode.ORT_PARALLEL) is parallel
     assert seen[0].get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_value_that_the_graph_cannot_take_is_the_callers_error(tmp_path):
+    path = tmp_path / "table.onnx"
+    table = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])], "table",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, ["batch"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.ones((3, 2), np.float32), "table")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(table, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    signature = Signature(
+        (Dim("batch", 1, 2, 8),), (TensorSpec("x", "int64", ("batch",)),), (TensorSpec("y", "float32", ("batch", 2)),)
+    )
+    variant = Variant("onnx-fp32", "onnx", Precision(), "any", "table.onnx", ())
+    session = OrtCpu().open(tmp_path, variant, signature, SessionOptions())
+    with pytest.raises(RefusedInputError, match="index beyond a table") as caught:
+        session.infer({"x": np.array([99])})
+    assert caught.value.code == "INVALID_PARAMETER_VALUE"
+    np.testing.assert_array_equal(session.infer({"x": np.array([2])})["y"], np.ones((1, 2)))

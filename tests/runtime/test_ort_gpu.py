@@ -28,7 +28,7 @@ class StandIn(OrtCuda):
     provider = "CPUExecutionProvider"
     memory = "cpu"
 
-    def _providers(self, signature, device):
+    def _providers(self, variant, signature, device):
         return [self.provider]
 
 
@@ -93,3 +93,14 @@ def test_profiles_are_the_signatures_ranges():
 def test_options_of_the_gpu_are_keys_of_model_config():
     options = SessionOptions.of({"device_id": "1", "arena": False}, [OrtGpuOptions])
     assert options.settings(OrtGpuOptions) == OrtGpuOptions(device_id=1, arena=False)
+
+
+def test_engines_of_one_graph_with_other_weights_are_kept_apart(tmp_path, monkeypatch):
+    """ONNX Runtime names them by the graph: version 8 of a model would get the engine of version 7."""
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    folders = set()
+    for index, weights in enumerate((WEIGHTS, WEIGHTS + 1, WEIGHTS)):
+        bundle = Bundle.open(make_bundle(tmp_path / str(index), {"onnx-fp32": weights}))
+        (_, settings), *_ = OrtTensorRt()._providers(bundle.variants["onnx-fp32"], bundle.manifest.signature, 0)
+        folders.add(settings["trt_engine_cache_path"])
+    assert len(folders) == 2

@@ -66,3 +66,9 @@ def test_self_test_passes_for_every_runtime_that_is_installed(name):
     result = probe.self_test(name)
     assert result.ok, result.reason
     assert result.output
+
+
+def test_a_child_imports_nothing_from_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    assert probe.run_child("import json; print(json.dumps(1))").output == "1"

@@ -5,11 +5,12 @@ import pytest
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import Evidence
-from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
 from mlflow_tdeploy.core.manifest import Manifest, SourceRecord
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu
+from mlflow_tdeploy.runtime.backends.ort_gpu import OrtCuda, OrtTensorRt
 from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
 from mlflow_tdeploy.runtime.base import RUNTIMES, Fit
 from mlflow_tdeploy.runtime.policy import Policy
@@ -351,3 +352,35 @@ def test_decide_ignores_latency_when_not_every_candidate_was_measured_here():
     decision = choose(ALL, [latency("onnx-fp16", 900.0)])
     assert [c.variant for c in decision.openable] == ["ort-cpu-int8", "ort-cpu-fp32", "onnx-fp16", "onnx-fp32"]
     assert next(c for c in decision.candidates if c.variant == "onnx-fp16").latency_ms == 900.0
+
+
+def _with_gpu(monkeypatch):
+    """A host whose only further difference is a GPU runtime that opens portable graphs."""
+    monkeypatch.setattr(OrtCuda, "missing", lambda self: None)
+    monkeypatch.setattr(OrtCuda, "version", lambda self: "1.31.1")
+    monkeypatch.setattr(OrtTensorRt, "missing", lambda self: "not installed")
+    return dataclasses.replace(HOST, gpu=Gpu("NVIDIA H200", "9.0", 1, "580.1", "13.0"))
+
+
+def test_a_cpus_verdict_on_half_precision_says_nothing_about_a_gpu(monkeypatch):
+    """There ONNX Runtime computes in fp16, here in fp32 with casts."""
+    host = _with_gpu(monkeypatch)
+    on_cpu, on_gpu = (
+        dataclasses.replace(accuracy("onnx-fp16"), settings={"runtime": name}, created=f"2026-01-0{day}T00:00:00Z")
+        for day, name in enumerate(("ort-cpu", "ort-cuda"), 1)
+    )
+    passed = {"onnx-fp32": [dataclasses.replace(accuracy("onnx-fp32"), settings={"runtime": "ort-cpu"})]}
+    before = choose([FP32, FP16], host=host, evidence={**passed, "onnx-fp16": [on_cpu]})
+    assert (before.chosen.variant, before.chosen.runtime) == ("onnx-fp32", "ort-cuda")
+    reasons = {(c.variant, c.runtime): c.reason for c in before.candidates}
+    assert reasons["onnx-fp16", "ort-cuda"] == "fp16 was not verified on a GPU yet (tdeploy verify)"
+    assert next(c for c in before.candidates if (c.variant, c.runtime) == ("onnx-fp16", "ort-cpu")).can_open
+    after = choose([FP32, FP16], host=host, evidence={**passed, "onnx-fp16": [on_cpu, on_gpu]})
+    assert (after.chosen.variant, after.chosen.runtime) == ("onnx-fp16", "ort-cuda")
+    failed = dataclasses.replace(on_gpu, passed=False, violations=("worst_cosine is 0.5",))
+    again = dataclasses.replace(on_cpu, created="2026-01-03T00:00:00Z")  # newer, and from elsewhere
+    decision = choose([FP32, FP16], host=host, evidence={**passed, "onnx-fp16": [failed, again]})
+    assert (
+        "over budget: worst_cosine is 0.5"
+        in {(c.variant, c.runtime): c.reason for c in decision.candidates}["onnx-fp16", "ort-cuda"]
+    )

@@ -202,3 +202,15 @@ def test_resolve_downloads_no_pickles_from_a_hub_and_code_only_where_it_is_trust
               if any(fnmatch(name, pattern) for pattern in asked["allow_patterns"])]  # fmt: skip
     assert wanted == ["model.safetensors", "config.json", *(["model.py"] if trusted else [])]
     assert asked["revision"] == "0" * 40
+
+
+def test_resolve_explains_whatever_an_http_library_raises_without_a_network(monkeypatch):
+    class ConnectError(Exception):
+        """As httpx has it: no OSError, and no error of huggingface_hub."""
+
+    def refuse(*args, **kwargs):
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    with pytest.raises(NotFoundError, match=r"'owner/model' is no local folder .*ConnectError: .* Check the name"):
+        resolve("owner/model")

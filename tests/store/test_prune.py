@@ -82,3 +82,15 @@ def test_prune_takes_a_view_away_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", lambda path, **how: (seen.append(view.exists()), rmtree(path, **how)))
     prune.prune(0)
     assert seen == [False]
+
+
+def test_prune_sweeps_what_a_killed_download_left_inside_a_view(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path))
+    left = prune.views_home() / "key" / "tdeploy" / ".tdeploy-fetch-abc"
+    left.mkdir(parents=True)
+    (left / "model.onnx").write_bytes(bytes(1000))
+    assert prune.prune(10**9) == 0  # whoever downloads may still be at it
+    long_ago = time.time() - 2 * ABANDONED_S
+    os.utime(left, (long_ago, long_ago))
+    assert prune.prune(10**9) == 1000
+    assert not left.exists()

@@ -169,3 +169,10 @@ def test_evidence_name_is_unique_and_sorts_by_time():
     assert len(set(names)) == 200
     stamps = [name.split("-")[0] for name in names]
     assert stamps == sorted(stamps)
+
+
+def test_staged_directory_says_which_part_of_the_path_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused = pytest.raises(InvalidInputError, match=r"/file' is a file\. Choose another path")
+    with refused, staged_directory(tmp_path / "file" / "model"):
+        pass

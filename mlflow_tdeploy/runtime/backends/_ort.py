@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import SessionError, first_line
+from mlflow_tdeploy.core.errors import RefusedInputError, SessionError, first_line
 from mlflow_tdeploy.core.hardware import usable_cores
 from mlflow_tdeploy.core.tensors import Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
@@ -161,6 +161,11 @@ class OrtSession(Session):
         except SessionError:
             raise
         except Exception as error:
+            if "INVALID_ARGUMENT" in str(error):
+                raise RefusedInputError(
+                    f"ONNX Runtime refused a value of this request in variant '{self._variant.id}': "
+                    f"{first_line(error)}. Look for an index beyond a table, such as a token id that the model has not."
+                ) from error
             raise SessionError(f"ONNX Runtime failed in variant '{self._variant.id}': {first_line(error)}") from error
         finally:
             release(before)

@@ -84,15 +84,15 @@ class OrtCuda(Runtime):
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Open the graph on the GPU."""
         device = options.settings(OrtGpuOptions).device_id
-        session = open_graph(root, variant, options, self._providers(signature, device))
+        session = open_graph(root, variant, options, self._providers(variant, signature, device))
         return OrtGpuSession(session, variant, signature, self.memory, device)
 
     def self_test(self) -> str:
         """Open and run a one-node graph on the GPU."""
         return self_test([(self.provider, {}), _CPU])
 
-    def _providers(self, signature: Signature, device: int) -> list[Provider]:
-        del signature
+    def _providers(self, variant: Variant, signature: Signature, device: int) -> list[Provider]:
+        del variant, signature
         return [(self.provider, {"device_id": device}), _CPU]
 
 
@@ -110,8 +110,10 @@ class OrtTensorRt(OrtCuda):
             return Compat(Fit.UNSUPPORTED, "fused for CUDA: TensorRT does not know its operators")
         return Compat(Fit.OPTIMAL if variant.precision.name == "fp16" else Fit.USABLE, "its engines are built here")
 
-    def _providers(self, signature: Signature, device: int) -> list[Provider]:
-        folder = own_folder(_ENGINES)
+    def _providers(self, variant: Variant, signature: Signature, device: int) -> list[Provider]:
+        # One folder for each content: ONNX Runtime names an engine by its graph, whatever the weights
+        # (https://github.com/microsoft/onnxruntime/issues/6455).
+        folder = own_folder(_ENGINES) / (variant.digest or variant.id)
         folder.mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {
             "device_id": device,
