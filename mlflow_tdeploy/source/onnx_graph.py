@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, TDeployError
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, TDeployError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
 from mlflow_tdeploy.core.variant import check_variant_id
@@ -32,7 +32,6 @@ from mlflow_tdeploy.source._tokenizer import (
     check_parity,
     check_tokenizer,
     encode_with,
-    first_line,
     text_dims,
     token_limit,
     tokenizer_settings,
