@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_contestants import CONTESTANTS, told
+from benchmarks.gpu_contestants import CONTESTANTS, PREFIX, told
 from benchmarks.gpu_models import ENCODERS, SHAPES, TINY, Encoder, Shape, make_graphs, reference
 from benchmarks.report import Figure, Results, say, table, write_json
 from mlflow_tdeploy.core.errors import first_line
@@ -78,6 +78,9 @@ class Bench:
     def run(self, encoder: Encoder) -> None:
         """Measure every contestant on one encoder."""
         folder = self._folder / encoder.name.replace(" ", "-")
+        if time.monotonic() >= self._end:
+            self.missing |= {(encoder.name, contestant): "the time was over" for contestant in CONTESTANTS}
+            return
         folder.mkdir(parents=True)
         say(f"{encoder.name}: answers in full precision on the CPU")
         self._references(encoder, folder)
@@ -121,8 +124,9 @@ class Bench:
                 why = _why(code, err.read())
             out.seek(0)
             for line in out.read().splitlines():
-                row = json.loads(line)
-                self.rows[encoder.name, contestant, tuple(row.pop("shape"))] = row
+                if line.startswith(PREFIX):  # libraries print, too
+                    row = json.loads(line.removeprefix(PREFIX))
+                    self.rows[encoder.name, contestant, tuple(row.pop("shape"))] = row
         if why:
             self.missing[encoder.name, contestant] = why
 
@@ -150,18 +154,20 @@ def main(arguments: list[str] | None = None) -> int:
         bench = Bench(Path(folder), device, [(1, 16), (2, 24)] if options.smoke else SHAPES, options.minutes)
         ceilings = _ceilings(device, 512 if options.smoke else 8192)
         encoders = (TINY,) if options.smoke else ENCODERS
+        path = options.out or (None if options.smoke else RESULTS)
         for encoder in encoders:
             bench.run(encoder)
-    results = Results()
-    figures = figures_of(encoders, bench, ceilings)
-    results.add("gpu" if device == "cuda" else "smoke", figures, details_of(bench, ceilings))
+            figures = figures_of(encoders, bench, ceilings)
+            results = Results()
+            results.add("gpu" if device == "cuda" else "smoke", figures, details_of(bench, ceilings))
+            if path:  # after each: whoever ends this process early keeps what there is
+                write_json(results, path)
     print(table(figures))
     if options.smoke:
         print("A smoke run on the CPU, whatever the names say: its figures mean nothing.")
     for (encoder_name, contestant), reason in bench.missing.items():
         print(f"not measured: {encoder_name}, {contestant}: {reason}")
-    if path := options.out or (None if options.smoke else RESULTS):
-        write_json(results, path)
+    if path:
         say(f"written to {path}")
     return 0
 

@@ -31,6 +31,8 @@ Call = Callable[[Arrays], np.ndarray]
 #: Makes the same call without a session of ours, for one set of inputs.
 Bare = Callable[[Arrays], Callable[[], object]]
 OUTPUT = "last_hidden_state"
+#: Begins the lines of a child that are rows.
+PREFIX = "row: "
 #: Most calls of a row, and the seconds after which it ends.
 _ROUNDS, _SECONDS, _WARMUP = 300, 1.5, 3
 
@@ -199,7 +201,7 @@ def main() -> None:
     encoder = Encoder(**told["encoder"])
     shapes = [(batch, tokens) for batch, tokens in told["shapes"]]
     for row in run(told["contestant"], encoder, Path(told["folder"]), told["device"], shapes):
-        print(json.dumps(row), flush=True)
+        print(PREFIX + json.dumps(row), flush=True)
 
 
 def told(contestant: str, encoder: Encoder, folder: Path, device: str, shapes: list[Shape]) -> str:

@@ -98,6 +98,8 @@ class Budget:
         if isinstance(value, Budget):
             return value
         if isinstance(value, Mapping):
+            if not value:
+                raise InvalidInputError("The budget is empty. State a limit, or leave it out for the task's default.")
             return cls(tuple(_limit_of(name, bound) for name, bound in value.items()))
         if isinstance(value, str):
             value = value.split(",")

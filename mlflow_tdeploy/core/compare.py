@@ -17,17 +17,14 @@ from mlflow_tdeploy.core.tensors import Array, Arrays
 REFERENCE_NON_FINITE = "reference_non_finite"
 #: The share of whole numbers and truth values (token ids, the index of the best label) that are the reference's own.
 EXACT_SHARE = "exact_share"
-#: A row that is this much smaller than others is near zero: its direction is noise.
+#: A row that is this much smaller than the typical one is near zero: its direction is noise.
 _NEAR_ZERO = 1e-3
-#: One number has no direction but its sign: more of it is noise.
-_NEAR_ZERO_ALONE = 0.05
+#: One number has no direction but its sign, which an error of this much of the typical one may turn.
+_NEAR_ZERO_ALONE = 0.1
 #: A difference this small beside a mask is what float32 rounds off.
 _ROUNDING = 1e-5
-#: Rows whose sizes tell what is typical.
-_REMEMBERED = 4096
 #: Stands for what is too large for a number: metrics are finite.
 _LARGEST = 1e300
-_ROOT = 1e140
 
 
 class Comparison(ABC):
@@ -51,25 +48,24 @@ class Rows:
 
     Rows are compared by cosine similarity (two zero rows are equal, one zero row has cosine 0), by their norms and by
     the largest absolute difference. A value that is finite in the reference and not in the variant makes its
-    row's cosine -1 and is counted. A row of the reference with a NaN, or without any finite value, says nothing: it is
+    row's cosine -1 and is counted. A row of the reference with a NaN, or with infinite values only, says nothing: it is
     counted apart and not compared. Where the reference is infinite beside finite values, or as good as that (a mask,
     see :mod:`mlflow_tdeploy.core.masks`), the variant must be, too: infinite or at least
     :data:`~mlflow_tdeploy.core.masks.AS_GOOD_AS_INFINITE`, with the same sign; else it counts as above. Other masks
     of a row (-1e4, with a score added) are compared apart from the rest, and what is further off counts: beside them
     nothing would be seen of logits around 1. Rows that are next to nothing in the reference and in the difference,
-    beside the median row, count as equal.
+    beside the median row of all that were added, count as equal. A row of one number has no direction but its sign:
+    what counts is how far off it is beside the median.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._worst = 1.0
-        self._sum = 0.0
+        self._rows: list[Array] = []
         self._max = 0.0
         self._relative = 0.0
-        self._norm = 0.0
+        self._masks = 0.0
         self._bad = 0
         self._broken = 0
-        self._sizes: Array = np.empty(0)
+        self._alone = False
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -78,62 +74,65 @@ class Rows:
         if reference.size == 0:
             return
         ref, new = reference.astype(np.float64), got.astype(np.float64)
-        usable = ~np.isnan(ref) & ~stands_for_infinity(ref, reference.dtype)
-        broken = np.isnan(ref).any(axis=1) | ~usable.any(axis=1)
+        broken = np.isnan(ref).any(axis=1) | np.isinf(ref).all(axis=1)
         self._broken += int(broken.sum())
         if broken.all():
             return
-        ref, new, usable = ref[~broken], new[~broken], usable[~broken]
+        usable = ~stands_for_infinity(ref, reference.dtype)[~broken]
+        ref, new = ref[~broken], new[~broken]
         masked = (np.sign(new) == np.sign(ref)) & (np.abs(new) >= AS_GOOD_AS_INFINITE)  # NaN is neither
         bad = np.where(usable, ~np.isfinite(new), ~masked)
         silent = ~usable | bad  # positions that say nothing about closeness
         ref, new = np.where(silent, 0.0, ref), np.where(silent, 0.0, new)
-        masks = split_masks(ref)
-        rest = (ref, new) if masks is None else (np.where(masks, 0.0, ref), np.where(masks, 0.0, new))
-        near = self._near_zero(rest[0], rest[1], ref)
-        cosine, norm = np.where(near, 1.0, _cosine(*rest)), np.where(near, 0.0, _norm_difference(*rest))
-        if masks is not None:
-            apart = np.where(masks, ref, 0.0), np.where(masks, new, 0.0)
-            cosine, norm = np.minimum(cosine, _cosine(*apart)), np.maximum(norm, _norm_difference(*apart))
-        cosine[bad.any(axis=1)] = -1.0
         difference = np.abs(ref - new)
-        self.count += len(ref)
-        self._worst = min(self._worst, float(cosine.min()))
-        self._sum += float(cosine.sum())
         largest, scale = min(float(difference.max()), _LARGEST), float(np.abs(ref).max())
         self._max = max(self._max, largest)
         self._relative = max(self._relative, min(largest / scale, _LARGEST) if scale else float(largest > 0))
-        self._norm = max(self._norm, float(norm.max()))
         self._bad += int(bad.sum())
+        self._alone = ref.shape[1] == 1
+        self._take(ref, new, np.asarray(bad.any(axis=1)))
 
-    def _near_zero(self, ref: Array, new: Array, whole: Array) -> Array:
-        """Tell which rows are next to nothing, as is their difference, beside the typical row so far.
-
-        Args:
-            ref: The reference's rows, masks set to zero.
-            new: The variant's.
-            whole: The reference's with their masks: what was rounded off beside those is next to nothing, too.
-        """
-        sizes, off = np.abs(ref).max(axis=1), np.abs(ref - new).max(axis=1)
-        self._sizes = np.concatenate([self._sizes, sizes[sizes > 0]])[-_REMEMBERED:]
-        limit = _typical(self._sizes) * (_NEAR_ZERO_ALONE if ref.shape[1] == 1 else _NEAR_ZERO)
-        small = (sizes < limit) & (off < limit)
-        rounded = (sizes == 0) & (off <= _ROUNDING * np.abs(whole).max(axis=1))
-        found: Array = small | rounded
-        return found
+    def _take(self, ref: Array, new: Array, bad: Array) -> None:
+        """Keep of each row what decides about it once it is known what is typical."""
+        masks = split_masks(ref)
+        apart = np.ones(len(ref))
+        if masks is not None:
+            beside = np.where(masks, ref, 0.0), np.where(masks, new, 0.0)
+            apart, self._masks = _cosine(*beside), max(self._masks, float(_change(*beside, 0.0).max()))
+        lowest = np.abs(ref).max(axis=1)
+        if masks is not None:
+            ref, new = np.where(masks, 0.0, ref), np.where(masks, 0.0, new)
+        size, off = np.abs(ref).max(axis=1), np.abs(ref - new).max(axis=1)
+        rounded = (size == 0) & (off <= _ROUNDING * lowest)
+        before, after = _norms(ref), _norms(new)
+        self._rows.append(np.stack([_cosine(ref, new), apart, size, off, before, after, rounded, bad]))
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
         broken = {REFERENCE_NON_FINITE: float(self._broken)} if self._broken else {}
+        cosine, norm = self._settled()
         return broken | {
-            "worst_cosine": self._worst,
-            "mean_cosine": self._sum / self.count if self.count else 1.0,
+            "worst_cosine": float(cosine.min(initial=1.0)),
+            "mean_cosine": float(cosine.mean()) if len(cosine) else 1.0,
             "max_difference": self._max,
             "max_relative_difference": self._relative,
-            "max_norm_difference": self._norm,
+            "max_norm_difference": float(norm.max(initial=self._masks)),
             "non_finite": float(self._bad),
-            "rows": float(self.count),
+            "rows": float(len(cosine)),
         }
+
+    def _settled(self) -> tuple[Array, Array]:
+        """Return each row's cosine, and how much longer or shorter it became, beside the typical row of all."""
+        if not self._rows:
+            return np.empty(0), np.empty(0)
+        cosine, apart, size, off, before, after, rounded, bad = np.concatenate(self._rows, axis=1)
+        limit = _typical(size) * (_NEAR_ZERO_ALONE if self._alone else _NEAR_ZERO)
+        near = (rounded > 0) | ((off <= limit) if self._alone else (size < limit) & (off < limit))
+        change = off if self._alone else np.abs(after - before)  # of one number, also where the sign turned
+        scale = np.maximum(before, _typical(before))
+        norm = np.minimum(np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), change > 0), _LARGEST)
+        norm = np.where((rounded > 0) | (near & (not self._alone)), 0.0, norm)
+        return np.where(bad > 0, -1.0, np.minimum(np.where(near, 1.0, cosine), apart)), norm
 
 
 def merged(parts: Iterable[Rows]) -> dict[str, float]:
@@ -169,16 +168,21 @@ def _typical(sizes: Array) -> float:
     return float(np.partition(some, (len(some) - 1) // 2)[(len(some) - 1) // 2]) if len(some) else 0.0
 
 
-def _norm_difference(ref: Array, new: Array) -> Array:
-    """Return how much longer or shorter each row became, in relation to it or, for short rows, to the typical row.
+def _norms(rows: Array) -> Array:
+    """Return the length of each row; its square may be too large for a number."""
+    largest = np.minimum(np.abs(rows).max(axis=1), _LARGEST)
+    lengths: Array = np.minimum(largest * np.linalg.norm(np.clip(_unit(rows), -1, 1), axis=1), _LARGEST)
+    return lengths
+
+
+def _change(ref: Array, new: Array, typical: float) -> Array:
+    """Return how much longer or shorter each row became, in relation to it or, for short rows, to the typical one.
 
     A cosine does not see it: a graph that answers three times as much as it should has cosine 1.
     """
-    largest = float(np.abs(ref).max()) or 1.0
-    before, after = (np.linalg.norm(np.clip(rows / largest, -_ROOT, _ROOT), axis=1) for rows in (ref, new))
-    scale = np.maximum(before, _typical(before))
-    change = np.abs(after - before)
-    changed: Array = np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), (change > 0).astype(np.float64))
+    before, after = _norms(ref), _norms(new)
+    scale = np.maximum(before, typical)
+    changed: Array = np.abs(after - before) / np.where(scale > 0, scale, 1.0)
     return changed
 
 

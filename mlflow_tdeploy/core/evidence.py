@@ -119,7 +119,10 @@ def after(earlier: Iterable[Evidence]) -> str:
     newest = max((record.created for record in earlier), default="")
     if newest < (present := now()):
         return present
-    return (datetime.fromisoformat(newest) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
+    try:
+        return (datetime.fromisoformat(newest) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
+    except (ValueError, OverflowError):  # no time, or the end of it
+        return present
 
 
 def latest_accuracy(evidence: Iterable[Evidence]) -> Evidence | None:

@@ -23,8 +23,9 @@ def verify_model(
 ) -> dict[str, Evidence]:
     """Check variants of a logged or registered model on this host, and add what was found to that very version.
 
-    The newest verdict counts, wherever it was found: a variant that fails here serves nowhere any more, and an engine
-    that was built without a GPU serves once a host with one has verified it.
+    The newest verdict counts, wherever it was found: a variant that fails here serves nowhere any more, one of lower
+    precision on no such device (CPU or GPU) any more, and an engine that was built without a GPU serves once a host
+    with one has verified it.
 
     Args:
         model_uri: The model, see :func:`extend_model`.

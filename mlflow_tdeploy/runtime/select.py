@@ -60,8 +60,7 @@ def decide(
     for variant in variants.values():
         records = tuple(evidence.get(variant.id, ()))
         doubt = doubts.get(variant.id)
-        verdict = _verdict(manifest, variant, records, doubt)
-        entries += _entries(variant, records, verdict, host, policy, doubted=doubt is not None)
+        entries += _entries(manifest, variant, records, host, policy, doubt=doubt)
     entries = _ranked(entries)
     candidates = tuple(entry.candidate for entry in entries)
     chosen = next((candidate for candidate in candidates if candidate.can_open), None)
@@ -113,13 +112,13 @@ class _Entry:
 
 
 def _entries(
+    manifest: Manifest,
     variant: Variant,
     records: tuple[Evidence, ...],
-    verdict: str | None,
     host: Fingerprint,
     policy: Policy,
     *,
-    doubted: bool,
+    doubt: str | None,
 ) -> list[_Entry]:
     """Return a variant's candidates: one per runtime that opens its format."""
     runtimes = [cls() for cls in RUNTIMES if variant.format in cls.formats]
@@ -128,8 +127,9 @@ def _entries(
         return [_Entry(lost, math.inf, ())]
     entries = []
     for runtime in runtimes:
-        why = verdict or _verdict_elsewhere(variant, records, runtime)
-        compat, would = _compat(variant, why, host, policy, runtime, doubted=doubted)
+        nowhere = runtime.tier == 0 and host.gpu is None  # then that is what is in the way
+        verdict = _verdict(manifest, variant, records, doubt, None if nowhere else runtime)
+        compat, would = _compat(variant, verdict, host, policy, runtime, doubted=doubt is not None)
         lacking = would is not None and (runtime.tier > 0 or host.gpu is not None)
         latency = measured_latency(records, host, runtime.name)
         candidate = replace(_candidate(variant, runtime.name, compat), latency_ms=latency, lacking=lacking)
@@ -220,39 +220,39 @@ def _candidate(variant: Variant, runtime: str, compat: Compat) -> Candidate:
     return Candidate(variant.id, runtime, compat.fit, compat.reason, variant.precision.name, variant.size)
 
 
-def _verdict(manifest: Manifest, variant: Variant, records: Iterable[Evidence], doubt: str | None) -> str | None:
-    """Return why a variant's evidence forbids that it serves, or None."""
-    accuracy = latest_accuracy(records)
+def _verdict(
+    manifest: Manifest, variant: Variant, records: Iterable[Evidence], doubt: str | None, runtime: Runtime | None
+) -> str | None:
+    """Return why a variant's evidence forbids that it serves on a runtime, or None.
+
+    A verdict on full precision counts everywhere. One on a graph of lower precision counts on the kind of device it is
+    from: a CPU computes fp16 in fp32 with casts around each operator, and hardware differs in how it adds up int8.
+    """
+    known = list(records)
+    if runtime is not None and variant.precision.name not in ("fp64", "fp32"):
+        accuracy = latest_accuracy(one for one in known if _tier(one) in (None, runtime.tier))
+    else:
+        accuracy = latest_accuracy(known)
     if accuracy is not None and not accuracy.passed:
         return f"{accuracy.verdict}: {'; '.join(accuracy.violations)}"
     if variant.id == manifest.reference:
         return None
     if doubt is not None:
         return f"its accuracy evidence cannot be read here: {doubt}"
-    return "no accuracy evidence yet" if accuracy is None else None
-
-
-def _verdict_elsewhere(variant: Variant, records: Iterable[Evidence], runtime: Runtime) -> str | None:
-    """Return why evidence from other kinds of devices says nothing about this one, or None.
-
-    Full precision is the same arithmetic on all of them. A graph of lower precision is not: a CPU computes fp16 in
-    fp32 with casts around each operator, and hardware differs in how it adds up int8.
-    """
-    known = list(records)
-    if latest_accuracy(known) is None or variant.precision.name in ("fp64", "fp32"):
+    if accuracy is not None:
         return None
-    here = [record for record in known if _tier(record) in (None, runtime.tier)]
-    newest = latest_accuracy(here)
-    if newest is None:
-        where = {0: "a GPU", 1: "a CPU"}.get(runtime.tier, "this runtime")
-        return f"{variant.precision.name} was not verified on {where} yet (tdeploy verify)"
-    return None if newest.passed else f"{newest.verdict}: {'; '.join(newest.violations)}"
+    if runtime is None or latest_accuracy(known) is None:
+        return "no accuracy evidence yet"
+    where = {0: "a GPU", 1: "a CPU"}.get(runtime.tier, runtime.name)
+    return f"{variant.precision.name} was not verified on {where} yet (tdeploy verify)"
 
 
 def _tier(record: Evidence) -> int | None:
-    """Return the kind of device that evidence is from; None where the record does not say, or nobody knows it here."""
+    """Return the kind of device that evidence is from; None where the record does not say, -1 for an unknown one."""
     name = record.settings.get("runtime")
-    return RUNTIMES.get(name).tier if isinstance(name, str) and name in RUNTIMES else None
+    if name is None:
+        return None
+    return RUNTIMES.get(name).tier if isinstance(name, str) and name in RUNTIMES else -1
 
 
 def _refused(variant: Variant, verdict: str | None, policy: Policy, runtime: Runtime) -> Compat | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ class Opener:
     def _replay(self, session: Session) -> None:
         """Run one golden request and hold the answer against the budget."""
         if self.golden:
-            why = check_golden(self.task, self.bundle.manifest.budget, self.golden[0], session)
+            why = check_golden(self.task, self.bundle.manifest.budget, self.golden, session)
             if why:
                 raise SessionError(f"its answer to a golden request is wrong: {why}")
 
@@ -147,8 +147,11 @@ def check_encoding(task: Task, requests: Iterable[GoldenRequest]) -> None:
         IntegrityError: Another version of a library makes other arrays of them: no variant would answer as it should.
     """
     for request in requests:
-        items = task.items(request.inputs)
-        feeds = task.encode(items).collate(range(len(items)))
+        try:
+            items = task.items(request.inputs)
+            feeds = task.encode(items).collate(range(len(items)))
+        except Exception as error:  # tokenizers raises bare ones
+            raise IntegrityError(f"A golden request cannot be read on this host: {error}") from error
         for name, array in request.feeds.items():
             if name not in feeds or not np.array_equal(feeds[name], array):
                 raise IntegrityError(
@@ -168,11 +171,17 @@ def key_of(candidate: Candidate) -> Key:
     return candidate.variant, candidate.runtime
 
 
-def check_golden(task: Task, budget: Budget, request: GoldenRequest, session: Session) -> str | None:
-    """Return why a session's answer to a golden request is outside the budget, or None."""
+def check_golden(task: Task, budget: Budget, requests: Sequence[GoldenRequest], session: Session) -> str | None:
+    """Return why a session's answer to the first of some golden requests is outside the budget, or None.
+
+    The others tell what answers are like: one that is next to nothing beside them may be off by as much.
+    """
+    request, *others = requests
     got = session.infer(request.feeds)
     if problem := same_outputs(request.outputs, got):
         return problem
     comparison = task.comparison()
+    for other in others:
+        comparison.add(other.outputs, other.outputs, other.feeds)
     comparison.add(request.outputs, got, request.feeds)
     return "; ".join(budget.violations(comparison.metrics(), single=True)) or None

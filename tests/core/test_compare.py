@@ -159,12 +159,39 @@ def test_rows_take_noise_around_zero_for_no_change_of_direction(reference, got):
     assert measure(reference, got)["worst_cosine"] == pytest.approx(1.0)
 
 
-def test_rows_say_nothing_of_a_row_that_is_a_mask_as_a_whole():
-    rows = Rows()
-    lowest = np.finfo(np.float32).min
-    rows.add(np.full((1, 2), lowest), np.ones((1, 2)))
-    assert rows.metrics()["rows"] == 0
-    assert rows.metrics()["reference_non_finite"] == 1
+@pytest.mark.parametrize("mask", [np.finfo(np.float32).min, -1e9])
+def test_rows_that_are_masks_as_a_whole_must_stay_so(mask):
+    whole, half = np.full((1, 2), mask, np.float32), np.full((1, 2), -65504, np.float32)
+    for got, cosine in ((whole, 1.0), (half, 1.0), (np.ones((1, 2), np.float32), -1.0)):
+        metrics = measure(whole, got)
+        assert (metrics["rows"], metrics["worst_cosine"]) == (1, cosine)
+        assert "reference_non_finite" not in metrics
+
+
+@pytest.mark.parametrize("parts", [1, 4, 13, 50])
+def test_one_number_per_item_may_be_noisy_however_it_is_split(parts):
+    """4 % of the typical one, also around zero, where a sign turns; a sign that turns elsewhere is seen."""
+    random = np.random.default_rng(0)
+    reference = random.standard_normal((52, 1)) * 3
+    noisy = reference + 0.04 * np.median(np.abs(reference)) * random.uniform(-1, 1, reference.shape)
+    turned = np.where(np.arange(52)[:, None] == np.abs(reference).argmax(), -reference, reference)
+    for got, fine in ((noisy, True), (turned, False), (1.2 * reference, False)):
+        rows = Rows()
+        for part in np.array_split(np.arange(52), parts):
+            rows.add(reference[part], got[part])
+        assert (VECTOR_BUDGET.violations(rows.metrics()) == ()) is fine
+
+
+def test_rows_are_judged_alike_in_any_order():
+    reference, got = np.array([[2.0, 1.0], [1e-5, 1e-5], [1.0, 2.0]]), np.array([[2.0, 1.0], [-1e-5, 1e-5], [1.0, 2.0]])
+    found = []
+    for order in ([0, 1, 2], [1, 0, 2], [2, 0, 1]):
+        rows = Rows()
+        for index in order:
+            rows.add(reference[[index]], got[[index]])
+        found.append(rows.metrics())
+    assert found[0] == found[1] == found[2]
+    assert found[0]["worst_cosine"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,13 @@ def latency(variant_id, p50, host=HOST, runtime="ort-cpu", created="2026-01-01T0
     return Evidence(variant_id, "latency", {"p50_ms": p50}, host=host, settings={"runtime": runtime}, created=created)
 
 
-def choose(variants, extra=(), policy=None, host=HOST, evidence=None):
+def choose(variants, extra=(), policy=None, host=HOST, evidence=None, reference="onnx-fp32"):
     records = evidence if evidence is not None else {v.id: [accuracy(v.id)] for v in variants}
     for record in extra:
         records = {**records, record.variant: [*records.get(record.variant, []), record]}
-    return decide(MANIFEST, {v.id: v for v in variants}, records, host, policy)
+    return decide(
+        dataclasses.replace(MANIFEST, reference=reference), {v.id: v for v in variants}, records, host, policy
+    )
 
 
 FP32, FUSED, INT8, FP16 = (
@@ -377,7 +379,19 @@ def test_a_cpus_verdict_on_half_precision_says_nothing_about_a_gpu(monkeypatch):
     assert next(c for c in before.candidates if (c.variant, c.runtime) == ("onnx-fp16", "ort-cpu")).can_open
     after = choose([FP32, FP16], host=host, evidence={**passed, "onnx-fp16": [on_cpu, on_gpu]})
     assert (after.chosen.variant, after.chosen.runtime) == ("onnx-fp16", "ort-cuda")
+    reference = choose([FP16], host=host, evidence={"onnx-fp16": [on_cpu]}, reference="onnx-fp16")
+    assert (reference.chosen.variant, reference.chosen.runtime) == ("onnx-fp16", "ort-cuda")  # it needs no verdict
     failed = dataclasses.replace(on_gpu, passed=False, violations=("worst_cosine is 0.5",))
+    for order in ([failed, on_cpu], [on_cpu, failed]):  # the newest there is may be from either
+        dated = [dataclasses.replace(one, created=f"2026-02-0{day}T00:00:00Z") for day, one in enumerate(order, 1)]
+        decision = choose([FP32, FP16], host=host, evidence={**passed, "onnx-fp16": dated})
+        assert (decision.chosen.variant, decision.chosen.runtime) == ("onnx-fp32", "ort-cuda")
+        assert next(c for c in decision.candidates if (c.variant, c.runtime) == ("onnx-fp16", "ort-cpu")).can_open
+    elsewhere = dataclasses.replace(on_cpu, settings={"runtime": "some-new-npu"})
+    decision = choose([FP32, FP16], evidence={**passed, "onnx-fp16": [elsewhere]})
+    reasons = {c.runtime: c.reason for c in decision.candidates if c.variant == "onnx-fp16"}
+    assert reasons["ort-cpu"] == "fp16 was not verified on a CPU yet (tdeploy verify)"
+    assert reasons["ort-cuda"] == "no NVIDIA GPU on this host"  # what a GPU's verdict would be says nothing there
     again = dataclasses.replace(on_cpu, created="2026-01-03T00:00:00Z")  # newer, and from elsewhere
     decision = choose([FP32, FP16], host=host, evidence={**passed, "onnx-fp16": [failed, again]})
     assert (

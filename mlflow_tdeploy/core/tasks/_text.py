@@ -76,6 +76,8 @@ class TextTask(Task):
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise IntegrityError(f"Cannot read the tokenizer {path.name}: {error}. Log the model again.") from error
+        if getattr(tokenizer.model, "dropout", None):
+            tokenizer.model.dropout = None  # for training: it splits words at random
         tokenizer.no_padding()
         longest = min(self.config.max_length, self._dim("sequence", "max"))
         tokenizer.enable_truncation(longest, direction=self.config.truncation_side)

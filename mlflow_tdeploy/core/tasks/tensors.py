@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -140,22 +140,24 @@ class _Whole(Encoded):
 class _TensorComparison(Comparison):
     """Floats by rows; whole numbers and truth values one by one: an index that is nearly right is wrong.
 
-    Outputs have scales of their own (boxes, scores), so each is compared by itself.
+    Outputs have scales of their own (boxes, scores), so each is compared by itself. All of an item's values in one
+    output are one row: one box of three hundred weighs little.
     """
 
     def __init__(self, signature: Signature) -> None:
+        items = {spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], str)}
         self._one_per_item = {
-            spec.name for spec in signature.outputs if len(spec.shape) == 1 and isinstance(spec.shape[0], str)
+            spec.name for spec in signature.outputs if len(spec.shape) == 1 and spec.shape[0] in items
         }
         self._rows: defaultdict[str, Rows] = defaultdict(Rows)
-        self._whole = 0
-        self._equal = 0
+        self._whole: Counter[str] = Counter()
+        self._equal: Counter[str] = Counter()
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
         for name, array in reference.items():
             if array.dtype.kind in "biu":
-                self._whole += array.size
-                self._equal += int((array == got[name]).sum())
+                self._whole[name] += array.size
+                self._equal[name] += int((array == got[name]).sum())
                 continue
             if array.size == 0:
                 continue
@@ -163,8 +165,8 @@ class _TensorComparison(Comparison):
             self._rows[name].add(array.reshape(rows, -1), got[name].reshape(rows, -1))
 
     def metrics(self) -> dict[str, float]:
-        exact = {EXACT_SHARE: self._equal / self._whole if self._whole else 1.0}
-        return {**merged(self._rows.values()), **exact}
+        shares = [self._equal[name] / count for name, count in self._whole.items() if count]
+        return {**merged(self._rows.values()), EXACT_SHARE: min(shares, default=1.0)}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:

@@ -93,7 +93,7 @@ class OrtCuda(Runtime):
 
     def _providers(self, variant: Variant, signature: Signature, device: int) -> list[Provider]:
         del variant, signature
-        return [(self.provider, {"device_id": device}), _CPU]
+        return [(self.provider, _cuda_options(device)), _CPU]
 
 
 @RUNTIMES.register("ort-tensorrt")
@@ -123,7 +123,12 @@ class OrtTensorRt(OrtCuda):
             "trt_timing_cache_path": str(folder),
             **{f"trt_profile_{at}_shapes": profile_shapes(signature, at) for at in ("min", "opt", "max")},
         }
-        return [(self.provider, settings), ("CUDAExecutionProvider", {"device_id": device}), _CPU]
+        return [(self.provider, settings), ("CUDAExecutionProvider", _cuda_options(device)), _CPU]
+
+
+def _cuda_options(device: int) -> dict[str, Any]:
+    """Return options of the CUDA provider; without TF32, which would make of fp32 what no CPU has verified."""
+    return {"device_id": device, "use_tf32": 0}
 
 
 def profile_shapes(signature: Signature, at: At) -> str:

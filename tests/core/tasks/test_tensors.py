@@ -218,3 +218,19 @@ def test_comparison_counts_whole_numbers_one_by_one(dtype):
     comparison.add({"y": right}, {"y": wrong}, {})
     assert comparison.metrics()["exact_share"] == pytest.approx(11 / 12)
     assert task.default_budget.violations(comparison.metrics()) != ()
+
+
+def test_whole_numbers_are_counted_output_by_output():
+    task = _outputs(("score", ("batch",)))
+    comparison = task.comparison()
+    ids, label = np.ones((2, 512), np.int64), np.ones(2, np.int64)
+    comparison.add({"ids": ids, "label": label}, {"ids": ids, "label": label + 1}, {})
+    assert comparison.metrics()["exact_share"] == 0.0
+
+
+def test_numbers_along_a_dimension_of_their_own_are_one_vector():
+    """Samples of a sound are no items: noise around zero is no change of direction."""
+    task = _outputs(("wave", ("samples",)))
+    random = np.random.default_rng(0)
+    wave = random.standard_normal(8000)
+    assert _violations(task, {"wave": wave}, {"wave": wave + 0.03 * random.standard_normal(8000)}) == ()

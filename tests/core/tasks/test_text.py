@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
 from transformers import XLNetConfig, XLNetModel
 
@@ -219,3 +220,11 @@ def test_pad_fills_up_the_smallest_batch_with_real_rows(tmp_path):
     feeds = task.encode(["a good film"]).collate([0])
     assert feeds["attention_mask"].tolist() == [[1, 1, 1]] * 3
     assert feeds["input_ids"].tolist() == [feeds["input_ids"][0].tolist()] * 3
+
+
+def test_a_tokenizer_that_splits_at_random_for_training_does_not_while_it_serves(tmp_path):
+    task = word_task("sentence-embedding", tmp_path)
+    merges = models.BPE({"[PAD]": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], dropout=0.9)
+    Tokenizer(merges).save(str(tmp_path / "tokenizer.json"))
+    assert "0.9" in (tmp_path / "tokenizer.json").read_text()
+    assert {task.encode(["ab"]).collate([0])["input_ids"].tolist()[0][0] for _ in range(50)} == {3}
