@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
 from mlflow.models import Model as MlflowModel
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.model_utils import _validate_and_get_model_config_from_file
@@ -94,7 +95,8 @@ def read_mlmodel(bundle: Bundle) -> MlflowModel | None:
     folder = bundle.root.parent
     if not (folder / MLMODEL_FILE_NAME).is_file():
         return None
-    meta = MlflowModel.load(str(folder / MLMODEL_FILE_NAME))
+    # not by MlflowModel.load, which takes a path for a URI and finds no folder with a "%" in its name
+    meta = MlflowModel.from_dict(yaml.safe_load((folder / MLMODEL_FILE_NAME).read_text(encoding="utf-8")))
     if FLAVOR_NAME not in meta.flavors:
         raise NotFoundError(f"The model at '{folder}' was not logged with the flavor '{FLAVOR_NAME}'.")
     return meta

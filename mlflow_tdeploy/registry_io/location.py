@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from mlflow_tdeploy.core.errors import NotFoundError
+from mlflow_tdeploy.core.errors import MissingDependencyError, NotFoundError
 from mlflow_tdeploy.store.layout import ROOT
 
 if TYPE_CHECKING:
@@ -47,12 +47,22 @@ class Location:
     def local(self) -> Path | None:
         """The directory, where the artifact store is a folder of this host."""
         scheme = urllib.parse.urlparse(self.root).scheme
-        return Path(local_file_uri_to_path(self.root)) if scheme in ("", "file") else None
+        if scheme == "":
+            return Path(self.root)  # as it is written: a folder's name may hold % and #
+        return Path(local_file_uri_to_path(self.root)) if scheme == "file" else None
 
     @functools.cached_property
     def repository(self) -> ArtifactRepository:
-        """MLflow's access to the artifact store, rooted at the model directory."""
-        return get_artifact_repository(self.root, tracking_uri=self.tracking_uri)
+        """MLflow's access to the artifact store, rooted at the model directory.
+
+        Raises:
+            MissingDependencyError: A package that this kind of store needs is not installed.
+        """
+        try:
+            return get_artifact_repository(self.root, tracking_uri=self.tracking_uri)
+        except ModuleNotFoundError as error:
+            name = str(error.name)
+            raise MissingDependencyError(name, f"The store of '{self.uri}'", f"pip install {name}") from error
 
 
 def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:

@@ -181,3 +181,20 @@ def test_an_option_that_is_no_more_is_warned_of_only_where_it_was_switched_on(ca
     assert caplog.text == ""
     assert known_only({"pinned": True}) == {}
     assert "The option 'pinned' was saved with the model and is unknown" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["p%20q", "a#b", "a?b", "äö 中"])
+def test_a_folder_is_opened_whatever_it_is_called(tmp_path, name):
+    path = tmp_path / name / "model"
+    mlflow_tdeploy.save_model(make_text_bundle(tmp_path / "made"), path)
+    with mlflow_tdeploy.load_model(str(path)) as model:
+        np.testing.assert_allclose(model.predict("good film")[0], embed("good film"), rtol=1e-3)
+
+
+def test_a_store_whose_package_is_missing_is_named_with_the_install_line(monkeypatch):
+    def refuse(uri, **kwargs):
+        raise ModuleNotFoundError("No module named 'botocore'", name="botocore")
+
+    monkeypatch.setattr("mlflow_tdeploy.registry_io.location.get_artifact_repository", refuse)
+    with pytest.raises(MlflowException, match=r"'s3://b/k' needs the package 'botocore'.*pip install botocore"):
+        mlflow_tdeploy.load_model("s3://b/k")
