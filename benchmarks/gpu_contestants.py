@@ -24,6 +24,7 @@ from mlflow_tdeploy.core.measure import Timing, interleave
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.options import SessionOptions
 
 #: Runs a call: inputs by name to the hidden states.
@@ -75,7 +76,7 @@ def ort_call(encoder: Encoder, folder: Path, device: str, *, precision: str) -> 
         import torch  # brings the CUDA libraries that the provider needs
 
         del torch
-    runtime = "ort_gpu:OrtCuda" if device == "cuda" else "ort_cpu:OrtCpu"
+    runtime = "ort-cuda" if device == "cuda" else "ort-cpu"
     with _session(runtime, folder / precision, f"onnx-{precision}", "onnx", "model.onnx", encoder) as session:
         yield Opened(lambda feeds: session.infer(feeds)[OUTPUT])
 
@@ -95,8 +96,9 @@ def trt_call(encoder: Encoder, folder: Path, device: str, *, module: str, precis
             tensorrt_module(module), folder / precision / "model.onnx", plan, encoder.signature(), probe.host(),
             EngineOptions(precision=precision, module=module),
         )  # fmt: skip
-    runtime = "tensorrt:TensorRt" if module == "tensorrt" else "tensorrt:TensorRtRtx"
-    with _session(runtime, folder / precision, f"trt-{precision}", "trt", plan.name, encoder) as session:
+    with _session(
+        module.replace("_", "-"), folder / precision, f"trt-{precision}", "trt", plan.name, encoder
+    ) as session:
         bare = functools.partial(_bare, module, plan, encoder)
         yield Opened(lambda feeds: session.infer(feeds)[OUTPUT], bare)
 
@@ -111,7 +113,7 @@ def _bare(module: str, plan: Path, encoder: Encoder, feeds: Arrays) -> Callable[
     context.set_optimization_profile_async(0, stream)
     cuda.wait(stream)
     out = np.empty((*feeds["input_ids"].shape, encoder.hidden), np.float32)
-    sent, answer = [_placed(cuda, context, name, array) for name, array in feeds.items()], None
+    sent = [_placed(cuda, context, name, array) for name, array in feeds.items()]
     for name, array in feeds.items():
         context.set_input_shape(name, array.shape)
     answer = _placed(cuda, context, OUTPUT, out)
@@ -138,13 +140,11 @@ def _placed(cuda: Any, context: Any, name: str, array: np.ndarray) -> tuple[int,
 
 @contextlib.contextmanager
 def _session(runtime: str, folder: Path, name: str, form: Any, entry: str, encoder: Encoder) -> Iterator[Any]:
-    module, _, kind = runtime.partition(":")
-    opener = getattr(importlib.import_module(f"mlflow_tdeploy.runtime.backends.{module}"), kind)()
     precision = name.rpartition("-")[2]
     variant = Variant(
         id=name, format=form, precision=Precision(precision, precision), device="any", entry=entry, files=()
     )  # fmt: skip
-    session = opener.open(folder, variant, encoder.signature(), SessionOptions())
+    session = RUNTIMES.get(runtime)().open(folder, variant, encoder.signature(), SessionOptions())
     try:
         yield session
     finally:

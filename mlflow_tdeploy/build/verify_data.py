@@ -99,7 +99,9 @@ class VerifyData:
         if len(self.texts) >= _FEWEST:
             return self
         more = tuple(text for text in default_texts() if text not in self.texts)[: _FEWEST - len(self.texts)]
-        return replace(self, texts=(*self.texts, *more), name=f"{self.name} and {len(more)} WordNet definitions")
+        unlabelled = " without labels" if self.labels is not None else ""
+        name = f"{self.name} and {len(more)} WordNet definitions{unlabelled}"
+        return replace(self, texts=(*self.texts, *more), name=name)
 
     def _for_tensors(self, task: Task) -> VerifyData:
         if self.texts:

@@ -65,7 +65,6 @@ class Rows:
         self._masks = 0.0
         self._bad = 0
         self._broken = 0
-        self._alone = False
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -89,7 +88,6 @@ class Rows:
         self._max = max(self._max, largest)
         self._relative = max(self._relative, min(largest / scale, _LARGEST) if scale else float(largest > 0))
         self._bad += int(bad.sum())
-        self._alone = ref.shape[1] == 1
         self._take(ref, new, np.asarray(bad.any(axis=1)))
 
     def _take(self, ref: Array, new: Array, bad: Array) -> None:
@@ -98,14 +96,15 @@ class Rows:
         apart = np.ones(len(ref))
         if masks is not None:
             beside = np.where(masks, ref, 0.0), np.where(masks, new, 0.0)
-            apart, self._masks = _cosine(*beside), max(self._masks, float(_change(*beside, 0.0).max()))
+            apart, self._masks = _cosine(*beside), max(self._masks, float(_change(*beside).max()))
         lowest = np.abs(ref).max(axis=1)
         if masks is not None:
             ref, new = np.where(masks, 0.0, ref), np.where(masks, 0.0, new)
         size, off = np.abs(ref).max(axis=1), np.abs(ref - new).max(axis=1)
         rounded = (size == 0) & (off <= _ROUNDING * lowest)
-        before, after = _norms(ref), _norms(new)
-        self._rows.append(np.stack([_cosine(ref, new), apart, size, off, before, after, rounded, bad]))
+        alone = np.full(len(ref), ref.shape[1] == 1)
+        before, after = _lengths(ref), _lengths(new)
+        self._rows.append(np.stack([_cosine(ref, new), apart, size, off, before, after, rounded, bad, alone]))
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
@@ -125,14 +124,17 @@ class Rows:
         """Return each row's cosine, and how much longer or shorter it became, beside the typical row of all."""
         if not self._rows:
             return np.empty(0), np.empty(0)
-        cosine, apart, size, off, before, after, rounded, bad = np.concatenate(self._rows, axis=1)
-        limit = _typical(size) * (_NEAR_ZERO_ALONE if self._alone else _NEAR_ZERO)
-        near = (rounded > 0) | ((off <= limit) if self._alone else (size < limit) & (off < limit))
-        change = off if self._alone else np.abs(after - before)  # of one number, also where the sign turned
+        numbers, flags = np.split(np.concatenate(self._rows, axis=1), [6])
+        cosine, apart, size, off, before, after = numbers
+        rounded, bad, alone = flags > 0  # a dimension that varies may be one, so one number stands beside long rows
+        limit = _typical(size)
+        small = (size < _NEAR_ZERO * limit) & (off < _NEAR_ZERO * limit)
+        near = rounded | np.where(alone, off <= _NEAR_ZERO_ALONE * limit, small)
+        change = np.where(alone, off, np.abs(after - before))  # of one number, also where the sign turned
         scale = np.maximum(before, _typical(before))
         norm = np.minimum(np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), change > 0), _LARGEST)
-        norm = np.where((rounded > 0) | (near & (not self._alone)), 0.0, norm)
-        return np.where(bad > 0, -1.0, np.minimum(np.where(near, 1.0, cosine), apart)), norm
+        norm = np.where(rounded | (near & ~alone), 0.0, norm)
+        return np.where(bad, -1.0, np.minimum(np.where(near, 1.0, cosine), apart)), norm
 
 
 def merged(parts: Iterable[Rows]) -> dict[str, float]:
@@ -168,21 +170,20 @@ def _typical(sizes: Array) -> float:
     return float(np.partition(some, (len(some) - 1) // 2)[(len(some) - 1) // 2]) if len(some) else 0.0
 
 
-def _norms(rows: Array) -> Array:
-    """Return the length of each row; its square may be too large for a number."""
+def _lengths(rows: Array) -> Array:
+    """Return how long each row is, as the root of its mean square: the same for short rows and long ones of a kind."""
     largest = np.minimum(np.abs(rows).max(axis=1), _LARGEST)
-    lengths: Array = np.minimum(largest * np.linalg.norm(np.clip(_unit(rows), -1, 1), axis=1), _LARGEST)
+    lengths: Array = np.minimum(largest * np.sqrt(np.mean(_unit(rows) ** 2, axis=1)), _LARGEST)
     return lengths
 
 
-def _change(ref: Array, new: Array, typical: float) -> Array:
-    """Return how much longer or shorter each row became, in relation to it or, for short rows, to the typical one.
+def _change(ref: Array, new: Array) -> Array:
+    """Return how much longer or shorter each row became, in relation to it.
 
     A cosine does not see it: a graph that answers three times as much as it should has cosine 1.
     """
-    before, after = _norms(ref), _norms(new)
-    scale = np.maximum(before, typical)
-    changed: Array = np.abs(after - before) / np.where(scale > 0, scale, 1.0)
+    before, after = _lengths(ref), _lengths(new)
+    changed: Array = np.abs(after - before) / np.where(before > 0, before, 1.0)
     return changed
 
 

@@ -99,6 +99,8 @@ class Runtime(ABC):
     preference: ClassVar[int]
     #: Padded tokens in a batch where nobody says otherwise. The default is meant for a whole device, and a guess.
     token_budget: ClassVar[int] = 16384
+    #: Threads inside one operator where nobody says otherwise; 0 for one on every processor.
+    threads: ClassVar[int] = 1
     #: Whether opening a variant may end the process, as a GPU's driver can: it is tried in another one first.
     risky: ClassVar[bool] = False
     #: How to get it where it is missing.
@@ -149,7 +151,7 @@ class Runtime(ABC):
         """Return how a variant's bulk work runs: as the user says, else its record, else as suits the runtime."""
         workers = options.threads or self.workers(options, cores)
         budget = options.token_budget or variant.token_budget or self.token_budget
-        return Bulk(workers, budget, options.intra_op_threads or max(1, cores // workers))
+        return Bulk(workers, budget, options.intra_op_threads or self.threads or cores)
 
     def lone_options(self, options: SessionOptions, cores: int) -> SessionOptions | None:
         """Return how to open a second session, to be tried for requests that are a single batch.

@@ -227,6 +227,13 @@ def _verdict(
 
     A verdict on full precision counts everywhere. One on a graph of lower precision counts on the kind of device it is
     from: a CPU computes fp16 in fp32 with casts around each operator, and hardware differs in how it adds up int8.
+
+    Args:
+        manifest: The model.
+        variant: The variant.
+        records: What was measured about it, anywhere.
+        doubt: Why its newest verdict cannot be read.
+        runtime: The runtime; None where the host has no such device, whose verdict then says nothing.
     """
     known = list(records)
     if runtime is not None and variant.precision.name not in ("fp64", "fp32"):

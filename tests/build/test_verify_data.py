@@ -60,6 +60,7 @@ def test_for_task_adds_built_in_texts_to_a_few(minilm_path):
 def test_for_task_adds_texts_without_labels_to_few_with_some(minilm_path):
     data = VerifyData.of({"text": ["a", "b"], "label": ["no", "yes"]}).for_task(classifier(minilm_path))
     assert (data.texts[:2], data.labels, len(data.texts)) == (("a", "b"), ("no", "yes"), 200)
+    assert data.record.name == "given and 198 WordNet definitions without labels"
     score = Score(classifier(minilm_path), data)
     logits = np.array([[5.0, -5.0]] * 3, np.float32)
     score.add(Case("items", "batch=3", {}, (0, 1, 2), answers=True), {"logits": logits})

@@ -30,6 +30,7 @@ def test_of_reads_what_a_user_writes(value):
     ("value", "message"),
     [
         ("", "Cannot read the limit ''"),
+        ({}, "The budget is empty"),
         ("worst_cosine", "Cannot read the limit"),
         ("worst_cosine > 0.99", "Cannot read the limit"),
         ("worst_cosine >= 0.9.9", "bound of 'worst_cosine' must be a number"),

@@ -292,3 +292,27 @@ def test_score_comparison_takes_a_class_that_both_rule_out_as_equal():
     assert metrics["max_score_difference"] == 0
     assert metrics["label_agreement"] == 1
     assert metrics["non_finite"] == 0
+
+
+@pytest.mark.parametrize("last", ["short", "long"])
+def test_rows_of_several_widths_are_each_judged_as_what_they_are(last):
+    """A dimension that varies may be one: that says nothing about the long rows of the same output."""
+    random = np.random.default_rng(0)
+    long, short = random.standard_normal((8, 384)), random.standard_normal((8, 1)) + 3
+    few = np.where(np.abs(long) < 0.05 * np.abs(long).max(axis=1, keepdims=True), -long, long)  # noise, not turned
+    for wrong, fine in ((long, True), (few, True), (-0.04 * long, False), (1.2 * long, False), (long[::-1], False)):
+        rows = Rows()
+        parts = [(short, short), (long, wrong)]
+        for reference, got in parts if last == "long" else parts[::-1]:
+            rows.add(reference, got)
+        assert (VECTOR_BUDGET.violations(rows.metrics()) == ()) is fine
+
+
+def test_a_short_row_is_not_held_against_the_length_of_long_ones():
+    random = np.random.default_rng(0)
+    short, rows = random.standard_normal((2, 4)), Rows()
+    for _ in range(8):
+        long = random.standard_normal((4, 512))
+        rows.add(long, long)
+    rows.add(short, 1.5 * short)
+    assert rows.metrics()["max_norm_difference"] > 0.3

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError
+from mlflow_tdeploy.core.evidence import Evidence, after, now
 from mlflow_tdeploy.core.records import from_json, to_json
 
 
@@ -118,3 +119,10 @@ def test_from_json_takes_an_integer_where_a_float_is_expected():
     share = from_json(Outer, '{"kind": "a", "share": 1}', "x.json").share
     assert isinstance(share, float)
     assert share == 1.0
+
+
+@pytest.mark.parametrize("created", ["zzz", "9999-12-31T23:59:59.999999+00:00"])
+def test_a_time_that_nothing_can_come_after_stops_no_new_record(created):
+    earlier = Evidence("onnx-fp32", "accuracy", {}, created=created)
+    assert after([earlier]) < created
+    assert after([]) <= now()

@@ -50,3 +50,19 @@ def test_contenders_leave_out_what_cannot_serve_and_say_so(tmp_path, caplog):
     wrong = [candidate for candidate in candidates if candidate.variant == "ort-cpu-fp32"]
     with pytest.raises(SessionError, match="golden request"), contenders(Bundle.open(root), wrong):
         pass
+
+
+def test_contenders_leave_out_what_cannot_be_fetched(tmp_path, caplog):
+    root, fetched = make_bundle(tmp_path, {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS}), []
+
+    def fetch(variant):
+        fetched.append(variant.id)
+        if variant.id == "ort-cpu-fp32":
+            raise ConnectionError("the store hung up")
+
+    bundle = Bundle.open(root)
+    candidates = decide_bundle(bundle, probe.hardware()).openable
+    with contenders(bundle, candidates, fetch=fetch) as found:
+        assert [one.variant for one in found] == ["onnx-fp32"]
+    assert set(fetched) == {"onnx-fp32", "ort-cpu-fp32"}
+    assert "ort-cpu-fp32 cannot serve on ort-cpu: the store hung up" in caplog.text

@@ -138,6 +138,7 @@ def test_nothing_to_measure_is_no_evidence(task):
         ({"intra_op_threads": 2}, Bulk(2, 256, 2)),
         ({"intra_op_threads": 8}, Bulk(1, 256, 8)),
         ({"threads": 3, "token_budget": 64}, Bulk(3, 64, 1)),
+        ({"threads": 1}, Bulk(1, 256, 1)),
     ],
 )
 def test_processors_are_shared_out_among_batches_that_run_side_by_side(options, expected):
@@ -153,6 +154,7 @@ def test_a_runtime_that_takes_the_whole_device_gets_large_batches_one_after_the_
         bulk = runtime.bulk(variant, SessionOptions(), 4)
         assert bulk.workers == 1
         assert bulk.token_budget >= 4096
+        assert bulk.threads == (4 if runtime.name == "torch" else 1)
     assert TensorRt().bulk(variant, SessionOptions(own={"contexts": 3}), 4).workers == 3
 
 

@@ -66,6 +66,8 @@ def test_open_model_refuses_a_library_that_encodes_a_golden_request_in_another_w
     request = GoldenRequest(["good film"], dict(task.encode(["good film"]).collate([0])), {}, None)
     monkeypatch.setattr(Bundle, "golden", lambda self, cache=None: (request,))
     check_encoding(task, [request])
+    with pytest.raises(IntegrityError, match="cannot be read on this host: "):
+        check_encoding(task, [dataclasses.replace(request, inputs=[None])])
     request.feeds["input_ids"] = request.feeds["input_ids"] + 1
     with pytest.raises(IntegrityError, match="becomes another 'input_ids' on this host"):
         open_model(root)

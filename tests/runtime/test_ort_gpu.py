@@ -104,3 +104,12 @@ def test_engines_of_one_graph_with_other_weights_are_kept_apart(tmp_path, monkey
         (_, settings), *_ = OrtTensorRt()._providers(bundle.variants["onnx-fp32"], bundle.manifest.signature, 0)
         folders.add(settings["trt_engine_cache_path"])
     assert len(folders) == 2
+
+
+@pytest.mark.parametrize("kind", [OrtCuda, OrtTensorRt])
+def test_full_precision_stays_full_on_cuda(bundle, tmp_path, monkeypatch, kind):
+    """ONNX Runtime takes TF32 by itself, which is not what a verdict on fp32 from elsewhere is about."""
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    providers = kind()._providers(bundle.variants["onnx-fp32"], bundle.manifest.signature, 1)
+    (options,) = [given for name, given in (one for one in providers if len(one) == 2) if name.startswith("CUDA")]
+    assert options == {"device_id": 1, "use_tf32": 0}

@@ -25,6 +25,7 @@ class TorchReference(Runtime):
     preference: ClassVar[int] = 90
     #: Its threads are inside the operators, and wait for each other at the end of each.
     token_budget: ClassVar[int] = 4096
+    threads: ClassVar[int] = 0
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[build]'"
     modules: ClassVar[Mapping[str, str]] = {name: name for name in ("torch", "transformers", "safetensors")}
     distributions: ClassVar[tuple[str, ...]] = ("torch",)
