@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import EngineOptions, EnginePlan
+    from mlflow_tdeploy.flavor.download import download_variant
     from mlflow_tdeploy.flavor.extend import extend_model
     from mlflow_tdeploy.flavor.load import load_model
     from mlflow_tdeploy.flavor.log import log_model
@@ -28,6 +29,7 @@ _HOMES = {
     "log_model": "flavor.log",
     "load_model": "flavor.load",
     "_load_pyfunc": "flavor.pyfunc",
+    "download_variant": "flavor.download",
     "extend_model": "flavor.extend",
     "verify_model": "flavor.verify",
     "get_default_pip_requirements": "flavor.requirements",
@@ -39,6 +41,7 @@ __all__ = [
     "EngineOptions",
     "EnginePlan",
     "_load_pyfunc",
+    "download_variant",
     "extend_model",
     "get_default_conda_env",
     "get_default_pip_requirements",

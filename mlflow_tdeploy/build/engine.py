@@ -8,6 +8,7 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from mlflow_tdeploy.core.engine import EngineRecord, Range
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
-from mlflow_tdeploy.runtime.backends.tensorrt import collecting_log
-from mlflow_tdeploy.store.disk import storage_errors, temporary
+from mlflow_tdeploy.runtime.backends._trt_engine import collecting_log
+from mlflow_tdeploy.store.disk import own_folder, storage_errors, temporary
 
 #: What a builder reports: the phase, how far it is and how many steps it has.
 BuildProgress = Callable[[str, int, int], None]
@@ -60,15 +61,15 @@ def build_engine(
     if not parser.parse_from_file(str(graph)):
         raise BuildError(_parser_message(trt, parser, graph))
     config = _configured(trt, builder, options, profiles, progress)
-    cache = _timing_cache(config, options.timing_cache)
+    timings = options.timing_cache or _timings_of(trt, host)
+    cache = _timing_cache(config, timings)
     plan = builder.build_serialized_network(network, config)
     if progress is not None and config.progress_monitor.failure is not None:
         raise config.progress_monitor.failure
     if plan is None:
         raise BuildError(f"{_called(trt)} built no engine of '{graph.name}': {_said(log) or 'it did not say why'}.")
     _write(target, plan)
-    if options.timing_cache is not None:
-        _write(options.timing_cache, cache.serialize())
+    _write(timings, cache.serialize())
     return _record(trt, host, options, profiles)
 
 
@@ -84,6 +85,7 @@ def _record(
         compute_capability=gpu.compute_capability if gpu else "",
         driver=gpu.driver if gpu else "",
         flags=tuple(sorted(options.flags)),
+        plugins=tuple(sorted(library.name for library in options.plugins)),
         hardware_compatibility=options.hardware_compatibility,
         targets=options.targets,
         profiles=profiles,
@@ -162,6 +164,7 @@ def _configured(
     progress: BuildProgress | None,
 ) -> Any:
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and then fp32 is not what a CPU has verified
     for name in options.flags:
         config.set_flag(_member(trt, "BuilderFlag", name))
     if options.hardware_compatibility != "NONE":
@@ -221,10 +224,15 @@ def _said(log: Any) -> str:
     return "; ".join(list(lines)[:_MOST_MESSAGES])
 
 
-def _timing_cache(config: Any, path: Path | None) -> Any:
+def _timings_of(trt: Any, host: Fingerprint) -> Path:
+    """Return this host's file of what builds with this library measured on this GPU."""
+    gpu = f"{host.gpu.name}-{host.gpu.compute_capability}" if host.gpu else "no-gpu"
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{trt.__name__}-{trt.__version__}-{gpu}")
+    return own_folder("timings") / f"{name}.cache"
+
+
+def _timing_cache(config: Any, path: Path) -> Any:
     """Give the builder what earlier builds measured; a cache of another version or GPU is started anew."""
-    if path is None:
-        return None
     held = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(held)
     if cache is None or not config.set_timing_cache(cache, False):

@@ -37,7 +37,7 @@ class EngineOptions:
         targets: Compute capabilities to build for, for example ``8.6``; TensorRT-RTX only.
         optimization_level: 0 (quick to build) to 5; None for the library's default.
         workspace: Most bytes of scratch memory; None for all of the device's.
-        timing_cache: File with measurements of earlier builds, read and written; None for none.
+        timing_cache: File with measurements of earlier builds, read and written; None for one of this host's own.
         plugins: Libraries with plugins that the graph needs.
 
     Raises:

@@ -21,9 +21,9 @@ from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
-from mlflow_tdeploy.store.disk import storage_errors
+from mlflow_tdeploy.store.disk import link_or_copy, storage_errors
 from mlflow_tdeploy.store.hashing import record_tree
-from mlflow_tdeploy.store.layout import FILES
+from mlflow_tdeploy.store.layout import FILES, safe_path
 
 PLAN = "model.plan"
 
@@ -136,15 +136,29 @@ def stage_engine(
         trt = tensorrt_module(module)
         record = build_engine(trt, graph.path, plan, shop.task.signature, shop.host, engine, builder_progress)
         digest = next(file.sha256 for file in parent.files if file.path == parent.entry)
+        stripped = "STRIP_PLAN" in engine.flags
+        record = replace(record, onnx_sha256=digest, weights=parent.entry if stripped else "")
         variant = replace(
-            _variant(new_id, root, parent.precision, replace(record, onnx_sha256=digest)),
+            _variant(new_id, root, parent.precision, record),
             parent=parent.id,
             built_for=shop.host if shop.host.gpu else None,
+            shared=parent.needed if stripped else (),
         )
+        if stripped:
+            _lend(parent, graph, root)
         detail.append(f"{variant.size / 1e6:.0f} MB, {module} {record.version}")
         if shop.host.gpu is None:
             detail.append("not checked: there is no GPU here")
     return Staged(variant, root, replace(graph, path=plan))
+
+
+def _lend(parent: Variant, graph: Graph, root: Path) -> None:
+    """Have the graph that a stripped engine takes its weights from where the bundle will have it."""
+    top = parent.entry.rpartition("/")[0]
+    for record in parent.files:
+        target = safe_path(root, record.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(safe_path(graph.path.parent, record.path.removeprefix(f"{top}/")), target)
 
 
 def _variant(new_id: str, root: Path, precision: Precision, record: EngineRecord) -> Variant:
@@ -165,7 +179,7 @@ def _checked(shop: Workshop, bundle: Bundle, here: Here, staged: Staged) -> Buil
     with open_reference(bundle, here) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)
     verified = shop.check(staged, answers)
-    evidence = [shop.evidence(staged, verified, name)]
+    evidence = shop.evidence(staged, verified, name)
     if not verified.passed:
         dropped = staged.drop()
         return Built(dropped.variant, None, tuple(evidence), tuple(shop.steps))

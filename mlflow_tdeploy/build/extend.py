@@ -11,6 +11,7 @@ from mlflow_tdeploy.build.parents import Here, open_reference
 from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.report import Step
 from mlflow_tdeploy.build.stage import Staged, stage_graph
+from mlflow_tdeploy.build.triton_repository import stage_repository
 from mlflow_tdeploy.build.workshop import Progress, Workshop
 from mlflow_tdeploy.core.errors import (
     BuildError,
@@ -59,7 +60,7 @@ def build_variant(
 
     Args:
         bundle: The bundle; it is only read.
-        what: Name of a recipe, or the path of an ONNX graph to take as it is.
+        what: Name of a recipe, or the path of an ONNX graph or a Triton repository to take as it is.
         workdir: An empty folder for everything; what is returned lies in it.
         options: Options; a budget in them may only be stricter than the bundle's own, which holds in any case.
         variant_id: Id of the variant; needed for a graph, a recipe has its own.
@@ -75,18 +76,21 @@ def build_variant(
         BudgetError: It is over budget and ``on_budget`` is ``raise``.
     """
     options = options or BuildOptions()
-    path = _graph_path(what, variant_id)
+    path = _given_path(what, variant_id)
     new_id = check_variant_id(variant_id or ("" if path else str(what)))
     refuse_taken(bundle, new_id, "Choose another id." if path else "Log the model again to have it made anew.")
     manifest = bundle.manifest
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
     shop = Workshop(bundle.task(), budget, options, workdir, progress=progress)
+    if path is not None and path.is_dir():  # for Triton: nothing here can ask it
+        taken = stage_repository(shop, new_id, path)
+        return Built(taken.variant, taken.root, (), tuple(shop.steps))
     here = Here(bundle, fetch)
     with open_reference(bundle, here) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)
     staged = _stage(shop, here, new_id, path)
     verified = shop.check(staged, answers)
-    evidence = [shop.evidence(staged, verified, name)]
+    evidence = shop.evidence(staged, verified, name)
     if not verified.passed:
         staged = staged.drop()
     else:
@@ -116,15 +120,20 @@ def refuse_taken(bundle: Bundle, new_id: str, mend: str) -> None:
         raise ConflictError(f"The model has a variant '{new_id}' already; variants are never replaced. {mend}")
 
 
-def _graph_path(what: str | Path, variant_id: str | None) -> Path | None:
-    """Return the graph that was given, or None for the name of a recipe."""
+def _given_path(what: str | Path, variant_id: str | None) -> Path | None:
+    """Return the graph or the repository that was given, or None for the name of a recipe."""
     if isinstance(what, str) and what in RECIPES:
         return None
     path = Path(what)
+    if path.is_dir() and variant_id is not None:
+        return path
     if path.suffix != ".onnx":
         if isinstance(what, str) and variant_id is None:
             RECIPES.get(what)  # raises, listing what exists
-        raise InvalidInputError(f"A ready-made variant is an ONNX graph in a file that ends in .onnx, got '{path}'.")
+        raise InvalidInputError(
+            f"A ready-made variant is an ONNX graph in a file that ends in .onnx, or the folder of a Triton "
+            f"repository, got '{path}'."
+        )
     if not path.is_file():
         raise NotFoundError(f"There is no file '{path}' to take as the variant '{variant_id}'.")
     return path

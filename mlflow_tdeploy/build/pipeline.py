@@ -18,6 +18,7 @@ from mlflow_tdeploy.build.recipes import Graph, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, runtime_for, stage_graph
+from mlflow_tdeploy.build.triton_repository import stage_repository
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.workshop import Progress, Workshop, brief
 from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError
@@ -91,6 +92,8 @@ class _Build:
             self._make(recipe, plan, answers)
         for engine in self.options.engines:
             self._add_engine(engine, answers)
+        for variant_id, folder in self.source.repositories.items():
+            self._keep_unchecked(stage_repository(self.shop, variant_id, folder))
         self._measure()
         manifest = self._manifest()
         self._write(manifest)
@@ -164,11 +167,14 @@ class _Build:
             raise BuildError(f"No engine can be built of '{engine.parent}': that variant is not usable.")
         else:
             staged = stage_engine(self.shop, engine, self.variants[engine.parent], graph)
-        if staged.variant.id in self.variants:
-            raise ConflictError(f"There is a variant '{staged.variant.id}' already: give the engine another id.")
-        if self.shop.host.gpu is not None:
+        if self.shop.host.gpu is not None and staged.variant.id not in self.variants:
             self._judge(staged, answers)
-            return
+        else:
+            self._keep_unchecked(staged)
+
+    def _keep_unchecked(self, staged: Staged) -> None:
+        if staged.variant.id in self.variants:
+            raise ConflictError(f"There is a variant '{staged.variant.id}' already: choose another id.")
         self.variants[staged.variant.id] = staged.move_to(self.draft.root).variant
 
     def _need_parent(self, recipe: type[Recipe]) -> None:
@@ -193,7 +199,7 @@ class _Build:
         """Check a variant and keep it, or only its record."""
         variant_id = staged.variant.id
         verified = self.shop.check(staged, answers)
-        self.evidence[variant_id] = [self.shop.evidence(staged, verified, "source")]
+        self.evidence[variant_id] = self.shop.evidence(staged, verified, "source")
         if verified.passed:
             staged = staged.move_to(self.draft.root)
             self.kept[variant_id] = staged

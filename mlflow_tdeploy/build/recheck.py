@@ -42,7 +42,7 @@ def recheck_variants(
         progress: Told of every finished step.
 
     Returns:
-        A record of accuracy per variant.
+        A record of accuracy per variant, and what an engine tells about itself.
 
     Raises:
         InvalidInputError: There is no such variant, it has no files, or it is the reference itself.
@@ -62,8 +62,9 @@ def recheck_variants(
         try:
             here.get(variant.id)
             staged = Staged(variant, bundle.root, Graph(bundle.path(variant.entry), variant.precision))
-            record = shop.evidence(staged, shop.check(staged, answers), name)
-            found.append(replace(record, created=after(bundle.evidence(variant.id))))
+            created = after(bundle.evidence(variant.id))
+            records = shop.evidence(staged, shop.check(staged, answers), name)
+            found += [replace(record, created=created) for record in records]
         except TDeployError as error:  # one damaged variant says nothing about the others
             _log.warning("Variant %s was not checked: %s", variant.id, error)
             failed = error

@@ -159,7 +159,8 @@ def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Finge
     """
     try:
         with opened(staged.root, staged.variant, answers.task.signature, host, lone(host)) as (session, runtime):
-            return replace(verify(answers, session.infer, budget), runtime=runtime.name)
+            found = verify(answers, session.infer, budget)
+            return replace(found, runtime=runtime.name, facts=session.facts())
     except (SessionError, NoVariantError) as error:
         why = without_folder(error, staged.root)
         raise BuildError(f"Variant '{staged.variant.id}' was made and cannot be opened here: {why}") from error

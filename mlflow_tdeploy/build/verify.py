@@ -32,6 +32,7 @@ class Verified:
         data: What was asked.
         settings: The same metrics for corners and items apart, and how many batches each.
         runtime: Name of the runtime that answered.
+        facts: What the opened variant told about itself.
     """
 
     metrics: Mapping[str, float]
@@ -40,6 +41,7 @@ class Verified:
     shapes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     runtime: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

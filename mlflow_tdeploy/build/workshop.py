@@ -25,7 +25,7 @@ from mlflow_tdeploy.core.errors import (
     SessionError,
     TDeployError,
 )
-from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.evidence import OPENED, Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
@@ -142,9 +142,9 @@ class Workshop:
             raise over_budget(staged.variant.id, verified)
         return verified
 
-    def evidence(self, staged: Staged, verified: Verified, reference: str) -> Evidence:
-        """Return the accuracy record of a checked variant, whose files are still there."""
-        found = verified.evidence(
+    def evidence(self, staged: Staged, verified: Verified, reference: str) -> list[Evidence]:
+        """Return what a check found of a variant, whose files are still there: its accuracy, and what it told."""
+        accuracy = verified.evidence(
             staged.variant.id,
             self.host,
             reference=reference,
@@ -152,7 +152,13 @@ class Workshop:
             threads=self.host.cores,
             budget=str(self.budget),
         )
-        return replace(found, files=staged.variant.digest or None)
+        found = [accuracy]
+        if verified.facts:
+            settings = {**verified.facts, "runtime": verified.runtime}
+            found.append(
+                Evidence(staged.variant.id, OPENED, {}, host=self.host, settings=settings, created=accuracy.created)
+            )
+        return [replace(record, files=staged.variant.digest or None) for record in found]
 
     def latencies(self, kept: Mapping[str, Staged], others: Sequence[Contender]) -> list[Evidence]:
         """Time variants against each other, and what is no graph after them."""

@@ -1,4 +1,4 @@
-"""The command line: ``tdeploy log | inspect | explain | doctor | bench | engine | verify | cache``."""
+"""The command line: ``tdeploy log | inspect | explain | doctor | bench | engine | verify | download | cache``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import click
 from mlflow_tdeploy.cli.bench import bench
 from mlflow_tdeploy.cli.cache import cache
 from mlflow_tdeploy.cli.doctor import doctor
+from mlflow_tdeploy.cli.download import download
 from mlflow_tdeploy.cli.engine import engine
 from mlflow_tdeploy.cli.log import log
 from mlflow_tdeploy.cli.show import explain, inspect
@@ -19,5 +20,5 @@ def main() -> None:
     """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
 
 
-for _command in (log, inspect, explain, doctor, bench, engine, verify, cache):
+for _command in (log, inspect, explain, doctor, bench, engine, verify, download, cache):
     main.add_command(_command)

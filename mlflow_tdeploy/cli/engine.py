@@ -27,7 +27,11 @@ from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, parse_bytes, sh
 @click.option("--target", "targets", multiple=True, help="Compute capability to build for (8.6); tensorrt_rtx only.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), help="5 builds longest; the library's by default.")
 @click.option("--workspace", help="Most scratch memory: 4GB. All of the GPU's by default.")
-@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path), help="File to read and to write.")
+@click.option(
+    "--timing-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to read and to write; one of this host's own by default.",
+)
 @click.option(
     "--plugin", "plugins", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Library with operators that the graph needs; several times.",

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_tdeploy.cli._common import clean_errors, decide, policy_options
-from mlflow_tdeploy.core.evidence import latest_accuracy
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.evidence import OPENED, latest_accuracy
 from mlflow_tdeploy.runtime.decision import align
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.store.bundle import Bundle
 
+_LAYER = ("name", "type", "outputs", "tactic")
+
 
 @click.command()
 @click.argument("uri")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(uri: str, as_json: bool) -> None:
+@click.option("--layers", is_flag=True, help="List the layers of its TensorRT engines, as a GPU host found them.")
+def inspect(uri: str, as_json: bool, layers: bool) -> None:
     """Show what a bundle holds: source, signature, variants, evidence. Downloads no weights."""
     from mlflow_tdeploy.registry_io import locate, open_records
 
@@ -26,6 +30,9 @@ def inspect(uri: str, as_json: bool) -> None:
         bundle, _ = open_records(locate(uri))
         if as_json:
             click.echo(json.dumps(_bundle_as_dict(bundle), indent=2))
+            return
+        if layers:
+            click.echo(_layers(bundle))
             return
         manifest = bundle.manifest
         source = f"{manifest.source.kind} {manifest.source.name} {manifest.source.architecture}".strip()
@@ -37,6 +44,25 @@ def inspect(uri: str, as_json: bool) -> None:
         click.echo(f"budget     {manifest.budget}, against {manifest.reference}")
         click.echo(f"golden     {len(bundle.golden())} requests\n")
         click.echo(align(_variant_rows(bundle)))
+
+
+def _layers(bundle: Bundle) -> str:
+    """Return the newest listing of each engine as a table."""
+    tables = []
+    for variant in bundle.variants.values():
+        opened = [record for record in bundle.evidence(variant.id) if record.kind == OPENED]
+        newest = max(opened, key=lambda record: record.created, default=None)
+        listed = newest.settings.get("layers") if newest else None
+        if newest and listed:
+            gpu = newest.host.gpu if newest.host else None
+            title = f"{variant.id}: {len(listed)} layers, listed on {gpu.name if gpu else 'an unknown GPU'}"
+            rows = [tuple(str(layer.get(key, "")) for key in _LAYER) for layer in listed]
+            tables.append(f"{title}\n{align([_LAYER, *rows])}")
+        elif variant.format == "trt":
+            tables.append(f"{variant.id}: not listed yet. A host that can open it does: tdeploy verify URI")
+    if not tables:
+        raise InvalidInputError("The model has no TensorRT engine, and nothing else has a listing of layers.")
+    return "\n\n".join(tables)
 
 
 def _variant_rows(bundle: Bundle) -> list[tuple[str, ...]]:

@@ -78,6 +78,8 @@ class EngineRecord:
         profiles: Range of each input, per optimization profile.
         onnx_sha256: Digest of the graph that it was built from.
         calibration_sha256: Digest of the data that its quantization was calibrated with.
+        plugins: File names of the libraries whose plugins it uses; a host has them, or not.
+        weights: Graph that a plan without weights takes them from, relative to ``tdeploy``; empty where it has them.
     """
 
     module: str
@@ -93,6 +95,8 @@ class EngineRecord:
     profiles: tuple[Mapping[str, Range], ...] = field(default=())
     onnx_sha256: str = ""
     calibration_sha256: str | None = None
+    plugins: tuple[str, ...] = ()
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if self.module not in _MAGIC.values():

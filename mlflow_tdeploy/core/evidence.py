@@ -15,6 +15,8 @@ from mlflow_tdeploy.core.variant import Variant, check_variant_id
 
 #: Latest form of an evidence record that this package reads; it writes the earliest that holds what there is to say.
 EVIDENCE_SCHEMA = 1
+#: Kind of evidence: what a variant tells once it is open, such as the layers of an engine; in its settings.
+OPENED = "opened"
 #: Size of every named dimension.
 Shape = dict[str, int]
 _SHORT: Shape = {"batch": 1, "sequence": 16}
@@ -41,7 +43,8 @@ class Evidence:
 
     Attributes:
         variant: Id of the variant measured.
-        kind: ``accuracy`` (against the reference), ``latency``, or what only newer versions measure.
+        kind: ``accuracy`` (against the reference), ``latency``, ``opened`` (what it tells about itself), or what only
+            newer versions measure.
         metrics: Finite numbers by name; latencies in milliseconds.
         data: What it was measured on.
         host: The host it was measured on.

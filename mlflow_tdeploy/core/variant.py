@@ -83,13 +83,16 @@ class Variant:
         precision: What it computes with and the recipe that made it.
         device: What it was made for: ``any``, ``cpu``, ``cuda``, or one that only newer versions know.
         entry: The file (or folder, for ``hf``) that a runtime opens, relative to ``tdeploy``.
-        files: Everything it needs. Empty when the variant failed its budget and its files were dropped.
+        files: Its own files, all that it needs but for ``shared``. Empty when the variant failed its budget and its
+            files were dropped.
         parent: Id of the variant it was made from.
         requires: Least versions and the like: ``{"onnxruntime": "1.18", "opset": "18", "ir_version": "10"}``.
         session: Hints for the runtime that belong to the graph, such as optimizers that would undo a measured choice.
         dtypes: Tensors whose dtype in this graph differs from the signature's; sessions convert.
         built_for: The host it was built on or tuned for; ``None`` for portable ones.
         engine: How it was built, for TensorRT engines.
+        shared: Files of other variants that it needs besides: the graph whose weights an engine takes.
+        folders: Empty folders that belong to it, which no artifact store keeps.
         created: UTC time in ISO format.
         made_with: Versions of the packages that made it.
         schema_version: Version of the record's form.
@@ -107,6 +110,8 @@ class Variant:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     built_for: Fingerprint | None = None
     engine: EngineRecord | None = None
+    shared: tuple[FileRecord, ...] = ()
+    folders: tuple[str, ...] = ()
     created: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1
@@ -114,7 +119,8 @@ class Variant:
     def __post_init__(self) -> None:
         check_version(self.schema_version)
         check_variant_id(self.id)
-        check_relative(self.entry)
+        for path in (self.entry, *self.folders):
+            check_relative(path)
         if self.parent is not None:
             check_variant_id(self.parent)
         for what, name in (("format", self.format), ("device", self.device)):
@@ -126,15 +132,20 @@ class Variant:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Bytes of its own files."""
         return sum(file.size for file in self.files)
 
     @property
+    def needed(self) -> tuple[FileRecord, ...]:
+        """Every file that has to be there before it is opened."""
+        return (*self.files, *self.shared) if self.files else ()
+
+    @property
     def digest(self) -> str:
-        """Digest of its files' names, sizes and contents, wherever in the bundle they lie; empty without files."""
+        """Digest of the names, sizes and contents of all it needs, wherever in the bundle; empty without files."""
         if not self.files:
             return ""
-        lines = sorted(f"{file.sha256} {file.size} {file.path.rsplit('/', 1)[-1]}\n" for file in self.files)
+        lines = sorted(f"{file.sha256} {file.size} {file.path.rsplit('/', 1)[-1]}\n" for file in self.needed)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property

@@ -55,7 +55,8 @@ def extend_model(
             :class:`~mlflow_tdeploy.EngineOptions`, or ready-made ones to take, each an
             :class:`~mlflow_tdeploy.EnginePlan`. Where another process on this host builds the same one, its result is
             waited for and returned.
-        variants: Ready-made ONNX graphs by variant id.
+        variants: Ready-made variants by id: the path of an ONNX graph, which is checked like any other, or the folder
+            of a Triton repository, which is kept as it is.
         verify_with: Data to check with, see :func:`save_model`.
         on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
         budget: A stricter budget for these variants; the model's own, fixed when it was logged, holds in any case.

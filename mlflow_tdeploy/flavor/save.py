@@ -59,8 +59,8 @@ def save_model(
 
     Args:
         model: A transformers pipeline, a ``PreTrainedModel``, a ``SentenceTransformer``, a local folder or hub id, a
-            ``torch.nn.Module``, an ``onnx.ModelProto`` or its path, a mapping from variant id to ONNX graphs, or a
-            folder that holds a finished bundle.
+            ``torch.nn.Module``, an ``onnx.ModelProto`` or its path, a mapping from variant id to ONNX graphs (and,
+            beside them, folders of Triton repositories), or a folder that holds a finished bundle.
         path: Folder to write; it must not exist or be empty.
         task: Name of the task, where it cannot be told from the model.
         tokenizer: Tokenizer of a bare model.

@@ -48,4 +48,4 @@ def verify_model(
         found = recheck_variants(bundle, variants, Path(folder), request.options, fetch=fetch, progress=progress)
     append_evidence(location, found)
     update_tags(location)
-    return {record.variant: record for record in found}
+    return {record.variant: record for record in found if record.kind == "accuracy"}

@@ -152,7 +152,7 @@ def _merge(fresh: Path, view: Path) -> None:
 
 
 def fetch_variant(location: Location, bundle: Bundle, variant: Variant, cache: ContentCache | None = None) -> None:
-    """Bring the files of one variant into a bundle that was fetched without them, and mend those that are damaged.
+    """Bring all that a variant needs into a bundle that was fetched without it, and mend what is damaged.
 
     A file that is there and what its record says stays. The others come from this host's cache; what the cache has
     not, or has damaged, is downloaded, verified and kept there.
@@ -172,7 +172,7 @@ def fetch_variant(location: Location, bundle: Bundle, variant: Variant, cache: C
     with storage_errors(f"fetch variant '{variant.id}' to '{bundle.root}'{hint}"):
         bundle.root.mkdir(parents=True, exist_ok=True)  # somebody may have pruned the view
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-fetch") as pool:
-            list(pool.map(bring, variant.files))
+            list(pool.map(bring, variant.needed))
 
 
 def _sound(path: Path, record: FileRecord, hashes: HashCache) -> bool:

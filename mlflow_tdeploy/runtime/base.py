@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mlflow_tdeploy.core.extension import Registry
 from mlflow_tdeploy.core.hardware import Fingerprint, installed_version
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.options import SessionOptions
+from mlflow_tdeploy.runtime.torch_tensors import through_host
 
 
 class Fit(enum.Enum):
@@ -76,6 +77,24 @@ class Session(ABC):
         Raises:
             SessionError: The runtime failed.
         """
+
+    def infer_tensors(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph on torch tensors; here through the host's memory, in a session that can where they are.
+
+        Args:
+            feeds: Name → tensor, all on one device.
+
+        Returns:
+            Name → tensor on that device, of the signature's dtypes.
+
+        Raises:
+            SessionError: The runtime failed.
+        """
+        return through_host(self.infer, feeds)
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what only an opened variant tells, as plain values for its evidence; nothing by default."""
+        return {}
 
     @abstractmethod
     def close(self) -> None:

@@ -31,6 +31,7 @@ from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import Key, Opener, Sessions, check_encoding, key_of
 from mlflow_tdeploy.runtime.threads import AdaptiveThreads, Load
+from mlflow_tdeploy.runtime.torch_tensors import are_tensors, stand_ins
 from mlflow_tdeploy.runtime.workers import Workers
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
@@ -136,15 +137,26 @@ class Model:
         """Run the graph on arrays.
 
         Args:
-            feeds: Name → array, of the signature's dtypes and shapes.
+            feeds: Name → array, of the signature's dtypes and shapes; or torch tensors, then the answers are tensors
+                on their device. TensorRT engines take those of their own GPU where they are; others are copied.
 
         Raises:
             InvalidInputError: A tensor is missing, unknown, of a wrong dtype or out of its range.
         """
         if not isinstance(feeds, Mapping):
             raise InvalidInputError(f"infer takes a mapping from name to array, got {type(feeds).__name__}.")
+        if are_tensors(feeds):
+            self.signature.bind(stand_ins(feeds))
+            return self._load.counted(self._serving().infer_tensors)(feeds)
         self.signature.bind(feeds)
         return self._open_pipeline().single(feeds)
+
+    def _serving(self) -> Session:
+        """Return the session of the variant that serves."""
+        with self._opening:
+            self._open_pipeline()  # raises where the model is closed
+            assert self.decision.chosen is not None
+            return self._sessions.get(self.decision.chosen)
 
     def close(self) -> None:
         """Free sessions and threads; closing twice is fine."""

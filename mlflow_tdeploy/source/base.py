@@ -58,6 +58,11 @@ class Source(ABC):
         """Ready-made ONNX graphs by variant id; empty for modules."""
         return {}
 
+    @property
+    def repositories(self) -> Mapping[str, Path]:
+        """Triton repositories by variant id, to be kept as they are."""
+        return {}
+
     def write_assets(self, folder: Path) -> None:  # noqa: B027 - nothing to write is a valid answer
         """Write what the task needs at serving time (tokenizer.json, …) into ``folder``."""
 

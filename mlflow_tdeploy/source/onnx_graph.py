@@ -64,8 +64,14 @@ class OnnxSource(Source):
         self.reference_id = reference_id
         self._graphs = {name: facts.path for name, facts in graphs.items()}
         self._clean = weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+        self._repositories: dict[str, Path] = {}
         self._tokenizer: Any = None
         self._session: Any = None
+
+    @property
+    def repositories(self) -> Mapping[str, Path]:
+        """Folders that were given beside the graphs."""
+        return self._repositories
 
     @property
     def graphs(self) -> Mapping[str, Path]:
@@ -165,7 +171,7 @@ class OnnxSource(Source):
 
 
 def from_graphs(model: Any, options: Options) -> OnnxSource:
-    """Read one graph (path or ModelProto) or a mapping from variant id to graph.
+    """Read one graph (path or ModelProto) or a mapping from variant id to graph; a folder is a Triton repository.
 
     Raises:
         InvalidInputError: The graphs differ in their inputs or outputs, or do not fit the task.
@@ -174,7 +180,8 @@ def from_graphs(model: Any, options: Options) -> OnnxSource:
     """
     temporary = Path(tempfile.mkdtemp(prefix="tdeploy-onnx-"))
     try:
-        found = _read(model, temporary)
+        folders = _folders(model)
+        found = _read(model, folders, temporary)
         graphs = dict(sorted(found.items(), key=lambda item: PRECISIONS.index(item[1].precision)))
         reference_id = next(iter(graphs))
         facts = graphs[reference_id]
@@ -182,6 +189,7 @@ def from_graphs(model: Any, options: Options) -> OnnxSource:
             _check_alike(reference_id, facts, name, other)
         stem = facts.path.stem if temporary not in facts.path.parents else "graph"
         source = OnnxSource(SourceRecord("onnx", stem, None, ""), graphs, reference_id, temporary)
+        source._repositories = folders
         task = options.task or _infer_task(facts, options)
         if task in TEXT_TASKS:
             source.set_text(facts, options, task)
@@ -193,13 +201,27 @@ def from_graphs(model: Any, options: Options) -> OnnxSource:
     return source
 
 
-def _read(model: Any, temporary: Path) -> dict[str, GraphFacts]:
+def _folders(model: Any) -> dict[str, Path]:
+    """Return what of a mapping are folders, by variant id."""
+    if not isinstance(model, Mapping):
+        return {}
+    paths = {name: Path(value).expanduser() for name, value in model.items() if isinstance(value, (str, Path))}
+    return {check_variant_id(name): path for name, path in paths.items() if path.is_dir()}
+
+
+def _read(model: Any, folders: Mapping[str, Path], temporary: Path) -> dict[str, GraphFacts]:
     if not isinstance(model, Mapping):
         facts = _read_one("graph", model, temporary)
         return {facts.variant_id: facts}
     if not model:
         raise InvalidInputError("The mapping of ready-made variants is empty. Give at least one ONNX graph.")
-    return {check_variant_id(name): _read_one(name, graph, temporary) for name, graph in model.items()}
+    graphs = {name: graph for name, graph in model.items() if name not in folders}
+    if not graphs:
+        raise InvalidInputError(
+            "A Triton repository is kept beside an ONNX graph of the same model, which says what it takes and answers. "
+            "Give that, too."
+        )
+    return {check_variant_id(name): _read_one(name, graph, temporary) for name, graph in graphs.items()}
 
 
 def _read_one(name: str, graph: Any, temporary: Path) -> GraphFacts:

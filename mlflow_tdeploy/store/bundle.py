@@ -198,7 +198,7 @@ class Bundle:
         """Tell whether all files of a variant are here with the right size; hashes nothing and never raises."""
         try:
             return bool(variant.files) and all(
-                self.path(record.path).stat().st_size == record.size for record in variant.files
+                self.path(record.path).stat().st_size == record.size for record in variant.needed
             )
         except (OSError, TDeployError):
             return False
@@ -214,7 +214,7 @@ class Bundle:
             IntegrityError: A file is missing, truncated or changed, what the runtime would open is not
                 recorded, or its folder holds files that are not recorded.
         """
-        self._verify_files(variant.files, cache)
+        self._verify_files(variant.needed, cache)
         recorded = {record.path for record in variant.files}
         if not variant.files:
             return

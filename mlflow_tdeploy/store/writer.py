@@ -235,7 +235,9 @@ def moved(variant: Variant, folder: str) -> Variant:
     """Return the variant with its files below ``folder`` instead of ``files/<id>``."""
     old = f"{FILES}/{variant.id}/"
     files = tuple(replace(record, path=f"{folder}/{record.path.removeprefix(old)}") for record in variant.files)
-    return replace(variant, entry=f"{folder}/{variant.entry.removeprefix(old)}", files=files)
+    entry = f"{folder}/{variant.entry.removeprefix(old)}" if variant.entry.startswith(old) else folder
+    folders = tuple(f"{folder}/{path.removeprefix(old)}" for path in variant.folders)
+    return replace(variant, entry=entry, files=files, folders=folders)
 
 
 def own_files(variant_id: str) -> str:

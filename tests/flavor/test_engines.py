@@ -17,8 +17,12 @@ import mlflow_tdeploy
 from mlflow_tdeploy.build import engine_variant
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.engine import PlanHeader
+from mlflow_tdeploy.core.errors import IntegrityError
+from mlflow_tdeploy.core.evidence import OPENED, Evidence
+from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.writer import append_evidence
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 
 pytest.importorskip("tensorrt_rtx", reason="engines are built by the package tensorrt-rtx")
@@ -261,3 +265,51 @@ def test_the_command_says_what_is_wrong(tmp_path, arguments, message):
     root = make_bundle(tmp_path / "made")
     assert message in run("engine", root, "--precision", "fp32", *arguments, ok=False)
     assert set(Bundle.open(root).variants) == {"onnx-fp32"}
+
+
+def test_a_stripped_engine_shares_the_graph_that_has_its_weights(tmp_path):
+    """TensorRT-RTX strips no plan without a GPU: the plan is a whole one, the rest is as it would be."""
+    root = make_bundle(tmp_path / "made")
+    real = engine_variant.build_engine
+
+    def build(trt, graph, plan, signature, host, options, progress):
+        return real(trt, graph, plan, signature, host, mlflow_tdeploy.EngineOptions("fp32"), progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_variant, "build_engine", build)
+        engine = mlflow_tdeploy.EngineOptions("fp32", id="trt-stripped", flags=("STRIP_PLAN",))
+        mlflow_tdeploy.extend_model(root, engines=[engine])
+    bundle = Bundle.open(root)
+    variant, parent = bundle.variants["trt-stripped"], bundle.variants["onnx-fp32"]
+    assert (variant.shared, variant.engine.weights) == (parent.files, parent.entry)
+    assert variant.size < sum(file.size for file in variant.needed)
+    bundle.verify(variant)
+    path = bundle.path(parent.entry)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(IntegrityError):
+        bundle.verify(variant)
+
+
+def test_the_layers_that_a_gpu_host_found_are_shown_as_a_table(tmp_path):
+    root = make_bundle(tmp_path / "made")
+    assert "no TensorRT engine" in run("inspect", root, "--layers", ok=False)
+    (added,) = mlflow_tdeploy.extend_model(root, engines=["fp32"])
+    assert f"{added.id}: not listed yet" in run("inspect", root, "--layers")
+    host = Fingerprint("linux-x86_64", gpu=Gpu("NVIDIA L4", "8.9"))
+    layer = {"name": "/MatMul", "type": "gemm", "outputs": "Half [8, 3]", "tactic": "sm80_gemm"}
+    for created, layers in (("2026-01-02", [layer]), ("2026-01-01", [])):  # the newest counts
+        append_evidence(
+            root / "tdeploy",
+            Evidence(added.id, OPENED, {}, host=host, settings={"layers": layers}, created=created, files=added.digest),
+        )
+    output = run("inspect", root, "--layers")
+    assert f"{added.id}: 1 layers, listed on NVIDIA L4" in output
+    assert ["/MatMul", "gemm", "Half", "[8,", "3]", "sm80_gemm"] in [line.split() for line in output.splitlines()]
+
+
+def test_what_was_measured_by_earlier_builds_is_kept_on_this_host(tmp_path):
+    root = make_bundle(tmp_path / "made")
+    mlflow_tdeploy.extend_model(root, engines=["fp32"])
+    (cache,) = (tmp_path / "cache").rglob("*.cache")
+    assert cache.name.startswith("tensorrt-rtx-")
+    assert cache.read_bytes()

@@ -1,7 +1,8 @@
 """A FAKE of TensorRT's inference API and of CUDA's runtime API, on the host's memory: no evidence of anything on a GPU.
 
 It is strict where the real ones would crash or answer wrongly: memory that was freed or is too small, tensors without
-an address, shapes outside the active profile, allocation while a graph is recorded, one context in two calls at once.
+an address, shapes outside the active profile, allocation while a graph is recorded, one context in two calls at once,
+a context that was changed after a graph was recorded with it, two contexts at work in one scratch memory.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class FakeCuda:
         self.streams: set[int] = set()
         self.recording: dict[int, list] = {}
         self.graphs: dict[int, list] = {}
-        self.launched = 0
+        self.launched = self.instantiated = 0
+        self.waits: list[tuple[int, int]] = []
+        self.events: dict[int, int | None] = {}
         self.failing: set[str] = set()
         self._count = 0
 
@@ -93,6 +96,27 @@ class FakeCuda:
         assert stream in self.streams
         return self._error(700) if "cudaStreamSynchronize" in self.failing else self._ok()
 
+    def adopt(self, address: int, size: int) -> None:
+        """Let memory of somebody else count as the device's."""
+        self.blocks[address] = (ctypes.c_uint8 * size).from_address(address)
+
+    def cudaEventCreateWithFlags(self, flags):
+        self.events[event := self._next()] = None
+        return self._ok(event)
+
+    def cudaEventRecord(self, event, stream):
+        self.events[event] = stream
+        return self._ok()
+
+    def cudaStreamWaitEvent(self, stream, event, flags):
+        assert stream in self.streams
+        self.waits.append((stream, self.events[event]))
+        return self._ok()
+
+    def cudaEventDestroy(self, event):
+        del self.events[event]
+        return self._ok()
+
     def cudaMemcpyAsync(self, target, source, size, kind, stream):
         assert stream in self.streams
         device, host = (target, source) if kind == 1 else (source, target)
@@ -111,6 +135,9 @@ class FakeCuda:
         return self._ok(graph)
 
     def cudaGraphInstantiate(self, graph, flags):
+        if "cudaGraphInstantiate" in self.failing:
+            return self._error(2, None)
+        self.instantiated += 1
         ready = self._next()
         self.graphs[ready] = self.graphs[graph]
         return self._ok(ready)
@@ -133,16 +160,30 @@ class FakeCuda:
         return self._ok(b"an illegal memory access was encountered" if error.value == 700 else b"failed")
 
 
+class Allocator:
+    """Stands for ``IOutputAllocator``."""
+
+
 TRT = SimpleNamespace(
-    TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"), __name__="tensorrt", __version__="10.16.1.11"
-)
+    TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+    ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+    LayerInformationFormat=SimpleNamespace(JSON="json"),
+    IOutputAllocator=Allocator, __name__="tensorrt", __version__="10.16.1.11",
+)  # fmt: skip
+#: What NVIDIA's inspector said of a small engine, shortened.
+LISTING = """{"Layers": [{"Name": "/MatMul", "LayerType": "gemm", "Inputs": [], "Outputs": [
+    {"Name": "y", "Location": "Device", "Dimensions": [8, 2], "Format/Datatype": "Row major linear FP16 format"}],
+    "TacticName": "sm80_gemm", "TacticValue": "0x1"}, {"Name": "cast", "LayerType": "Reformat"}], "Bindings": []}"""
+SCRATCH = 64
 
 
 class FakeEngine:
-    """y = x @ weights, with float profiles of x."""
+    """y = x @ weights, with float profiles of x; with ``keeps``, only the rows whose first value is not negative."""
 
-    def __init__(self, cuda: FakeCuda, weights, profiles, dtype: str = "FLOAT") -> None:
-        self.cuda, self.weights, self.profiles, self.dtype = cuda, weights, profiles, dtype
+    device_memory_size_v2 = SCRATCH
+
+    def __init__(self, cuda: FakeCuda, weights, profiles, dtype: str = "FLOAT", *, keeps: bool = False) -> None:
+        self.cuda, self.weights, self.profiles, self.dtype, self.keeps = cuda, weights, profiles, dtype, keeps
         self.num_io_tensors, self.num_optimization_profiles = 2, len(profiles)
         self.contexts: list[FakeContext] = []
 
@@ -158,9 +199,13 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name, profile):
         return self.profiles[profile]
 
-    def create_execution_context(self):
+    def create_execution_context(self, strategy):
+        assert strategy == "user"
         self.contexts.append(context := FakeContext(self))
         return context
+
+    def create_engine_inspector(self):
+        return SimpleNamespace(get_engine_information=lambda form: LISTING if form == "json" else "")
 
 
 class FakeContext:
@@ -168,17 +213,30 @@ class FakeContext:
         self.engine = engine
         self.active_optimization_profile = 0
         self.shape = None
+        self.scratch = 0
         self.addresses: dict[str, int] = {}
+        self.allocators: dict[str, Allocator] = {}
         self.busy = threading.Lock()
         self.used_profiles: list[int] = []
         self.fails = False
+        self.recorded = False
+
+    def _change(self):
+        assert not self.recorded, "a context is not to be changed after a graph was recorded with it"
+
+    def set_device_memory(self, address, size):
+        assert size >= SCRATCH
+        self.engine.cuda.held(address)
+        self.scratch = address
 
     def set_optimization_profile_async(self, profile, stream):
+        self._change()
         assert stream in self.engine.cuda.streams
         self.active_optimization_profile, self.shape = profile, None
         return profile < len(self.engine.profiles)
 
     def set_input_shape(self, name, shape):
+        self._change()
         low, _, high = self.engine.profiles[self.active_optimization_profile]
         self.shape = tuple(shape)
         return all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
@@ -187,11 +245,17 @@ class FakeContext:
         return [] if self.shape is not None else ["x"]
 
     def get_tensor_shape(self, name):
-        return self.shape if name == "x" else (self.shape[0], self.engine.weights.shape[1])
+        return self.shape if name == "x" else (-1 if self.engine.keeps else self.shape[0], self.engine.weights.shape[1])
 
     def set_tensor_address(self, name, address):
+        self._change()
         self.engine.cuda.held(address)
         self.addresses[name] = address
+        return True
+
+    def set_output_allocator(self, name, allocator):
+        assert self.engine.keeps
+        self.allocators[name] = allocator
         return True
 
     def execute_async_v3(self, stream):
@@ -199,21 +263,29 @@ class FakeContext:
         try:
             if self.fails:
                 return False
-            assert set(self.addresses) == {"x", "y"}
+            assert set(self.addresses) | set(self.allocators) == {"x", "y"}
+            self.engine.cuda.held(self.scratch)
             shape, addresses = self.shape, dict(self.addresses)
             self.used_profiles.append(self.active_optimization_profile)
 
             def work():
                 kind = NUMPY[self.engine.dtype]
                 size = int(np.prod(shape)) * ITEM[self.engine.dtype]
+                self.engine.cuda.held(self.scratch)
                 x = np.frombuffer(self.engine.cuda.held(addresses["x"])[:size], kind).reshape(shape)
                 y = (x @ self.engine.weights.astype(kind)).astype(kind)
-                self.engine.cuda.held(addresses["y"])[: y.nbytes] = y.tobytes()
+                target = addresses.get("y")
+                if self.engine.keeps:
+                    y, allocator = y[x[:, 0] >= 0], self.allocators["y"]
+                    target = allocator.reallocate_output_async("y", 0, max(1, y.nbytes), 256, stream)
+                    allocator.notify_shape("y", y.shape)
+                self.engine.cuda.held(target)[: y.nbytes] = y.tobytes()
 
             recording = self.engine.cuda.recording.get(stream)
             if recording is None:
                 work()
             else:
+                self.recorded = True
                 recording.append(work)
             return True
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import FileRecord, Variant
+from mlflow_tdeploy.runtime.backends import _trt_session
 from mlflow_tdeploy.runtime.backends._cuda import Cuda
-from mlflow_tdeploy.runtime.backends._trt_session import TrtEngine, TrtOptions, TrtSession
+from mlflow_tdeploy.runtime.backends._trt_engine import TrtEngine, TrtOptions, layers_of
+from mlflow_tdeploy.runtime.backends._trt_session import TrtSession
 from tests.bundles import SIGNATURE, WEIGHTS
-from tests.runtime.fake_gpu import TRT, FakeCuda, FakeEngine
+from tests.runtime.fake_gpu import LISTING, SCRATCH, TRT, FakeCuda, FakeEngine
 
 VARIANT = Variant(
     "trt-fp16-sm86", "trt", Precision("fp16", "fp16"), "cuda", "files/trt-fp16-sm86/model.plan",
@@ -24,9 +27,9 @@ SHORT, LONG = ((1, 4), (1, 4), (2, 4)), ((2, 4), (4, 4), (8, 4))
 
 
 class Opened:
-    def __init__(self, profiles=(WHOLE,), dtype="FLOAT", memory=1 << 20, **options):
+    def __init__(self, profiles=(WHOLE,), dtype="FLOAT", memory=1 << 20, keeps=False, **options):
         self.cuda = FakeCuda(memory)
-        self.engine = FakeEngine(self.cuda, WEIGHTS, profiles, dtype)
+        self.engine = FakeEngine(self.cuda, WEIGHTS, profiles, dtype, keeps=keeps)
         self.errors = []
         engine = TrtEngine(TRT, self.engine, Cuda(self.cuda), TrtOptions(**options), self.errors)
         self.session = TrtSession(engine, VARIANT, SIGNATURE)
@@ -75,9 +78,30 @@ def test_a_shape_that_comes_again_is_replayed_as_a_graph_and_answers_the_same():
     opened = Opened(contexts=1)
     for value in range(6):
         opened(2, value)
-    assert opened.cuda.launched == 5
+    assert opened.cuda.launched == 4
+    assert len({context.scratch for context in opened.engine.contexts}) == 1
     for rows in (8, 2, 2, 2):  # larger buffers: what was recorded with the old addresses is not used again
         opened(rows, 3.0)
+
+
+def test_shapes_in_turn_do_not_record_graphs_forever(monkeypatch):
+    monkeypatch.setattr(_trt_session, "_MOST_GRAPHS", 2)
+    opened = Opened(contexts=1)
+    for _ in range(20):
+        for rows in (8, 3, 2):
+            opened(rows)
+    assert opened.cuda.instantiated == 2
+    for _ in range(40):  # what comes more often now gets its graph
+        opened(2)
+    assert opened.cuda.instantiated == 3
+
+
+def test_a_graph_that_cannot_be_made_ready_costs_nothing_but_itself():
+    opened = Opened(contexts=1)
+    opened.cuda.failing.add("cudaGraphInstantiate")
+    for value in range(4):
+        opened(2, value)
+    assert (opened.cuda.launched, opened.cuda.graphs, len(opened.cuda.streams)) == (0, {}, 1)
 
 
 def test_no_graph_is_recorded_when_they_are_off():
@@ -87,15 +111,87 @@ def test_no_graph_is_recorded_when_they_are_off():
     assert opened.cuda.launched == 0
 
 
-def test_calls_from_many_threads_get_their_own_answers_from_as_many_contexts_as_allowed():
+def test_calls_from_many_threads_get_their_own_answers_from_as_many_lanes_as_allowed():
     opened = Opened(contexts=3)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda index: opened(1 + index % 8, float(index)), range(200)))
-    assert len(opened.engine.contexts) <= 3
+    assert len(opened.cuda.streams) <= 3
+    assert len({context.scratch for context in opened.engine.contexts}) == len(opened.cuda.streams)
+
+
+def test_an_output_whose_shape_depends_on_values_is_returned_as_it_came():
+    opened = Opened(keeps=True, contexts=1)
+    for signs in ([1, -1, 1], [-1, -1], [1, 1, 1, 1], [1]):
+        x = np.repeat(np.array(signs, np.float32)[:, None], 4, axis=1)
+        np.testing.assert_allclose(opened.session.infer({"x": x})["y"], x[x[:, 0] >= 0] @ WEIGHTS)
+    assert opened.cuda.instantiated == 0
+    opened.session.close()
+    assert opened.cuda.blocks == {}
+
+
+class OnTensors(TrtSession):
+    """Takes torch tensors of the CPU for those of its device."""
+
+    device = "cpu"
+
+
+def test_tensors_on_the_device_are_read_and_answered_where_they_are(monkeypatch):
+    torch = pytest.importorskip("torch")
+    opened = Opened(contexts=1)
+    session = OnTensors(opened.session._engine, VARIANT, SIGNATURE)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    x, made, real = torch.ones(2, 4), [], torch.empty
+
+    def empty(*arguments, **options):
+        made.append(real(*arguments, **options))
+        opened.cuda.adopt(made[-1].data_ptr(), made[-1].nbytes)
+        return made[-1]
+
+    opened.cuda.adopt(x.data_ptr(), x.nbytes)
+    monkeypatch.setattr(torch, "empty", empty)
+    answer = session.infer_tensors({"x": x})["y"]
+    assert answer is made[0]
+    np.testing.assert_allclose(answer.numpy(), x.numpy() @ WEIGHTS)
+    assert [other for _, other in opened.cuda.waits] == [77]  # what computes the inputs ends first
+    assert opened.cuda.host == {}  # nothing went through the host
+    np.testing.assert_allclose(
+        session.infer({"x": 2 * x.numpy()})["y"], 2 * x.numpy() @ WEIGHTS
+    )  # its own memory again
+
+
+def test_tensors_elsewhere_are_copied():
+    torch = pytest.importorskip("torch")
+    answer = Opened().session.infer_tensors({"x": torch.ones(2, 4)})["y"]
+    assert (answer.device.type, answer.dtype) == ("cpu", torch.float32)
+    np.testing.assert_allclose(answer.numpy(), np.ones((2, 4)) @ WEIGHTS)
+
+
+def test_facts_tell_profiles_and_layers():
+    facts = Opened((SHORT, LONG), "HALF").session.facts()
+    assert facts["profiles"] == [{"x": [[1, 4], [2, 4]]}, {"x": [[2, 4], [8, 4]]}]
+    assert (facts["tensors"], facts["device_memory"]) == ({"x": "float16", "y": "float16"}, SCRATCH)
+    assert facts["layers"] == layers_of(LISTING) == [
+        {"name": "/MatMul", "type": "gemm", "outputs": "Row major linear FP16 format [8, 2]", "tactic": "sm80_gemm"},
+        {"name": "cast", "type": "Reformat", "outputs": "", "tactic": ""},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("listing", "names"),
+    [
+        ('{"Layers": ["a", "b"]}', ["a", "b"]),
+        ("", []),
+        ("[]", []),
+        ('{"Layers": null}', []),
+        ('{"Layers": [{}]}', [""]),
+    ],
+)
+def test_layers_of_reads_what_there_is(listing, names):
+    assert [layer["name"] for layer in layers_of(listing)] == names
 
 
 def test_infer_says_how_much_memory_is_missing_and_answers_smaller_requests_afterwards():
-    opened = Opened(memory=100, contexts=1)
+    opened = Opened(memory=100 + SCRATCH, contexts=1)
     with pytest.raises(SessionError, match="out of GPU memory: 0 MiB wanted"):
         opened(8)
     opened(2)

@@ -111,6 +111,15 @@ class Cuda:
         """
         self._call(self._api.cudaStreamSynchronize, stream)
 
+    def follow(self, stream: int, other: int) -> None:
+        """Let a stream go on only when what another one has to do by now is done; the host does not wait."""
+        event = self._call(self._api.cudaEventCreateWithFlags, 2)  # cudaEventDisableTiming
+        try:
+            self._call(self._api.cudaEventRecord, event, other)
+            self._call(self._api.cudaStreamWaitEvent, stream, event, 0)
+        finally:
+            self._call(self._api.cudaEventDestroy, event)
+
     def capture(self, stream: int, work: Callable[[], bool]) -> Any:
         """Record what ``work`` puts on a stream as a graph, without running it.
 
@@ -124,10 +133,11 @@ class Cuda:
             done = work()
         finally:
             code, graph = self._api.cudaStreamEndCapture(stream)
-        if not done or code.value:
+        if code.value:
             return None
         try:
-            return self._call(self._api.cudaGraphInstantiate, graph, 0)
+            code, ready = self._api.cudaGraphInstantiate(graph, 0) if done else (code, None)
+            return None if code.value else ready
         finally:
             self._call(self._api.cudaGraphDestroy, graph)
 

@@ -57,8 +57,17 @@ class OrtOptions:
         check_choice("execution_mode", self.execution_mode, ("sequential", "parallel"))
 
 
-def open_graph(root: Path, variant: Variant, options: SessionOptions, providers: Sequence[Provider]) -> Any:
+def open_graph(
+    root: Path, variant: Variant, options: SessionOptions, providers: Sequence[Provider], lacking: Sequence[str] = ()
+) -> Any:
     """Return an ``InferenceSession`` of a variant's graph.
+
+    Args:
+        root: The bundle's folder.
+        variant: The variant.
+        options: How to run it.
+        providers: The one that must be used, and what it may fall back on for single operators.
+        lacking: Which libraries of that provider could not be loaded, for the message.
 
     Raises:
         SessionError: It cannot be opened, or ONNX Runtime left out the first of the providers: it does so without an
@@ -75,12 +84,12 @@ def open_graph(root: Path, variant: Variant, options: SessionOptions, providers:
         )
     except Exception as error:  # onnxruntime's classes share no base of their own
         raise SessionError(f"ONNX Runtime cannot open variant '{variant.id}': {first_line(error)}") from error
-    require_provider(session, providers[0])
+    require_provider(session, providers[0], lacking)
     return session
 
 
-def require_provider(session: Any, wanted: Provider) -> None:
-    """Make sure that a session uses the provider it was made for.
+def require_provider(session: Any, wanted: Provider, lacking: Sequence[str] = ()) -> None:
+    """Make sure that a session uses the provider it was made for; ``lacking`` says why it may not.
 
     Raises:
         SessionError: It does not.
@@ -90,11 +99,12 @@ def require_provider(session: Any, wanted: Provider) -> None:
         raise SessionError(
             f"ONNX Runtime left out its {name} and would use {', '.join(found)}: a library that it needs cannot be "
             f"loaded (CUDA, cuDNN or TensorRT of the versions that onnxruntime-gpu was built for)."
+            f"{' '.join(['', *lacking])}"
         )
 
 
-def self_test(providers: Sequence[Provider]) -> str:
-    """Open and run a one-node graph; returns what was used.
+def self_test(providers: Sequence[Provider], lacking: Sequence[str] = ()) -> str:
+    """Open and run a one-node graph; returns what was used. ``lacking`` is told where the first provider is not.
 
     Raises:
         SessionError: It computed something else, or without the first provider.
@@ -102,7 +112,7 @@ def self_test(providers: Sequence[Provider]) -> str:
     import onnxruntime as ort
 
     session = ort.InferenceSession(base64.b64decode(_SELF_TEST), providers=list(providers))
-    require_provider(session, providers[0])
+    require_provider(session, providers[0], lacking)
     (result,) = session.run(None, {"x": np.array([1.0, 2.0], np.float32)})
     if result.tolist() != [2.0, 4.0]:
         raise SessionError(f"ONNX Runtime computed {result.tolist()} for 1+1 and 2+2.")

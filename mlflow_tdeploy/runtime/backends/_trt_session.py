@@ -1,15 +1,17 @@
-"""Inference with an opened TensorRT engine: a pool of contexts, each with its own stream and buffers.
+"""Inference with an opened TensorRT engine: lanes for calls side by side, each with its stream, memory and graphs.
 
 https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/infer/Core/ExecutionContext.html
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
+import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,49 +21,15 @@ import numpy as np
 from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.backends._cuda import Cuda
+from mlflow_tdeploy.runtime.backends._trt_engine import EngineTensor, Shape, TrtEngine
 from mlflow_tdeploy.runtime.base import Session
 
-Shape = tuple[int, ...]
 #: Shapes of all inputs, in the order of the engine.
 Key = tuple[Shape, ...]
-#: Graphs that a context keeps; each holds some memory on the device.
+#: Returns the address of a tensor's memory.
+Place = Callable[[EngineTensor, Shape], int]
+#: Graphs that a lane keeps; each has a context of its own.
 _MOST_GRAPHS = 16
-
-
-@dataclass(frozen=True)
-class TrtOptions:
-    """Session options of TensorRT engines.
-
-    Attributes:
-        contexts: Requests that run at once, each with its own memory on the device.
-        cuda_graphs: Whether calls of a shape that comes again are recorded and replayed as CUDA graphs.
-        device_id: Number of the GPU.
-    """
-
-    contexts: int = 2
-    cuda_graphs: bool = True
-    device_id: int = 0
-
-
-@dataclass(frozen=True)
-class EngineTensor:
-    """An input or output of an engine.
-
-    Attributes:
-        name: Its name.
-        dtype: Its dtype in the engine.
-        ranges: For inputs: smallest and largest shape, per profile.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    ranges: tuple[tuple[Shape, Shape], ...] = ()
-
-    def covered(self, profile: int, shape: Shape) -> bool:
-        """Tell whether a profile allows a shape."""
-        low, high = self.ranges[profile]
-        return len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
 
 
 @dataclass
@@ -74,81 +42,146 @@ class _Buffer:
     view: Array = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
-class TrtContext:
-    """One execution context with its stream and buffers; for one call at a time."""
+@dataclass
+class _Bound:
+    """A context that knows the shapes and the memory of a call.
+
+    Attributes:
+        context: The execution context.
+        outputs: Shape of each output; None where it depends on values.
+        graph: The recorded call, if there is one.
+    """
+
+    context: Any
+    outputs: dict[str, Shape | None]
+    graph: Any = None
+
+
+class TrtLane:
+    """Runs one call at a time, with its own stream and its own memory for every tensor.
+
+    A recorded graph holds on to the state of the context that it was recorded with, so each graph has a context of its
+    own, and all of a lane's contexts work in the same memory: NVIDIA's advice,
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/optimization.html (CUDA graphs).
+    """
 
     def __init__(self, engine: TrtEngine) -> None:
         self._engine = engine
         self._cuda = engine.cuda
-        self._context = engine.create_context()
-        self._stream = engine.cuda.stream()
         self._buffers: dict[str, _Buffer] = {}
-        self._graphs: OrderedDict[Key, Any] = OrderedDict()
-        self._seen: set[Key] = set()
+        self._allocators: dict[str, Any] = {}
+        self._recorded: dict[Key, _Bound] = {}
+        self._calls: Counter[Key] = Counter()
         self._key: Key | None = None
-        self._outputs: dict[str, Shape] = {}
+        self._plain: _Bound | None = None
+        self._scratch = 0
+        self._stream = engine.cuda.stream()
+        try:
+            if engine.scratch and not engine.records_itself:
+                self._scratch = engine.cuda.allocate(engine.scratch)
+            self._plain = _Bound(engine.create_context(self._scratch), {})
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, feeds: Arrays, profile: int) -> Arrays:
-        """Run one call.
+        """Run one call on arrays of the host.
 
         Args:
             feeds: Arrays of the engine's dtypes.
             profile: The profile that covers their shapes.
         """
-        cuda, key = self._cuda, tuple(feeds[tensor.name].shape for tensor in self._engine.inputs)
-        cuda.activate()
-        self._shape(key, profile)
+        self._cuda.activate()
+        key = tuple(feeds[tensor.name].shape for tensor in self._engine.inputs)
+        bound = self._recorded.get(key)
+        if bound is None or bound.graph is None:
+            bound = self._bound_plain(key, profile)
         for tensor in self._engine.inputs:
             self._send(tensor, feeds[tensor.name])
-        self._execute(key)
-        sizes = {}
-        for tensor in self._engine.outputs:
-            shape = self._outputs[tensor.name]
-            sizes[tensor.name] = math.prod(shape) * tensor.dtype.itemsize
-            buffer = self._buffers[tensor.name]
-            cuda.to_host(buffer.host, buffer.device, sizes[tensor.name], self._stream)
-        cuda.wait(self._stream)
-        return {
-            tensor.name: self._buffers[tensor.name].view[: sizes[tensor.name]].view(tensor.dtype)
-            .reshape(self._outputs[tensor.name]).copy()
-            for tensor in self._engine.outputs
-        }  # fmt: skip
+        if bound.graph is not None:
+            self._cuda.launch(bound.graph, self._stream)
+        else:
+            self._execute(bound)
+        answers = self._fetch(bound)
+        self._consider(key, profile, bound)
+        return answers
 
-    def _shape(self, key: Key, profile: int) -> None:
-        """Tell the context the shapes of a call and give every tensor its memory."""
-        if key == self._key:
-            return
-        self._key = None
-        context = self._context
+    def run_tensors(self, feeds: Mapping[str, Any], profile: int, place: Place, producer: int) -> None:
+        """Run one call on tensors that are on the device already; returns when it is done.
+
+        Args:
+            feeds: Shape and dtype as the engine wants them; read where ``place`` says.
+            profile: The profile that covers their shapes.
+            place: Returns where an input lies, and gives memory to an output.
+            producer: The stream on which the inputs are computed.
+
+        Raises:
+            SessionError: The shape of an output depends on values.
+        """
+        self._cuda.activate()
+        assert self._plain is not None
+        key = tuple(tuple(feeds[tensor.name].shape) for tensor in self._engine.inputs)
+        self._key = None  # the next call on arrays finds other addresses
+        bound = self._bind(self._plain.context, key, profile, place)
+        if unknown := [name for name, shape in bound.outputs.items() if shape is None]:
+            raise SessionError(f"the shape of '{unknown[0]}' depends on values: pass numpy arrays, not tensors.")
+        self._cuda.follow(self._stream, producer)
+        self._execute(bound)
+        self._cuda.wait(self._stream)  # then the context is free for another call
+
+    def _bound_plain(self, key: Key, profile: int) -> _Bound:
+        """Return the context of calls that come as they come, ready for these shapes."""
+        assert self._plain is not None
+        if key != self._key:
+            self._key = None
+            self._plain = self._bind(self._plain.context, key, profile, self._room)
+            self._key = key
+        return self._plain
+
+    def _bind(self, context: Any, key: Key, profile: int, place: Place) -> _Bound:
+        """Tell a context the shapes of a call and where every tensor's memory is."""
         if context.active_optimization_profile != profile:
             self._need(context.set_optimization_profile_async(profile, self._stream), f"chose no profile {profile}")
             self._cuda.wait(self._stream)
         for tensor, shape in zip(self._engine.inputs, key, strict=True):
             self._need(context.set_input_shape(tensor.name, shape), f"refused the shape {shape} of '{tensor.name}'")
-            self._room(tensor, shape)
+            self._address(context, tensor, place(tensor, shape))
         if unknown := context.infer_shapes():
             raise SessionError(
                 f"TensorRT cannot tell the shape of '{unknown[0]}' before it runs, which is not supported."
             )
+        outputs: dict[str, Shape | None] = {}
         for tensor in self._engine.outputs:
             shape = tuple(context.get_tensor_shape(tensor.name))
             if any(size < 0 for size in shape):
-                raise SessionError(f"The shape {shape} of the output '{tensor.name}' depends on values: not supported.")
-            self._room(tensor, shape)
-            self._outputs[tensor.name] = shape
-        self._key = key
+                allocator = self._allocators.setdefault(tensor.name, self._engine.output_allocator())
+                self._need(context.set_output_allocator(tensor.name, allocator), f"refused memory for '{tensor.name}'")
+                outputs[tensor.name] = None
+            else:
+                self._address(context, tensor, place(tensor, shape))
+                outputs[tensor.name] = shape
+        return _Bound(context, outputs)
 
-    def _room(self, tensor: EngineTensor, shape: Shape) -> None:
-        """Have memory for a tensor, at an address that stays while it is large enough."""
-        size = max(1, math.prod(shape) * tensor.dtype.itemsize)
-        buffer = self._buffers.setdefault(tensor.name, _Buffer())
-        if buffer.size < size:
+    def _address(self, context: Any, tensor: EngineTensor, address: int) -> None:
+        self._need(context.set_tensor_address(tensor.name, address), f"refused memory for '{tensor.name}'")
+
+    def _room(self, tensor: EngineTensor, shape: Shape) -> int:
+        """Return a tensor's own memory on the device, at an address that stays while it is large enough."""
+        return self._buffer(tensor.name, math.prod(shape) * tensor.dtype.itemsize).device
+
+    def _buffer(self, name: str, size: int) -> _Buffer:
+        buffer = self._buffers.setdefault(name, _Buffer())
+        if buffer.size < size or not buffer.size:
             self._drop_graphs()  # they hold the old address
             self._release(buffer)
-            buffer.device = self._cuda.allocate(size)
-            buffer.view, buffer.host = self._cuda.pinned(size)
-            buffer.size = size
-        self._need(self._context.set_tensor_address(tensor.name, buffer.device), f"refused memory for '{tensor.name}'")
+            buffer.device = self._cuda.allocate(max(1, size))
+            try:
+                buffer.view, buffer.host = self._cuda.pinned(max(1, size))
+            except BaseException:
+                self._cuda.free(buffer.device)
+                raise
+            buffer.size = max(1, size)
+        return buffer
 
     def _send(self, tensor: EngineTensor, array: Array) -> None:
         buffer = self._buffers[tensor.name]
@@ -156,44 +189,73 @@ class TrtContext:
         np.copyto(buffer.view[:size].view(tensor.dtype).reshape(array.shape), array)
         self._cuda.to_device(buffer.device, buffer.host, size, self._stream)
 
-    def _execute(self, key: Key) -> None:
-        graph = self._graph(key)
-        if graph is not None:
-            self._cuda.launch(graph, self._stream)
-        else:
-            self._need(self._enqueue(), "could not run the engine")
+    def _execute(self, bound: _Bound) -> None:
+        self._need(bool(bound.context.execute_async_v3(self._stream)), "could not run the engine")
 
-    def _enqueue(self) -> bool:
-        return bool(self._context.execute_async_v3(self._stream))
+    def _fetch(self, bound: _Bound) -> Arrays:
+        """Return the outputs of the call that is under way."""
+        shapes = dict(bound.outputs)
+        if None in shapes.values():  # what the call allocates is known when it has ended
+            self._cuda.wait(self._stream)
+        found: list[tuple[EngineTensor, _Buffer, Shape]] = []
+        for tensor in self._engine.outputs:
+            shape = shapes[tensor.name]
+            if shape is None:
+                allocator = self._allocators[tensor.name]
+                shape, source = allocator.shape, allocator.address
+                buffer = self._buffer(tensor.name, math.prod(shape) * tensor.dtype.itemsize)
+            else:
+                buffer = self._buffers[tensor.name]
+                source = buffer.device
+            size = math.prod(shape) * tensor.dtype.itemsize
+            if size:
+                self._cuda.to_host(buffer.host, source, size, self._stream)
+            found.append((tensor, buffer, shape))
+        self._cuda.wait(self._stream)
+        return {
+            tensor.name: buffer.view[: math.prod(shape) * tensor.dtype.itemsize]
+            .view(tensor.dtype).reshape(shape).copy()
+            for tensor, buffer, shape in found
+        }  # fmt: skip
 
-    def _graph(self, key: Key) -> Any:
-        """Return the recorded graph of a shape; recorded when a shape comes again.
+    def _consider(self, key: Key, profile: int, bound: _Bound) -> None:
+        """Record the call as a graph if its shapes came before, for the next time."""
+        if not self._engine.options.cuda_graphs or self._engine.records_itself or None in bound.outputs.values():
+            return
+        self._calls[key] += 1
+        if self._calls[key] < 2 or key in self._recorded or not self._graph_room(key):
+            return
+        try:
+            self._recorded[key] = self._record(key, profile)
+        except SessionError:  # such as no memory for one more context: the call itself went well
+            self._recorded[key] = _Bound(None, {})  # not tried again
 
-        The first call of a shape lets TensorRT allocate what it needs, which must not happen while recording.
-        """
-        if not self._engine.options.cuda_graphs:
-            return None
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return self._graphs[key]
-        if key not in self._seen:
-            self._seen.add(key)
-            return None
-        graph = self._cuda.capture(self._stream, self._enqueue)
-        if len(self._graphs) >= _MOST_GRAPHS:
-            _, oldest = self._graphs.popitem(last=False)
-            self._free_graph(oldest)
-        self._graphs[key] = graph  # None: cannot be recorded, and is not tried again
-        return graph
+    def _record(self, key: Key, profile: int) -> _Bound:
+        bound = self._bind(self._engine.create_context(self._scratch), key, profile, self._room)
+        self._execute(bound)  # so that what TensorRT puts off is done before, which must not happen while recording
+        self._cuda.wait(self._stream)
+        bound.graph = self._cuda.capture(self._stream, lambda: bool(bound.context.execute_async_v3(self._stream)))
+        return bound
+
+    def _graph_room(self, key: Key) -> bool:
+        """Give up the rarest shape's graph for one that comes twice as often: shapes in turn must not record anew."""
+        if len(self._recorded) < _MOST_GRAPHS:
+            return True
+        rarest = min(self._recorded, key=self._calls.__getitem__)
+        if self._calls[key] < 2 * self._calls[rarest]:
+            return False
+        self._free_graph(self._recorded.pop(rarest))
+        return True
 
     def _drop_graphs(self) -> None:
-        while self._graphs:
-            self._free_graph(self._graphs.popitem()[1])
-        self._seen.clear()
+        while self._recorded:
+            self._free_graph(self._recorded.popitem()[1])
+        self._calls.clear()
 
-    def _free_graph(self, graph: Any) -> None:
-        if graph is not None:
-            self._cuda.free_graph(graph)
+    def _free_graph(self, bound: _Bound) -> None:
+        if bound.graph is not None:
+            self._cuda.free_graph(bound.graph)
+        bound.context = None
 
     def _release(self, buffer: _Buffer) -> None:
         size, buffer.size = buffer.size, 0
@@ -206,99 +268,24 @@ class TrtContext:
             raise SessionError(f"TensorRT {what}: {self._engine.said() or 'it did not say why'}.")
 
     def close(self) -> None:
-        """Give everything back."""
-        self._cuda.activate()
-        self._drop_graphs()
-        for buffer in self._buffers.values():
-            self._release(buffer)
-        self._context = None
-        self._cuda.free_stream(self._stream)
-
-
-class TrtEngine:
-    """A deserialized engine and what is known of its tensors.
-
-    Args:
-        trt: The TensorRT module.
-        engine: Its ``ICudaEngine``.
-        cuda: The device.
-        options: Session options.
-        errors: What TensorRT's logger collects.
-    """
-
-    def __init__(self, trt: Any, engine: Any, cuda: Cuda, options: TrtOptions, errors: list[str]) -> None:
-        self._engine = engine
-        self._errors = errors
-        self.cuda = cuda
-        self.options = options
-        self.profiles = range(engine.num_optimization_profiles)
-        self.inputs: list[EngineTensor] = []
-        self.outputs: list[EngineTensor] = []
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            dtype = numpy_dtype(_DTYPES[engine.get_tensor_dtype(name).name])
-            if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                self.inputs.append(EngineTensor(name, dtype, tuple(self._ranges(name))))
-            else:
-                self.outputs.append(EngineTensor(name, dtype))
-
-    def _ranges(self, name: str) -> Iterator[tuple[Shape, Shape]]:
-        for profile in self.profiles:
-            low, _, high = self._engine.get_tensor_profile_shape(name, profile)
-            yield tuple(low), tuple(high)
-
-    def create_context(self) -> Any:
-        """Return a new execution context.
-
-        Raises:
-            SessionError: There is not enough memory for it.
-        """
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise SessionError(f"TensorRT made no execution context: {self.said() or 'most likely out of GPU memory'}.")
-        return context
-
-    def profile_for(self, shapes: Mapping[str, Shape]) -> int:
-        """Return the narrowest profile that covers these shapes.
-
-        Raises:
-            SessionError: None does; names the tensor and what the engine takes.
-        """
-        fitting = [
-            profile
-            for profile in self.profiles
-            if all(tensor.covered(profile, shapes[tensor.name]) for tensor in self.inputs)
-        ]
-        if fitting:
-            return min(fitting, key=lambda profile: sum(math.prod(t.ranges[profile][1]) for t in self.inputs))
-        for tensor in self.inputs:
-            shape = shapes[tensor.name]
-            if not any(tensor.covered(profile, shape) for profile in self.profiles):
-                taken = " or ".join(f"{low} to {high}" for low, high in tensor.ranges)
-                raise SessionError(
-                    f"no profile of the engine covers '{tensor.name}' of shape {shape}; it takes {taken}"
-                )
-        raise SessionError(f"no profile of the engine covers these shapes together: {dict(shapes)}")
-
-    def said(self) -> str:
-        """Return TensorRT's errors since the last time, as one line."""
-        lines, self._errors[:] = dict.fromkeys(" ".join(line.split()) for line in self._errors), []
-        return "; ".join(lines)
-
-    def close(self) -> None:
-        """Let go of the engine."""
-        self._engine = None
-
-
-#: TensorRT's names of dtypes in ours.
-_DTYPES = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
-    "BOOL": "bool", "UINT8": "uint8",
-}  # fmt: skip
+        """Give everything back; what a broken device refuses to take is left, so that the rest is tried."""
+        steps = [self._cuda.activate, self._drop_graphs]
+        steps += [allocator.release for allocator in self._allocators.values()]
+        steps += [lambda buffer=buffer: self._release(buffer) for buffer in self._buffers.values()]  # type: ignore[misc]
+        for step in steps:
+            with contextlib.suppress(SessionError):
+                step()
+        self._plain = None
+        scratch, self._scratch = self._scratch, 0
+        with contextlib.suppress(SessionError):
+            if scratch:
+                self._cuda.free(scratch)
+        with contextlib.suppress(SessionError):
+            self._cuda.free_stream(self._stream)
 
 
 class TrtSession(Session):
-    """An engine behind a pool of contexts. A call waits for a free one; one that failed is not used again."""
+    """An engine behind a pool of lanes. A call waits for a free one; one that failed is not used again."""
 
     def __init__(self, engine: TrtEngine, variant: Variant, signature: Signature) -> None:
         self._engine = engine
@@ -309,7 +296,7 @@ class TrtSession(Session):
             raise SessionError(
                 f"Variant '{variant.id}' has no output '{lacking[0]}'; it has {', '.join(sorted(known))}."
             )
-        self._free: queue.SimpleQueue[TrtContext | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[TrtLane | None] = queue.SimpleQueue()
         for _ in range(max(1, engine.options.contexts)):
             self._free.put(None)  # made when it is first needed
         self._lock = threading.Lock()
@@ -322,40 +309,74 @@ class TrtSession(Session):
 
     def infer(self, feeds: Arrays) -> Arrays:
         """Run the engine."""
-        try:
+        with self._failing():
             cast = {tensor.name: feeds[tensor.name].astype(tensor.dtype, copy=False) for tensor in self._engine.inputs}
             profile = self._engine.profile_for({name: array.shape for name, array in cast.items()})
-            with self._context() as context:
-                outputs = context.run(cast, profile)
-        except SessionError as error:
-            raise SessionError(f"TensorRT failed in variant '{self._variant.id}': {error}") from error
+            with self._lane() as lane:
+                outputs = lane.run(cast, profile)
         return {name: outputs[name].astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
 
+    def infer_tensors(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the engine on torch tensors where they are, if they are on its device; without a copy if dtypes agree."""
+        torch = sys.modules["torch"]
+        if any(str(tensor.device) != self.device for tensor in feeds.values()):
+            return super().infer_tensors(feeds)
+        device = next(iter(feeds.values())).device
+        cast = {t.name: feeds[t.name].to(_torch_dtype(torch, t.dtype)).contiguous() for t in self._engine.inputs}
+        outputs: dict[str, Any] = {}
+
+        def place(tensor: EngineTensor, shape: Shape) -> int:
+            if tensor.name in cast:
+                return int(cast[tensor.name].data_ptr())
+            outputs[tensor.name] = torch.empty(shape, dtype=_torch_dtype(torch, tensor.dtype), device=device)
+            return int(outputs[tensor.name].data_ptr())
+
+        with self._failing():
+            profile = self._engine.profile_for({name: tuple(tensor.shape) for name, tensor in cast.items()})
+            with self._lane() as lane:
+                lane.run_tensors(cast, profile, place, int(torch.cuda.current_stream(device).cuda_stream))
+        return {name: outputs[name].to(_torch_dtype(torch, dtype)) for name, dtype in self._dtypes.items()}
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what the opened engine tells about itself."""
+        return self._engine.facts()
+
     @contextmanager
-    def _context(self) -> Iterator[TrtContext]:
-        context = self._free.get()
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except SessionError as error:
+            raise SessionError(f"TensorRT failed in variant '{self._variant.id}': {error}") from error
+
+    @contextmanager
+    def _lane(self) -> Iterator[TrtLane]:
+        lane = self._free.get()
         try:
             if self._closed:
                 raise SessionError("the session is closed.")
-            context = context or TrtContext(self._engine)
-            yield context
+            lane = lane or TrtLane(self._engine)
+            yield lane
         except BaseException:
-            broken, context = context, None
+            broken, lane = lane, None
             if broken is not None:
                 broken.close()
             raise
         finally:
-            self._free.put(context)
+            self._free.put(lane)
 
     def close(self) -> None:
-        """Free contexts and engine; a run in progress ends first."""
+        """Free lanes and engine; a run in progress ends first."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        contexts = [self._free.get() for _ in range(max(1, self._engine.options.contexts))]
-        for context in contexts:
-            if context is not None:
-                context.close()
+        lanes = [self._free.get() for _ in range(max(1, self._engine.options.contexts))]
+        for lane in lanes:
+            if lane is not None:
+                lane.close()
             self._free.put(None)  # whoever waits learns that it is closed
         self._engine.close()
+
+
+def _torch_dtype(torch: Any, dtype: np.dtype[Any]) -> Any:
+    return getattr(torch, dtype.name)

@@ -6,6 +6,9 @@ https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +87,13 @@ class OrtCuda(Runtime):
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Open the graph on the GPU."""
         device = options.settings(OrtGpuOptions).device_id
-        session = open_graph(root, variant, options, self._providers(variant, signature, device))
+        lacking = preload_libraries()
+        session = open_graph(root, variant, options, self._providers(variant, signature, device), lacking)
         return OrtGpuSession(session, variant, signature, self.memory, device)
 
     def self_test(self) -> str:
         """Open and run a one-node graph on the GPU."""
-        return self_test([(self.provider, {}), _CPU])
+        return self_test([(self.provider, {}), _CPU], preload_libraries())
 
     def _providers(self, variant: Variant, signature: Signature, device: int) -> list[Provider]:
         del variant, signature
@@ -124,6 +128,21 @@ class OrtTensorRt(OrtCuda):
             **{f"trt_profile_{at}_shapes": profile_shapes(signature, at) for at in ("min", "opt", "max")},
         }
         return [(self.provider, settings), ("CUDAExecutionProvider", _cuda_options(device)), _CPU]
+
+
+@functools.cache
+def preload_libraries() -> tuple[str, ...]:
+    """Load the CUDA and cuDNN of NVIDIA's packages, which lie where no linker looks; those of the system else.
+
+    Returns:
+        What could not be loaded, a sentence each.
+    """
+    import onnxruntime as ort
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(Exception):  # it prints; the session has the last word
+        ort.preload_dlls()
+    return tuple(f"{line}." for line in said.getvalue().splitlines() if line.startswith("Failed to load"))
 
 
 def _cuda_options(device: int) -> dict[str, Any]:

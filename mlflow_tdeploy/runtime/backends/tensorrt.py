@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from mlflow_tdeploy.core.engine import HEADER_SIZE, EngineRecord, PlanHeader
 from mlflow_tdeploy.core.errors import SessionError, TDeployError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.backends._cuda import Cuda
-from mlflow_tdeploy.runtime.backends._trt_session import TrtEngine, TrtOptions, TrtSession
+from mlflow_tdeploy.runtime.backends._trt_engine import PLUGINS, TrtOptions, open_engine, plugin_libraries
+from mlflow_tdeploy.runtime.backends._trt_session import TrtSession
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
 from mlflow_tdeploy.runtime.engine_fit import EngineHost, engine_fit
 from mlflow_tdeploy.runtime.options import SessionOptions
@@ -41,19 +41,18 @@ class TensorRt(Runtime):
             return Compat(Fit.UNSUPPORTED, f"opens the format trt, not {variant.format}")
         if variant.engine is None:
             return Compat(Fit.UNSUPPORTED, "nothing is recorded of how the engine was built")
+        if lacking := set(variant.engine.plugins) - {path.name for path in plugin_libraries()}:
+            return Compat(Fit.UNSUPPORTED, f"needs the plugins of {min(lacking)}: set {PLUGINS} to its path")
         return engine_fit(variant.engine, EngineHost(host.os, host.gpu, self.module, self.version()))
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Deserialize the engine on the GPU. A process without a device must not come here: TensorRT may crash."""
         given = options.settings(TrtOptions)
-        plan = root / variant.entry
         try:
-            _check_header(plan, variant.engine)
             cuda = Cuda.load(given.device_id)
             trt = importlib.import_module(self.module)
-            log = collecting_log(trt)
-            engine = _deserialized(trt, plan, log)
-            return TrtSession(TrtEngine(trt, engine, cuda, given, log.errors), variant, signature)
+            engine = open_engine(trt, cuda, root, variant.entry, variant.engine, given)
+            return TrtSession(engine, variant, signature)
         except (TDeployError, ImportError, OSError, MemoryError) as error:
             raise SessionError(f"{self.name} cannot open variant '{variant.id}': {error}") from error
 
@@ -81,32 +80,3 @@ class TensorRtRtx(TensorRt):
     module: ClassVar[str] = "tensorrt_rtx"
     modules: ClassVar[Mapping[str, str]] = {"tensorrt_rtx": "tensorrt-rtx", "cuda": "cuda-bindings"}
     distributions: ClassVar[tuple[str, ...]] = ("tensorrt-rtx",)
-
-
-def _check_header(plan: Path, record: EngineRecord | None) -> None:
-    with plan.open("rb") as file:
-        header = PlanHeader.read(file.read(HEADER_SIZE), plan.name)
-    if record is not None and (difference := record.contradicts(header)):
-        raise SessionError(f"{plan.name} is another engine than recorded: {difference}.")
-
-
-def collecting_log(trt: Any) -> Any:
-    """Return a logger of TensorRT that keeps errors, in its list ``errors``, and prints nothing."""
-
-    class Log(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()
-
-
-def _deserialized(trt: Any, plan: Path, log: Any) -> Any:
-    engine = trt.Runtime(log).deserialize_cuda_engine(plan.read_bytes())
-    if engine is None:
-        raise SessionError("; ".join(dict.fromkeys(log.errors)) or "TensorRT does not say why.")
-    return engine
