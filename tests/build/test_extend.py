@@ -115,7 +115,7 @@ def test_build_variant_ties_evidence_to_the_files_that_were_measured(bundle, tmp
 
 @pytest.mark.parametrize(
     ("name", "error", "message"),
-    [("graph", InvalidInputError, "or the folder of a Triton repository, got '.*graph'"), ("no.onnx", NotFoundError, "no file '.*no.onnx'")],
+    [("graph", InvalidInputError, "got '.*graph'"), ("no.onnx", NotFoundError, "no file '.*no.onnx'")],
 )
 def test_build_variant_says_what_is_wrong_with_the_path_of_a_graph(bundle, tmp_path, name, error, message):
     for form in (tmp_path / name, str(tmp_path / name)):
