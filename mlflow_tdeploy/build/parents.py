@@ -19,6 +19,8 @@ from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.base import Session
+from mlflow_tdeploy.runtime.sessions import check_golden
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.external_data import copy_graph
 
@@ -62,6 +64,12 @@ def _vouched_for(bundle: Bundle, variant: Variant) -> bool:
     return variant.precision.name == "fp32" and sure
 
 
+def _wrong(bundle: Bundle, session: Session) -> str | None:
+    """Return how a session's answers differ from those of the model that was logged, or None."""
+    golden = bundle.golden()
+    return check_golden(bundle.task(), bundle.manifest.budget, golden, session, all_of_them=True) if golden else None
+
+
 @contextmanager
 def open_reference(bundle: Bundle, here: Here, *, stand_in: bool = True) -> Iterator[tuple[str, Infer, int]]:
     """Open the most faithful variant that can be opened; yields its id, its ``infer`` and its number of weights.
@@ -73,7 +81,7 @@ def open_reference(bundle: Bundle, here: Here, *, stand_in: bool = True) -> Iter
 
     Raises:
         IntegrityError: Files of the model's reference are damaged or gone: nothing else may quietly stand in for it.
-        BuildError: None can be opened.
+        BuildError: None can be opened, or the model's reference is not the model that was logged.
     """
     first = (HF, bundle.manifest.reference)
     rest = sorted(name for name, one in bundle.variants.items() if stand_in and _vouched_for(bundle, one))
@@ -97,8 +105,18 @@ def open_reference(bundle: Bundle, here: Here, *, stand_in: bool = True) -> Iter
                 session, _ = stack.enter_context(
                     opened(bundle.root, variant, bundle.manifest.signature, host, lone(host))
                 )
+                why = _wrong(bundle, session)
             except TDeployError as error:
                 reasons.append(str(error))
+                continue
+            if why and variant_id == bundle.manifest.reference:
+                raise BuildError(
+                    f"The model's reference '{variant_id}' answers a golden request otherwise here than where it was "
+                    f"logged ({why}): nothing can be held against it. Install the versions of the model's "
+                    f"requirements.txt, or log the model again."
+                )
+            if why:
+                reasons.append(f"'{variant_id}' answers otherwise than the model that was logged: {why}")
                 continue
             if variant_id != bundle.manifest.reference:
                 _log.warning("The new variant is compared with '%s', not with the original: %s", variant_id, reasons[0])

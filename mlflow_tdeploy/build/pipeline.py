@@ -17,11 +17,11 @@ from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
 from mlflow_tdeploy.build.recipes import Graph, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
-from mlflow_tdeploy.build.stage import Staged, runtime_for, stage_graph
+from mlflow_tdeploy.build.stage import Staged, opened, runtime_for, stage_graph
 from mlflow_tdeploy.build.triton_repository import stage_repository
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.workshop import Progress, Workshop, brief
-from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError, NoVariantError, SessionError
 from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
 from mlflow_tdeploy.core.precision import Precision
@@ -29,6 +29,7 @@ from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.probe import library_versions
+from mlflow_tdeploy.runtime.sessions import check_golden
 from mlflow_tdeploy.source.base import Source
 from mlflow_tdeploy.store.disk import temporary
 from mlflow_tdeploy.store.layout import ASSETS, SOURCE
@@ -116,13 +117,33 @@ class _Build:
                 )
                 return False
             files = self.draft.add_tree(SOURCE)
-            self.variants[HF] = Variant(
+            variant = Variant(
                 id=HF, format="hf", precision=Precision(), device="any", entry=SOURCE, files=files, created=now(),
                 made_with=library_versions(),
                 requires={name: importlib.metadata.version(name) for name in self.source.packages},
             )  # fmt: skip
-            detail.append(f"{self.variants[HF].size / 1e6:.0f} MB")
+            if why := self._differs(variant):
+                shutil.rmtree(folder)
+                self.skipped[HF] = f"what was saved of the original is another model when it is loaded: {why}"
+                detail.append(f"not kept: {self.skipped[HF]}")
+                return False
+            self.variants[HF] = variant
+            detail.append(f"{variant.size / 1e6:.0f} MB")
         return True
+
+    def _differs(self, variant: Variant) -> str | None:
+        """Return how the saved original answers otherwise than the one at hand, or None.
+
+        A head that was replaced, or a forward that was patched, is not in its config: whoever loads it gets another
+        model, without an error. Later variants would be held against that one.
+        """
+        task = self.shop.task
+        requests = golden_requests(task, self.shop.data, self.source.reference)
+        try:
+            with opened(self.draft.root, variant, task.signature, self.shop.host) as (session, _):
+                return check_golden(task, self.shop.budget, requests, session, all_of_them=True)
+        except (SessionError, NoVariantError) as error:
+            return brief(error)
 
     def _given(self) -> Mapping[str, Path]:
         """Return the graphs that are taken as they are; a single portable one is simplified by its recipe."""

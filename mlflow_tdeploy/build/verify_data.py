@@ -24,6 +24,8 @@ _log = logging.getLogger("mlflow_tdeploy")
 #: Fewer texts than these are joined by built-in ones: a variant that is far off on few texts of many shall be found.
 _FEWEST = 200
 _DEFAULT = "default"
+#: Of requests that are made up: so many of each kind.
+_SEEDS = (7, 8, 9)
 _GLOSSES = "glosses.txt"
 #: How many of them are used, taken evenly over the file, which holds short and long ones.
 _TEXTS = 256
@@ -197,5 +199,13 @@ def _plain(label: Any) -> Any:
 
 
 def _generated(task: Task) -> tuple[Arrays, ...]:
+    """Make requests up: small and usual ones, full and ragged, several of each."""
+    if unknown := task.made_up_blindly():
+        _log.warning(
+            "Nobody says which values the input '%s' takes, so variants are checked with 0 and 1 only. Give example=… "
+            "or verify_with=….",
+            unknown[0],
+        )
     sizes: tuple[At, ...] = ("min", "opt")
-    return tuple(task.example_feeds(at, ragged=ragged, seed=7) for at in sizes for ragged in (False, True))
+    corners = [(at, ragged) for at in sizes for ragged in (False, True)]
+    return tuple(task.example_feeds(at, ragged=ragged, seed=seed) for seed in _SEEDS for at, ragged in corners)

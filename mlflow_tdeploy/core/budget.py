@@ -19,6 +19,7 @@ _LOWER_IS_BETTER = frozenset(
         "max_difference",
         "max_relative_difference",
         "max_norm_difference",
+        "max_spread_error",
         "max_score_difference",
         "accuracy_drop",
         "f1_drop",
@@ -99,13 +100,15 @@ class Budget:
             return value
         if isinstance(value, Mapping):
             if not value:
-                raise InvalidInputError("The budget is empty. State a limit, or leave it out for the task's default.")
+                raise _empty()
             return cls(tuple(_limit_of(name, bound) for name, bound in value.items()))
         if isinstance(value, str):
             value = value.split(",")
         if not isinstance(value, Iterable):
             raise InvalidInputError(f"A budget is text like 'worst_cosine >= 0.99' or a mapping, got {value!r}.")
-        return cls(tuple(_parse_limit(part) for part in value))
+        if not (limits := tuple(_parse_limit(part) for part in value)):
+            raise _empty()
+        return cls(limits)
 
     def violations(self, metrics: Mapping[str, float], *, single: bool = False) -> tuple[str, ...]:
         """Return every broken limit as a sentence.
@@ -146,6 +149,10 @@ class Budget:
         return ", ".join(map(str, self.limits)) or "no limit"
 
 
+def _empty() -> InvalidInputError:
+    return InvalidInputError("The budget is empty. State a limit, or leave it out for the task's default.")
+
+
 def _limit_of(metric: object, bound: object) -> Limit:
     if isinstance(bound, bool) or not isinstance(bound, (int, float)) or abs(bound) > _LARGEST:
         raise InvalidInputError(f"The bound of {metric!r} must be a number, got {bound!r}.")
@@ -174,5 +181,7 @@ def _checked(limit: Limit) -> Limit:
     return limit
 
 
-#: Direction and length: what answers that are vectors have to keep.
-VECTOR_BUDGET = Budget((Limit("worst_cosine", ">=", 0.99), Limit("max_norm_difference", "<=", 0.1)))
+#: What tells one answer from another has to stay: an answer that never changes is as far off as 0.7 and more.
+SPREAD = Limit("max_spread_error", "<=", 0.5)
+#: Direction, length and what tells them apart: what answers that are vectors have to keep.
+VECTOR_BUDGET = Budget((Limit("worst_cosine", ">=", 0.99), Limit("max_norm_difference", "<=", 0.1), SPREAD))

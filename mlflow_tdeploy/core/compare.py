@@ -19,8 +19,13 @@ REFERENCE_NON_FINITE = "reference_non_finite"
 EXACT_SHARE = "exact_share"
 #: A row that is this much smaller than the typical one is near zero: its direction is noise.
 _NEAR_ZERO = 1e-3
-#: One number has no direction but its sign, which an error of this much of the typical one may turn.
-_NEAR_ZERO_ALONE = 0.1
+#: Rows of few numbers have next to no direction (one number: its sign), which an error of this much of the typical one
+#: may turn.
+_NEAR_ZERO_NARROW, _NARROW = 0.1, 4
+#: What tells rows apart is at least this share of their length: below, rounding would be held against it.
+_LEAST_SPREAD = 0.01
+#: So many rows tell how far apart rows are.
+_ENOUGH = 8
 #: A difference this small beside a mask is what float32 rounds off.
 _ROUNDING = 1e-5
 #: Stands for what is too large for a number: metrics are finite.
@@ -54,8 +59,13 @@ class Rows:
     :data:`~mlflow_tdeploy.core.masks.AS_GOOD_AS_INFINITE`, with the same sign; else it counts as above. Other masks
     of a row (-1e4, with a score added) are compared apart from the rest, and what is further off counts: beside them
     nothing would be seen of logits around 1. Rows that are next to nothing in the reference and in the difference,
-    beside the median row of all that were added, count as equal. A row of one number has no direction but its sign:
-    what counts is how far off it is beside the median.
+    beside the median row of all that were added, count as equal. Rows of up to four numbers have no direction to speak
+    of: what counts is how far off they are beside the median.
+
+    A cosine and a length say little where rows are much alike (a temperature around 290, the scores of a thousand
+    classes, hidden states with one large value): an answer that never changes would pass. So the *spread error* holds
+    how far off a row is against how far rows of the reference are from each other, typically and this one from the
+    one before; it is 0 where too few rows differ to tell.
     """
 
     def __init__(self) -> None:
@@ -65,6 +75,7 @@ class Rows:
         self._masks = 0.0
         self._bad = 0
         self._broken = 0
+        self._last: dict[int, Array] = {}
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -79,6 +90,8 @@ class Rows:
             return
         usable = ~stands_for_infinity(ref, reference.dtype)[~broken]
         ref, new = ref[~broken], new[~broken]
+        if (low := split_masks(np.where(usable, ref, 0.0))) is not None:
+            new = np.where(low & np.isneginf(new), ref, new)  # half precision ends before many a mask
         masked = (np.sign(new) == np.sign(ref)) & (np.abs(new) >= AS_GOOD_AS_INFINITE)  # NaN is neither
         bad = np.where(usable, ~np.isfinite(new), ~masked)
         silent = ~usable | bad  # positions that say nothing about closeness
@@ -102,39 +115,64 @@ class Rows:
             ref, new = np.where(masks, 0.0, ref), np.where(masks, 0.0, new)
         size, off = np.abs(ref).max(axis=1), np.abs(ref - new).max(axis=1)
         rounded = (size == 0) & (off <= _ROUNDING * lowest)
-        alone = np.full(len(ref), ref.shape[1] == 1)
-        before, after = _lengths(ref), _lengths(new)
-        self._rows.append(np.stack([_cosine(ref, new), apart, size, off, before, after, rounded, bad, alone]))
+        alone, narrow = (np.full(len(ref), ref.shape[1] <= width) for width in (1, _NARROW))
+        before, after, gap, wrong = _lengths(ref), _lengths(new), self._gaps(ref), _lengths(ref - new)
+        self._rows.append(
+            np.stack([_cosine(ref, new), apart, size, off, before, after, gap, wrong, rounded, bad, alone, narrow])
+        )
+
+    def _gaps(self, ref: Array) -> Array:
+        """Return how far each row is from the one before; 0 for the first of its width."""
+        width = ref.shape[1]
+        first, self._last[width] = self._last.get(width, ref[0]), ref[-1]
+        return _lengths(np.diff(ref, axis=0, prepend=first[None]))
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
         broken = {REFERENCE_NON_FINITE: float(self._broken)} if self._broken else {}
-        cosine, norm = self._settled()
+        cosine, norm, spread = self._settled()
         return broken | {
             "worst_cosine": float(cosine.min(initial=1.0)),
             "mean_cosine": float(cosine.mean()) if len(cosine) else 1.0,
             "max_difference": self._max,
             "max_relative_difference": self._relative,
             "max_norm_difference": float(norm.max(initial=self._masks)),
+            "max_spread_error": float(spread.max(initial=0.0)),
             "non_finite": float(self._bad),
             "rows": float(len(cosine)),
         }
 
-    def _settled(self) -> tuple[Array, Array]:
-        """Return each row's cosine, and how much longer or shorter it became, beside the typical row of all."""
+    def _settled(self) -> tuple[Array, Array, Array]:
+        """Return each row's cosine, how much longer or shorter it became, and its spread error, beside all rows."""
         if not self._rows:
-            return np.empty(0), np.empty(0)
-        numbers, flags = np.split(np.concatenate(self._rows, axis=1), [6])
-        cosine, apart, size, off, before, after = numbers
-        rounded, bad, alone = flags > 0  # a dimension that varies may be one, so one number stands beside long rows
+            return np.empty(0), np.empty(0), np.empty(0)
+        numbers, flags = np.split(np.concatenate(self._rows, axis=1), [8])
+        cosine, apart, size, off, before, after, gap, wrong = numbers
+        rounded, bad, alone, narrow = flags > 0  # by row: a dimension that varies may be one beside long rows
         limit = _typical(size)
         small = (size < _NEAR_ZERO * limit) & (off < _NEAR_ZERO * limit)
-        near = rounded | np.where(alone, off <= _NEAR_ZERO_ALONE * limit, small)
+        near = rounded | small | (narrow & (off <= _NEAR_ZERO_NARROW * limit))
         change = np.where(alone, off, np.abs(after - before))  # of one number, also where the sign turned
         scale = np.maximum(before, _typical(before))
         norm = np.minimum(np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), change > 0), _LARGEST)
-        norm = np.where(rounded | (near & ~alone), 0.0, norm)
-        return np.where(bad, -1.0, np.minimum(np.where(near, 1.0, cosine), apart)), norm
+        norm = np.where(rounded | (small & ~alone), 0.0, norm)
+        spread = np.where(rounded, 0.0, _spread_error(before, gap, wrong))
+        return np.where(bad, -1.0, np.minimum(np.where(near, 1.0, cosine), apart)), norm, spread
+
+
+def _spread_error(before: Array, gap: Array, wrong: Array) -> Array:
+    """Return how far off rows are beside how far rows are from each other.
+
+    Args:
+        before: Length of each row of the reference.
+        gap: Its distance from the row before: the root of two times what two rows are from their middle.
+        wrong: How far off the variant's row is.
+    """
+    if np.count_nonzero(gap) < _ENOUGH:
+        return np.zeros_like(wrong)
+    least = max(_typical(gap) / np.sqrt(2), _LEAST_SPREAD * _typical(before))
+    error: Array = np.minimum(wrong / np.maximum(gap / np.sqrt(2), least), _LARGEST)
+    return error
 
 
 def merged(parts: Iterable[Rows]) -> dict[str, float]:

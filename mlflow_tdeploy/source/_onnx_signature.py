@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -20,6 +20,10 @@ from mlflow_tdeploy.store.layout import safe_path
 if TYPE_CHECKING:
     import onnx
 
+#: Operators behind which a table keeps its rows, and an index its value.
+_PASSING = ("Cast", "Identity", "DequantizeLinear", "Unsqueeze", "Squeeze", "Reshape", "Flatten")
+#: Operators that look rows up: which input is the table, and which the index.
+_LOOKUPS = {"Gather": ((0, 1),), "GatherBlockQuantized": ((0, 1),), "EmbedLayerNormalization": ((2, 0), (4, 1))}
 _RENAMED = {"float": "float32", "double": "float64"}
 #: Parts of the names of operators that take or make quantized activations; DequantizeLinear alone is of weights.
 _INT8_ACTIVATIONS = ("QuantizeLinear", "DynamicQuantize", "Integer", "QLinear", "QAttention", "QGemm")
@@ -41,6 +45,7 @@ class GraphFacts:
         shapeless: Outputs whose shape is not written in the graph, with their dtype.
         precision: One of :data:`PRECISIONS`.
         standard: Whether it has standard ONNX operators only.
+        tables: For inputs that are looked up in tables of the graph, such as token ids: rows of the smallest one.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class GraphFacts:
     shapeless: tuple[tuple[str, str], ...]
     precision: str
     standard: bool
+    tables: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def variant_id(self) -> str:
@@ -83,7 +89,30 @@ def read_graph(path: Path) -> GraphFacts:
         tuple((name, dtype) for name, dtype, shape in outputs if shape is None),
         precision_of(model).name,
         all(node.domain in ("", "ai.onnx") for node in model.graph.node),
+        _tables(model.graph, {name for name, _, _ in specs}),
     )
+
+
+def _tables(graph: onnx.GraphProto, inputs: Collection[str]) -> dict[str, int]:
+    """Return, for inputs that index rows of a weight, how many rows the smallest one has."""
+    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+    origin, found = {name: name for name in inputs}, dict[str, int]()
+    for node in graph.node:
+        if node.op_type in _PASSING and node.output:
+            for known in (rows, origin):
+                if node.input[0] in known:
+                    known[node.output[0]] = known[node.input[0]]
+        for data, indices in _LOOKUPS.get(node.op_type, ()):
+            if max(data, indices) >= len(node.input) or _axis(node) != 0:
+                continue
+            size, name = rows.get(node.input[data]), origin.get(node.input[indices])
+            if size is not None and name is not None:
+                found[name] = min(size, found.get(name, size))
+    return found
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name in ("axis", "gather_axis")), 0)
 
 
 def default_dims(inputs: Iterable[TensorSpec]) -> list[Dim]:

@@ -108,13 +108,15 @@ class OnnxSource(Source):
         """Read task and signature for arrays in, arrays out."""
         options.refuse("task 'tensors'", "tokenizer", "labels")
         dims = make_dims(default_dims(facts.inputs), options.shapes)
-        self.task, self.task_config = TASK, {}
+        ranges = {spec.name: facts.tables[spec.name] for spec in facts.inputs if spec.name in facts.tables}
         self.signature = Signature(dims, facts.inputs, self._outputs(facts))
         if options.example is not None:
             self.signature.bind(options.example)
             whole = {name: array for name, array in options.example.items() if array.dtype.kind in "iu"}
-            ranges = {name: int(array.max()) + 1 for name, array in whole.items() if array.size and array.max() > 0}
-            self.task_config = {"integer_ranges": ranges}
+            seen = {name: int(array.max()) + 1 for name, array in whole.items() if array.size and array.max() > 0}
+            ranges = {**seen, **ranges}
+        self.task, self.task_config = TASK, ({"integer_ranges": ranges} if ranges else {})
+        if options.example is not None:
             self._probe(dict(options.example))
 
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from onnx import numpy_helper
 from mlflow_tdeploy.build.extend import build_variant
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BudgetError, ConflictError, IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.errors import (
+    BudgetError,
+    BuildError,
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
 from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.policy import Policy
@@ -19,6 +27,7 @@ from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.writer import append_variant
 from tests.build.building import build
 from tests.build.sources import mlp_source
+from tests.bundles import WEIGHTS, make_bundle
 
 QUICK = BuildOptions(measure=False)
 
@@ -190,3 +199,15 @@ def test_build_variant_fetches_the_parent_when_it_is_not_here(bundle, logged, tm
     built = build_variant(bundle, "onnx-fp16", tmp_path / "b", QUICK, fetch=fetch)
     assert built.evidence[0].passed
     assert fetched == [variant.id]
+
+
+def test_build_variant_holds_nothing_against_a_reference_that_answers_otherwise_than_where_it_was_logged(tmp_path):
+    """Whatever the reason (another library, a folder that loads as another model): its verdicts would stay."""
+    root = make_bundle(tmp_path / "made", {"onnx-fp32": WEIGHTS})
+    bundle = Bundle.open(root)
+    request = bundle.golden()[0]
+    wrong = dataclasses.replace(request, outputs={"y": -request.outputs["y"]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bundle, "golden", lambda self, cache=None: (request, wrong))  # the second one is asked, too
+        with pytest.raises(BuildError, match="reference 'onnx-fp32' answers a golden request otherwise here"):
+            build_variant(bundle, "ort-cpu-fp32", tmp_path / "work")

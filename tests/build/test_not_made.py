@@ -7,6 +7,8 @@ from typing import ClassVar
 
 import onnx
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import mlflow_tdeploy
 from mlflow_tdeploy.build.options import BuildOptions
@@ -14,6 +16,7 @@ from mlflow_tdeploy.core.errors import BuildError, NoVariantError, SessionError
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.source.resolve import resolve
+from mlflow_tdeploy.store.bundle import Bundle
 from tests.build.building import ALL, Perturbed, Unopenable, build
 from tests.build.sources import EXAMPLE, Mlp, mlp_source
 from tests.bundles import linear_graph
@@ -107,3 +110,28 @@ def test_build_bundle_goes_on_without_a_ready_made_graph_that_cannot_be_opened(t
     report, bundle = build(resolve(graphs), tmp_path / "model")
     assert set(bundle.variants) == {"onnx-fp32"}
     assert "cannot be opened" in report.skipped["odd"]
+
+
+def test_an_original_that_cannot_be_had_back_is_not_kept_and_nothing_is_held_against_it(tiny_bert, tmp_path, caplog):
+    """A replaced head is not in the config: whoever loads the folder gets a random one, without an error."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    width, classes = model.classifier.in_features, model.classifier.out_features
+    model.classifier = torch.nn.Sequential(torch.nn.Linear(width, 8), torch.nn.Tanh(), torch.nn.Linear(8, classes))
+    for parameter in model.classifier.parameters():
+        torch.nn.init.normal_(parameter)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    shapes = {"batch": (1, 2, 4), "sequence": (3, 16, 32)}
+    mlflow_tdeploy.save_model(
+        model, tmp_path / "out", tokenizer=tokenizer, task="text-classification", precisions=["fp32"], shapes=shapes
+    )
+    bundle = Bundle.open(tmp_path / "out")
+    assert bundle.manifest.reference == "onnx-fp32"
+    assert "hf" not in bundle.variants
+    assert "another model when it is loaded: max_score_difference" in bundle.manifest.skipped["hf"]
+    assert not (bundle.root / "source").exists()
+    assert "logged without variant 'hf'" in caplog.text
+    found = mlflow_tdeploy.verify_model(tmp_path / "out")
+    assert found["ort-cpu-fp32"].passed
+    with mlflow_tdeploy.load_model(tmp_path / "out") as opened:
+        assert len(opened.predict(["a good film"])) == 1

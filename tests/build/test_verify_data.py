@@ -9,6 +9,8 @@ import pytest
 from mlflow_tdeploy.build.reference import Case, Score
 from mlflow_tdeploy.build.verify_data import VerifyData, default_texts
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from tests.build.sources import linear_task
 from tests.build.test_verify import classifier
 
@@ -100,3 +102,15 @@ def test_for_task_names_the_request_when_one_does_not_fit_the_signature():
 def test_for_task_names_the_label_when_the_model_has_no_such_class(minilm_path: Path):
     with pytest.raises(InvalidInputError, match=r"label 1 \('maybe'\)"):
         VerifyData.of({"text": ["a", "b"], "label": ["no", "maybe"]}).for_task(classifier(minilm_path))
+
+
+def test_made_up_requests_differ_and_whole_numbers_of_which_nothing_is_known_are_told(tmp_path, caplog):
+    dims = (Dim("batch", 1, 2, 4),)
+    inputs = (TensorSpec("ids", "int64", ("batch", 3)), TensorSpec("attention_mask", "int64", ("batch", 3)))
+    signature = Signature(dims, inputs, (TensorSpec("y", "float32", ("batch", 3)),))
+    data = VerifyData.of(None).for_task(TASKS.get("tensors")({}, signature, tmp_path))
+    assert len({request["ids"].tobytes() for request in data.requests}) > 4
+    assert "the input 'ids' takes, so variants are checked with 0 and 1 only" in caplog.text
+    caplog.clear()
+    VerifyData.of(None).for_task(TASKS.get("tensors")({"integer_ranges": {"ids": 9}}, signature, tmp_path))
+    assert caplog.text == ""

@@ -31,6 +31,7 @@ def test_of_reads_what_a_user_writes(value):
     [
         ("", "Cannot read the limit ''"),
         ({}, "The budget is empty"),
+        ([], "The budget is empty"),
         ("worst_cosine", "Cannot read the limit"),
         ("worst_cosine > 0.99", "Cannot read the limit"),
         ("worst_cosine >= 0.9.9", "bound of 'worst_cosine' must be a number"),

@@ -316,3 +316,59 @@ def test_a_short_row_is_not_held_against_the_length_of_long_ones():
         rows.add(long, long)
     rows.add(short, 1.5 * short)
     assert rows.metrics()["max_norm_difference"] > 0.3
+
+
+def spread(reference, got):
+    return measure(reference, got)["max_spread_error"]
+
+
+RANDOM = np.random.default_rng(5)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        290 + 8 * RANDOM.standard_normal((300, 1)),  # one number, far from zero
+        1 + 0.03 * RANDOM.standard_normal((300, 1)),
+        np.exp(0.05 * RANDOM.standard_normal((300, 1000))),  # a thousand numbers, much alike
+        RANDOM.standard_normal((300, 64)) * 0.15 + 13 * (np.arange(64) == 7),  # hidden states with one large value
+        RANDOM.standard_normal((300, 3)),
+    ],
+)
+def test_an_answer_that_never_changes_or_is_another_rows_is_refused_however_alike_rows_are(reference):
+    rows = np.random.default_rng(1)
+    for wrong in (np.full_like(reference, reference.mean(axis=0)), rows.permutation(reference), 0 * reference):
+        assert spread(reference, wrong) > 0.7
+        assert VECTOR_BUDGET.violations(measure(reference, wrong))
+    deviation = np.median(np.abs(np.diff(reference, axis=0)))
+    noise = 0.02 * deviation * rows.standard_normal(reference.shape)
+    assert VECTOR_BUDGET.violations(measure(reference, reference + noise)) == ()
+
+
+def test_the_spread_error_says_nothing_where_there_is_no_spread():
+    same = np.ones((20, 4))
+    assert spread(same, same * 1.01) == 0
+    assert spread(same + 1e-6 * RANDOM.standard_normal((20, 4)), same + 1e-6) < 0.5  # rounding
+    assert spread(RANDOM.standard_normal((5, 4)), RANDOM.standard_normal((5, 4))) == 0  # too few rows
+
+
+def test_a_row_unlike_all_others_is_held_against_its_own_distance():
+    reference = RANDOM.standard_normal((100, 16))
+    reference[50] *= 1000
+    assert spread(reference, np.where(np.arange(100)[:, None] == 50, reference * 1.02, reference)) < 0.5
+
+
+def test_narrow_rows_near_the_boundary_have_no_direction():
+    """Two logits that are x and -x: rounding turns those near zero."""
+    x = 3 * RANDOM.standard_normal((300, 1))
+    logits = np.hstack([x, -x])
+    assert VECTOR_BUDGET.violations(measure(logits, logits + 0.01 * RANDOM.standard_normal((300, 2)))) == ()
+    assert VECTOR_BUDGET.violations(measure(logits, logits[:, ::-1]))
+
+
+def test_a_mask_may_become_infinite_where_half_precision_ends():
+    reference = RANDOM.standard_normal((20, 30)).astype(np.float32)
+    reference[:, 20:] = -65504.0
+    got = np.where(np.arange(30) < 20, reference, -np.inf)
+    assert VECTOR_BUDGET.violations(measure(reference, got)) == ()
+    assert VECTOR_BUDGET.violations(measure(reference, np.where(np.arange(30) < 20, -np.inf, reference)))

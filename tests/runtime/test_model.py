@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtSession
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.policy import Policy
-from mlflow_tdeploy.runtime.sessions import check_encoding
+from mlflow_tdeploy.runtime.sessions import check_encoding, check_golden
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 from tests.flavor.text_bundles import make_text_bundle
@@ -415,3 +416,34 @@ def test_infer_and_params_refuse_what_is_no_mapping(tmp_path, bad):
         if bad is not None:
             with pytest.raises(InvalidInputError, match="params must be a mapping"):
                 model.predict({"x": X}, params=bad)
+
+
+@pytest.mark.parametrize(("others", "passes"), [(0, False), (3, True)])
+def test_the_other_golden_requests_tell_what_is_next_to_nothing(tmp_path, others, passes):
+    """Beside answers around 1 an answer of 1e-6 is noise, whatever its sign; alone it is all there is to know."""
+    bundle = Bundle.open(make_bundle(tmp_path))
+    x = np.array([[1, 2, 3, 4]], np.float32)
+    small = GoldenRequest({"x": x}, {"x": x}, {"y": -1e-6 * (x @ WEIGHTS)}, None)
+    usual = GoldenRequest({"x": x}, {"x": x}, {"y": x @ WEIGHTS}, None)
+    session = SimpleNamespace(infer=lambda feeds: {"y": 1e-6 * (x @ WEIGHTS)})
+    why = check_golden(bundle.task(), bundle.manifest.budget, [small, *[usual] * others], session)
+    assert (why is None) is passes
+
+
+def test_infer_takes_torch_tensors_and_answers_with_tensors(tmp_path):
+    torch = pytest.importorskip("torch")
+    with open_model(make_bundle(tmp_path)) as model:
+        x = torch.tensor([[1.0, 2, 3, 4]])
+        answer = model.infer({"x": x})["y"]
+        assert isinstance(answer, torch.Tensor)
+        np.testing.assert_allclose(answer.numpy(), x.numpy() @ WEIGHTS, rtol=1e-6)
+        with pytest.raises(InvalidInputError, match="'x', dimension 'batch' .* is 9, outside its range"):
+            model.infer({"x": torch.ones(9, 4)})
+        with pytest.raises(InvalidInputError, match="must be float32, got float64"):
+            model.infer({"x": torch.ones(1, 4, dtype=torch.float64)})
+        with pytest.raises(InvalidInputError, match="has the dtype torch.complex64, which no model takes"):
+            model.infer({"x": torch.ones(1, 4, dtype=torch.complex64)})
+        with pytest.raises(InvalidInputError, match="not some of each"):
+            model.infer({"x": x, "z": np.ones(1)})
+    with pytest.raises(SessionError, match="closed"):
+        model.infer({"x": x})

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_tdeploy.build.inspect_graph import precision_of
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.source._onnx_signature import read_graph
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of
@@ -180,7 +181,7 @@ def test_resolve_checks_the_example_when_one_is_given():
     model = _classifier()
     feeds = {name: np.full((2, 3), 7, np.int64) for name in ("input_ids", "attention_mask")}
     source = resolve(model, example=feeds)
-    assert source.task_config == {"integer_ranges": {"input_ids": 8, "attention_mask": 8}}
+    assert source.task_config == {"integer_ranges": {"input_ids": 30522, "attention_mask": 8}}
     with pytest.raises(InvalidInputError, match="'attention_mask' is missing"):
         resolve(model, example={"input_ids": feeds["input_ids"]})
     with pytest.raises(InvalidInputError, match="fails on its example inputs"):
@@ -235,3 +236,29 @@ def test_id_and_precision_of_a_graph_agree(tmp_path, weights, name):
     assert facts.precision == precision_of(tmp_path / "g.onnx").name
     assert facts.variant_id == f"onnx-{facts.precision}"
     assert facts.precision == ("fp32" if name == "fp64" else name)
+
+
+@pytest.mark.parametrize("wrap", ["", "Cast", "DequantizeLinear"])
+def test_ids_are_known_to_be_rows_of_the_table_they_are_looked_up_in(tmp_path, wrap):
+    """Made-up ids of 0 and 1 would say nothing about the other 998 rows."""
+    table = np.random.default_rng(0).standard_normal((1000, 4)).astype(np.float32)
+    weights, nodes = [numpy_helper.from_array(table, "table")], []
+    if wrap == "Cast":
+        nodes.append(helper.make_node("Cast", ["ids"], ["rows"], to=TensorProto.INT32))
+    if wrap == "DequantizeLinear":
+        weights = [numpy_helper.from_array((table * 30).astype(np.int8), "q")]
+        weights.append(numpy_helper.from_array(np.float32(1 / 30), "s"))
+        nodes.append(helper.make_node("DequantizeLinear", ["q", "s"], ["table"]))
+    nodes.append(helper.make_node("Gather", ["table", "rows" if wrap == "Cast" else "ids"], ["e"]))
+    nodes.append(helper.make_node("ReduceMean", ["e"], ["y"], axes=[1], keepdims=0))
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "sequence"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])], weights,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    source = resolve(model)
+    assert source.task_config == {"integer_ranges": {"ids": 1000}}
+    example = {"ids": np.full((1, 3), 5, np.int64)}
+    assert resolve(model, example=example).task_config == {"integer_ranges": {"ids": 1000}}
+    task = TASKS.get("tensors")(source.task_config, source.signature, tmp_path)
+    assert task.example_feeds("opt", ragged=False)["ids"].max() > 500

@@ -1,5 +1,9 @@
 import json
+import shutil
 
+import pytest
+
+from mlflow_tdeploy.core.errors import IntegrityError
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.copy import copy_bundle
 from tests.bundles import WEIGHTS, make_bundle
@@ -18,3 +22,17 @@ def test_copy_leaves_behind_what_cannot_be_read(tmp_path):
     copied.verify(copied.variants["onnx-fp32"])
     assert not (copied.root / "files" / "ort-cpu-fp32").exists()
     assert copied.doubt("onnx-fp32")  # a copy is believed no more than the original
+
+
+def test_what_was_written_is_hashed(tmp_path, monkeypatch):
+    bundle = Bundle.open(make_bundle(tmp_path / "made"))
+    real = shutil.copyfile
+
+    def damage(source, target):
+        real(source, target)
+        if target.name == "model.onnx":
+            target.write_bytes(target.read_bytes()[:-1] + b"x")
+
+    monkeypatch.setattr(shutil, "copyfile", damage)
+    with pytest.raises(IntegrityError, match=r"model\.onnx"):
+        copy_bundle(bundle, tmp_path / "copy")

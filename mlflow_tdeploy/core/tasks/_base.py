@@ -185,6 +185,10 @@ class Task(ABC):
             items: Real items to fill them with, where the task can cut and join them; random values otherwise.
         """
 
+    def made_up_blindly(self) -> list[str]:
+        """Return the inputs whose range of values :meth:`example_feeds` has to guess."""
+        return []
+
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
         """Return the task's quality metrics of predictions against labels, :attr:`quality`; nothing by default."""
         del answers, labels

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
+from mlflow_tdeploy.core.budget import SPREAD, VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
@@ -90,6 +90,12 @@ class Tensors(Task):
             feeds[spec.name] = self._random(spec.name, numpy_dtype(spec.dtype), shape, ragged, random)
         return feeds
 
+    def made_up_blindly(self) -> list[str]:
+        """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""
+        known = self.config.integer_ranges
+        whole = [spec for spec in self.signature.inputs if numpy_dtype(spec.dtype).kind in "iu"]
+        return [spec.name for spec in whole if spec.name not in known and "mask" not in spec.name]
+
     def _random(
         self, name: str, dtype: Any, shape: tuple[int, ...], ragged: bool, random: np.random.Generator
     ) -> Array:
@@ -141,7 +147,8 @@ class _TensorComparison(Comparison):
     """Floats by rows; whole numbers and truth values one by one: an index that is nearly right is wrong.
 
     Outputs have scales of their own (boxes, scores), so each is compared by itself. All of an item's values in one
-    output are one row: one box of three hundred weighs little.
+    output are one row; of an output with more axes the rows along the last one (the classes of a token, a box) must
+    stay what they are beside each other, too: in the whole, one of three hundred weighs little.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -150,6 +157,7 @@ class _TensorComparison(Comparison):
             spec.name for spec in signature.outputs if len(spec.shape) == 1 and spec.shape[0] in items
         }
         self._rows: defaultdict[str, Rows] = defaultdict(Rows)
+        self._parts: defaultdict[str, Rows] = defaultdict(Rows)
         self._whole: Counter[str] = Counter()
         self._equal: Counter[str] = Counter()
 
@@ -163,10 +171,14 @@ class _TensorComparison(Comparison):
                 continue
             rows = len(array) if array.ndim > 1 or name in self._one_per_item else 1
             self._rows[name].add(array.reshape(rows, -1), got[name].reshape(rows, -1))
+            if array.ndim > 2:
+                self._parts[name].add(*(one.reshape(-1, array.shape[-1]) for one in (array, got[name])))
 
     def metrics(self) -> dict[str, float]:
         shares = [self._equal[name] / count for name, count in self._whole.items() if count]
-        return {**merged(self._rows.values()), EXACT_SHARE: min(shares, default=1.0)}
+        found = merged(self._rows.values())
+        found[SPREAD.metric] = max(found[SPREAD.metric], merged(self._parts.values())[SPREAD.metric])
+        return {**found, EXACT_SHARE: min(shares, default=1.0)}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:

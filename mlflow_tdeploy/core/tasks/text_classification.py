@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import Budget, Limit
+from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Param
@@ -39,7 +39,7 @@ class TextClassification(TextTask):
 
     name: ClassVar[str] = "text-classification"
     settings: ClassVar[type] = ClassificationConfig
-    default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02),))
+    default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02), SPREAD))
     quality: ClassVar[tuple[str, ...]] = ("accuracy",)
     params: ClassVar[tuple[Param, ...]] = (
         Param("top_k", "integer", 1, "How many labels per text, best first; 0 for all."),

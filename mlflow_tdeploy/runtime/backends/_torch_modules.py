@@ -5,10 +5,11 @@ Shared by the sources, which export and compare with them, and by the reference 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,32 @@ def load_module(folder: Path, signature: Signature) -> torch.nn.Module:
     """
     output = signature.outputs[0]
     module: torch.nn.Module
-    if output.name == EMBEDDING:
-        width = output.shape[-1]
-        module = SentenceTransformerModule(load_sentence_transformer(folder), width if isinstance(width, int) else None)
-    else:
-        module = TransformersModule(load_transformers(folder, output.name), output.name)
+    with _quiet_transformers():
+        if output.name == EMBEDDING:
+            width = output.shape[-1] if isinstance(output.shape[-1], int) else None
+            module = SentenceTransformerModule(load_sentence_transformer(folder), width)
+        else:
+            module = TransformersModule(load_transformers(folder, output.name), output.name)
     module, _ = serving_copy(module)
     set_attention(module, "sdpa")
     return module
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers from showing progress and reports: whether it is the right model is checked by its answers."""
+    from transformers.utils import logging as library
+
+    logging: Any = library  # its functions have no types
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_transformers(folder: Path, output: str, *, trust_remote_code: bool = False) -> Any:

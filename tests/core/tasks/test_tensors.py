@@ -234,3 +234,19 @@ def test_numbers_along_a_dimension_of_their_own_are_one_vector():
     random = np.random.default_rng(0)
     wave = random.standard_normal(8000)
     assert _violations(task, {"wave": wave}, {"wave": wave + 0.03 * random.standard_normal(8000)}) == ()
+
+
+def test_one_wrong_token_of_an_output_with_classes_per_token_is_refused():
+    dims = (Dim("batch", 1, 4, 8), Dim("sequence", 1, 8, 512))
+    outputs = (TensorSpec("logits", "float32", ("batch", "sequence", 9)),)
+    signature = Signature(dims, (TensorSpec("x", "float32", ("batch", "sequence")),), outputs)
+    task, random = TASKS.get("tensors")({}, signature, Path()), np.random.default_rng(0)
+    logits = random.standard_normal((4, 512, 9)) + 8 * (np.arange(9) == 0)  # one class is usual
+    assert _violations(task, {"logits": logits}, {"logits": logits + 0.02 * random.standard_normal(logits.shape)}) == ()
+    negated, rolled, last, others = (logits.copy() for _ in range(4))
+    negated[1, 5] *= -1
+    rolled[2, 7] = np.roll(rolled[2, 7], 1)
+    last[:, -1] = 0
+    others[..., 1:] = 0
+    for wrong in (negated, rolled, last, others):
+        assert any("max_spread_error" in one for one in _violations(task, {"logits": logits}, {"logits": wrong}))

@@ -5,7 +5,7 @@ import pytest
 
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks.text_classification import TextClassification, apply_function
+from mlflow_tdeploy.core.tasks.text_classification import TextClassification, _ScoreComparison, apply_function
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of, texts
@@ -164,3 +164,26 @@ def test_check_budget_takes_everything_that_is_measured(tmp_path):
     task = _stars(tmp_path)
     task.check_budget(Budget.of("accuracy >= 0.9, accuracy_drop <= 0.1, worst_cosine >= 0.9"), labels=True)
     task.check_budget(task.default_budget, labels=False)
+
+
+@pytest.mark.parametrize("function", ["softmax", "sigmoid"])
+def test_a_classifier_of_many_unsure_classes_is_told_from_a_broken_one(function):
+    """No score of a thousand is far from any other, so a difference of scores says nothing."""
+    random = np.random.default_rng(0)
+    logits = 0.5 * random.standard_normal((300, 1000)) - (6 if function == "sigmoid" else 0)
+
+    def violations(got):
+        comparison = _ScoreComparison(function)
+        comparison.add({"logits": logits}, {"logits": got}, {})
+        return TextClassification.default_budget.violations(comparison.metrics())
+
+    assert violations(logits + 0.02 * random.standard_normal(logits.shape)) == ()
+    for wrong in (
+        0 * logits,
+        -logits,
+        random.permutation(logits),
+        np.roll(logits, 1, axis=1),
+        logits + 100,
+        10 * logits,
+    ):
+        assert any("max_spread_error" in one for one in violations(wrong))
