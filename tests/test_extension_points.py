@@ -1,21 +1,29 @@
-"""A task and a runtime are one file each: a toy one of both serves without a change anywhere else."""
+"""A task, a runtime and a recipe are one file each: a toy one of each works without a change anywhere else."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 
+import mlflow
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import mlflow_tdeploy
+import mlflow_tdeploy.build.recipes as recipes_package
 import mlflow_tdeploy.core.tasks as tasks_package
 import mlflow_tdeploy.runtime.backends as backends_package
+from mlflow_tdeploy.build.recipes import RECIPES
+from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
-from tests.bundles import WEIGHTS, make_bundle
+from tests.bundles import WEIGHTS, linear_graph, make_bundle
 
 TASK = '''
 from mlflow_tdeploy.core.tasks import TASKS, Param
@@ -28,6 +36,49 @@ class RowSums(Tensors):
     params = (Param("times", "integer", 1, "Factor."),)
     def finish(self, answers, params):
         return answers[0]["y"].sum(axis=1) * params["times"]
+'''
+TEXT_TASK = '''
+import numpy as np
+from mlflow_tdeploy.core.budget import VECTOR_BUDGET
+from mlflow_tdeploy.core.compare import Comparison, Rows
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Head
+from mlflow_tdeploy.core.tasks._text import TextTask
+
+class Logits(Comparison):
+    def __init__(self):
+        self.rows = Rows()
+    def add(self, reference, got, inputs):
+        self.rows.add(reference["logits"], got["logits"])
+    def metrics(self):
+        return self.rows.metrics()
+
+@TASKS.register("margin")
+class Margin(TextTask):
+    """How far the best class is before the next one."""
+    name, default_budget = "margin", VECTOR_BUDGET
+    head = Head("logits", architecture="ForSequenceClassification", auto_class="AutoModelForSequenceClassification")
+    def decode(self, outputs, feeds, count, params):
+        ordered = np.sort(outputs["logits"][:count], axis=1)
+        return list(ordered[:, -1] - ordered[:, -2])
+    def finish(self, answers, params):
+        return np.array(answers)
+    def answer_form(self):
+        return AnswerForm("nested")
+    def comparison(self):
+        return Logits()
+'''
+RECIPE = '''
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.store.external_data import copy_graph
+
+@RECIPES.register("onnx-copy")
+class Copy(Recipe):
+    """The portable graph once more."""
+    id, precision, parent, format, device, default = "onnx-copy", "copied", "onnx-fp32", "onnx", "any", False
+    def run(self, context):
+        copy_graph(context.base().path, context.output().parent)
+        return Graph(context.output(), Precision(recipe=self.id))
 '''
 RUNTIME = '''
 import numpy as np
@@ -86,6 +137,35 @@ def test_adding_a_task_is_adding_one_file(tmp_path, add_file):
     x = np.ones((2, 4), np.float32)
     with open_model(root) as model:
         np.testing.assert_allclose(model.predict({"x": x}, times=2), 2 * (x @ WEIGHTS).sum(axis=1), rtol=1e-6)
+
+
+def test_adding_a_task_of_hugging_face_models_is_adding_one_file(tmp_path, add_file, tiny_bert):
+    """It is logged, verified and served, and the original is read back, as a task that is shipped."""
+    add_file(tasks_package, TASKS, "margin", TEXT_TASK, "margin")
+    texts, shapes = ["a good film", "a bad one"], {"batch": (1, 2, 4), "sequence": (3, 16, 32)}
+    mlflow_tdeploy.save_model(str(tiny_bert), tmp_path / "m", task="margin", precisions=["fp32"], shapes=shapes)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    with torch.inference_mode():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.sort(dim=1).values
+    expected = (logits[:, -1] - logits[:, -2]).numpy()
+    for variant in ("onnx-fp32", "hf"):
+        with open_model(tmp_path / "m", policy=Policy(variant=variant)) as opened:
+            np.testing.assert_allclose(opened.predict(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(str(tmp_path / "m")).predict(texts), expected, atol=1e-5)
+
+
+def test_adding_a_recipe_is_adding_one_file(tmp_path, add_file):
+    add_file(recipes_package, RECIPES, "onnx_copy", RECIPE, "onnx-copy")
+    linear_graph(tmp_path / "linear.onnx", WEIGHTS)
+    shapes = {"batch": (1, 2, 8)}
+    mlflow_tdeploy.save_model(str(tmp_path / "linear.onnx"), tmp_path / "m", shapes=shapes, precisions=["copied"])
+    bundle = Bundle.open(tmp_path / "m")
+    assert bundle.variants["onnx-copy"].precision.recipe == "onnx-copy"
+    assert latest_accuracy(bundle.evidence("onnx-copy")).passed
+    with open_model(tmp_path / "m", policy=Policy(variant="onnx-copy")) as opened:
+        x = np.ones((2, 4), np.float32)
+        np.testing.assert_allclose(opened.predict({"x": x})["y"], x @ WEIGHTS, rtol=1e-6)
 
 
 def test_adding_a_runtime_is_adding_one_file(tmp_path, add_file):

@@ -119,7 +119,7 @@ class _Build:
             files = self.draft.add_tree(SOURCE)
             variant = Variant(
                 id=HF, format="hf", precision=Precision(), device="any", entry=SOURCE, files=files, created=now(),
-                made_with=library_versions(),
+                made_with=library_versions(), session={"task": self.source.task},
                 requires={name: importlib.metadata.version(name) for name in self.source.packages},
             )  # fmt: skip
             if why := self._differs(variant):

@@ -11,8 +11,9 @@ import torch
 
 from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tasks import Head
 from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
-from mlflow_tdeploy.runtime.backends._torch_modules import HIDDEN, run_module, serving_copy, set_attention
+from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._progress import no_progress_bars
 from mlflow_tdeploy.source._tokenizer import write_tokenizer
 from mlflow_tdeploy.source.base import Source
@@ -102,7 +103,7 @@ def asked(module: torch.nn.Module) -> Callable[[Signature, Arrays], Arrays]:
 
 
 def probe_signature(
-    module: torch.nn.Module, tokenizer: Any, inputs: Sequence[TensorSpec], dims: tuple[Dim, ...], output: str
+    module: torch.nn.Module, tokenizer: Any, inputs: Sequence[TensorSpec], dims: tuple[Dim, ...], head: Head
 ) -> Signature:
     """Run the model on a text and return its signature with the output's real width.
 
@@ -115,7 +116,7 @@ def probe_signature(
     feeds.setdefault("attention_mask", np.ones_like(feeds["input_ids"]))
     feeds = {spec.name: feeds[spec.name] for spec in inputs}
     try:
-        array = run_module(module, feeds, [output])[output]
+        array = run_module(module, feeds, [head.output])[head.output]
     except InvalidInputError:
         raise
     except Exception as error:  # whatever a model's own code meets
@@ -123,13 +124,13 @@ def probe_signature(
             f"The model cannot be run on {', '.join(feeds)} of two texts: {type(error).__name__}: {first_line(error)}. "
             f"Check that model and tokenizer belong together and that a padding token is set."
         ) from error
-    shape: tuple[str | int, ...] = ("batch", "sequence") if output == HIDDEN else ("batch",)
+    shape = head.axes
     if array.ndim != len(shape) + 1 or array.shape[: len(shape)] != feeds["input_ids"].shape[: len(shape)]:
         raise InvalidInputError(
-            f"The output '{output}' has shape {array.shape} for token ids of shape {feeds['input_ids'].shape}: "
+            f"The output '{head.output}' has shape {array.shape} for token ids of shape {feeds['input_ids'].shape}: "
             f"the task needs [{', '.join(map(str, shape))}, width]."
         )
-    spec = TensorSpec(output, str(array.dtype), (*shape, int(array.shape[-1])))
+    spec = TensorSpec(head.output, str(array.dtype), (*shape, int(array.shape[-1])))
     return Signature(dims, tuple(inputs), (spec,))
 
 

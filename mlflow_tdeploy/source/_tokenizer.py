@@ -12,7 +12,6 @@ from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, make_dims
 
-TEXT_TASKS = ("sentence-embedding", "text-classification", "feature-extraction")
 #: Tokens a text may have where neither tokenizer nor model says.
 UNKNOWN_LENGTH = 512
 #: transformers' way to say "no limit" is 1e30.

@@ -14,6 +14,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, TDeployError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tasks import TASKS, heads
 from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
 from mlflow_tdeploy.core.variant import check_variant_id
 from mlflow_tdeploy.source._onnx_signature import (
@@ -28,7 +29,6 @@ from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
 from mlflow_tdeploy.source._shapes import check_shapes, make_dims
 from mlflow_tdeploy.source._tokenizer import (
-    TEXT_TASKS,
     check_parity,
     check_tokenizer,
     encode_with,
@@ -40,11 +40,6 @@ from mlflow_tdeploy.source._tokenizer import (
 from mlflow_tdeploy.source.base import Source
 
 TASK = "tensors"
-_TEXT_OUTPUTS = {
-    "sentence-embedding": "sentence_embedding",
-    "text-classification": "logits",
-    "feature-extraction": "last_hidden_state",
-}
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
@@ -122,15 +117,13 @@ class OnnxSource(Source):
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
         """Read task and signature for a graph that takes token ids."""
         options.refuse("a text model", "example")
-        if task != "text-classification":
-            options.refuse(f"task '{task}'", "labels")
-        tokenizer = check_tokenizer(options.tokenizer)
+        wanted, tokenizer = heads()[task].output, check_tokenizer(options.tokenizer)
         inputs, renamed = _text_inputs(facts, task)
-        output = next((spec for spec in self._outputs(facts) if spec.name == _TEXT_OUTPUTS[task]), None)
+        output = next((spec for spec in self._outputs(facts) if spec.name == wanted), None)
         if output is None:
             names = ", ".join(spec.name for spec in self._outputs(facts))
             raise InvalidInputError(
-                f"Task '{task}' needs a graph output named '{_TEXT_OUTPUTS[task]}'; this graph has {names}. Rename it, "
+                f"Task '{task}' needs a graph output named '{wanted}'; this graph has {names}. Rename it, "
                 f"or log the graph with task='tensors'."
             )
         width = inputs[0].shape[1]
@@ -143,8 +136,7 @@ class OnnxSource(Source):
         size = self._probe(_token_feeds(self.signature, tokenizer))[output.name].shape[-1]
         output = dataclasses.replace(output, shape=(*output.shape[:-1], size))
         self.signature = Signature(dims, inputs, (output,))
-        if task == "text-classification":
-            self.task_config |= _classes(size, options)
+        self.task_config |= TASKS.get(task).settings_of({}, size, options.labels, {})
         self.signature, self.task_config = settle_padding(
             lambda _, feeds: self._probe(feeds), task, self.task_config, self.signature, tokenizer, set()
         )
@@ -193,7 +185,7 @@ def from_graphs(model: Any, options: Options) -> OnnxSource:
         source = OnnxSource(SourceRecord("onnx", stem, None, ""), graphs, reference_id, temporary)
         source._repositories = folders
         task = options.task or _infer_task(facts, options)
-        if task in TEXT_TASKS:
+        if task in heads():
             source.set_text(facts, options, task)
         else:
             source.set_tensors(facts, options)
@@ -240,8 +232,9 @@ def _read_one(name: str, graph: Any, temporary: Path) -> GraphFacts:
 def _infer_task(facts: GraphFacts, options: Options) -> str:
     if options.tokenizer is None:
         return TASK
-    names = [spec.name for spec in facts.outputs] + [name for name, _ in facts.shapeless]
-    return next((task for task, output in _TEXT_OUTPUTS.items() if output in names), TASK)
+    axes = {spec.name: len(spec.shape) - 1 for spec in facts.outputs} | {name: None for name, _ in facts.shapeless}
+    fitting = [task for task, head in heads().items() if axes.get(head.output, -1) in (len(head.axes), None)]
+    return next(iter(fitting), TASK)
 
 
 def _check_alike(reference_id: str, reference: GraphFacts, name: str, other: GraphFacts) -> None:
@@ -307,13 +300,6 @@ def _token_feeds(signature: Signature, tokenizer: Any) -> Arrays:
         )
         for spec in signature.inputs
     }
-
-
-def _classes(count: int, options: Options) -> dict[str, Any]:
-    labels = list(options.labels) if options.labels is not None else [f"LABEL_{index}" for index in range(count)]
-    if len(labels) != count:
-        raise InvalidInputError(f"labels has {len(labels)} names, the graph returns {count} classes.")
-    return {"labels": labels, "function_to_apply": "sigmoid" if count == 1 else "softmax"}
 
 
 def _open(path: Path) -> Any:

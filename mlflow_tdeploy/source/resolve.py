@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_tdeploy.core.errors import BrokenDependencyError, InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.tasks import heads
 from mlflow_tdeploy.core.tensors import Array
 from mlflow_tdeploy.source._hub import fetch, is_hub_id
 from mlflow_tdeploy.source._options import Options
@@ -146,7 +147,8 @@ def _from_folder(folder: Path, options: Options, name: str, revision: str | None
 
 
 def _from_model_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
-    pooled = (folder / "modules.json").is_file() and options.task != "text-classification"
+    head = heads().get(options.task or "")
+    pooled = (folder / "modules.json").is_file() and not (head is not None and head.architecture)
     if pooled or options.task == "sentence-embedding":
         from mlflow_tdeploy.source import sentence_transformer
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import ExportError, InvalidInputError
 from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.tasks import heads
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.runtime.backends._torch_modules import (
-    EMBEDDING,
     MODULES_FILE,
     SentenceTransformerModule,
     check_sentence_module,
@@ -78,7 +78,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
     module, notes = serving_module(SentenceTransformerModule(model, model.truncate_dim))
     inputs = text_inputs(tokenizer, accepted_inputs(transformer))
     dims = text_dims(tokenizer, longest, limit, options.shapes)
-    signature = probe_signature(module, tokenizer, inputs, dims, EMBEDDING)
+    signature = probe_signature(module, tokenizer, inputs, dims, heads()[TASK])
     padding = {"padding_side": str(tokenizer.padding_side), "max_length": longest}
     signature, settled = settle_padding(
         asked(module), TASK, padding, signature, tokenizer, accepted_inputs(transformer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.manifest import SourceRecord
-from mlflow_tdeploy.core.tensors import TensorSpec
-from mlflow_tdeploy.runtime.backends._torch_modules import HIDDEN, LOGITS, TransformersModule, load_transformers
+from mlflow_tdeploy.core.tasks import TASKS, Head, heads
+from mlflow_tdeploy.runtime.backends._torch_modules import TransformersModule, load_transformers
 from mlflow_tdeploy.source._options import Options, plain_name
 from mlflow_tdeploy.source._padding import settle_padding
 from mlflow_tdeploy.source._text_model import (
@@ -25,7 +25,6 @@ from mlflow_tdeploy.source._text_model import (
     serving_module,
 )
 from mlflow_tdeploy.source._tokenizer import (
-    TEXT_TASKS,
     check_parity,
     check_tokenizer,
     encode_with,
@@ -37,7 +36,6 @@ from mlflow_tdeploy.source._tokenizer import (
 from mlflow_tdeploy.source.base import Source
 
 _log = logging.getLogger("mlflow_tdeploy")
-_OUTPUTS = {"text-classification": LOGITS, "feature-extraction": HIDDEN}
 #: Tokenizer arguments of a pipeline that change nothing here: texts are truncated and padded anyway.
 _HARMLESS = {"truncation", "padding", "return_tensors", "max_length"}
 
@@ -48,9 +46,9 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
     Raises:
         InvalidInputError: Its task is not supported, or it has settings that cannot be kept.
     """
-    if options.task is None and pipeline.task not in _OUTPUTS:
+    if options.task is None and pipeline.task not in _heads():
         raise InvalidInputError(
-            f"Pipelines for '{pipeline.task}' are not supported. Supported: {', '.join(_OUTPUTS)}; or log its model "
+            f"Pipelines for '{pipeline.task}' are not supported. Supported: {', '.join(_heads())}; or log its model "
             f"with task='tensors' and example inputs."
         )
     options = dataclasses.replace(
@@ -65,13 +63,12 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
     postprocess = dict(getattr(pipeline, "_postprocess_params", {}))
     if postprocess.get("top_k", 1) != 1:
         _log.warning("The pipeline's top_k=%r is not kept: pass params={'top_k': …} to predict.", postprocess["top_k"])
-    function = postprocess.get("function_to_apply")
-    return from_model(
-        pipeline.model,
-        options,
-        max_length=preprocess.get("max_length"),
-        function=str(getattr(function, "name", function)).lower() if function is not None else None,
-    )
+    return from_model(pipeline.model, options, max_length=preprocess.get("max_length"), pipeline=postprocess)
+
+
+def _heads() -> dict[str, Head]:
+    """Return what tasks need of transformers' own models, by task."""
+    return {task: head for task, head in heads().items() if head.auto_class}
 
 
 def from_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
@@ -81,9 +78,9 @@ def from_folder(folder: Path, options: Options, name: str, revision: str | None)
         InvalidInputError: It has pickled weights only, or its architecture fits no task.
     """
     architecture = _architecture(folder, options)
-    task = options.pick_task(options.task or infer_task(architecture), tuple(_OUTPUTS), architecture)
+    task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
     options = dataclasses.replace(options, task=task, tokenizer=check_tokenizer(options.tokenizer or folder))
-    model = load_transformers(folder, _OUTPUTS[task], trust_remote_code=options.trust_remote_code)
+    model = load_transformers(folder, _heads()[task], trust_remote_code=options.trust_remote_code)
     record = SourceRecord("transformers", name, revision, type(model).__name__)
     return from_model(model, options, record=record)
 
@@ -94,7 +91,7 @@ def from_model(
     *,
     record: SourceRecord | None = None,
     max_length: int | None = None,
-    function: str | None = None,
+    pipeline: Mapping[str, Any] | None = None,
 ) -> Source:
     """Read a ``PreTrainedModel`` with its tokenizer.
 
@@ -103,7 +100,7 @@ def from_model(
         options: What the caller said.
         record: Where it came from; read from the model when None.
         max_length: Where a pipeline truncates.
-        function: What a pipeline applies to the logits.
+        pipeline: What a pipeline does with the output.
 
     Raises:
         InvalidInputError: Task, tokenizer or shapes do not fit the model.
@@ -111,22 +108,20 @@ def from_model(
     """
     options.refuse("a text model", "example")
     architecture = type(model).__name__
-    task = options.pick_task(options.task or infer_task(architecture), tuple(_OUTPUTS), architecture)
-    tokenizer = check_tokenizer(options.tokenizer)
-    if task == "feature-extraction" and not _is_bare(architecture):
+    task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
+    head, tokenizer = _heads()[task], check_tokenizer(options.tokenizer)
+    if not head.architecture and not _is_bare(architecture):
         model = model.base_model  # as AutoModel, and so the pipeline, would load it
     check_vocabulary(model, tokenizer)
     limit = position_limit(model)
     longest = token_limit(tokenizer, limit, max_length)
-    module, notes = serving_module(TransformersModule(model, _OUTPUTS[task]))
+    module, notes = serving_module(TransformersModule(model, head.output))
     inputs = text_inputs(tokenizer, accepted_inputs(model))
     dims = text_dims(tokenizer, longest, limit, options.shapes)
-    signature = probe_signature(module, tokenizer, inputs, dims, _OUTPUTS[task])
-    config = tokenizer_settings(tokenizer, longest)
-    if task == "text-classification":
-        config |= classification_settings(model.config, signature.outputs[0], options.labels, function)
-    else:
-        options.refuse(f"task '{task}'", "labels")
+    signature = probe_signature(module, tokenizer, inputs, dims, head)
+    width = int(signature.outputs[0].shape[-1])
+    own = TASKS.get(task).settings_of(model.config.to_dict(), width, options.labels, pipeline or {})
+    config = tokenizer_settings(tokenizer, longest) | own
     signature, config = settle_padding(asked(module), task, config, signature, tokenizer, accepted_inputs(model))
     check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
     record = record or record_of(model, "transformers")
@@ -139,13 +134,12 @@ def infer_task(architecture: str) -> str:
     Raises:
         InvalidInputError: It tells none.
     """
-    if architecture.endswith("ForSequenceClassification"):
-        return "text-classification"
-    if _is_bare(architecture):
-        return "feature-extraction"
+    for task, head in _heads().items():
+        if architecture.endswith(head.architecture) if head.architecture else _is_bare(architecture):
+            return task
     raise InvalidInputError(
         f"No task is known for the architecture {architecture or 'without a name'}. Pass task=: "
-        f"{', '.join(TEXT_TASKS)}, or task='tensors' with example inputs."
+        f"{', '.join(heads())}, or task='tensors' with example inputs."
     )
 
 
@@ -171,29 +165,6 @@ def position_limit(model: torch.nn.Module) -> int | None:
 def accepted_inputs(model: Any) -> set[str]:
     """Return the names of the tensors that a model's ``forward`` takes."""
     return set(inspect.signature(model.forward).parameters)
-
-
-def classification_settings(
-    config: Any, output: TensorSpec, labels: Sequence[str] | None, function: str | None
-) -> dict[str, Any]:
-    """Return labels in class order and what the pipeline ``text-classification`` applies to the logits.
-
-    Raises:
-        InvalidInputError: There are more or fewer labels than classes.
-    """
-    count = int(output.shape[-1])
-    named = getattr(config, "id2label", None) or {}
-    names = list(labels) if labels is not None else [str(named.get(i, f"LABEL_{i}")) for i in range(count)]
-    if len(names) != count:
-        raise InvalidInputError(f"labels has {len(names)} names, the model has {count} classes.")
-    problem = getattr(config, "problem_type", None)
-    if problem == "regression":
-        usual = "none"
-    elif problem == "multi_label_classification" or count == 1:
-        usual = "sigmoid"
-    else:
-        usual = "softmax"
-    return {"labels": names, "function_to_apply": function or usual}
 
 
 def record_of(model: Any, kind: str) -> SourceRecord:

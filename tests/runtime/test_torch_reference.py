@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,6 +20,11 @@ from tests.served import task_of
 HF = Variant("hf", "hf", Precision(), "any", "source", ())
 
 
+def hf(source):
+    """The variant as a build records it."""
+    return dataclasses.replace(HF, session={"task": source.task})
+
+
 @pytest.fixture
 def runtime():
     return RUNTIMES.get("torch")()
@@ -32,7 +38,7 @@ def source(request, minilm_path, tiny_bert):
 def test_open_gives_the_sources_answers_when_a_bundle_holds_it(runtime, source, tmp_path):
     assert source.write_source(tmp_path / "source")
     feeds = task_of(source, tmp_path / "assets").example_feeds("opt", ragged=True)
-    session = runtime.open(tmp_path, HF, source.signature, SessionOptions())
+    session = runtime.open(tmp_path, hf(source), source.signature, SessionOptions())
     got, want = session.infer(feeds), source.reference(feeds)
     assert list(got) == list(want)
     for name, array in want.items():
@@ -47,7 +53,7 @@ def test_open_gives_the_sources_answers_when_a_bundle_holds_it(runtime, source, 
 def test_infer_names_the_variant_when_torch_fails(runtime, tiny_bert, tmp_path):
     source = resolve(tiny_bert)
     source.write_source(tmp_path / "source")
-    session = runtime.open(tmp_path, HF, source.signature, SessionOptions())
+    session = runtime.open(tmp_path, hf(source), source.signature, SessionOptions())
     feeds = {spec.name: np.full((1, 4), 10**6, np.int64) for spec in source.signature.inputs}
     with pytest.raises(SessionError, match="torch failed in variant 'hf'"):
         session.infer(feeds)
@@ -70,8 +76,16 @@ def test_open_names_the_variant_and_runs_no_code_when_its_files_are_damaged(runt
         if damage == "pickled":
             (tmp_path / "source" / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(SessionError, match="torch cannot open variant 'hf'"):
-        runtime.open(tmp_path, HF, source.signature, SessionOptions())
+        runtime.open(tmp_path, hf(source), source.signature, SessionOptions())
     assert not (tmp_path / "ran").exists()
+
+
+def test_open_says_so_when_the_record_names_no_task_of_hugging_face_models(runtime, tiny_bert, tmp_path):
+    source = resolve(tiny_bert)
+    source.write_source(tmp_path / "source")
+    for variant in (HF, dataclasses.replace(HF, session={"task": "tensors"})):
+        with pytest.raises(SessionError, match="'source' was saved for the task '.*', which is about no such model"):
+            runtime.open(tmp_path, variant, source.signature, SessionOptions())
 
 
 def test_probe_is_usable_for_the_original_only(runtime):

@@ -219,7 +219,7 @@ def test_resolve_says_what_a_text_graph_lacks(tokenizer):
         resolve(_model(name="logits"), task="text-classification", tokenizer=tokenizer)
     with pytest.raises(InvalidInputError, match="needs the model's tokenizer"):
         resolve(_classifier(), task="text-classification")
-    with pytest.raises(InvalidInputError, match="1 names, the graph returns 3 classes"):
+    with pytest.raises(InvalidInputError, match="1 names, the model has 3 classes"):
         resolve(_classifier(), tokenizer=tokenizer, labels=["a"])
 
 

@@ -71,7 +71,7 @@ def test_reference_equals_encode_after_reloading_when_the_chain_is_long_and_cut(
     assert source.write_source(tmp_path / "source")
     assert not [path for path in (tmp_path / "source").rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
     feeds = task_of(source, tmp_path / "assets").encode(texts).collate([0, 1, 2])
-    again = run_module(load_module(tmp_path / "source", source.signature), feeds, ["sentence_embedding"])
+    again = run_module(load_module(tmp_path / "source", source.signature, source.task), feeds, ["sentence_embedding"])
     np.testing.assert_allclose(again["sentence_embedding"], want, atol=1e-5)
 
 

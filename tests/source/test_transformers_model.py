@@ -109,7 +109,7 @@ def test_resolve_takes_the_base_model_when_hidden_states_of_a_classifier_are_wan
 def test_resolve_refuses_scores_when_the_checkpoint_has_no_head(encoder, tokenizer, tmp_path):
     encoder.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InvalidInputError, match="no classification head"):
+    with pytest.raises(InvalidInputError, match="is no .…ForSequenceClassification.: the head"):
         resolve(tmp_path, task="text-classification")
 
 
@@ -155,7 +155,7 @@ def test_write_source_loads_again_with_the_same_answers_and_no_pickle(classifier
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
     feeds = _feeds(source, tmp_path / "assets")
-    again = load_module(tmp_path / "source", source.signature)
+    again = load_module(tmp_path / "source", source.signature, source.task)
     with torch.inference_mode():
         logits = again(**{n: torch.from_numpy(a) for n, a in feeds.items()})[0].numpy()
     np.testing.assert_allclose(logits, source.reference(feeds)["logits"], atol=1e-6)

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from mlflow_tdeploy.core.extension import Registry
 from mlflow_tdeploy.core.tasks._base import AnswerForm, Encoded, Field, Param, Task
+from mlflow_tdeploy.core.tasks._head import Head
 
 TASKS: Registry[type[Task]] = Registry("task", discover="mlflow_tdeploy.core.tasks")
 
-__all__ = ["TASKS", "AnswerForm", "Encoded", "Field", "Param", "Task"]
+__all__ = ["TASKS", "AnswerForm", "Encoded", "Field", "Head", "Param", "Task", "heads"]
+
+
+def heads() -> dict[str, Head]:
+    """Return what each task of Hugging Face models needs of them, by task."""
+    return {task.name: task.head for task in TASKS if task.head is not None}

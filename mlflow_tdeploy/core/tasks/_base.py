@@ -14,6 +14,7 @@ from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.records import from_plain
+from mlflow_tdeploy.core.tasks._head import Head
 from mlflow_tdeploy.core.tensors import Arrays, At, Signature
 
 _PARAM_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -109,6 +110,8 @@ class Task(ABC):
     settings: ClassVar[type] = NoSettings
     #: ``text`` (strings) or ``tensors`` (name → array).
     input_kind: ClassVar[Literal["text", "tensors"]]
+    #: What it needs of a Hugging Face model; None for tasks that are not about those.
+    head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()
     default_budget: ClassVar[Budget]
     #: What :meth:`metric` returns.
@@ -118,6 +121,26 @@ class Task(ABC):
         self.config: Any = from_plain(self.settings, dict(config), f"task_config of '{self.name}'")
         self.signature = signature
         self.assets = assets
+
+    @classmethod
+    def settings_of(
+        cls, config: Mapping[str, Any], width: int, labels: Sequence[str] | None, pipeline: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the part of ``task_config`` that is the task's own; nothing by default.
+
+        Args:
+            config: The config of a Hugging Face model; empty for a graph.
+            width: Size of the output's last axis.
+            labels: Names of the classes that the user gives.
+            pipeline: Settings that a transformers pipeline was made with.
+
+        Raises:
+            InvalidInputError: They do not fit the model, or mean nothing for this task.
+        """
+        del config, width, pipeline
+        if labels is not None:
+            raise InvalidInputError(f"labels= means nothing for task '{cls.name}'. Leave it out.")
+        return {}
 
     @property
     def max_batch(self) -> int:

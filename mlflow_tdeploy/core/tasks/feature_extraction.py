@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import Comparison, Rows
-from mlflow_tdeploy.core.tasks import TASKS, AnswerForm
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Head
 from mlflow_tdeploy.core.tasks._text import TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
@@ -19,6 +19,7 @@ class FeatureExtraction(TextTask):
     """Returns one array (1, tokens, width) per text, padding removed."""
 
     name: ClassVar[str] = "feature-extraction"
+    head: ClassVar[Head | None] = Head(OUTPUT, axes=("batch", "sequence"), auto_class="AutoModel")
     default_budget: ClassVar[Budget] = VECTOR_BUDGET
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import Comparison, Rows
-from mlflow_tdeploy.core.tasks import TASKS, AnswerForm
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Head
 from mlflow_tdeploy.core.tasks._text import TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
@@ -21,6 +21,7 @@ class SentenceEmbedding(TextTask):
     """Returns a float array (texts, width), as ``SentenceTransformer.encode`` does."""
 
     name: ClassVar[str] = "sentence-embedding"
+    head: ClassVar[Head | None] = Head(OUTPUT)  # of a SentenceTransformer
     default_budget: ClassVar[Budget] = VECTOR_BUDGET
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
-from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Param
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
 
@@ -39,6 +39,9 @@ class TextClassification(TextTask):
 
     name: ClassVar[str] = "text-classification"
     settings: ClassVar[type] = ClassificationConfig
+    head: ClassVar[Head | None] = Head(
+        OUTPUT, architecture="ForSequenceClassification", auto_class="AutoModelForSequenceClassification"
+    )
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02), SPREAD))
     quality: ClassVar[tuple[str, ...]] = ("accuracy",)
     params: ClassVar[tuple[Param, ...]] = (
@@ -54,6 +57,29 @@ class TextClassification(TextTask):
             raise ManifestError(
                 f"task_config of '{self.name}': {len(self._labels)} labels for a graph that returns {classes} classes."
             )
+
+    @classmethod
+    def settings_of(
+        cls, config: Mapping[str, Any], width: int, labels: Sequence[str] | None, pipeline: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return labels in class order and what the pipeline applies to the logits.
+
+        Raises:
+            InvalidInputError: There are more or fewer labels than classes.
+        """
+        named = {str(index): name for index, name in (config.get("id2label") or {}).items()}
+        names = list(labels) if labels is not None else [str(named.get(str(i), f"LABEL_{i}")) for i in range(width)]
+        if len(names) != width:
+            raise InvalidInputError(f"labels has {len(names)} names, the model has {width} classes.")
+        problem, asked = config.get("problem_type"), pipeline.get("function_to_apply")
+        if problem == "regression":
+            usual = "none"
+        elif problem == "multi_label_classification" or width == 1:
+            usual = "sigmoid"
+        else:
+            usual = "softmax"
+        function = usual if asked is None else str(getattr(asked, "name", asked)).lower()  # an enumeration, or text
+        return {"labels": names, "function_to_apply": function}
 
     def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Check ``top_k`` and ``function_to_apply``."""

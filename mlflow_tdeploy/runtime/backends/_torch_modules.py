@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.tasks import Head, heads
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.store.layout import safe_path
 
-EMBEDDING, LOGITS, HIDDEN = "sentence_embedding", "logits", "last_hidden_state"
 MODULES_FILE = "modules.json"
 #: Modules of sentence-transformers that compute the same in a graph, whatever the text.
 SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
@@ -68,7 +68,7 @@ class SentenceTransformerModule(torch.nn.Module):
         features: dict[str, Any] = dict(inputs)
         for module in self.chain:
             features = module(features)
-        embedding = features[EMBEDDING]
+        embedding = features["sentence_embedding"]
         return (embedding if self._width is None else embedding[..., : self._width],)
 
 
@@ -110,20 +110,27 @@ def set_attention(module: torch.nn.Module, implementation: str) -> None:
             model.set_attn_implementation("eager")
 
 
-def load_module(folder: Path, signature: Signature) -> torch.nn.Module:
-    """Load what a source wrote: the output's name tells which kind of model it is.
+def load_module(folder: Path, signature: Signature, task: str) -> torch.nn.Module:
+    """Load what a source wrote.
+
+    Args:
+        folder: The folder.
+        signature: The model's.
+        task: Its task, which knows the kind of model.
 
     Raises:
-        InvalidInputError: The folder is none of the two formats, or has weights that are no safetensors.
+        InvalidInputError: The folder holds no such model, or has weights that are no safetensors.
     """
-    output = signature.outputs[0]
+    output, head = signature.outputs[0], heads().get(task)
+    if head is None:
+        raise InvalidInputError(f"'{folder.name}' was saved for the task '{task}', which is about no such model here.")
     module: torch.nn.Module
     with _quiet_transformers():
-        if output.name == EMBEDDING:
+        if not head.auto_class:
             width = output.shape[-1] if isinstance(output.shape[-1], int) else None
             module = SentenceTransformerModule(load_sentence_transformer(folder), width)
         else:
-            module = TransformersModule(load_transformers(folder, output.name), output.name)
+            module = TransformersModule(load_transformers(folder, head), head.output)
     module, _ = serving_copy(module)
     set_attention(module, "sdpa")
     return module
@@ -146,12 +153,12 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def load_transformers(folder: Path, output: str, *, trust_remote_code: bool = False) -> Any:
+def load_transformers(folder: Path, head: Head, *, trust_remote_code: bool = False) -> Any:
     """Load a transformers model from a local folder: safetensors only.
 
     Args:
         folder: A folder with ``config.json``.
-        output: ``logits`` for a sequence classifier, ``last_hidden_state`` for the bare model.
+        head: Which kind of model.
         trust_remote_code: Whether code of the folder may run; never when serving.
     """
     check_weights(folder)
@@ -160,7 +167,7 @@ def load_transformers(folder: Path, output: str, *, trust_remote_code: bool = Fa
             f"'{folder.name}' keeps its transformer in a folder of its own, as old sentence-transformers models do. "
             f"Pass that folder, or log it for the task 'sentence-embedding'."
         )
-    return _model_class(folder, output, trust_remote_code).from_pretrained(
+    return _model_class(folder, head, trust_remote_code).from_pretrained(
         str(folder), use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
     )
 
@@ -301,7 +308,7 @@ def _check_place(folder: Path, place: Path, *, needed: bool) -> None:
         )
 
 
-def _model_class(folder: Path, output: str, trust_remote_code: bool) -> Any:
+def _model_class(folder: Path, head: Head, trust_remote_code: bool) -> Any:
     """Return the class to load: the checkpoint's own where it is a bare model, else the automatic one."""
     import transformers
 
@@ -309,12 +316,12 @@ def _model_class(folder: Path, output: str, trust_remote_code: bool) -> Any:
         str(folder), trust_remote_code=trust_remote_code, local_files_only=True
     )
     name = next(iter(config.architectures or []), "")
-    if output == LOGITS:
-        if not name.endswith("ForSequenceClassification"):
+    if head.architecture:
+        if not name.endswith(head.architecture):
             raise InvalidInputError(
-                f"'{folder.name}' holds {name or 'a model without architecture'}, which has no classification head: "
-                f"its scores would be random. Fine-tune it as a sequence classifier, or choose another task."
+                f"'{folder.name}' holds {name or 'a model without architecture'}, which is no '…{head.architecture}': "
+                f"the head that the task needs would be random. Fine-tune it as one, or choose another task."
             )
-        return transformers.AutoModelForSequenceClassification
+        return getattr(transformers, head.auto_class)
     own = getattr(transformers, name, None) if name.endswith(("Model", "Encoder")) else None
     return own if isinstance(own, type) and issubclass(own, transformers.PreTrainedModel) else transformers.AutoModel

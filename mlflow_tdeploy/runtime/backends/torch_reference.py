@@ -48,7 +48,7 @@ class TorchReference(Runtime):
         from mlflow_tdeploy.runtime.backends import _torch_modules
 
         try:
-            module = _torch_modules.load_module(root / variant.entry, signature)
+            module = _torch_modules.load_module(root / variant.entry, signature, str(variant.session.get("task")))
         except Exception as error:  # transformers raises whatever it meets
             raise SessionError(f"torch cannot open variant '{variant.id}': {first_line(error)}") from error
         return TorchSession(module, variant, signature)

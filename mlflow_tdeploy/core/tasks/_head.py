@@ -1,0 +1,22 @@
+"""What a task needs of a Hugging Face model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Head:
+    """One output of a Hugging Face model, and which models have it.
+
+    Attributes:
+        output: Its key in what the model returns, and its name in the graph.
+        axes: Its axes before the last one.
+        architecture: How the names of transformers' classes with this head end; empty for models without a head.
+        auto_class: transformers' class that loads such a model; empty where transformers has none.
+    """
+
+    output: str
+    axes: tuple[str, ...] = ("batch",)
+    architecture: str = ""
+    auto_class: str = ""
