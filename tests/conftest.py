@@ -153,7 +153,8 @@ def minilm_bundle(tmp_path_factory: pytest.TempPathFactory, minilm_path: Path) -
     from mlflow_tdeploy.build.options import BuildOptions
     from mlflow_tdeploy.build.pipeline import build_bundle
     from mlflow_tdeploy.source.resolve import resolve
-    from mlflow_tdeploy.store.writer import BundleDraft, staged_directory
+    from mlflow_tdeploy.store.staging import staged_directory
+    from mlflow_tdeploy.store.writer import BundleDraft
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

@@ -159,7 +159,7 @@ def test_adding_a_recipe_is_adding_one_file(tmp_path, add_file):
     add_file(recipes_package, RECIPES, "onnx_copy", RECIPE, "onnx-copy")
     linear_graph(tmp_path / "linear.onnx", WEIGHTS)
     shapes = {"batch": (1, 2, 8)}
-    mlflow_tdeploy.save_model(str(tmp_path / "linear.onnx"), tmp_path / "m", shapes=shapes, precisions=["copied"])
+    mlflow_tdeploy.save_model(str(tmp_path / "linear.onnx"), tmp_path / "m", shapes=shapes, precisions=["onnx-copy"])
     bundle = Bundle.open(tmp_path / "m")
     assert bundle.variants["onnx-copy"].precision.recipe == "onnx-copy"
     assert latest_accuracy(bundle.evidence("onnx-copy")).passed

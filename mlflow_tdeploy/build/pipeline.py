@@ -157,7 +157,14 @@ class _Build:
         required = [] if has_source or given else [PORTABLE]  # something must be the reference
         precisions = () if ready_made and self.options.precisions is None else self.options.precisions
         parents = [engine.parent for engine in self.options.engines if isinstance(engine, EngineOptions)]
-        return plan_variants(precisions, given=given, exportable=exportable, required=required, parents=parents)
+        return plan_variants(
+            precisions,
+            given=given,
+            exportable=exportable,
+            required=required,
+            parents=parents,
+            gpu=self.shop.host.gpu is not None,
+        )
 
     def _take(self, variant_id: str, path: Path, answers: ReferenceAnswers) -> None:
         with self.shop.step(f"take {variant_id}"):
@@ -211,7 +218,11 @@ class _Build:
             self.graphs[staged.variant.id] = staged.graph
 
     def _skip(self, recipe: type[Recipe], plan: Plan, error: BuildError) -> None:
-        """Go on without a variant that nobody asked for by name."""
+        """Go on without a variant that nobody asked for by name, or whose parent is over the budget."""
+        parent = self.variants.get(recipe.parent or "")
+        if parent is not None and parent.dropped:
+            self.skipped[recipe.id] = f"'{parent.id}', which it is made from, is over budget"
+            return
         if recipe.id in plan.explicit or recipe.id == PORTABLE:
             raise error
         self.skipped[recipe.id] = brief(error)

@@ -36,6 +36,7 @@ def plan_variants(
     exportable: bool,
     required: Collection[str] = (),
     parents: Collection[str] = (),
+    gpu: bool = False,
 ) -> Plan:
     """Decide what to make.
 
@@ -45,6 +46,7 @@ def plan_variants(
         exportable: Whether recipes without a parent can run.
         required: Ids to keep in any case.
         parents: Ids of the graphs that engines will be built from; they are kept, too.
+        gpu: Whether this host has a GPU: then what is made for one is made by default.
 
     Raises:
         InvalidInputError: A name that no recipe has, or one that cannot be made from this source.
@@ -52,7 +54,7 @@ def plan_variants(
     required = {*required, *_parents(parents, given, exportable)}
     possible = {recipe.id: recipe for recipe in RECIPES if _possible(recipe, given, exportable)}
     if precisions is None:
-        wanted = {recipe.id for recipe in possible.values() if recipe.default}
+        wanted = {one.id for one in possible.values() if one.default or (gpu and one.device == "cuda")}
     else:
         wanted = {found for name in _names(precisions) for found in _named(name, possible, given)}
     wanted |= set(required)
@@ -99,14 +101,14 @@ def _named(name: str, possible: dict[str, type[Recipe]], given: Collection[str])
 
 
 def recipes_of(name: str) -> set[str]:
-    """Return the ids of the recipes that a precision or an id means.
+    """Return the ids of the recipes that a precision or an id means; those not made by default go by their id only.
 
     Raises:
         InvalidInputError: None has that name.
     """
-    found = {recipe.id for recipe in RECIPES if name in (recipe.id, recipe.precision)}
+    found = {one.id for one in RECIPES if name == one.id or (one.default and name == one.precision)}
     if not found:
-        aliases = sorted({recipe.precision for recipe in RECIPES})
+        aliases = sorted({recipe.precision for recipe in RECIPES if recipe.default})
         raise InvalidInputError(
             f"Unknown precision or variant {name!r}. Precisions: {', '.join(aliases)}; variants: "
             f"{', '.join(RECIPES.names())}."

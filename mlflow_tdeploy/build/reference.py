@@ -24,7 +24,8 @@ from mlflow_tdeploy.build.golden import golden_texts
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE
-from mlflow_tdeploy.core.errors import BuildError, TDeployError, first_line
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, TDeployError, first_line
+from mlflow_tdeploy.core.evidence import shape_text
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, At, Signature
@@ -71,7 +72,8 @@ class ReferenceAnswers:
         parameters: Number of weights, which bounds the largest corner; 0 where unknown.
 
     Raises:
-        BuildError: The reference itself fails, or its answer to an item is not finite.
+        BuildError: The reference itself fails.
+        InvalidInputError: Its answer to an item is not finite.
 
     Attributes:
         not_compared: How many rows of corners it has no finite answer for; variants are not held against those.
@@ -122,7 +124,7 @@ class ReferenceAnswers:
         )
         if broken["items"] or (broken["corners"] and not rows["corners"] + rows["items"]):
             part = "items" if broken["items"] else "corners"
-            raise BuildError(
+            raise InvalidInputError(
                 f"The source model's own answers are not finite (NaN or infinite values) for {broken[part]} of the "
                 f"{broken[part] + rows[part]} rows asked ({part}), so nothing can be verified against them. "
                 f"Check its weights and inputs, or give verification data that it can answer: verify_with=…."
@@ -184,14 +186,14 @@ def _shrunk(signature: Signature, whole: Mapping[str, int], kept: str, largest: 
     return sizes
 
 
-def shape_text(signature: Signature, feeds: Arrays) -> str:
+def batch_text(signature: Signature, feeds: Arrays) -> str:
     """Return the named sizes of a batch, for example ``batch=8,sequence=128``."""
     sizes: dict[str, int] = {}
     for spec in signature.inputs:
         for size, got in zip(spec.shape, feeds[spec.name].shape, strict=False):
             if isinstance(size, str):
                 sizes.setdefault(size, got)
-    return ",".join(f"{name}={size}" for name, size in sizes.items()) or "fixed"
+    return shape_text(sizes)
 
 
 def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
@@ -199,20 +201,20 @@ def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
     items = task.items(list(data.texts)) if data.texts else None
     if items is None:
         for index, request in enumerate(data.requests):
-            yield Case("items", shape_text(task.signature, request), request, (index,), answers=True)
+            yield Case("items", batch_text(task.signature, request), request, (index,), answers=True)
         return
     encoded = task.encode(items)
     for batch in Pipeline(task, _never).batches(encoded):
         feeds = encoded.collate(batch)
-        yield Case("items", shape_text(task.signature, feeds), feeds, tuple(batch), answers=True)
+        yield Case("items", batch_text(task.signature, feeds), feeds, tuple(batch), answers=True)
     for index, texts in enumerate(golden_texts(task, data)):  # what will be replayed must have been checked as it is
         together = task.encode(task.items(texts))
         feeds = together.collate(range(len(texts)))
-        yield Case("items", shape_text(task.signature, feeds), feeds, (index,))
+        yield Case("items", batch_text(task.signature, feeds), feeds, (index,))
     step = max(1, len(items) // ALONE)
     for index in range(0, len(items), step):
         feeds = encoded.collate([index])
-        yield Case("items", shape_text(task.signature, feeds), feeds, (index,))
+        yield Case("items", batch_text(task.signature, feeds), feeds, (index,))
 
 
 def _corners(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
@@ -221,7 +223,7 @@ def _corners(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
         feeds = task.example_feeds(at, ragged=ragged, seed=seed, sizes=sizes, items=data.texts or None)
         if not any(_equal(feeds, other) for other in seen):
             seen.append(feeds)
-            yield Case("corners", shape_text(task.signature, feeds), feeds)
+            yield Case("corners", batch_text(task.signature, feeds), feeds)
 
 
 def _wanted_corners(signature: Signature, largest: int) -> Iterator[tuple[At, dict[str, int], bool]]:

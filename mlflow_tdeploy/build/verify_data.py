@@ -15,9 +15,9 @@ import numpy as np
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import DataRecord
 from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tasks._text import TEXT_KEYS
 from mlflow_tdeploy.core.tensors import Arrays, At
 
-_TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
 _LABEL_KEYS = ("label", "labels")
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -149,7 +149,7 @@ def default_texts() -> tuple[str, ...]:
 
 def _of_table(value: Any, name: str) -> VerifyData:
     columns = [str(column) for column in (value.columns if hasattr(value, "columns") else value)]
-    text_key = next((key for key in _TEXT_KEYS if key in columns), None)
+    text_key = next((key for key in TEXT_KEYS if key in columns), None)
     label_key = next((key for key in _LABEL_KEYS if key in columns), None)
     if text_key is None or _is_numeric(value[text_key]):
         if isinstance(value, Mapping) and value:

@@ -13,7 +13,16 @@ from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import Step
-from mlflow_tdeploy.build.stage import Staged, check, make_measure, make_trial, opened, stage_recipe, without_folder
+from mlflow_tdeploy.build.stage import (
+    Staged,
+    check,
+    make_measure,
+    make_trial,
+    opened,
+    serves_on,
+    stage_recipe,
+    without_folder,
+)
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
@@ -167,6 +176,8 @@ class Workshop:
         with self.step("latency"), ExitStack() as stack:
             contenders = []
             for staged in kept.values():
+                if not serves_on(staged.variant, self.host):
+                    continue
                 session, runtime = stack.enter_context(
                     opened(staged.root, staged.variant, self.task.signature, self.host)
                 )

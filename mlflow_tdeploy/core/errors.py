@@ -117,14 +117,16 @@ class MissingDependencyError(TDeployError):
 
 
 class BrokenDependencyError(TDeployError):
-    """A package is installed and cannot be imported; the message says what it raised."""
+    """A package cannot be imported; the message says what it raised, and whether it is there at all."""
 
     code = "INVALID_STATE"
 
     def __init__(self, purpose: str, error: BaseException) -> None:
+        mend = "A package is installed and broken: reinstall it (pip install --force-reinstall …)."
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            mend = f"Install it: pip install {error.name.partition('.')[0]}"
         super().__init__(
-            f"{purpose} is not possible: importing what it needs failed with {type(error).__name__}: {error}. A "
-            f"package is installed and broken: reinstall it (pip install --force-reinstall …)."
+            f"{purpose} is not possible: importing what it needs failed with {type(error).__name__}: {error}. {mend}"
         )
 
 

@@ -13,7 +13,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.model_utils import _validate_and_get_model_config_from_file
 
 from mlflow_tdeploy import FLAVOR_NAME
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NotFoundError, first_line, shown
 from mlflow_tdeploy.runtime.base import runtime_settings
 from mlflow_tdeploy.runtime.options import SESSION_KEY, SessionOptions, added_options, common_options
 from mlflow_tdeploy.runtime.policy import ENVIRONMENT, Policy
@@ -90,13 +90,19 @@ def read_mlmodel(bundle: Bundle) -> MlflowModel | None:
     """Return the ``MLmodel`` file around a bundle, or None for a bundle that was written without MLflow.
 
     Raises:
+        IntegrityError: That file is damaged.
         NotFoundError: The model was logged with another flavor.
     """
     folder = bundle.root.parent
     if not (folder / MLMODEL_FILE_NAME).is_file():
         return None
     # not by MlflowModel.load, which takes a path for a URI and finds no folder with a "%" in its name
-    meta = MlflowModel.from_dict(yaml.safe_load((folder / MLMODEL_FILE_NAME).read_text(encoding="utf-8")))
+    try:
+        meta = MlflowModel.from_dict(yaml.safe_load((folder / MLMODEL_FILE_NAME).read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise IntegrityError(
+            f"'{folder / MLMODEL_FILE_NAME}' is damaged ({first_line(error)}). Take a sound copy of the model."
+        ) from error
     if FLAVOR_NAME not in meta.flavors:
         raise NotFoundError(f"The model at '{folder}' was not logged with the flavor '{FLAVOR_NAME}'.")
     return meta

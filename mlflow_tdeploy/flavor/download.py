@@ -9,7 +9,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.registry_io import locate, mlflow_errors, open_records
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import safe_path
-from mlflow_tdeploy.store.writer import staged_directory
+from mlflow_tdeploy.store.staging import staged_directory
 
 
 @mlflow_errors()

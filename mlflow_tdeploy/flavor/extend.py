@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from mlflow_tdeploy.registry_io import (
 )
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.lock import host_lock
+from mlflow_tdeploy.store.staging import workspace
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
@@ -117,11 +117,11 @@ def _add(
 ) -> Variant:
     from mlflow_tdeploy.build.extend import build_variant
 
-    with tempfile.TemporaryDirectory(prefix="tdeploy-extend-") as folder:
+    with workspace() as folder:
         built = build_variant(
             bundle,
             graph or name,
-            Path(folder),
+            folder,
             request.options,
             variant_id=name if graph else None,
             fetch=fetch,
@@ -148,11 +148,11 @@ def _add_engine(
         bundle, fetch = open_records(location)
         if new_id not in known and (there := bundle.variants.get(new_id)) is not None:
             return there  # another process has built it in the meantime
-        with tempfile.TemporaryDirectory(prefix="tdeploy-engine-") as folder:
+        with workspace() as folder:
             built = build_engine_variant(
                 bundle,
                 engine,
-                Path(folder),
+                folder,
                 request.options,
                 fetch=fetch,
                 progress=progress,

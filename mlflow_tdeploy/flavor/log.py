@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.utils.validation import _validate_model_name
 
 from mlflow_tdeploy import FLAVOR_NAME
+from mlflow_tdeploy.core.errors import InvalidInputError, StorageError
 from mlflow_tdeploy.flavor.package import Packaging
 from mlflow_tdeploy.flavor.save import write_model
-from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
+from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Prepared, Progress
 from mlflow_tdeploy.registry_io import describe, mlflow_errors, tag_logged_model
+from mlflow_tdeploy.store.disk import is_full
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
@@ -132,8 +136,11 @@ def log_model(
         packaging.check()
         if registered_model_name is not None:
             _validate_model_name(registered_model_name)
-    saver = _Saver(model, request, packaging)
-    with saver.published():
+        if not all(isinstance(one, Mapping) for one in (params, tags) if one is not None):
+            raise InvalidInputError("params and tags are mappings from name to value.")
+        prepared = request.prepare(model)
+    saver = _Saver(prepared, request, packaging, step)
+    with prepared, saver.published():
         return MlflowModel.log(
             artifact_path=artifact_path,
             name=name,
@@ -156,15 +163,16 @@ def log_model(
 class _Saver:
     """What ``Model.log`` calls a flavor; keeps what the bundle says, as MLflow removes its folder at once."""
 
-    def __init__(self, model: Any, request: BundleRequest, packaging: Packaging) -> None:
-        self._model = model
+    def __init__(self, prepared: Prepared, request: BundleRequest, packaging: Packaging, step: int) -> None:
+        self._prepared = prepared
         self._request = request
         self._packaging = packaging
+        self._step = step
         self._model_id: str | None = None
         self._description: tuple[dict[str, str], dict[str, float]] = ({}, {})
 
     def save_model(self, path: str, mlflow_model: MlflowModel, **_: Any) -> None:
-        bundle = write_model(self._model, Path(path), self._request, self._packaging, mlflow_model)
+        bundle = write_model(self._prepared, Path(path), self._request, self._packaging, mlflow_model)
         self._description, self._model_id = describe(bundle), mlflow_model.model_id
 
     @contextlib.contextmanager
@@ -172,17 +180,29 @@ class _Saver:
         """Write tags and metrics in the end, also of a model that was logged and could not be registered."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(Exception):  # the error that counts is on its way
                 if self._model_id and MlflowClient().get_logged_model(self._model_id).status == LoggedModelStatus.READY:
                     self._publish()
+            if isinstance(error, OSError) and is_full(error):
+                raise self._no_room(error) from error
             raise
         self._publish()
+
+    def _no_room(self, error: OSError) -> MlflowException:
+        left = (
+            f" What was written of the logged model '{self._model_id}', which is marked as failed, stays in the store."
+        )
+        return MlflowException(
+            f"The disk is full ({error.filename or error}): the model was not logged.{left if self._model_id else ''} "
+            f"Free some space and log it again.",
+            error_code=ErrorCode.Value(StorageError.code),
+        )
 
     def _publish(self) -> None:
         """Write tags and metrics; the model is whole without them, so a failure here is a warning."""
         try:
-            tag_logged_model(self._model_id or "", *self._description)
+            tag_logged_model(self._model_id or "", *self._description, step=self._step)
         except Exception as error:
             _log.warning(
                 "The model %s was logged, but not its tags and metrics (search_logged_models will not find its "

@@ -46,10 +46,11 @@ class TDeployModel:
         """Run the graph on arrays, without the task's own preparation.
 
         Args:
-            feeds: Name → array, of the signature's dtypes and shapes; their values are the caller's business.
+            feeds: Name → array, of the signature's dtypes and shapes; their values are the caller's business. Or
+                torch tensors of one device, which a TensorRT engine takes where they are.
 
         Returns:
-            Name → array.
+            Name → array, or tensor on that device.
 
         Raises:
             MlflowException: A tensor is missing, unknown, of a wrong dtype or out of its range.

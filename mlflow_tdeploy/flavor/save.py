@@ -12,13 +12,13 @@ from mlflow.models import ModelSignature
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.flavor.package import Packaging
-from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
+from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Prepared, Progress
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ROOT
-from mlflow_tdeploy.store.writer import staged_directory
+from mlflow_tdeploy.store.staging import refuse_taken, staged_directory
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
@@ -106,7 +106,10 @@ def save_model(
         signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,
         extra_files, model_config,
     )  # fmt: skip
-    write_model(model, Path(path), request, packaging, mlflow_model)
+    packaging.check()
+    refuse_taken(Path(path))
+    with request.prepare(model) as prepared:
+        write_model(prepared, Path(path), request, packaging, mlflow_model)
 
 
 def _check_servable(bundle: Bundle, forced: Policy) -> None:
@@ -136,13 +139,16 @@ def _check_servable(bundle: Bundle, forced: Policy) -> None:
 
 @mlflow_errors()
 def write_model(
-    model: Any, path: Path, request: BundleRequest, packaging: Packaging, mlflow_model: MlflowModel | None = None
+    prepared: Prepared,
+    path: Path,
+    request: BundleRequest,
+    packaging: Packaging,
+    mlflow_model: MlflowModel | None = None,
 ) -> Bundle:
     """Write the model directory and return its bundle; all or nothing."""
-    packaging.check()
     with staged_directory(path) as staged:
         forced = packaging.policy()
-        request.write(model, staged / ROOT, forced.variant)
+        request.write(prepared, staged / ROOT, forced.variant)
         bundle = Bundle.open(staged)
         _check_servable(bundle, forced)
         packaging.write(staged, bundle, mlflow_model or MlflowModel())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, shown
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.copy import copy_bundle
 from mlflow_tdeploy.store.layout import MANIFEST, ROOT
@@ -20,6 +21,7 @@ from mlflow_tdeploy.store.writer import BundleDraft
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
     from mlflow_tdeploy.build.options import BuildOptions
+    from mlflow_tdeploy.source.base import Source
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -89,27 +91,19 @@ class BundleRequest:
 
             check_engines(engines, probe.host())
 
-    def write(self, model: Any, root: Path, forced: str | None = None) -> None:
-        """Make the bundle of ``model`` in the new folder ``root``.
+    def prepare(self, model: Any) -> Prepared:
+        """Read what was passed as ``model``, as far as nothing is written for it; to be closed, or used with ``with``.
 
-        Args:
-            model: See ``save_model``.
-            root: The folder.
-            forced: A variant that the model will be opened with, refused at once where there cannot be one of that id.
+        Raises:
+            TDeployError: It is nothing that can be logged.
         """
         bundle = bundle_at(model)
-        if bundle is None:
-            self._build(model, root, forced)
-        else:
-            self._copy(bundle, root)
-
-    def _build(self, model: Any, root: Path, forced: str | None) -> None:
-        from mlflow_tdeploy.build.pipeline import build_bundle
-        from mlflow_tdeploy.build.plan import HF
-        from mlflow_tdeploy.build.recipes import RECIPES
+        if bundle is not None:
+            return Prepared(bundle)
         from mlflow_tdeploy.source.resolve import resolve
 
         self.check()  # before the model is loaded: what is wrong shows at once
+        _require_packages()
         source = resolve(
             model,
             task=self.task,
@@ -121,11 +115,28 @@ class BundleRequest:
             token=self.token,
             trust_remote_code=self.trust_remote_code,
         )
-        try:
-            _check_forced(forced, {HF, *RECIPES.names(), *source.graphs})
-            report = build_bundle(source, BundleDraft(root), self.options, self.progress)
-        finally:
-            source.close()
+        return Prepared(source)
+
+    def write(self, prepared: Prepared, root: Path, forced: str | None = None) -> None:
+        """Make the bundle of a model in the new folder ``root``.
+
+        Args:
+            prepared: The model.
+            root: The folder.
+            forced: A variant that the model will be opened with, refused at once where there cannot be one of that id.
+        """
+        if isinstance(prepared.model, Bundle):
+            self._copy(prepared.model, root)
+        else:
+            self._build(prepared.model, root, forced)
+
+    def _build(self, source: Source, root: Path, forced: str | None) -> None:
+        from mlflow_tdeploy.build.pipeline import build_bundle
+        from mlflow_tdeploy.build.plan import HF
+        from mlflow_tdeploy.build.recipes import RECIPES
+
+        _check_forced(forced, {HF, *RECIPES.names(), *source.graphs})
+        report = build_bundle(source, BundleDraft(root), self.options, self.progress)
         for variant_id, why in report.skipped.items():
             _log.warning("The model is logged without variant '%s': %s", variant_id, why)
 
@@ -140,6 +151,36 @@ class BundleRequest:
                 f"or pass the original model."
             )
         copy_bundle(bundle, root)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that was read and is not written yet.
+
+    Attributes:
+        model: What to build from, or a finished bundle.
+    """
+
+    model: Source | Bundle
+
+    def __enter__(self) -> Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not isinstance(self.model, Bundle):
+            self.model.close()
+
+
+def _require_packages() -> None:
+    """Make sure that what every build needs is installed, before minutes are spent.
+
+    Raises:
+        MissingDependencyError: Something is not.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime", "torch"):
+        if importlib.util.find_spec(module) is None:
+            extra = "cpu,build" if module == "onnxruntime" else "build"
+            raise MissingDependencyError(module, "Logging a model", f"pip install 'mlflow-tdeploy[{extra}]'")
 
 
 def _check_forced(forced: str | None, possible: Collection[str]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.flavor.extend import update_tags
 from mlflow_tdeploy.flavor.source import BundleRequest, Progress
 from mlflow_tdeploy.registry_io import append_evidence, locate, mlflow_errors, open_records
+from mlflow_tdeploy.store.staging import workspace
 
 
 @mlflow_errors()
@@ -44,8 +43,8 @@ def verify_model(
     request = BundleRequest(verify_with=verify_with)
     location = locate(model_uri)
     bundle, fetch = open_records(location)
-    with tempfile.TemporaryDirectory(prefix="tdeploy-verify-") as folder:
-        found = recheck_variants(bundle, variants, Path(folder), request.options, fetch=fetch, progress=progress)
+    with workspace() as folder:
+        found = recheck_variants(bundle, variants, folder, request.options, fetch=fetch, progress=progress)
     append_evidence(location, found)
     update_tags(location)
     return {record.variant: record for record in found if record.kind == "accuracy"}

@@ -62,10 +62,11 @@ def _with_unreadable(tags: Mapping[str, str], before: Mapping[str, str]) -> dict
     return {**tags, **{key: ",".join(sorted(names - {""})) for key, names in joined.items()}}
 
 
-def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], step: int = 0) -> None:
     """Write what :func:`describe` returned to a logged model, so that ``search_logged_models`` finds it.
 
-    MLflow keeps a logged model's metrics with a run: the one that logged the model, else a new one of that purpose.
+    MLflow keeps a logged model's metrics with a run: the one that logged the model, at the step of that, else a new one
+    of that purpose.
     """
     client = MlflowClient()
     model = client.get_logged_model(model_id)
@@ -74,7 +75,7 @@ def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[st
     if not metrics:
         return
     now = get_current_time_millis()
-    entries = [Metric(key, value, now, 0, model_id=model_id) for key, value in metrics.items()]
+    entries = [Metric(key, value, now, step, model_id=model_id) for key, value in metrics.items()]
     name = f"{model.name} evidence"
     run_id = model.source_run_id or client.create_run(model.experiment_id, run_name=name).info.run_id
     for start in range(0, len(entries), 900):  # MLflow takes at most 1000 in a batch

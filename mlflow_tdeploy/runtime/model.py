@@ -18,6 +18,7 @@ from mlflow_tdeploy.core.errors import (
     SessionError,
     StorageError,
     TDeployError,
+    shown,
 )
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
@@ -36,6 +37,8 @@ from mlflow_tdeploy.runtime.workers import Workers
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
 _log = logging.getLogger("mlflow_tdeploy")
+#: Parameters of a call that every model has.
+_CHOICE = ("variant", "runtime", "strict")
 
 
 class Model:
@@ -58,6 +61,12 @@ class Model:
         self._task = opener.task
         self._sessions = Sessions(opener, options, fetch)
         _models.add(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A loaded model holds sessions and threads of this process and cannot be pickled or copied: load it by its "
+            "URI where it is needed."
+        )
 
     def _renew(self) -> None:
         """Set up all that belongs to this process: locks, threads, and what holds them."""
@@ -129,7 +138,13 @@ class Model:
         if params is not None and not isinstance(params, Mapping):
             raise InvalidInputError(f"params must be a mapping from name to value, got {type(params).__name__}.")
         given = {**(params or {}), **keywords}
-        policy = Policy.of({key: given.pop(key, None) for key in ("variant", "runtime", "strict")}, environ={})
+        policy = Policy.of({key: given.pop(key, None) for key in _CHOICE}, environ={})
+        known = dict.fromkeys(param.name for param in self._task.params)
+        if unknown := [key for key in given if key not in known]:
+            raise InvalidInputError(
+                f"Unknown parameter {shown(unknown[0])} for task '{self._task.name}'. Known: "
+                f"{', '.join((*known, *_CHOICE))}."
+            )
         pipeline = self._open_pipeline() if policy == Policy() else self._force(policy)
         return pipeline(inputs, given)
 
@@ -209,6 +224,8 @@ class Model:
             try:
                 return decision, self._pipeline_of(candidate)
             except Exception as error:  # also what a store or a library raises: the next variant may be fine
+                if self._closed:
+                    raise
                 why = str(error) if isinstance(error, TDeployError) else f"{type(error).__name__}: {error}"
                 decision, failed = decision.failed(candidate, why), error
                 _log.warning("Variant %s cannot serve: %s", candidate.variant, why)

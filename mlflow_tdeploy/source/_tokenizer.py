@@ -167,7 +167,7 @@ def check_parity(task: str, config: Mapping[str, Any], signature: Signature, tok
         ours = TASKS.get(task)(config, signature, Path(folder))
         size = signature.inputs[0].shape[1]
         longest = min(int(config["max_length"]), size if isinstance(size, int) else signature.dim(size).max)
-        for text in PARITY_TEXTS:
+        for text in (*PARITY_TEXTS, " ".join(("a", *tokenizer.all_special_tokens, "b"))):
             wanted = expected(text)
             try:
                 encoded = ours.encode(ours.items([text]))

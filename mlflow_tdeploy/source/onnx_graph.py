@@ -210,6 +210,8 @@ def _read(model: Any, folders: Mapping[str, Path], temporary: Path) -> dict[str,
     if not model:
         raise InvalidInputError("The mapping of ready-made variants is empty. Give at least one ONNX graph.")
     graphs = {name: graph for name, graph in model.items() if name not in folders}
+    if "hf" in model:
+        raise InvalidInputError("The id 'hf' is that of an original model of Hugging Face: choose another one.")
     if not graphs:
         raise InvalidInputError(
             "A Triton repository is kept beside an ONNX graph of the same model, which says what it takes and answers. "

@@ -6,6 +6,7 @@ torch and transformers are imported only where the kind of model needs them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,11 @@ def _need_transformers() -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ModuleNotFoundError as error:
+        # transformers looks for some by their distributions; their errors hold a whole sentence
+        named = re.search(r"[A-Za-z0-9][A-Za-z0-9._-]*(?=[ '=<>~!]|$)", str(error.name).removeprefix("The "))
+        package = named[0] if named else str(error.name)
         raise MissingDependencyError(
-            str(error.name), "Logging a Hugging Face model", "pip install 'mlflow-tdeploy[build]'"
+            package, "Logging a Hugging Face model", "pip install 'mlflow-tdeploy[build]'"
         ) from None
     except Exception as error:  # a library of theirs that cannot be opened
         raise BrokenDependencyError("Logging a Hugging Face model", error) from error

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,7 +68,8 @@ class Bundle:
             SchemaVersionError: A newer version of this package wrote it.
             ManifestError: Its manifest is damaged.
         """
-        for root in (Path(path) / ROOT, Path(path)):
+        whole = Path(os.path.abspath(path))  # the working directory may be another one when files are opened
+        for root in (whole / ROOT, whole):
             if os.path.lexists(root / MANIFEST):
                 manifest = _read_manifest(root)
                 if not os.path.lexists(root / VARIANTS):
@@ -159,9 +160,16 @@ class Bundle:
             except TDeployError as error:
                 why = _left_out(relative, error)
                 doubt = f"{relative} is {why}" if self._is_verdict(relative) else doubt
+        if variant is not None and doubt is None:
+            doubt = self._lost(variant, found)
         if doubt is not None:
             self._doubts[variant_id] = doubt
         return tuple(found)
+
+    def _lost(self, variant: Variant, found: Collection[Evidence]) -> str | None:
+        """Return what shows that evidence of a variant is gone, or None: every graph is checked before it is kept."""
+        checked = variant.format in ("onnx", "ort") and variant.id != self.manifest.reference and not variant.dropped
+        return "nothing is left of what was measured about it" if checked and not found else None
 
     def _is_verdict(self, relative: str) -> bool:
         """Tell whether evidence that cannot be read may be about accuracy: what is cut off before it says so may be."""

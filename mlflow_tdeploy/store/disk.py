@@ -32,7 +32,7 @@ def cache_home() -> Path:
     home = os.path.expanduser("~")  # Path.home() raises where a container's user has no home
     if not os.path.isabs(home):
         # anybody can make that folder first, so it counts only if it is this user's own
-        return _own_or_private(Path(tempfile.gettempdir()) / f"mlflow_tdeploy-{_user()}")
+        return own_or_private(Path(tempfile.gettempdir()) / f"mlflow_tdeploy-{_user()}")
     return Path(home) / ".cache" / "mlflow_tdeploy"
 
 
@@ -41,14 +41,15 @@ def own_folder(name: str) -> Path:
 
     Where it is not, or cannot be made, a private folder is returned that goes when this process ends.
     """
-    return _own_or_private(cache_home() / name / f"user-{_user()}")
+    return own_or_private(cache_home() / name / f"user-{_user()}")
 
 
 def _user() -> str:
     return str(os.geteuid()) if hasattr(os, "geteuid") else "user"
 
 
-def _own_or_private(folder: Path) -> Path:
+def own_or_private(folder: Path) -> Path:
+    """Return a folder if it is this user's own, made if need be; else a private one that goes with this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = os.lstat(folder)

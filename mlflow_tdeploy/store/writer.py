@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,104 +19,10 @@ from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.manifest import Manifest
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.variant import FileRecord, Variant
-from mlflow_tdeploy.store.disk import link_or_copy, storage_errors, sync_folder, sync_tree, temporary, write_once
+from mlflow_tdeploy.store.disk import link_or_copy, storage_errors, temporary, write_once
 from mlflow_tdeploy.store.hashing import record_file, record_tree, verify_file
 from mlflow_tdeploy.store.layout import ABANDONED_S, EVIDENCE, FILES, GOLDEN, MANIFEST, TEMPORARY, VARIANTS, safe_path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-#: The names that :func:`mlflow_tdeploy.store.disk.temporary` gives.
-_STAGED = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
-
-
-@contextlib.contextmanager
-def staged_directory(target: Path) -> Iterator[Path]:
-    """Yield a fresh folder beside ``target`` that becomes ``target``, whole and on disk, when the block ends well.
-
-    After any exception neither exists. After a kill there may be a folder ``.tdeploy-…`` beside ``target``, which
-    nothing reads and a later call removes; ``target`` itself is there completely or not at all.
-
-    Raises:
-        ConflictError: ``target`` exists and is not an empty folder.
-        StorageError: The disk is full or refuses.
-    """
-    target = Path(os.path.abspath(target))  # the block may change the working directory
-    _refuse_taken(target)
-    with storage_errors(f"write '{target}'"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent)
-        fresh = temporary(target.parent)
-        fresh.mkdir()
-        handle = _hold(fresh)
-        try:
-            yield fresh
-            sync_tree(fresh)
-            _become(fresh, target)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        finally:
-            if handle is not None:
-                os.close(handle)
-        sync_folder(target.parent)
-
-
-def _hold(folder: Path) -> int | None:
-    """Lock a folder for as long as this process lives and the handle is open, where the system can."""
-    if fcntl is None:
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers left: folders that nobody locks and nobody has written to for some time.
-
-    The lock alone does not tell where a file system knows only this host's locks.
-    """
-    for path in folder.glob(f"{TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            if not _STAGED.fullmatch(path.name) or path.is_symlink() or not path.is_dir() or _is_fresh(path):
-                continue
-            if (handle := _hold(path)) is not None:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(handle)
-
-
-def _is_fresh(folder: Path) -> bool:
-    newest = max(os.lstat(path).st_mtime for path in (folder, *folder.rglob("*")))
-    return time.time() - newest < ABANDONED_S
-
-
-def _refuse_taken(target: Path) -> None:
-    if os.path.ismount(target):
-        raise InvalidInputError(
-            f"'{target}' is a mount point, which cannot become a model's folder all at once. Choose a folder inside it."
-        )
-    if (file := next((path for path in target.parents if path.is_file()), None)) is not None:
-        raise InvalidInputError(f"'{target}' cannot be made: '{file}' is a file. Choose another path.")
-    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise ConflictError(f"'{target}' exists already and is not an empty folder. Choose another path or remove it.")
-
-
-def _become(fresh: Path, target: Path) -> None:
-    """Rename a folder to a name that is free or an empty folder's."""
-    if os.name == "nt" and target.is_dir():
-        target.rmdir()  # only there a rename never replaces
-    try:
-        os.rename(fresh, target)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise ConflictError(f"'{target}' was created by somebody else in the meantime and is kept.") from error
-        raise
+from mlflow_tdeploy.store.staging import is_fresh, refuse_taken, staged_directory
 
 
 class BundleDraft:
@@ -133,7 +37,7 @@ class BundleDraft:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        _refuse_taken(self.root)
+        refuse_taken(self.root)
         with storage_errors(f"write '{self.root}'"):
             self.root.mkdir(parents=True, exist_ok=True)
 
@@ -324,7 +228,7 @@ def _remove_unrecorded(root: Path, variant_id: str) -> None:
     """Remove what nobody has written to for some time and no record names: a killed appender's."""
     for path in safe_path(root, f"{FILES}/{variant_id}").glob("*"):
         with contextlib.suppress(OSError):
-            if not path.is_symlink() and path.is_dir() and not _is_fresh(path):
+            if not path.is_symlink() and path.is_dir() and not is_fresh(path):
                 gone = temporary(path.parent)
                 os.rename(path, gone)
                 if os.path.lexists(_record_path(root, variant_id)):  # it only slept, and has ended meanwhile

@@ -16,7 +16,8 @@ from mlflow_tdeploy.build.recipes import Graph, Recipe
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.writer import BundleDraft, staged_directory
+from mlflow_tdeploy.store.staging import staged_directory
+from mlflow_tdeploy.store.writer import BundleDraft
 
 ALL = {"hf", "onnx-fp32", "onnx-fp16", "ort-cpu-fp32", "ort-cpu-int8"}
 

@@ -12,7 +12,8 @@ from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.report import BuildReport
 from mlflow_tdeploy.build.verify_data import VerifyData, default_texts
 from mlflow_tdeploy.source.resolve import resolve
-from mlflow_tdeploy.store.writer import BundleDraft, staged_directory
+from mlflow_tdeploy.store.staging import staged_directory
+from mlflow_tdeploy.store.writer import BundleDraft
 
 #: Labels that have nothing to do with the texts: a random model's accuracy on them is some number.
 LABELS = ["no", "maybe", "yes"]

@@ -85,3 +85,14 @@ def test_build_bundle_refuses_int8_by_the_default_budget_when_activations_have_o
     assert accuracy(bundle, "ort-cpu-fp32").passed
     with open_model(tmp_path / "model") as model:
         assert model.decision.chosen.variant == "ort-cpu-fp32"
+
+
+def test_a_variant_that_was_named_is_left_out_with_its_parent_that_is_over_budget(tmp_path, tiny_bert):
+    source = resolve(tiny_bert, shapes={"batch": (1, 2, 4), "sequence": (1, 8, 16)})
+    options = BuildOptions(
+        measure=False, budget=Budget.of("max_difference <= 1e-12"), data=VerifyData.of(["one", "two words"]),
+        precisions=("fp32",),
+    )  # fmt: skip
+    report, bundle = build(source, tmp_path / "model", options)
+    assert bundle.variants["onnx-fp32"].dropped
+    assert report.skipped == {"ort-cpu-fp32": "'onnx-fp32', which it is made from, is over budget"}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
 
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.hardware import Gpu
 from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.build.building import ALL, accuracy, build
@@ -149,3 +154,25 @@ def test_build_bundle_of_minilm_leaves_out_the_layer_norm_fusion_that_slows_the_
     variant = Bundle.open(minilm_bundle).variants["ort-cpu-fp32"]
     assert "SkipLayerNormFusion" in variant.session["disabled_optimizers"]
     assert variant.precision.settings["fused"]["attention"] == 6
+
+
+def test_the_graph_fused_for_cuda_is_checked_where_there_is_no_gpu_and_serves_nowhere(tmp_path, tiny_bert):
+    """A CPU computes it in fp32 with casts: that shows whether it is the model, not what a GPU makes of it."""
+    if probe.gpu()[0] is not None:
+        pytest.skip("what is done where there is no GPU")
+    source = resolve(tiny_bert, shapes={"batch": (1, 2, 4), "sequence": (1, 8, 16)})
+    options = BuildOptions(precisions=("ort-cuda-fp16",), data=VerifyData.of(["one", "two words"]), seconds=0.5)
+    _, bundle = build(source, tmp_path / "model", options)
+    variant = bundle.variants["ort-cuda-fp16"]
+    assert (variant.device, variant.format, variant.precision.name) == ("cuda", "ort", "fp16")
+    assert variant.precision.settings["fused"]["attention"] == 2
+    accuracy = [record for record in bundle.evidence(variant.id) if record.kind == "accuracy"]
+    assert (accuracy[0].passed, accuracy[0].settings["runtime"]) == (True, "ort-cpu")
+    assert not [record for record in bundle.evidence(variant.id) if record.kind == "latency"]
+    with open_model(tmp_path / "model") as model:
+        reasons = {one.runtime: one.reason for one in model.decision.candidates if one.variant == "ort-cuda-fp16"}
+        assert reasons["ort-cpu"] == "made for CUDA"
+    gpu = dataclasses.replace(probe.host(), gpu=Gpu("NVIDIA L4", "8.9"))
+    decision = decide_bundle(bundle, gpu, Policy())
+    (cuda,) = [one for one in decision.candidates if (one.variant, one.runtime) == ("ort-cuda-fp16", "ort-cuda")]
+    assert "fp16 was not verified on a GPU yet" in cuda.reason

@@ -13,7 +13,8 @@ from mlflow_tdeploy.build.pipeline import build_bundle
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.writer import BundleDraft, staged_directory
+from mlflow_tdeploy.store.staging import staged_directory
+from mlflow_tdeploy.store.writer import BundleDraft
 
 
 def build(model, folder, **given):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
@@ -198,3 +200,34 @@ def test_a_store_whose_package_is_missing_is_named_with_the_install_line(monkeyp
     monkeypatch.setattr("mlflow_tdeploy.registry_io.location.get_artifact_repository", refuse)
     with pytest.raises(MlflowException, match=r"'s3://b/k' needs the package 'botocore'.*pip install botocore"):
         mlflow_tdeploy.load_model("s3://b/k")
+
+
+def test_a_model_loaded_by_a_relative_path_serves_from_another_working_directory(tmp_path, monkeypatch):
+    make_bundle(tmp_path / "made", {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS})
+    monkeypatch.chdir(tmp_path)
+    with mlflow_tdeploy.load_model("made") as model:
+        monkeypatch.chdir("/")
+        x = np.ones((1, 4), np.float32)
+        np.testing.assert_allclose(model.predict({"x": x}, variant="onnx-fp32")["y"], x @ WEIGHTS, rtol=1e-6)
+
+
+@pytest.mark.parametrize("content", ["", "flavors: [", "- 1", "flavors: {}\nutc_time_created: \x00"])
+def test_a_damaged_mlmodel_is_named(tmp_path, content):
+    mlflow_tdeploy.save_model(make_bundle(tmp_path / "made"), tmp_path / "m")
+    (tmp_path / "m" / "MLmodel").write_text(content)
+    with pytest.raises(MlflowException, match="MLmodel"):
+        mlflow_tdeploy.load_model(str(tmp_path / "m"))
+
+
+def test_a_loaded_model_says_why_it_cannot_be_pickled(tmp_path):
+    with mlflow_tdeploy.load_model(make_bundle(tmp_path)) as model:
+        for copy_it in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="load it by its URI where it is needed"):
+                copy_it(model)
+
+
+def test_an_unknown_parameter_is_told_with_those_that_every_model_has(tmp_path):
+    with mlflow_tdeploy.load_model(make_bundle(tmp_path)) as model:
+        x = np.ones((1, 4), np.float32)
+        with pytest.raises(MlflowException, match="Unknown parameter 'foo' .* Known: variant, runtime, strict"):
+            model.predict({"x": x}, foo=1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import mlflow
 import numpy as np
 import pytest
@@ -118,7 +120,7 @@ def test_log_model_creates_no_logged_model_when_a_parameter_is_wrong(tracking, m
 
 
 def test_log_model_warns_and_keeps_the_model_when_tags_cannot_be_written(tracking, made, monkeypatch, caplog):
-    def broken(*_):
+    def broken(*_, **__):
         raise ConnectionError("no connection")
 
     monkeypatch.setattr("mlflow_tdeploy.flavor.log.tag_logged_model", broken)
@@ -199,3 +201,46 @@ def test_log_model_refuses_packaging_that_cannot_be_before_anything_is_logged(tr
     with pytest.raises(MlflowException, match=message):
         mlflow_tdeploy.log_model(made, "words", **arguments)
     assert mlflow.search_logged_models(output_format="list") == []
+
+
+@pytest.mark.parametrize("model", [None, 5, {}, "no/such/folder.onnx", {"hf": "x.onnx"}])
+def test_log_model_creates_no_logged_model_when_the_model_is_none(tracking, model):
+    with pytest.raises(MlflowException):
+        mlflow_tdeploy.log_model(model, name="words", task="tensors")
+    assert not mlflow.search_logged_models(output_format="list")
+
+
+@pytest.mark.parametrize("given", [{"tags": ["a"]}, {"params": "lr"}])
+def test_log_model_refuses_tags_and_params_that_are_no_mappings(tracking, made, given):
+    with pytest.raises(MlflowException, match="mappings from name to value"):
+        mlflow_tdeploy.log_model(made, name="words", **given)
+
+
+def test_log_model_logs_metrics_at_the_step_of_the_model(tracking, made):
+    with mlflow.start_run() as run:
+        for step in (10, 20):
+            mlflow_tdeploy.log_model(made, name=f"words-{step}", step=step)
+    history = MlflowClient().get_metric_history(run.info.run_id, "onnx-fp32.worst_cosine")
+    assert sorted(metric.step for metric in history) == [10, 20]
+
+
+def test_log_model_says_so_when_the_artifact_stores_disk_is_full(tracking, made, small_disk):
+    (small_disk / "filler").write_bytes(bytes(1 << 20)[: (1 << 20) - 40_000])
+    experiment = mlflow.create_experiment("small", artifact_location=str(small_disk / "artifacts"))
+    mlflow.set_experiment(experiment_id=experiment)
+    with pytest.raises(MlflowException, match="The disk is full.*the model was not logged.*marked as failed") as caught:
+        mlflow_tdeploy.log_model(made, name="words")
+    assert caught.value.error_code == "IO_ERROR"
+    (model,) = mlflow.search_logged_models([experiment], output_format="list")
+    assert model.status == LoggedModelStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("onnxscript", "build"), ("onnxruntime", "cpu,build"), ("torch", "build")]
+)
+def test_log_model_says_at_once_what_is_not_installed(tracking, tmp_path, monkeypatch, module, extra):
+    linear_graph(tmp_path / "linear.onnx", WEIGHTS)
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == module else real(name, *a))
+    with pytest.raises(MlflowException, match=rf"'{module}', which is not installed.*mlflow-tdeploy\[{extra}\]"):
+        mlflow_tdeploy.log_model(str(tmp_path / "linear.onnx"), name="linear")

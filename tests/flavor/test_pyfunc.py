@@ -220,6 +220,7 @@ def test_full_config_has_every_key_so_that_each_can_be_overridden():
     assert set(config) == {
         *("variant", "runtime", "strict", "threads", "intra_op_threads", "spinning", "arena", "graph_level"),
         *("execution_mode", "profiling", "token_budget", "session", "contexts", "cuda_graphs", "device_id"),
+        "weight_streaming_budget",
     }
     assert config["threads"] == 2
     assert (config["variant"], config["runtime"], config["strict"]) == ("", "", "")

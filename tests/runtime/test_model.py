@@ -3,6 +3,7 @@ import gc
 import json
 import logging
 import re
+import shutil
 import sys
 import threading
 import time
@@ -447,3 +448,15 @@ def test_infer_takes_torch_tensors_and_answers_with_tensors(tmp_path):
             model.infer({"x": x, "z": np.ones(1)})
     with pytest.raises(SessionError, match="closed"):
         model.infer({"x": x})
+
+
+@pytest.mark.parametrize("lost", ["", "ort-cpu-fp32"])
+def test_evidence_that_is_gone_is_a_fallback(tmp_path, caplog, lost):
+    """A variant that was kept has been checked: without what was found nobody can tell, and strict refuses."""
+    root = make_bundle(tmp_path, BOTH)
+    shutil.rmtree(root / "tdeploy/evidence" / lost)
+    with open_model(root) as model:
+        assert model.decision.chosen.variant == "onnx-fp32"
+    assert "that is, or may be, better cannot serve on this host: ort-cpu-fp32" in caplog.text
+    with pytest.raises(NoVariantError):
+        open_model(root, policy=Policy(strict=True))

@@ -12,11 +12,12 @@ import pytest
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import ConflictError, StorageError
-from mlflow_tdeploy.store import hashing
+from mlflow_tdeploy.store import hashing, staging
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.cache import ContentCache
 from mlflow_tdeploy.store.hashing import HashCache, record_file, record_tree, verify_file
-from mlflow_tdeploy.store.writer import append_evidence, append_variant, staged_directory
+from mlflow_tdeploy.store.staging import staged_directory, workspace
+from mlflow_tdeploy.store.writer import append_evidence, append_variant
 from tests.bundles import WEIGHTS, accuracy, fill, make_bundle
 from tests.store.staging import snapshot, stage
 
@@ -311,3 +312,24 @@ def test_append_variant_leaves_bundle_as_it_was_when_file_size_is_limited(tmp_pa
     assert in_child(append) == 4
     assert snapshot(root) == before
     assert not list(root.rglob(".tdeploy-*"))
+
+
+def test_what_a_killed_process_of_this_host_left_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "_UNLOCKED_S", 0.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+
+    def work():
+        with staged_directory(tmp_path / "model") as fresh, workspace() as folder:
+            (fresh / "large").write_bytes(b"x")
+            (folder / "large").write_bytes(b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(work) == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("large"))) == 2
+    with staged_directory(tmp_path / "other"), workspace() as mine:
+        with workspace() as another:  # whose process lives is left alone
+            assert mine != another
+        assert mine.is_dir()
+        assert not list(tmp_path.rglob("large"))
+    assert not mine.exists()

@@ -9,7 +9,7 @@ import pytest
 from mlflow_tdeploy.core.errors import ConflictError, StorageError
 from mlflow_tdeploy.store import disk
 from mlflow_tdeploy.store.disk import cache_home, link_or_copy, own_folder, storage_errors, write_once
-from mlflow_tdeploy.store.writer import staged_directory
+from mlflow_tdeploy.store.staging import staged_directory
 
 
 @pytest.fixture

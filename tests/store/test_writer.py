@@ -6,12 +6,8 @@ import pytest
 
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.writer import (
-    BundleDraft,
-    append_evidence,
-    evidence_name,
-    staged_directory,
-)
+from mlflow_tdeploy.store.staging import staged_directory
+from mlflow_tdeploy.store.writer import BundleDraft, append_evidence, evidence_name
 from tests.bundles import accuracy
 
 # staged_directory

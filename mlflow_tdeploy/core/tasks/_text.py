@@ -17,7 +17,7 @@ from mlflow_tdeploy.core.tasks._base import Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 #: Columns or keys under which a table of texts is recognized.
-_TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
+TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
 _PAIR_KEY = "text_pair"
 _ROW_FILE = "tokenizer.json"
 
@@ -293,7 +293,7 @@ def _text_key(keys: list[Any]) -> Any:
         )
     if len(keys) <= 1:
         return keys[0] if keys else None
-    found = [key for key in keys if isinstance(key, str) and key in _TEXT_KEYS]
+    found = [key for key in keys if isinstance(key, str) and key in TEXT_KEYS]
     if len(found) != 1:
         raise InvalidInputError(
             f"Cannot tell which column holds the texts: got {shown(keys, 200)}. Pass one column, or name it 'text'."
