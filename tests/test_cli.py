@@ -267,3 +267,11 @@ def test_doctor_says_how_to_mend_libraries_that_are_installed_and_broken(tmp_pat
 def test_inspect_says_that_a_file_is_no_folder(tmp_path):
     (tmp_path / "mlflow.db").write_text("")
     assert "that is a file, not a model's folder" in run("inspect", tmp_path / "mlflow.db", ok=False)
+
+
+def test_an_address_where_no_model_is_is_told_without_a_traceback():
+    for uri in ("http://127.0.0.1:9/y", "mlflow-artifacts://127.0.0.1:9/y"):
+        result = CliRunner().invoke(main, ["inspect", uri])
+        assert result.exit_code == 1
+        assert result.output.startswith("Error: ")
+        assert isinstance(result.exception, SystemExit)

@@ -110,6 +110,12 @@ class Workshop:
                     f"The model answers one request differently each time ({why}): it draws random numbers, so that "
                     f"nothing can be compared with it. Switch that off (dropout, sampling) and log it again."
                 )
+            for limit in self.budget.limits:
+                if limit.metric in answers.metric and not limit.allows(answers.metric[limit.metric]):
+                    raise InvalidInputError(
+                        f"The budget wants {limit}, and the original itself reaches {answers.metric[limit.metric]:.4g} "
+                        f"on this data. Limit what may be lost instead, such as {limit.metric}_drop <= 0.01."
+                    )
         return answers
 
     def make(self, recipe: type[Recipe], parent: Graph | None) -> Staged:

@@ -21,4 +21,5 @@ def cache(most: str | None) -> None:
         click.echo(f"folder     {cache_home()}")
         click.echo(f"objects    {found.objects / 1e6:.1f} MB")
         click.echo(f"views      {found.views / 1e6:.1f} MB, most of it shared with the objects")
+        click.echo(f"engines    {found.engines / 1e6:.1f} MB, built here by ONNX Runtime")
         click.echo(f"total      {found.total / 1e6:.1f} MB")

@@ -172,8 +172,9 @@ class _Saver:
         self._description: tuple[dict[str, str], dict[str, float]] = ({}, {})
 
     def save_model(self, path: str, mlflow_model: MlflowModel, **_: Any) -> None:
+        self._model_id = mlflow_model.model_id
         bundle = write_model(self._prepared, Path(path), self._request, self._packaging, mlflow_model)
-        self._description, self._model_id = describe(bundle), mlflow_model.model_id
+        self._description = describe(bundle)
 
     @contextlib.contextmanager
     def published(self) -> Iterator[None]:
@@ -182,12 +183,21 @@ class _Saver:
             yield
         except BaseException as error:
             with contextlib.suppress(Exception):  # the error that counts is on its way
-                if self._model_id and MlflowClient().get_logged_model(self._model_id).status == LoggedModelStatus.READY:
-                    self._publish()
+                self._settle()
             if isinstance(error, OSError) and is_full(error):
                 raise self._no_room(error) from error
             raise
         self._publish()
+
+    def _settle(self) -> None:
+        """Leave no logged model that seems to be under way: MLflow marks one as failed, unless it is interrupted."""
+        if self._model_id is None:
+            return
+        status = MlflowClient().get_logged_model(self._model_id).status
+        if status == LoggedModelStatus.READY:
+            self._publish()
+        elif status == LoggedModelStatus.PENDING:
+            MlflowClient().finalize_logged_model(self._model_id, LoggedModelStatus.FAILED)
 
     def _no_room(self, error: OSError) -> MlflowException:
         left = (

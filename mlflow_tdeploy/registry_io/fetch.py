@@ -12,7 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, StorageError, first_line
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -66,7 +66,13 @@ def fetch_records(location: Location, into: Path) -> Bundle:
         ConflictError: The folder holds another model, whose variants would be taken for this one's.
     """
     repository = location.repository
-    found = {entry.path.rsplit("/", 1)[-1] for entry in repository.list_artifacts(ROOT)}
+    try:
+        found = {entry.path.rsplit("/", 1)[-1] for entry in repository.list_artifacts(ROOT)}
+    except ValueError as error:  # such as an http: address that is none of an artifact proxy
+        raise NotFoundError(
+            f"No model at '{location.uri}': MLflow reads no artifacts there ({first_line(error)}). Pass models:/…, "
+            f"runs:/…, a folder, or the URI of an artifact store."
+        ) from error
     if MANIFEST not in found:
         raise NotFoundError(f"'{location.uri}' holds no bundle: it was not logged with the flavor 'tdeploy'.")
     with tempfile.TemporaryDirectory(dir=into, prefix=".tdeploy-") as folder:  # MLflow writes files piece by piece

@@ -15,6 +15,8 @@ from mlflow_tdeploy.store.disk import own_folder, temporary
 from mlflow_tdeploy.store.layout import ABANDONED_S, ROOT, TEMPORARY
 
 _VIEWS = "views"
+#: Engines that ONNX Runtime's TensorRT provider has built here, a folder for each content.
+ENGINES = "ort-tensorrt"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Usage:
 
     objects: int
     views: int
+    engines: int
     total: int
 
 
@@ -49,26 +52,27 @@ def used(view: Path) -> None:
 
 
 def usage() -> Usage:
-    """Return what objects and views take."""
+    """Return what objects, views and engines take."""
     return _usage(*_items())
 
 
 def prune(max_bytes: int) -> int:
-    """Remove what was used least recently, objects and views, until at most ``max_bytes`` are left.
+    """Remove what was used least recently, objects, views and engines, until at most ``max_bytes`` are left.
 
-    A process that runs keeps what it has opened; whatever else is wanted again is fetched again.
+    A process that runs keeps what it has opened; whatever else is wanted again is fetched, or built, again.
 
     Returns:
         Bytes freed.
     """
     swept = _sweep()
-    objects, views = _items()
-    before = left = _usage(objects, views).total
+    kinds = _items()
+    before = left = _usage(*kinds).total
+    items = [item for kind in kinds for item in kind]
     owners: dict[tuple[int, int], int] = {}
-    for item in (*objects, *views):
+    for item in items:
         for inode in item.files:
             owners[inode] = owners.get(inode, 0) + 1
-    for item in sorted((*objects, *views), key=lambda item: item.used):
+    for item in sorted(items, key=lambda item: item.used):
         if left <= max_bytes:
             break
         _remove(item.path)
@@ -96,19 +100,24 @@ def _leftovers() -> list[Path]:
     return [path for folder in folders for path in folder.glob(f"{TEMPORARY}*")]
 
 
-def _usage(objects: list[_Item], views: list[_Item]) -> Usage:
-    distinct = {inode: size for item in (*objects, *views) for inode, size in item.files.items()}
-    return Usage(sum(item.size for item in objects), sum(item.size for item in views), sum(distinct.values()))
+def _usage(*kinds: list[_Item]) -> Usage:
+    objects, views, engines = (sum(item.size for item in kind) for kind in kinds)
+    distinct = {inode: size for kind in kinds for item in kind for inode, size in item.files.items()}
+    return Usage(objects, views, engines, sum(distinct.values()))
 
 
-def _items() -> tuple[list[_Item], list[_Item]]:
+def _items() -> tuple[list[_Item], list[_Item], list[_Item]]:
     objects = [_Item(last_used(path), path, _files([path])) for path in ContentCache().paths()]
-    found = (path for path in views_home().iterdir() if path.is_dir() and not path.name.startswith("."))
-    views = []
-    for path in found:
+    return objects, _folders(views_home()), _folders(own_folder(ENGINES))
+
+
+def _folders(home: Path) -> list[_Item]:
+    found = []
+    for path in home.iterdir() if home.is_dir() else ():
         with contextlib.suppress(OSError):  # another process prunes, too
-            views.append(_Item(path.stat().st_mtime_ns, path, _files(_below(path))))
-    return objects, views
+            if path.is_dir() and not path.name.startswith("."):
+                found.append(_Item(path.stat().st_mtime_ns, path, _files(_below(path))))
+    return found
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.writer import BundleDraft
 from tests.build.building import NotANumber, Outlier, Perturbed, accuracy, build
 from tests.build.sources import mlp_source
+from tests.served import pipeline_of
 
 
 def test_build_bundle_drops_the_files_of_a_variant_over_budget(tmp_path, register):
@@ -96,3 +97,13 @@ def test_a_variant_that_was_named_is_left_out_with_its_parent_that_is_over_budge
     report, bundle = build(source, tmp_path / "model", options)
     assert bundle.variants["onnx-fp32"].dropped
     assert report.skipped == {"ort-cpu-fp32": "'onnx-fp32', which it is made from, is over budget"}
+
+
+def test_a_budget_that_the_original_itself_misses_is_refused_and_blames_no_variant(tmp_path, tiny_bert):
+    source = resolve(tiny_bert, shapes={"batch": (1, 2, 4), "sequence": (1, 8, 16)})
+    texts = ["one", "two words"]
+    right = [source.task_config["labels"].index(answer["label"]) for answer in pipeline_of(source, tmp_path)(texts)]
+    data = VerifyData.of({"text": texts, "label": [right[0], 1 - min(right[1], 1)]})
+    options = BuildOptions(measure=False, budget=Budget.of("accuracy >= 0.9"), data=data)
+    with pytest.raises(InvalidInputError, match=r"wants accuracy >= 0.9, and the original itself reaches 0.5"):
+        build(source, tmp_path / "model", options)

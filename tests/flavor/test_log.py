@@ -244,3 +244,15 @@ def test_log_model_says_at_once_what_is_not_installed(tracking, tmp_path, monkey
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == module else real(name, *a))
     with pytest.raises(MlflowException, match=rf"'{module}', which is not installed.*mlflow-tdeploy\[{extra}\]"):
         mlflow_tdeploy.log_model(str(tmp_path / "linear.onnx"), name="linear")
+
+
+def test_log_model_leaves_no_logged_model_under_way_when_it_is_interrupted(tracking, tmp_path):
+    linear_graph(tmp_path / "linear.onnx", WEIGHTS)
+
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mlflow_tdeploy.log_model(str(tmp_path / "linear.onnx"), name="linear", progress=interrupt)
+    (model,) = mlflow.search_logged_models(output_format="list")
+    assert model.status == LoggedModelStatus.FAILED

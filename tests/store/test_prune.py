@@ -6,7 +6,7 @@ import pytest
 
 from mlflow_tdeploy.store import prune
 from mlflow_tdeploy.store.cache import ContentCache
-from mlflow_tdeploy.store.disk import temporary
+from mlflow_tdeploy.store.disk import own_folder, temporary
 from mlflow_tdeploy.store.hashing import record_file
 from mlflow_tdeploy.store.layout import ABANDONED_S
 
@@ -31,7 +31,7 @@ def host(tmp_path, monkeypatch):
 
 
 def test_usage_counts_what_is_shared_once(host):
-    assert prune.usage() == prune.Usage(objects=3000, views=2000, total=3000)
+    assert prune.usage() == prune.Usage(objects=3000, views=2000, engines=0, total=3000)
 
 
 def test_prune_removes_least_recently_used_objects_and_views_together(host):
@@ -53,7 +53,7 @@ def test_prune_keeps_what_was_used_again(host):
 
 def test_prune_removes_everything_when_nothing_may_be_left(host):
     assert prune.prune(0) == 3000
-    assert prune.usage() == prune.Usage(0, 0, 0)
+    assert prune.usage() == prune.Usage(0, 0, 0, 0)
     assert list(prune.views_home().iterdir()) == []
 
 
@@ -94,3 +94,14 @@ def test_prune_sweeps_what_a_killed_download_left_inside_a_view(tmp_path, monkey
     os.utime(left, (long_ago, long_ago))
     assert prune.prune(10**9) == 1000
     assert not left.exists()
+
+
+def test_engines_that_were_built_here_count_and_are_pruned_with_the_rest(host):
+    home = own_folder(prune.ENGINES)
+    for name, used in (("old", 0), ("new", 10)):
+        (home / name).mkdir(parents=True)
+        (home / name / "model.engine").write_bytes(bytes(500))
+        os.utime(home / name, ns=(used, used))
+    assert prune.usage().engines == 1000
+    prune.prune(2500)
+    assert [path.name for path in home.iterdir()] == ["new"]

@@ -29,10 +29,10 @@ from mlflow_tdeploy.runtime.backends._ort import (
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.store.disk import own_folder
+from mlflow_tdeploy.store.prune import ENGINES, used
 
 #: What CUDA does not compute, and what it copies for.
 _CPU = "CPUExecutionProvider"
-_ENGINES = "ort-tensorrt"
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,9 @@ class OrtTensorRt(OrtCuda):
     def _providers(self, variant: Variant, signature: Signature, device: int) -> list[Provider]:
         # One folder for each content: ONNX Runtime names an engine by its graph, whatever the weights
         # (https://github.com/microsoft/onnxruntime/issues/6455).
-        folder = own_folder(_ENGINES) / (variant.digest or variant.id)
+        folder = own_folder(ENGINES) / (variant.digest or variant.id)
         folder.mkdir(parents=True, exist_ok=True)
+        used(folder)
         settings: dict[str, Any] = {
             "device_id": device,
             "trt_engine_cache_enable": True,
