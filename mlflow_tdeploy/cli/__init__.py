@@ -1,4 +1,4 @@
-"""The command line: ``tdeploy log | inspect | explain | doctor | bench | engine | verify | download | cache``."""
+"""The command line, ``tdeploy``: a module for each command."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mlflow_tdeploy.cli.download import download
 from mlflow_tdeploy.cli.engine import engine
 from mlflow_tdeploy.cli.log import log
 from mlflow_tdeploy.cli.show import explain, inspect
+from mlflow_tdeploy.cli.triton import triton
 from mlflow_tdeploy.cli.verify import verify
 
 
@@ -20,5 +21,5 @@ def main() -> None:
     """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
 
 
-for _command in (log, inspect, explain, doctor, bench, engine, verify, download, cache):
+for _command in (log, inspect, explain, doctor, bench, engine, verify, download, cache, triton):
     main.add_command(_command)
