@@ -69,7 +69,7 @@ class _Build:
         assets.mkdir(exist_ok=True)
         source.write_assets(assets)
         task = TASKS.get(source.task)(source.task_config, source.signature, assets)
-        budget = options.budget or task.default_budget
+        budget = options.budget or task.usual_budget()
         self.shop = Workshop(task, budget, options, work, source=source, progress=progress)
         self.source = source
         self.draft = draft

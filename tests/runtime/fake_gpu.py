@@ -34,6 +34,7 @@ class FakeCuda:
         self.waits: list[tuple[int, int]] = []
         self.events: dict[int, int | None] = {}
         self.failing: set[str] = set()
+        self.thread = threading.local()
         self._count = 0
 
     def _ok(self, *values):
@@ -55,7 +56,11 @@ class FakeCuda:
         return memoryview(self.blocks[address]).cast("B")
 
     def cudaSetDevice(self, device):
+        self.thread.device = device
         return self._ok() if device == 0 else self._error(101)
+
+    def _chosen(self):
+        assert getattr(self.thread, "device", None) == 0, "this thread has chosen no device: it would be the first one"
 
     def cudaRuntimeGetVersion(self):
         return self._ok(12090)
@@ -64,6 +69,7 @@ class FakeCuda:
         return self._ok((self.memory - self.used), self.memory)
 
     def cudaMalloc(self, size):
+        self._chosen()
         assert not self.recording, "memory is not to be allocated while a graph is recorded"
         if self.used + size > self.memory:
             return self._error(2, None)
@@ -85,6 +91,7 @@ class FakeCuda:
         return self._ok()
 
     def cudaStreamCreateWithFlags(self, flags):
+        self._chosen()
         self.streams.add(stream := self._next())
         return self._ok(stream)
 

@@ -142,6 +142,10 @@ class Task(ABC):
             raise InvalidInputError(f"labels= means nothing for task '{cls.name}'. Leave it out.")
         return {}
 
+    def usual_budget(self) -> Budget:
+        """Return the budget of a model whose user states none: the task's default, where its settings say no other."""
+        return self.default_budget
+
     @property
     def max_batch(self) -> int:
         """Most items that one run of the graph can take."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
+from mlflow_tdeploy.core.budget import SPREAD, VECTOR_BUDGET, Budget, Limit
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
@@ -18,6 +18,8 @@ from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
 
 OUTPUT = "logits"
 _FUNCTIONS = ("softmax", "sigmoid", "none")
+#: For regression: as for vectors, and within a tenth of what tells one text from another.
+RAW_BUDGET = VECTOR_BUDGET.tightened(Budget((Limit(SPREAD.metric, "<=", 0.1),)))
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class TextClassification(TextTask):
             usual = "softmax"
         function = usual if asked is None else str(getattr(asked, "name", asked)).lower()  # an enumeration, or text
         return {"labels": names, "function_to_apply": function}
+
+    def usual_budget(self) -> Budget:
+        """Return one without a limit on scores where these are the model's own numbers, of whatever scale."""
+        return RAW_BUDGET if self._function == "none" else self.default_budget
 
     def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
         """Check ``top_k`` and ``function_to_apply``."""

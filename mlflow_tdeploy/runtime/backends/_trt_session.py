@@ -75,6 +75,7 @@ class TrtLane:
         self._key: Key | None = None
         self._plain: _Bound | None = None
         self._scratch = 0
+        engine.cuda.activate()  # a lane is made in whichever thread first needs it
         self._stream = engine.cuda.stream()
         try:
             if engine.scratch and not engine.records_itself:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -187,3 +189,22 @@ def test_a_classifier_of_many_unsure_classes_is_told_from_a_broken_one(function)
         10 * logits,
     ):
         assert any("max_spread_error" in one for one in violations(wrong))
+
+
+def test_numbers_of_a_regression_are_held_against_their_own_scale(pipeline, tmp_path):
+    """Half precision makes another tenth of 300: no score of 0 to 1 is off by as much."""
+    signature = dataclasses.replace(pipeline.task.signature, outputs=(TensorSpec("logits", "float32", ("batch", 1)),))
+    plain = dataclasses.asdict(pipeline.task.config) | {"labels": ["LABEL_0"], "function_to_apply": "none"}
+    task = TextClassification(plain, signature, tmp_path)
+    random = np.random.default_rng(0)
+    values = 300 + 100 * random.standard_normal((300, 1))
+
+    def violations(got):
+        comparison = task.comparison()
+        comparison.add({"logits": values}, {"logits": got}, {})
+        return task.usual_budget().violations(comparison.metrics())
+
+    assert violations(values.astype(np.float16)) == ()
+    for wrong in (-values, 1.2 * values, np.full_like(values, 300), random.permutation(values), values + 20):
+        assert violations(wrong)
+    assert pipeline.task.usual_budget() == TextClassification.default_budget
