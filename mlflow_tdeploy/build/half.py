@@ -12,8 +12,9 @@ import onnx_ir.passes.common as passes
 
 from mlflow_tdeploy.build.graphs import quiet, save_ir
 
-#: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
-FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+#: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values, or ONNX
+#: Runtime has no such kernel and ends the process (recurrent ones).
+FP32_OPS = ("CumSum", "GRU", "LSTM", "Pow", "RNN", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 _FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
 
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)

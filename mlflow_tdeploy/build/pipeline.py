@@ -13,6 +13,7 @@ from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePla
 from mlflow_tdeploy.build.engine_variant import stage_engine, stage_plan
 from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.build.parents import other_answer
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
 from mlflow_tdeploy.build.recipes import Graph, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers
@@ -29,7 +30,6 @@ from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.probe import library_versions
-from mlflow_tdeploy.runtime.sessions import check_golden
 from mlflow_tdeploy.source.base import Source
 from mlflow_tdeploy.store.disk import temporary
 from mlflow_tdeploy.store.layout import ASSETS, SOURCE
@@ -124,26 +124,26 @@ class _Build:
             )  # fmt: skip
             if why := self._differs(variant):
                 shutil.rmtree(folder)
-                self.skipped[HF] = f"what was saved of the original is another model when it is loaded: {why}"
-                detail.append(f"not kept: {self.skipped[HF]}")
+                self.skipped[HF] = why
+                detail.append(f"not kept: {why}")
                 return False
             self.variants[HF] = variant
             detail.append(f"{variant.size / 1e6:.0f} MB")
         return True
 
     def _differs(self, variant: Variant) -> str | None:
-        """Return how the saved original answers otherwise than the one at hand, or None.
+        """Return why the saved original is not the one at hand, or None.
 
         A head that was replaced, or a forward that was patched, is not in its config: whoever loads it gets another
         model, without an error. Later variants would be held against that one.
         """
-        task = self.shop.task
-        requests = golden_requests(task, self.shop.data, self.source.reference)
+        requests = golden_requests(self.shop.task, self.shop.data, self.source.reference)
         try:
-            with opened(self.draft.root, variant, task.signature, self.shop.host) as (session, _):
-                return check_golden(task, self.shop.budget, requests, session, all_of_them=True)
+            with opened(self.draft.root, variant, self.source.signature, self.shop.host) as (session, _):
+                why = other_answer(requests, session)
         except (SessionError, NoVariantError) as error:
-            return brief(error)
+            return f"what was saved of the original cannot be opened again: {brief(error)}"
+        return why and f"what was saved of the original is another model when it is loaded: {why}"
 
     def _given(self) -> Mapping[str, Path]:
         """Return the graphs that are taken as they are; a single portable one is simplified by its recipe."""

@@ -219,7 +219,10 @@ def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
 
 def _corners(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
     seen: list[Arrays] = []
-    for seed, (at, sizes, ragged) in enumerate(_wanted_corners(task.signature, largest)):
+    wanted = list(_wanted_corners(task.signature, largest))
+    if task.input_kind == "tensors":  # texts have every length anyway
+        wanted += _between(task.signature, largest)
+    for seed, (at, sizes, ragged) in enumerate(wanted):
         feeds = task.example_feeds(at, ragged=ragged, seed=seed, sizes=sizes, items=data.texts or None)
         if not any(_equal(feeds, other) for other in seen):
             seen.append(feeds)
@@ -236,6 +239,23 @@ def _wanted_corners(signature: Signature, largest: int) -> Iterator[tuple[At, di
         for ragged in (False, True):
             for sizes in corner_sizes(signature, at, largest if ragged else min(largest, most)):
                 yield at, sizes, ragged
+
+
+def _between(signature: Signature, largest: int) -> list[tuple[At, dict[str, int], bool]]:
+    """Return odd sizes between the corners: a graph may be right at round ones only."""
+    found: list[tuple[At, dict[str, int], bool]] = []
+    for low, high in (("min", "opt"), ("opt", "max")):
+        sizes = {dim.name: _odd(dim.at(low), dim.at(high)) for dim in signature.dims}  # type: ignore[arg-type]
+        for name in sizes:
+            if math.prod(sizes.values()) > largest:
+                sizes = _shrunk(signature, sizes, name, largest)
+        found.append(("opt", sizes, True))
+    return found
+
+
+def _odd(low: int, high: int) -> int:
+    middle = (low + high) // 2 | 1
+    return middle if low <= middle <= high else high
 
 
 def _equal(a: Arrays, b: Arrays) -> bool:

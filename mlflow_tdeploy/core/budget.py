@@ -20,6 +20,7 @@ _LOWER_IS_BETTER = frozenset(
         "max_relative_difference",
         "max_norm_difference",
         "max_spread_error",
+        "max_part_error",
         "max_score_difference",
         "accuracy_drop",
         "f1_drop",
@@ -27,7 +28,10 @@ _LOWER_IS_BETTER = frozenset(
     }
 )
 #: Shares and means of many rows: a single request says nothing about them.
-_OF_MANY = frozenset({"mean_cosine", "label_agreement", EXACT_SHARE, "accuracy", "f1", "accuracy_drop", "f1_drop"})
+_OF_MANY = frozenset(
+    {"mean_cosine", "label_agreement", EXACT_SHARE, "accuracy", "f1", "accuracy_drop", "f1_drop", "max_spread_error"}
+    | {"max_part_error"}
+)
 _LARGEST = sys.float_info.max
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
 
@@ -181,7 +185,9 @@ def _checked(limit: Limit) -> Limit:
     return limit
 
 
-#: What tells one answer from another has to stay: an answer that never changes is as far off as 0.7 and more.
-SPREAD = Limit("max_spread_error", "<=", 0.5)
+#: What tells one answer from another has to stay: an answer that never changes is off by 1 and more.
+SPREAD = Limit("max_spread_error", "<=", 0.8)
+#: A part that is gone is off by 1, one with its sign turned by 2.
+PART = Limit("max_part_error", "<=", 0.7)
 #: Direction, length and what tells them apart: what answers that are vectors have to keep.
 VECTOR_BUDGET = Budget((Limit("worst_cosine", ">=", 0.99), Limit("max_norm_difference", "<=", 0.1), SPREAD))

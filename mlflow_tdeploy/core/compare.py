@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mlflow_tdeploy.core.masks import AS_GOOD_AS_INFINITE, split_masks, stands_for_infinity
+from mlflow_tdeploy.core.masks import AS_GOOD_AS_INFINITE, END_OF_HALF, split_masks, stands_for_infinity
+from mlflow_tdeploy.core.spread import ABSOLUTE, Spread
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
 #: The metric, there only where it is not 0, that counts rows in which the reference itself has no usable answer.
@@ -22,10 +23,6 @@ _NEAR_ZERO = 1e-3
 #: Rows of few numbers have next to no direction (one number: its sign), which an error of this much of the typical one
 #: may turn.
 _NEAR_ZERO_NARROW, _NARROW = 0.1, 4
-#: What tells rows apart is at least this share of their length: below, rounding would be held against it.
-_LEAST_SPREAD = 0.01
-#: So many rows tell how far apart rows are.
-_ENOUGH = 8
 #: A difference this small beside a mask is what float32 rounds off.
 _ROUNDING = 1e-5
 #: Stands for what is too large for a number: metrics are finite.
@@ -62,10 +59,9 @@ class Rows:
     beside the median row of all that were added, count as equal. Rows of up to four numbers have no direction to speak
     of: what counts is how far off they are beside the median.
 
-    A cosine and a length say little where rows are much alike (a temperature around 290, the scores of a thousand
-    classes, hidden states with one large value): an answer that never changes would pass. So the *spread error* holds
-    how far off a row is against how far rows of the reference are from each other, typically and this one from the
-    one before; it is 0 where too few rows differ to tell.
+    Rows whose difference no float32 of an answer around 1 would show count as equal, too. A cosine and a length say
+    little where rows are much alike (a temperature around 290, hidden states with one large value), so there is the
+    spread error besides, see :class:`~mlflow_tdeploy.core.spread.Spread`.
     """
 
     def __init__(self) -> None:
@@ -75,7 +71,7 @@ class Rows:
         self._masks = 0.0
         self._bad = 0
         self._broken = 0
-        self._last: dict[int, Array] = {}
+        self._spread = Spread()
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -91,7 +87,9 @@ class Rows:
         usable = ~stands_for_infinity(ref, reference.dtype)[~broken]
         ref, new = ref[~broken], new[~broken]
         if (low := split_masks(np.where(usable, ref, 0.0))) is not None:
-            new = np.where(low & np.isneginf(new), ref, new)  # half precision ends before many a mask
+            new = np.where(
+                low & (ref <= END_OF_HALF) & np.isneginf(new), ref, new
+            )  # half precision ends before many a mask
         masked = (np.sign(new) == np.sign(ref)) & (np.abs(new) >= AS_GOOD_AS_INFINITE)  # NaN is neither
         bad = np.where(usable, ~np.isfinite(new), ~masked)
         silent = ~usable | bad  # positions that say nothing about closeness
@@ -116,63 +114,67 @@ class Rows:
         size, off = np.abs(ref).max(axis=1), np.abs(ref - new).max(axis=1)
         rounded = (size == 0) & (off <= _ROUNDING * lowest)
         alone, narrow = (np.full(len(ref), ref.shape[1] <= width) for width in (1, _NARROW))
-        before, after, gap, wrong = _lengths(ref), _lengths(new), self._gaps(ref), _lengths(ref - new)
-        self._rows.append(
-            np.stack([_cosine(ref, new), apart, size, off, before, after, gap, wrong, rounded, bad, alone, narrow])
-        )
-
-    def _gaps(self, ref: Array) -> Array:
-        """Return how far each row is from the one before; 0 for the first of its width."""
-        width = ref.shape[1]
-        first, self._last[width] = self._last.get(width, ref[0]), ref[-1]
-        return _lengths(np.diff(ref, axis=0, prepend=first[None]))
+        before, after = _lengths(ref), _lengths(new)
+        self._rows.append(np.stack([_cosine(ref, new), apart, size, off, before, after, rounded, bad, alone, narrow]))
+        self._spread.add(ref, np.where(rounded[:, None], ref, new))
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
         broken = {REFERENCE_NON_FINITE: float(self._broken)} if self._broken else {}
-        cosine, norm, spread = self._settled()
+        cosine, norm = self._settled()
         return broken | {
             "worst_cosine": float(cosine.min(initial=1.0)),
             "mean_cosine": float(cosine.mean()) if len(cosine) else 1.0,
             "max_difference": self._max,
             "max_relative_difference": self._relative,
             "max_norm_difference": float(norm.max(initial=self._masks)),
-            "max_spread_error": float(spread.max(initial=0.0)),
+            "max_spread_error": self._spread.error(),
             "non_finite": float(self._bad),
             "rows": float(len(cosine)),
         }
 
-    def _settled(self) -> tuple[Array, Array, Array]:
-        """Return each row's cosine, how much longer or shorter it became, and its spread error, beside all rows."""
+    def _settled(self) -> tuple[Array, Array]:
+        """Return each row's cosine, and how much longer or shorter it became, beside the typical row of all."""
         if not self._rows:
-            return np.empty(0), np.empty(0), np.empty(0)
-        numbers, flags = np.split(np.concatenate(self._rows, axis=1), [8])
-        cosine, apart, size, off, before, after, gap, wrong = numbers
+            return np.empty(0), np.empty(0)
+        numbers, flags = np.split(np.concatenate(self._rows, axis=1), [6])
+        cosine, apart, size, off, before, after = numbers
         rounded, bad, alone, narrow = flags > 0  # by row: a dimension that varies may be one beside long rows
         limit = _typical(size)
-        small = (size < _NEAR_ZERO * limit) & (off < _NEAR_ZERO * limit)
+        small = (off <= ABSOLUTE) | ((size < _NEAR_ZERO * limit) & (off < _NEAR_ZERO * limit))
         near = rounded | small | (narrow & (off <= _NEAR_ZERO_NARROW * limit))
         change = np.where(alone, off, np.abs(after - before))  # of one number, also where the sign turned
         scale = np.maximum(before, _typical(before))
         norm = np.minimum(np.where(scale > 0, change / np.where(scale > 0, scale, 1.0), change > 0), _LARGEST)
-        norm = np.where(rounded | (small & ~alone), 0.0, norm)
-        spread = np.where(rounded, 0.0, _spread_error(before, gap, wrong))
-        return np.where(bad, -1.0, np.minimum(np.where(near, 1.0, cosine), apart)), norm, spread
+        norm = np.where(rounded | (small & ~alone) | (off <= ABSOLUTE), 0.0, norm)
+        return np.where(bad, -1.0, np.minimum(np.where(near, 1.0, cosine), apart)), norm
 
 
-def _spread_error(before: Array, gap: Array, wrong: Array) -> Array:
-    """Return how far off rows are beside how far rows are from each other.
+class Parts:
+    """How far off each part of an item is: a token's classes, a box.
 
-    Args:
-        before: Length of each row of the reference.
-        gap: Its distance from the row before: the root of two times what two rows are from their middle.
-        wrong: How far off the variant's row is.
+    In the whole item one part of three hundred weighs little. Each is held against its own length, or the root of the
+    mean square of all where that is more: what is next to nothing beside the others may be off by as much.
     """
-    if np.count_nonzero(gap) < _ENOUGH:
-        return np.zeros_like(wrong)
-    least = max(_typical(gap) / np.sqrt(2), _LEAST_SPREAD * _typical(before))
-    error: Array = np.minimum(wrong / np.maximum(gap / np.sqrt(2), least), _LARGEST)
-    return error
+
+    def __init__(self) -> None:
+        self._lengths: list[Array] = []
+
+    def add(self, ref: Array, new: Array) -> None:
+        """Take in parts of the reference and of the variant, both (parts, numbers); what is not finite is left out."""
+        known = np.isfinite(ref) & np.isfinite(new) & (np.abs(ref) < AS_GOOD_AS_INFINITE)
+        ref, new = np.where(known, ref, 0.0).astype(np.float64), np.where(known, new, 0.0).astype(np.float64)
+        self._lengths.append(np.stack([_lengths(ref), _lengths(ref - new)]))
+
+    def error(self) -> float:
+        """Return the error of the worst one."""
+        if not self._lengths:
+            return 0.0
+        own, wrong = np.concatenate(self._lengths, axis=1)
+        with np.errstate(over="ignore"):
+            usual = np.sqrt(np.mean(own**2)) if np.isfinite(own**2).all() else own.max()
+        scale = np.maximum(np.maximum(own, usual), ABSOLUTE)
+        return float(min((wrong / scale).max(), _LARGEST))
 
 
 def merged(parts: Iterable[Rows]) -> dict[str, float]:

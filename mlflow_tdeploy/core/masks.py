@@ -15,6 +15,8 @@ from mlflow_tdeploy.core.tensors import Array
 #: What half-precision graphs put where others have infinity: fp16 ends at 65504, masks are often -1e4, and a score may
 #: have been added to them.
 AS_GOOD_AS_INFINITE = 5e3
+#: Where half precision ends, and a mask that is lower becomes infinite.
+END_OF_HALF = -65000.0
 #: From here on a value stands for infinity, whatever its sign: many models put the lowest number of their type there.
 _ENDLESS = 1e30
 #: From here on a negative power of ten does, as people write them (-1e9), beside other values.
@@ -52,5 +54,5 @@ def split_masks(ref: Array) -> Array | None:
     if ref.shape[1] == 1 or not low.any():
         return None
     others = np.abs(np.where(low, 0.0, ref)).max(axis=1, keepdims=True)
-    masks: Array = low & (np.abs(ref) > _OUTWEIGHS * others)
+    masks: Array = low & (np.abs(ref) > _OUTWEIGHS * others) & ~low.all(axis=1, keepdims=True)  # of what, else?
     return masks if masks.any() else None

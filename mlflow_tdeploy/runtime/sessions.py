@@ -171,24 +171,17 @@ def key_of(candidate: Candidate) -> Key:
     return candidate.variant, candidate.runtime
 
 
-def check_golden(
-    task: Task, budget: Budget, requests: Sequence[GoldenRequest], session: Session, *, all_of_them: bool = False
-) -> str | None:
+def check_golden(task: Task, budget: Budget, requests: Sequence[GoldenRequest], session: Session) -> str | None:
     """Return why a session's answer to the first of some golden requests is outside the budget, or None.
 
     The others tell what answers are like: one that is next to nothing beside them may be off by as much.
-
-    Args:
-        task: The task.
-        budget: How far an answer may be.
-        requests: The golden requests.
-        session: Who is asked.
-        all_of_them: Whether every request is asked, and not only the first.
     """
+    request, *others = requests
+    got = session.infer(request.feeds)
+    if problem := same_outputs(request.outputs, got):
+        return problem
     comparison = task.comparison()
-    for index, request in reversed(list(enumerate(requests))):
-        got = session.infer(request.feeds) if all_of_them or index == 0 else request.outputs
-        if problem := same_outputs(request.outputs, got):
-            return problem
-        comparison.add(request.outputs, got, request.feeds)
+    for other in others:
+        comparison.add(other.outputs, other.outputs, other.feeds)
+    comparison.add(request.outputs, got, request.feeds)
     return "; ".join(budget.violations(comparison.metrics(), single=True)) or None

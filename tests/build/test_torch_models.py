@@ -15,6 +15,7 @@ from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.staging import staged_directory
 from mlflow_tdeploy.store.writer import BundleDraft
+from tests.build import building
 
 
 def build(model, folder, **given):
@@ -53,3 +54,22 @@ def test_a_model_that_draws_random_numbers_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="differently each time.*draws random numbers"):
         build(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("kind", [torch.nn.GRU, torch.nn.LSTM])
+def test_recurrent_layers_stay_in_full_precision(tmp_path, kind):
+    """ONNX Runtime has no such kernel in half precision and ends the process that opens the graph."""
+
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = kind(8, 16, batch_first=True, bidirectional=True), torch.nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0])
+
+    example = {"x": np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)}
+    shapes = {"batch": (1, 4, 8), "x.1": "t", "t": (1, 8, 16)}
+    source = resolve(Recurrent().eval(), task="tensors", example=example, shapes=shapes)
+    _, bundle = building.build(source, tmp_path / "model", BuildOptions(measure=False, precisions=("fp16",)))
+    assert building.accuracy(bundle, "onnx-fp16").passed

@@ -10,7 +10,7 @@ from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes, large
 from mlflow_tdeploy.build.verify import verify
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BuildError, SessionError
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, SessionError
 from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from tests.build.sources import linear_task, scaled
@@ -51,8 +51,8 @@ def test_verify_passes_when_the_variant_is_the_reference(answers):
     assert verified.data == answers.data.record
 
 
-def test_verify_covers_min_opt_and_max_of_the_signature(answers):
-    assert verify(answers, scaled(1.0), BUDGET).shapes == ("batch=1", "batch=2", "batch=8")
+def test_verify_covers_min_opt_and_max_of_the_signature_and_odd_sizes_between(answers):
+    assert verify(answers, scaled(1.0), BUDGET).shapes == ("batch=1", "batch=2", "batch=8", "batch=5")
 
 
 def test_verify_fails_when_the_variant_is_too_far(answers):
@@ -211,9 +211,9 @@ def test_reference_answers_raise_when_an_item_has_no_finite_answer(tmp_path):
     task = linear_task()
     requests = [{"x": np.ones((rows, 4), np.float32)} for rows in (1, 5, 5)]
     data = VerifyData.of(requests).for_task(task)
-    with pytest.raises(BuildError, match=r"own answers are not finite .* for 2 of the 11 rows asked \(items\)"):
+    with pytest.raises(InvalidInputError, match=r"own answers are not finite .* for 2 of the 11 rows asked \(items\)"):
         ReferenceAnswers(task, data, _nan_for(5), tmp_path)
-    with pytest.raises(BuildError, match="own answers are not finite"):
+    with pytest.raises(InvalidInputError, match="own answers are not finite"):
         ReferenceAnswers(task, data, lambda feeds: {"y": np.full((len(feeds["x"]), 3), np.inf)}, tmp_path)
 
 

@@ -54,7 +54,7 @@ def test_a_repository_is_logged_as_a_variant_and_comes_out_unchanged(tracking, r
     assert tree(out) == tree(repository)
     with mlflow_tdeploy.load_model(info.model_uri) as opened:  # the graph serves, and says why the repository does not
         x = np.ones((1, 4), np.float32)
-        np.testing.assert_allclose(opened.predict({"x": x})["y"], x @ WEIGHTS, rtol=1e-6)
+        np.testing.assert_allclose(opened.predict({"x": x})["y"], x @ WEIGHTS, rtol=1e-3)
         assert "no runtime opens the format 'triton'" in opened.decision.explain()
 
 

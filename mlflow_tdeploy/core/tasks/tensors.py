@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import SPREAD, VECTOR_BUDGET, Budget
-from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Rows, merged
+from mlflow_tdeploy.core.budget import PART, SPREAD, VECTOR_BUDGET, Budget
+from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Parts, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, numpy_dtype
 
@@ -34,7 +35,7 @@ class Tensors(Task):
     name: ClassVar[str] = "tensors"
     settings: ClassVar[type] = TensorsConfig
     input_kind: ClassVar[Literal["text", "tensors"]] = "tensors"
-    default_budget: ClassVar[Budget] = VECTOR_BUDGET
+    default_budget: ClassVar[Budget] = Budget((*VECTOR_BUDGET.limits, PART))
 
     def items(self, inputs: Any) -> list[Any]:
         """Return the request's arrays, checked against the signature, as the only item."""
@@ -147,8 +148,8 @@ class _TensorComparison(Comparison):
     """Floats by rows; whole numbers and truth values one by one: an index that is nearly right is wrong.
 
     Outputs have scales of their own (boxes, scores), so each is compared by itself. All of an item's values in one
-    output are one row; of an output with more axes the rows along the last one (the classes of a token, a box) must
-    stay what they are beside each other, too: in the whole, one of three hundred weighs little.
+    output are one row. Of an output with more axes the rows along the last one (the classes of a token, a box) are
+    parts that count by themselves, and each axis once has the columns of the spread error: channels come first or last.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -157,7 +158,8 @@ class _TensorComparison(Comparison):
             spec.name for spec in signature.outputs if len(spec.shape) == 1 and spec.shape[0] in items
         }
         self._rows: defaultdict[str, Rows] = defaultdict(Rows)
-        self._parts: defaultdict[str, Rows] = defaultdict(Rows)
+        self._parts: defaultdict[str, Parts] = defaultdict(Parts)
+        self._axes: defaultdict[tuple[str, int], Spread] = defaultdict(Spread)
         self._whole: Counter[str] = Counter()
         self._equal: Counter[str] = Counter()
 
@@ -172,12 +174,23 @@ class _TensorComparison(Comparison):
             rows = len(array) if array.ndim > 1 or name in self._one_per_item else 1
             self._rows[name].add(array.reshape(rows, -1), got[name].reshape(rows, -1))
             if array.ndim > 2:
-                self._parts[name].add(*(one.reshape(-1, array.shape[-1]) for one in (array, got[name])))
+                self._add_parts(name, array, got[name])
+
+    def _add_parts(self, name: str, ref: Array, got: Array) -> None:
+        parts = [one.reshape(-1, ref.shape[-1]) for one in (ref, got)]
+        self._parts[name].add(*parts)
+        known = np.isfinite(ref) & np.isfinite(got)
+        both = [np.where(known, one, 0.0).astype(np.float64) for one in (ref, got)]
+        for axis in range(1, ref.ndim):
+            columns = [np.moveaxis(one, axis, -1).reshape(-1, ref.shape[axis]) for one in both]
+            self._axes[name, axis].add(*columns)
 
     def metrics(self) -> dict[str, float]:
         shares = [self._equal[name] / count for name, count in self._whole.items() if count]
         found = merged(self._rows.values())
-        found[SPREAD.metric] = max(found[SPREAD.metric], merged(self._parts.values())[SPREAD.metric])
+        spreads = (one.error() for one in self._axes.values())
+        found[SPREAD.metric] = max(found[SPREAD.metric], max(spreads, default=0.0))
+        found[PART.metric] = max((one.error() for one in self._parts.values()), default=0.0)
         return {**found, EXACT_SHARE: min(shares, default=1.0)}
 
 

@@ -12,12 +12,15 @@ import numpy as np
 from mlflow_tdeploy.core.budget import SPREAD, VECTOR_BUDGET, Budget, Limit
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
+from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
 
 OUTPUT = "logits"
 _FUNCTIONS = ("softmax", "sigmoid", "none")
+#: A difference of this share of the usual best score matters to nobody.
+_MATTERS = 0.01
 #: For regression: as for vectors, and within a tenth of what tells one text from another.
 RAW_BUDGET = VECTOR_BUDGET.tightened(Budget((Limit(SPREAD.metric, "<=", 0.1),)))
 
@@ -159,6 +162,7 @@ class _ScoreComparison(Comparison):
     def __init__(self, function: str) -> None:
         self._function = function
         self._rows = Rows()
+        self._scores, self._top = Spread(), 0.0
         self._worst = 0.0
         self._agree = 0
         self._count = 0
@@ -176,6 +180,8 @@ class _ScoreComparison(Comparison):
         self._rows.add(ref, new)
         lost = np.asarray(~np.isfinite(scores).all(axis=1))  # no scores at all: as far off as can be
         scores = np.where(lost[:, None], 0.0, scores)
+        self._scores.add(wanted, scores)
+        self._top += float(np.abs(wanted).max(axis=1).sum())
         difference = np.abs(wanted - scores)
         difference[lost] = np.maximum(difference[lost], 1.0)
         self._worst = max(self._worst, float(difference.max()))
@@ -187,6 +193,9 @@ class _ScoreComparison(Comparison):
         if broken := self._broken + rows.get(REFERENCE_NON_FINITE, 0.0):
             rows[REFERENCE_NON_FINITE] = broken
         agreement = self._agree / self._count if self._count else 1.0
+        # of the scores that users see: what tells apart those of a thousand classes is small beside those of two
+        usual = _MATTERS * self._top / self._count if self._count else 0.0
+        rows[SPREAD.metric] = self._scores.error(usual)
         return {**rows, "max_score_difference": self._worst, "label_agreement": agreement}
 
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from mlflow_tdeploy.core.budget import VECTOR_BUDGET
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec, numpy_dtype
@@ -113,7 +112,7 @@ def _outputs(*specs):
 def _violations(task, reference, got):
     comparison = task.comparison()
     comparison.add(reference, got, {})
-    return VECTOR_BUDGET.violations(comparison.metrics())
+    return task.default_budget.violations(comparison.metrics())
 
 
 def test_comparison_sees_every_output(pipeline):
@@ -249,4 +248,25 @@ def test_one_wrong_token_of_an_output_with_classes_per_token_is_refused():
     last[:, -1] = 0
     others[..., 1:] = 0
     for wrong in (negated, rolled, last, others):
-        assert any("max_spread_error" in one for one in _violations(task, {"logits": logits}, {"logits": wrong}))
+        assert _violations(task, {"logits": logits}, {"logits": wrong})
+
+
+def test_parts_that_are_alike_or_next_to_nothing_are_no_reason_to_refuse_rounding():
+    """Images, masks, channels of a detector: neighbours are alike, scales differ, backgrounds are tiny."""
+    random = np.random.default_rng(0)
+    task = TASKS.get("tensors")(
+        {}, Signature((Dim("batch", 1, 4, 8),), (TensorSpec("x", "float32", ("batch", 4)),),
+                      (TensorSpec("y", "float32", ("batch", 128, 128)),)), Path(),
+    )  # fmt: skip
+    smooth = np.cumsum(np.cumsum(random.standard_normal((8, 128, 128)), axis=1), axis=2)
+    mask = np.full((8, 128, 128), 1e-5)
+    mask[:, 40:60, 30:70] = 0.997
+    detector = random.random((8, 128, 128)) * np.where(np.arange(128) < 4, 640.0, 1e-3)[None, :, None]
+    for image in (smooth, mask, detector, detector.transpose(0, 2, 1)):
+        for got in (
+            image.astype(np.float16).astype(np.float64),
+            image * (1 + 1e-3 * random.standard_normal(image.shape)),
+        ):
+            assert _violations(task, {"y": image}, {"y": got}) == ()
+    for image in (detector, detector.transpose(0, 2, 1)):
+        assert _violations(task, {"y": image}, {"y": np.where(image > 1, image, 0.0)})  # boxes only, no score

@@ -1,0 +1,89 @@
+"""Does what tells one answer from another stay? An answer that never changes can be as close as any cosine asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_tdeploy.core.tensors import Array
+
+#: So many rows tell how far a column spreads.
+_ENOUGH = 8
+#: What spreads less than this share of its own size is held against that instead: float32 rounds off a hundredth of
+#: it. Half precision rounds off more: where it takes away what tells answers apart, it shall not serve.
+_LEAST = 1e-5
+#: Of so many columns each is one of a kind, and noise is the same in all: a quiet one is held against the median. Of
+#: fewer each may be something of its own (a width, a height, a score), and only next to nothing is.
+_MANY, _QUIET = 32, 0.001
+#: A difference that no float32 of an answer around 1 shows.
+ABSOLUTE = 5e-7
+#: Stands for what is too large for a number: metrics are finite.
+_LARGEST = 1e300
+
+
+@dataclass
+class _Columns:
+    """Running sums of rows of one width: how many, their mean, squared deviations, squares, and squared errors."""
+
+    count: int
+    mean: Array
+    deviations: Array
+    squares: Array
+    errors: Array
+
+    @classmethod
+    def of(cls, ref: Array, new: Array) -> _Columns:
+        mean = ref.mean(axis=0)
+        sums = (((ref - mean) ** 2).sum(axis=0), (ref**2).sum(axis=0), ((new - ref) ** 2).sum(axis=0))
+        return cls(len(ref), mean, *sums)
+
+    def joined(self, other: _Columns) -> _Columns:
+        """Return the sums of both, whose deviations are from the mean of all (Chan, Golub and LeVeque 1983)."""
+        count, step = self.count + other.count, other.mean - self.mean
+        apart = step**2 * (self.count * other.count / count)
+        return _Columns(
+            count,
+            self.mean + step * (other.count / count),
+            self.deviations + other.deviations + apart,
+            self.squares + other.squares,
+            self.errors + other.errors,
+        )
+
+
+class Spread:
+    """The *spread error*: in each column, how far off a variant is beside how far the reference's rows are apart.
+
+    Both as root of the mean square over all rows, so order and batches do not matter; the worst column counts. An
+    answer that never changes has 1 or more, one of other rows about 1.4, and noise the share that it is of the spread.
+    Of many columns a quiet one is held against the median of all; what hardly spreads at all, against its own size.
+    """
+
+    def __init__(self) -> None:
+        self._columns: dict[int, _Columns] = {}
+
+    def add(self, ref: Array, new: Array) -> None:
+        """Take in rows of the reference and of the variant, both (rows, columns) of finite numbers."""
+        with np.errstate(over="ignore", invalid="ignore"):  # squares may be too large for a number
+            added, width = _Columns.of(ref, new), ref.shape[1]
+            known = self._columns.get(width)
+            self._columns[width] = added if known is None else known.joined(added)
+
+    def error(self, least: float = 0.0) -> float:
+        """Return the spread error; 0 where too few rows of one width were added to tell.
+
+        Args:
+            least: A difference that matters to nobody: what spreads less is held against it.
+        """
+        return max((_error(columns, least) for columns in self._columns.values()), default=0.0)
+
+
+def _error(columns: _Columns, least: float) -> float:
+    if columns.count < _ENOUGH:
+        return 0.0
+    spread, errors, size = (sums / columns.count for sums in (columns.deviations, columns.errors, columns.squares))
+    if not (spread.any() and np.isfinite(size).all() and np.isfinite(errors).all()):
+        return 0.0  # nothing to tell apart, or beyond what can be squared: cosine and length say enough
+    usual = float(np.median(spread)) * (1.0 if len(spread) >= _MANY else _QUIET**2)
+    floor = np.maximum(_LEAST**2 * size, max(usual, least**2, ABSOLUTE**2))
+    return float(min(np.sqrt((errors / np.maximum(spread, floor)).max()), _LARGEST))
