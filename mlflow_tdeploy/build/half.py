@@ -10,13 +10,14 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from mlflow_tdeploy.build.graphs import quiet, save_ir
+from mlflow_tdeploy.build.graphs import op_counts, quiet, save_ir
+from mlflow_tdeploy.core.errors import BuildError
 
-#: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values, or ONNX
-#: Runtime has no such kernel and ends the process (recurrent ones).
-FP32_OPS = ("CumSum", "GRU", "LSTM", "Pow", "RNN", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
+#: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
+FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 _FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
 
+_RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
 
@@ -27,9 +28,17 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         src: An fp32 graph.
         dst: The file to write.
         keep_nodes: Names of nodes to leave in fp32.
+
+    Raises:
+        BuildError: The graph has recurrent layers.
     """
     from onnxruntime.transformers import float16
 
+    if recurrent := sorted(_RECURRENT & set(op_counts(src))):
+        raise BuildError(
+            f"The graph has {' and '.join(recurrent)}, which ONNX Runtime does not compute in half precision: it ends "
+            f"the process that opens such a graph."
+        )
     with tempfile.TemporaryDirectory(dir=src.parent) as folder:
         shaped = Path(folder) / "model.onnx"
         onnx.shape_inference.infer_shapes_path(str(src), str(shaped))
