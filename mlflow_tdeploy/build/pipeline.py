@@ -15,7 +15,7 @@ from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.parents import other_answer
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
-from mlflow_tdeploy.build.recipes import Graph, Recipe
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, opened, runtime_for, stage_graph
@@ -156,6 +156,8 @@ class _Build:
         exportable = self.source.module is not None or PORTABLE in self.source.graphs
         required = [] if has_source or given else [PORTABLE]  # something must be the reference
         precisions = () if ready_made and self.options.precisions is None else self.options.precisions
+        if taken := {*self.source.repositories} & {*given, *RECIPES.names(), HF}:
+            raise ConflictError(f"'{min(taken)}' is the id of a variant that is made: give the repository another one.")
         parents = [engine.parent for engine in self.options.engines if isinstance(engine, EngineOptions)]
         return plan_variants(
             precisions,

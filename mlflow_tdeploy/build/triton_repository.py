@@ -61,12 +61,20 @@ def stage_repository(shop: Workshop, new_id: str, repository: Path) -> Staged:
         names = model_names(repository)
         _refuse_links(repository)
         with storage_errors(f"write '{target}'"):
-            shutil.copytree(repository, target)
+            shutil.copytree(repository, target, symlinks=True)
+        files = record_tree(root, f"{FILES}/{new_id}")
         variant = Variant(
-            id=new_id, format="triton", precision=_UNKNOWN, device="any", entry=f"{FILES}/{new_id}",
-            files=record_tree(root, f"{FILES}/{new_id}"), folders=_empty_folders(root, target), created=now(),
+            id=new_id,
+            format="triton",
+            precision=_UNKNOWN,
+            device="any",
+            entry=f"{FILES}/{new_id}",
+            files=files,
+            executables=tuple(file.path for file in files if os.access(root / file.path, os.X_OK)),
+            folders=_empty_folders(root, target),
+            created=now(),
             made_with=library_versions(),
-        )  # fmt: skip
+        )
         if not variant.files:
             raise InvalidInputError(f"'{repository}' holds no file.")
         detail.append(f"{variant.size / 1e6:.0f} MB, {', '.join(names)}; served by Triton, so not checked here")

@@ -93,6 +93,7 @@ class Variant:
         engine: How it was built, for TensorRT engines.
         shared: Files of other variants that it needs besides: the graph whose weights an engine takes.
         folders: Empty folders that belong to it, which no artifact store keeps.
+        executables: Those of its files that are programs, which no artifact store remembers.
         created: UTC time in ISO format.
         made_with: Versions of the packages that made it.
         schema_version: Version of the record's form.
@@ -112,6 +113,7 @@ class Variant:
     engine: EngineRecord | None = None
     shared: tuple[FileRecord, ...] = ()
     folders: tuple[str, ...] = ()
+    executables: tuple[str, ...] = ()
     created: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = 1
@@ -119,7 +121,7 @@ class Variant:
     def __post_init__(self) -> None:
         check_version(self.schema_version)
         check_variant_id(self.id)
-        for path in (self.entry, *self.folders):
+        for path in (self.entry, *self.folders, *self.executables):
             check_relative(path)
         if self.parent is not None:
             check_variant_id(self.parent)

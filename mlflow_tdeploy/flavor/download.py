@@ -8,8 +8,9 @@ from pathlib import Path
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.registry_io import locate, mlflow_errors, open_records
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.hashing import verify_file
 from mlflow_tdeploy.store.layout import safe_path
-from mlflow_tdeploy.store.staging import staged_directory
+from mlflow_tdeploy.store.staging import refuse_taken, staged_directory
 
 
 @mlflow_errors()
@@ -31,6 +32,7 @@ def download_variant(model_uri: str, variant: str, dst_path: str | Path) -> str:
         MlflowException: There is no such model or variant, its files were not kept or were changed, or the folder
             cannot be written. Then it does not exist.
     """
+    refuse_taken(Path(dst_path))
     bundle, fetch = open_records(locate(model_uri))
     record = bundle.variants.get(variant)
     if record is None or record.dropped:
@@ -47,12 +49,15 @@ def download_variant(model_uri: str, variant: str, dst_path: str | Path) -> str:
 
 def _copy(bundle: Bundle, variant_id: str, folder: Path) -> None:
     variant = bundle.variants[variant_id]
-    own = {file.path for file in variant.files}
+    own = {file.path: file for file in variant.files}
     top = variant.entry.rpartition("/")[0] if variant.entry in own else variant.entry
     for path in (*own, *variant.folders):
         target = safe_path(folder, path.removeprefix(f"{top}/"))
         target.parent.mkdir(parents=True, exist_ok=True)
         if path in own:
             shutil.copyfile(bundle.path(path), target)
+            verify_file(target, own[path])
+            if path in variant.executables:
+                target.chmod(target.stat().st_mode | 0o111)
         else:
             target.mkdir(exist_ok=True)

@@ -35,7 +35,7 @@ def copy_bundle(bundle: Bundle, root: Path) -> None:
     variants = bundle.variants.values()
     recorded: dict[str, FileRecord] = {
         record.path: record
-        for record in (*manifest.assets, *manifest.golden, *(file for v in variants for file in v.files))
+        for record in (*manifest.assets, *manifest.golden, *(file for v in variants for file in v.needed))
     }
     with storage_errors(f"write '{root}'"):
         for relative in (*recorded, *bundle.record_paths()):

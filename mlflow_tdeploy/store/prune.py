@@ -96,7 +96,7 @@ def _sweep() -> int:
 
 
 def _leftovers() -> list[Path]:
-    folders = [views_home(), *views_home().glob(f"*/{ROOT}"), *ContentCache().folders()]
+    folders = [views_home(), own_folder(ENGINES), *views_home().glob(f"*/{ROOT}"), *ContentCache().folders()]
     return [path for folder in folders for path in folder.glob(f"{TEMPORARY}*")]
 
 

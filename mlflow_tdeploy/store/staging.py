@@ -71,13 +71,15 @@ def workspace() -> Iterator[Path]:
 def _held(parent: Path) -> Iterator[Path]:
     """Yield a fresh folder that this process locks as long as it lives, and that is gone in the end."""
     fresh = parent / f"{temporary(parent).name}-{_host()}"
+    owner = os.getpid()
     with storage_errors(f"make a folder in '{parent}'"):
         fresh.mkdir()
         handle = _hold(fresh)
     try:
         yield fresh
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # unless it has another name by now
+        if os.getpid() == owner:  # not in a fork that unwinds
+            shutil.rmtree(fresh, ignore_errors=True)  # unless it has another name by now
         if handle is not None:
             os.close(handle)
 

@@ -140,8 +140,11 @@ def moved(variant: Variant, folder: str) -> Variant:
     old = f"{FILES}/{variant.id}/"
     files = tuple(replace(record, path=f"{folder}/{record.path.removeprefix(old)}") for record in variant.files)
     entry = f"{folder}/{variant.entry.removeprefix(old)}" if variant.entry.startswith(old) else folder
-    folders = tuple(f"{folder}/{path.removeprefix(old)}" for path in variant.folders)
-    return replace(variant, entry=entry, files=files, folders=folders)
+    folders, executables = (
+        tuple(f"{folder}/{path.removeprefix(old)}" for path in paths)
+        for paths in (variant.folders, variant.executables)
+    )
+    return replace(variant, entry=entry, files=files, folders=folders, executables=executables)
 
 
 def own_files(variant_id: str) -> str:

@@ -84,6 +84,7 @@ def install(home: Path | None = None) -> Path:
 
     Raises:
         SessionError: pip failed; the folder does not exist then.
+        ConflictError: The folder holds something else.
     """
     home = home or own_home()
     if (home / "wheel").is_dir():
@@ -95,6 +96,10 @@ def install(home: Path | None = None) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SessionError(f"pip cannot install {package}: {done.stderr.strip()[-400:]}")
+    if not (home / "wheel").is_dir():
+        raise ConflictError(
+            f"'{home}' is not empty and holds no Triton. Empty it, or set {OWN_HOME} to another folder."
+        )
     return home
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class LocalTriton:
         """Whether it answers and every model that it was asked to load is there."""
         try:
             return self._exchange("v2/health/ready", None, 1.0)[0] == HTTPStatus.OK
-        except OSError:
+        except (OSError, HTTPException):  # nobody, or another program
             return False
 
     def load(self, model: str) -> None:
@@ -164,8 +164,10 @@ def _started(
         try:
             _wait(running, seconds)
             return running
-        except SessionError:
+        except BaseException as error:
             running.stop()
+            if not isinstance(error, SessionError):  # somebody has interrupted
+                raise
             taken = "Address already in use" in log.read_text(errors="replace")
             if not taken or attempt == _ATTEMPTS - 1:
                 raise

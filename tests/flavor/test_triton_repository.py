@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import mlflow
@@ -32,13 +33,18 @@ def repository(tmp_path):
     (root / "all" / "1").mkdir(parents=True)
     (root / "all" / "config.pbtxt").write_text('name: "all"\nplatform: "ensemble"\n')
     (root / "all" / ".keep").write_text("")
+    (root / "graph" / "stub").write_text("#!/bin/sh\n")
+    (root / "graph" / "stub").chmod(0o755)
     return root
 
 
 def tree(root):
     """Everything below a folder: files with their content, folders with None."""
     found = Path(root).rglob("*")
-    return {str(path.relative_to(root)): None if path.is_dir() else path.read_bytes() for path in found}
+    return {
+        str(path.relative_to(root)): None if path.is_dir() else (path.read_bytes(), os.access(path, os.X_OK))
+        for path in found
+    }
 
 
 @pytest.mark.parametrize("how", ["log", "extend"])
@@ -69,7 +75,9 @@ def test_a_repository_in_a_remote_store_comes_out_unchanged(remote, repository, 
 def test_a_graph_is_downloaded_with_what_belongs_to_it(tmp_path):
     root = make_bundle(tmp_path / "made", {"onnx-fp32": WEIGHTS, "ort-cpu-fp32": WEIGHTS})
     mlflow_tdeploy.download_variant(root, "ort-cpu-fp32", tmp_path / "out")
-    assert tree(tmp_path / "out") == {"model.onnx": (root / "tdeploy/files/ort-cpu-fp32/model.onnx").read_bytes()}
+    assert tree(tmp_path / "out") == {
+        "model.onnx": ((root / "tdeploy/files/ort-cpu-fp32/model.onnx").read_bytes(), False)
+    }
 
 
 @pytest.mark.parametrize(
@@ -108,3 +116,18 @@ def test_download_refuses_what_cannot_be_had_and_leaves_nothing(tmp_path):
     with pytest.raises(MlflowException, match="model.onnx"):
         mlflow_tdeploy.download_variant(root, "onnx-fp32", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_repository_cannot_take_the_id_of_what_is_made_and_nothing_is_made_first(repository, tmp_path):
+    linear_graph(tmp_path / "linear.onnx", WEIGHTS)
+    steps, model = [], {"onnx-fp32": tmp_path / "linear.onnx", "ort-cpu-fp32": repository}
+    with pytest.raises(MlflowException, match="'ort-cpu-fp32' is the id of a variant that is made"):
+        mlflow_tdeploy.save_model(model, tmp_path / "out", shapes=SHAPES, progress=steps.append)
+    assert [step.name for step in steps] in ([], ["write the source"])
+
+
+def test_download_refuses_a_folder_that_is_taken_before_anything_is_read(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(MlflowException, match="exists already and is not an empty folder"):
+        mlflow_tdeploy.download_variant("models:/no-such-model/1", "triton", tmp_path / "out")

@@ -1,9 +1,11 @@
+import dataclasses
 import json
 import shutil
 
 import pytest
 
 from mlflow_tdeploy.core.errors import IntegrityError
+from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.copy import copy_bundle
 from tests.bundles import WEIGHTS, make_bundle
@@ -36,3 +38,19 @@ def test_what_was_written_is_hashed(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", damage)
     with pytest.raises(IntegrityError, match=r"model\.onnx"):
         copy_bundle(bundle, tmp_path / "copy")
+
+
+def test_what_a_variant_shares_is_copied_with_it(tmp_path):
+    """Also where the record of the variant that it shares with cannot be read."""
+    root = make_bundle(tmp_path / "made", {"onnx-fp32": WEIGHTS, "onnx-other": WEIGHTS})
+    bundle = Bundle.open(root)
+    engine = dataclasses.replace(bundle.variants["onnx-fp32"], shared=bundle.variants["onnx-other"].files)
+    record = root / "tdeploy/variants"
+    (record / "onnx-fp32.json").write_text(to_json(engine))
+    (record / "onnx-other.json").write_text(
+        json.dumps({**json.loads((record / "onnx-other.json").read_text()), "schema_version": 99, "new": 1})
+    )
+    copy_bundle(Bundle.open(root), tmp_path / "copy")
+    copied = Bundle.open(tmp_path / "copy")
+    copied.verify(copied.variants["onnx-fp32"])
+    assert engine.digest != bundle.variants["onnx-fp32"].digest  # evidence belongs to all that it needs

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
-from mlflow_tdeploy.core.errors import MissingDependencyError, NotFoundError, SessionError
-from mlflow_tdeploy.triton import home
+from mlflow_tdeploy.core.errors import ConflictError, MissingDependencyError, NotFoundError, SessionError
+from mlflow_tdeploy.triton import home, local
 from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 
@@ -157,3 +157,23 @@ def test_the_command_serves_a_repository(server, repository):
     result = CliRunner().invoke(main, ["triton", "run", str(repository), "--seconds", "0"])
     assert result.exit_code == 1
     assert "broken" in result.output
+
+
+def test_install_says_so_when_the_folder_holds_something_else(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine").touch()
+    with pytest.raises(ConflictError, match="holds no Triton"):
+        home.install(tmp_path / "own")
+
+
+def test_an_interrupt_while_a_server_starts_leaves_none(server, repository, monkeypatch):
+    started = []
+
+    def interrupt(running, seconds):
+        started.append(running.process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "_wait", interrupt)
+    with pytest.raises(KeyboardInterrupt), local_triton(repository, server=server):
+        pass
+    assert started[0].poll() is not None
