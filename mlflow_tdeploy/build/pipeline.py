@@ -109,7 +109,10 @@ class _Build:
         folder = self.draft.root / SOURCE
         with self.shop.step("write the source") as detail:
             folder.mkdir()
-            written = self.source.write_source(folder)
+            try:
+                written = self.source.write_source(folder)
+            except BuildError as error:
+                return self._without_source(folder, detail, str(error))
             if not written:
                 shutil.rmtree(folder)
                 detail.append(
@@ -123,13 +126,16 @@ class _Build:
                 requires={name: importlib.metadata.version(name) for name in self.source.packages},
             )  # fmt: skip
             if why := self._differs(variant):
-                shutil.rmtree(folder)
-                self.skipped[HF] = why
-                detail.append(f"not kept: {why}")
-                return False
+                return self._without_source(folder, detail, why)
             self.variants[HF] = variant
             detail.append(f"{variant.size / 1e6:.0f} MB")
         return True
+
+    def _without_source(self, folder: Path, detail: list[str], why: str) -> bool:
+        shutil.rmtree(folder)
+        self.skipped[HF] = why
+        detail.append(f"not kept: {why}")
+        return False
 
     def _differs(self, variant: Variant) -> str | None:
         """Return why the saved original is not the one at hand, or None.
@@ -193,6 +199,10 @@ class _Build:
         """Build or take an engine; where there is no GPU to run it, nothing vouches for it yet."""
         if isinstance(engine, EnginePlan):
             staged = stage_plan(self.shop, engine)
+        elif (parent := self.variants.get(engine.parent)) is not None and parent.dropped:
+            _, engine_id = engine.settled(self.shop.host)
+            self.skipped[engine_id] = f"'{parent.id}', which it is made from, is over budget"
+            return
         elif (graph := self.graphs.get(engine.parent)) is None:
             raise BuildError(f"No engine can be built of '{engine.parent}': that variant is not usable.")
         else:

@@ -136,6 +136,8 @@ def log_model(
         packaging.check()
         if registered_model_name is not None:
             _validate_model_name(registered_model_name)
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise InvalidInputError(f"step is a whole number, got {step!r}.")
         if not all(isinstance(one, Mapping) for one in (params, tags) if one is not None):
             raise InvalidInputError("params and tags are mappings from name to value.")
         prepared = request.prepare(model)

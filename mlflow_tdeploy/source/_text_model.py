@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlflow_tdeploy.core.errors import InvalidInputError, first_line
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tasks import Head
 from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
-from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
+from mlflow_tdeploy.runtime.backends._torch_modules import OTHER_FLOATS, run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._progress import no_progress_bars
 from mlflow_tdeploy.source._tokenizer import write_tokenizer
 from mlflow_tdeploy.source.base import Source
@@ -31,7 +31,7 @@ class TextModelSource(Source):
         signature: Token ids in, the task's output out.
         module: The wrapper, as :func:`serving_module` made it.
         tokenizer: The fast tokenizer.
-        save: Writes the original into a folder; None where it cannot be loaded again without code of its own.
+        save: Writes the original into a folder; raises BuildError where it could not be loaded again.
         notes: What a reader should know.
     """
 
@@ -43,7 +43,7 @@ class TextModelSource(Source):
         signature: Signature,
         module: torch.nn.Module,
         tokenizer: Any,
-        save: Callable[[Path], None] | None,
+        save: Callable[[Path], None],
         notes: tuple[str, ...] = (),
     ) -> None:
         self.record = record
@@ -77,18 +77,22 @@ class TextModelSource(Source):
         write_tokenizer(self._tokenizer, folder)
 
     def write_source(self, folder: Path) -> bool:
-        """Write the original as safetensors, or return False where loading it would need its own code."""
-        if self._save is None:
-            return False
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the original as safetensors.
+
+        Raises:
+            BuildError: It cannot be written as safetensors, or loading it would need its own code.
+        """
         with no_progress_bars():
-            self._save(folder)
+            try:
+                self._save(folder)
+            except (RuntimeError, ValueError, TypeError) as error:  # such as modules that are used twice
+                raise BuildError(f"it cannot be written as safetensors: {first_line(error)}") from error
         return True
 
 
 def serving_module(wrapper: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
     """Return the wrapper ready to run, with torch's fused attention, and notes on what was converted."""
-    module, note = serving_copy(wrapper)
+    module, note = serving_copy(wrapper, OTHER_FLOATS)
     set_attention(module, "sdpa")
     return module, (note,) if note else ()
 

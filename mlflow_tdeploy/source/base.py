@@ -67,7 +67,11 @@ class Source(ABC):
         """Write what the task needs at serving time (tokenizer.json, …) into ``folder``."""
 
     def write_source(self, folder: Path) -> bool:
-        """Write the original as safetensors into ``folder`` and return True, or False when it cannot be kept."""
+        """Write the original as safetensors into ``folder`` and return True, or False where this kind is never kept.
+
+        Raises:
+            BuildError: Others of its kind are kept, and this one cannot be; says why.
+        """
         del folder
         return False
 

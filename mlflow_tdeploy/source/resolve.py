@@ -84,6 +84,10 @@ def _from_object(model: Any, options: Options) -> Source:
         raise InvalidInputError(
             "TorchScript modules are not supported: their code cannot be exported. Pass the torch.nn.Module itself."
         )
+    if _is(model, "peft", "PeftModel") and options.task != "tensors":
+        raise InvalidInputError(
+            "A PEFT adapter on its model cannot be kept as one: merge it first, model = model.merge_and_unload()."
+        )
     if _is(model, "sentence_transformers", "SentenceTransformer"):
         from mlflow_tdeploy.source import sentence_transformer
 

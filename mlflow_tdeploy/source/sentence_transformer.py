@@ -37,7 +37,7 @@ from mlflow_tdeploy.source._tokenizer import (
     tokenizer_settings,
 )
 from mlflow_tdeploy.source.base import Source
-from mlflow_tdeploy.source.transformers_model import accepted_inputs, from_model, position_limit, record_of
+from mlflow_tdeploy.source.transformers_model import accepted_inputs, from_model, own_code, position_limit, record_of
 
 _log = logging.getLogger("mlflow_tdeploy")
 TASK = "sentence-embedding"
@@ -88,10 +88,11 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
     record = record or record_of(transformer, "sentence-transformers")
 
     def save(folder: Path) -> None:
+        if not type(transformer).__module__.startswith("transformers."):
+            raise own_code(transformer)
         model.save(str(folder), safe_serialization=True, create_model_card=False)
 
-    keep = type(transformer).__module__.startswith("transformers.")
-    source = TextModelSource(record, TASK, config, signature, module, tokenizer, save if keep else None, notes)
+    source = TextModelSource(record, TASK, config, signature, module, tokenizer, save, notes)
     source.packages = ("sentence-transformers",)
     return source
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tasks import TASKS, Head, heads
 from mlflow_tdeploy.runtime.backends._torch_modules import TransformersModule, load_transformers
@@ -163,8 +163,22 @@ def position_limit(model: torch.nn.Module) -> int | None:
 
 
 def accepted_inputs(model: Any) -> set[str]:
-    """Return the names of the tensors that a model's ``forward`` takes."""
-    return set(inspect.signature(model.forward).parameters)
+    """Return the names of the tensors that a model's ``forward`` takes.
+
+    Raises:
+        InvalidInputError: It takes no token ids.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    names = set(parameters)
+    if "input_ids" not in names and any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        inner = set() if model.base_model is model else accepted_inputs(model.base_model)
+        names |= {"input_ids", "attention_mask", *inner}  # handed on, as a subclass's forward(*args, **kwargs) does
+    if "input_ids" not in names:
+        raise InvalidInputError(
+            f"{type(model).__name__}.forward takes {', '.join(parameters)}, and no input_ids: it reads no texts. Log "
+            f"it with task='tensors' and example inputs."
+        )
+    return names
 
 
 def record_of(model: Any, kind: str) -> SourceRecord:
@@ -174,18 +188,26 @@ def record_of(model: Any, kind: str) -> SourceRecord:
     return SourceRecord(kind, name, getattr(model.config, "_commit_hash", None), architecture)
 
 
-def saver(model: Any, tokenizer: Any) -> Callable[[Path], None] | None:
-    """Return how to write a model as safetensors, or None where only its own code could load it again."""
+def saver(model: Any, tokenizer: Any) -> Callable[[Path], None]:
+    """Return what writes a model as safetensors; it raises BuildError where only its own code could load it again."""
     import transformers
 
-    if getattr(transformers, type(model).__name__, None) is not type(model):
-        return None
-
     def save(folder: Path) -> None:
+        if getattr(transformers, type(model).__name__, None) is not type(model):
+            raise own_code(model)
         model.save_pretrained(str(folder), safe_serialization=True)
         tokenizer.save_pretrained(str(folder))
 
     return save
+
+
+def own_code(model: Any) -> BuildError:
+    """Return the error of a model whose class is not the library's."""
+    kind = type(model)
+    return BuildError(
+        f"'{kind.__module__}.{kind.__qualname__}' is no class of transformers: loading it takes its own code, which is "
+        f"not stored"
+    )
 
 
 def _architecture(folder: Path, options: Options) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.pipeline import build_bundle
 from mlflow_tdeploy.build.verify_data import VerifyData
@@ -97,6 +98,16 @@ def test_a_variant_that_was_named_is_left_out_with_its_parent_that_is_over_budge
     report, bundle = build(source, tmp_path / "model", options)
     assert bundle.variants["onnx-fp32"].dropped
     assert report.skipped == {"ort-cpu-fp32": "'onnx-fp32', which it is made from, is over budget"}
+
+
+def test_an_engine_is_left_out_with_its_parent_that_is_over_budget(tmp_path, tiny_bert):
+    pytest.importorskip("tensorrt_rtx")
+    source = resolve(tiny_bert, shapes={"batch": (1, 2, 4), "sequence": (1, 8, 16)})
+    engine = EngineOptions(module="tensorrt_rtx", precision="fp32", id="trt-small")
+    budget = Budget.of("max_difference <= 1e-12")
+    options = BuildOptions(measure=False, budget=budget, data=VerifyData.of(["one"]), precisions=(), engines=(engine,))
+    report, _ = build(source, tmp_path / "model", options)
+    assert report.skipped == {"trt-small": "'onnx-fp32', which it is made from, is over budget"}
 
 
 def test_a_budget_that_the_original_itself_misses_is_refused_and_blames_no_variant(tmp_path, tiny_bert):

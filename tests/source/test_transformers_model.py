@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import BartConfig, BartForSequenceClassification, BertConfig, BertModel
 
-from mlflow_tdeploy.core.errors import ExportError, InvalidInputError
+from mlflow_tdeploy.core.errors import BuildError, ExportError, InvalidInputError
 from mlflow_tdeploy.runtime.backends._torch_modules import load_module
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import task_of
@@ -174,8 +174,48 @@ def test_write_source_keeps_nothing_when_the_class_is_the_users_own(small, token
         pass
 
     source = resolve(MyBertForSequenceClassification(BertConfig(**small)), tokenizer=tokenizer)
-    assert source.write_source(tmp_path / "source") is False
+    with pytest.raises(BuildError, match="MyBertForSequenceClassification' is no class of transformers"):
+        source.write_source(tmp_path / "source")
     assert not (tmp_path / "source").exists()
+
+
+def test_write_source_says_why_a_model_cannot_be_written_as_safetensors(classifier, tokenizer, tmp_path):
+    classifier.bert.encoder.layer[1].output.dense = classifier.bert.encoder.layer[0].output.dense
+    source = resolve(classifier, tokenizer=tokenizer)
+    with pytest.raises(BuildError, match="cannot be written as safetensors: .*shared tensors"):
+        source.write_source(tmp_path / "source")
+
+
+def test_resolve_takes_a_subclass_that_hands_all_arguments_on(small, tokenizer):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    class Handing(BertForSequenceClassification):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    source = resolve(Handing(BertConfig(**small)), tokenizer=tokenizer, task="text-classification")
+    assert [spec.name for spec in source.signature.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+
+
+def test_resolve_refuses_a_model_that_reads_no_token_ids(small, tokenizer):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    class Other(BertForSequenceClassification):
+        def forward(self, pixels):
+            return pixels
+
+    with pytest.raises(InvalidInputError, match="forward takes pixels, and no input_ids"):
+        resolve(Other(BertConfig(**small)), tokenizer=tokenizer, task="text-classification")
+
+
+def test_resolve_computes_double_precision_in_fp32(classifier, tokenizer, tmp_path):
+    source = resolve(classifier.double(), tokenizer=tokenizer)
+    assert "float64" in source.notes[0]
+    assert source.signature.outputs[0].dtype == "float32"
+    assert classifier.dtype == torch.float64
+    source.write_source(tmp_path / "source")
+    again = load_module(tmp_path / "source", source.signature, source.task)
+    assert {tensor.dtype for tensor in again.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

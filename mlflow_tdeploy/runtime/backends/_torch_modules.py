@@ -9,7 +9,7 @@ import contextlib
 import copy
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "LayerNorm",
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _HALF = (torch.float16, torch.bfloat16)
+#: What a Hugging Face model may be in, and is not served in: runtimes have few operators in float64.
+OTHER_FLOATS = (*_HALF, torch.float64)
 
 
 class TransformersModule(torch.nn.Module):
@@ -80,21 +82,25 @@ def run_module(module: torch.nn.Module, feeds: Mapping[str, Any], names: Iterabl
     return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
 
 
-def serving_copy(module: Any) -> tuple[Any, str]:
-    """Return a copy of a module in evaluation mode, fp32, on the CPU, and a note of what was converted.
+def serving_copy(module: Any, converted: Collection[torch.dtype] = _HALF) -> tuple[Any, str]:
+    """Return a copy of a module in evaluation mode on the CPU, and a note of what was converted.
 
-    The caller's object stays as it is. Weights that are fp32 on the CPU already are shared, not copied.
+    The caller's object stays as it is. Weights that are on the CPU and need no conversion are shared, not copied.
+
+    Args:
+        module: The module.
+        converted: The dtypes that become fp32.
     """
     tensors = [*module.parameters(), *module.buffers()]
-    half = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.dtype in _HALF})
-    moved = half or any(tensor.device.type != "cpu" for tensor in tensors)
+    others = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.dtype in converted})
+    moved = others or any(tensor.device.type != "cpu" for tensor in tensors)
     copied = copy.deepcopy(module, {} if moved else {id(tensor): tensor for tensor in tensors})
     if moved:
         copied = copied.to("cpu")
         for tensor in [*copied.parameters(), *copied.buffers()]:
-            if tensor.dtype in _HALF:  # not .float(): buffers of other kinds keep theirs
+            if tensor.dtype in converted:  # not .float(): buffers of other kinds keep theirs
                 tensor.data = tensor.data.float()
-    note = f"the reference computes in fp32; its weights are stored as {', '.join(half)}" if half else ""
+    note = f"the reference computes in fp32; its weights are stored as {', '.join(others)}" if others else ""
     return copied.eval(), note
 
 
@@ -131,7 +137,7 @@ def load_module(folder: Path, signature: Signature, task: str) -> torch.nn.Modul
             module = SentenceTransformerModule(load_sentence_transformer(folder), width)
         else:
             module = TransformersModule(load_transformers(folder, head), head.output)
-    module, _ = serving_copy(module)
+    module, _ = serving_copy(module, OTHER_FLOATS)
     set_attention(module, "sdpa")
     return module
 
