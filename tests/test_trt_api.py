@@ -27,7 +27,8 @@ FILES = {
         "engine": "ICudaEngine", "_engine": "ICudaEngine", "context": "IExecutionContext", "settings": "IRuntimeConfig",
         "runtime": "Runtime", "refitter": "Refitter", "weights": "OnnxParserRefitter",
     },
-    BACKENDS / "_trt_session.py": {"context": "IExecutionContext"},
+    BACKENDS / "_trt_lane.py": {"context": "IExecutionContext"},
+    BACKENDS / "_trt_session.py": {},
 }  # fmt: skip
 #: Asked for with ``hasattr`` before it is used: there in one of them only.
 GUARDED = {

@@ -7,6 +7,7 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.core.engine import EngineRecord, Range
-from mlflow_tdeploy.core.errors import BuildError, InvalidInputError
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, StorageError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime.backends._trt_engine import collecting_log
@@ -24,6 +25,7 @@ from mlflow_tdeploy.store.disk import own_folder, storage_errors, temporary
 #: What a builder reports: the phase, how far it is and how many steps it has.
 BuildProgress = Callable[[str, int, int], None]
 _MOST_MESSAGES = 5
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 def build_engine(
@@ -69,7 +71,10 @@ def build_engine(
     if plan is None:
         raise BuildError(f"{_called(trt)} built no engine of '{graph.name}': {_said(log) or 'it did not say why'}.")
     _write(target, plan)
-    _write(timings, cache.serialize())
+    try:
+        _write(timings, cache.serialize())
+    except StorageError as error:  # the plan is there: only the next build is slower
+        _log.warning("What this build measured is not kept: %s", error)
     return _record(trt, host, options, profiles)
 
 

@@ -36,11 +36,14 @@ class FakeCuda:
         self.failing: set[str] = set()
         self.thread = threading.local()
         self._count = 0
+        self.last = 0
+        self.queued: dict[int, list] = {}
 
     def _ok(self, *values):
         return (SimpleNamespace(value=0), *values)
 
     def _error(self, code, *values):
+        self.last = code
         return (SimpleNamespace(value=code), *values)
 
     def _next(self) -> int:
@@ -55,9 +58,16 @@ class FakeCuda:
         assert address in self.blocks, "memory that is not, or no longer, allocated"
         return memoryview(self.blocks[address]).cast("B")
 
+    def cudaGetDevice(self):
+        return self._ok(getattr(self.thread, "device", 0))
+
+    def cudaGetLastError(self):
+        self.last = 0
+        return self._ok()
+
     def cudaSetDevice(self, device):
         self.thread.device = device
-        return self._ok() if device == 0 else self._error(101)
+        return self._ok() if device in (0, 1) else self._error(101)
 
     def _chosen(self):
         assert getattr(self.thread, "device", None) == 0, "this thread has chosen no device: it would be the first one"
@@ -101,7 +111,13 @@ class FakeCuda:
 
     def cudaStreamSynchronize(self, stream):
         assert stream in self.streams
+        for work in self.queued.pop(stream, []):
+            work()
         return self._error(700) if "cudaStreamSynchronize" in self.failing else self._ok()
+
+    def later(self, stream, work) -> None:
+        """Let work be done when somebody waits for the stream, and not before."""
+        self.queued.setdefault(stream, []).append(work)
 
     def adopt(self, address: int, size: int) -> None:
         """Let memory of somebody else count as the device's."""
@@ -129,7 +145,7 @@ class FakeCuda:
         device, host = (target, source) if kind == 1 else (source, target)
         assert size <= len(self.held(device)), "more bytes than the device's block has"
         assert size <= len(self.host[host]), "more bytes than the host's block has"
-        ctypes.memmove(target, source, size)
+        self.later(stream, lambda: ctypes.memmove(target, source, size))
         return self._ok()
 
     def cudaStreamBeginCapture(self, stream, mode):
@@ -152,7 +168,7 @@ class FakeCuda:
     def cudaGraphLaunch(self, graph, stream):
         self.launched += 1
         for work in self.graphs[graph]:
-            work()
+            self.later(stream, work)
         return self._ok()
 
     def cudaGraphDestroy(self, graph):
@@ -172,7 +188,7 @@ class Allocator:
 
 
 TRT = SimpleNamespace(
-    TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+    TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"), TensorLocation=SimpleNamespace(DEVICE="device"),
     ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
     LayerInformationFormat=SimpleNamespace(JSON="json"),
     IOutputAllocator=Allocator, __name__="tensorrt", __version__="10.16.1.11",
@@ -188,6 +204,7 @@ class FakeEngine:
     """y = x @ weights, with float profiles of x; with ``keeps``, only the rows whose first value is not negative."""
 
     device_memory_size_v2 = SCRATCH
+    location, format = "device", "LINEAR"
 
     def __init__(self, cuda: FakeCuda, weights, profiles, dtype: str = "FLOAT", *, keeps: bool = False) -> None:
         self.cuda, self.weights, self.profiles, self.dtype, self.keeps = cuda, weights, profiles, dtype, keeps
@@ -199,6 +216,15 @@ class FakeEngine:
 
     def get_tensor_dtype(self, name):
         return SimpleNamespace(name=self.dtype)
+
+    def get_tensor_location(self, name):
+        return self.location
+
+    def get_tensor_format(self, name):
+        return SimpleNamespace(name=self.format)
+
+    def is_shape_inference_io(self, name):
+        return self.location == "host"
 
     def get_tensor_mode(self, name):
         return "in" if name == "x" else "out"
@@ -226,9 +252,10 @@ class FakeContext:
         self.busy = threading.Lock()
         self.used_profiles: list[int] = []
         self.fails = False
-        self.recorded = False
+        self.recorded = self.ran = self.switching = False
 
     def _change(self):
+        assert not self.switching, "the profile is still being changed: wait for the stream"
         assert not self.recorded, "a context is not to be changed after a graph was recorded with it"
 
     def set_device_memory(self, address, size):
@@ -239,8 +266,12 @@ class FakeContext:
     def set_optimization_profile_async(self, profile, stream):
         self._change()
         assert stream in self.engine.cuda.streams
-        self.active_optimization_profile, self.shape = profile, None
+        self.active_optimization_profile, self.shape, self.switching = profile, None, True
+        self.engine.cuda.later(stream, self._switched)
         return profile < len(self.engine.profiles)
+
+    def _switched(self):
+        self.switching = False
 
     def set_input_shape(self, name, shape):
         self._change()
@@ -290,8 +321,10 @@ class FakeContext:
 
             recording = self.engine.cuda.recording.get(stream)
             if recording is None:
-                work()
+                self.ran = True
+                self.engine.cuda.later(stream, work)
             else:
+                assert self.ran, "what TensorRT puts off to the first run must not happen while recording"
                 self.recorded = True
                 recording.append(work)
             return True

@@ -13,7 +13,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.runtime.backends._cuda import Cuda
-from mlflow_tdeploy.runtime.backends._trt_engine import PLUGINS, TrtEngine, TrtOptions, open_engine
+from mlflow_tdeploy.runtime.backends._trt_engine import HOST_CODE, PLUGINS, TrtEngine, TrtOptions, open_engine
 from mlflow_tdeploy.runtime.backends.tensorrt import TensorRt
 from mlflow_tdeploy.runtime.base import Fit
 from tests.bundles import WEIGHTS
@@ -40,7 +40,7 @@ class Fake:
         self.engine = FakeEngine(FakeCuda(), WEIGHTS, (PROFILE,))
         self.engine.get_weight_streaming_automatic_budget = lambda: 1234
         self.ILogger, self.__name__ = Log, "tensorrt"
-        for name in ("TensorIOMode", "LayerInformationFormat"):
+        for name in ("TensorIOMode", "TensorLocation", "LayerInformationFormat"):
             setattr(self, name, getattr(TRT, name))
 
     def Runtime(self, log):
@@ -52,7 +52,10 @@ class Fake:
             return self.engine
 
         registry = SimpleNamespace(load_library=lambda path: self.steps.append(f"plugins {path}"))
-        return SimpleNamespace(deserialize_cuda_engine=deserialize, get_plugin_registry=lambda: registry)
+        self.runtime = SimpleNamespace(
+            deserialize_cuda_engine=deserialize, get_plugin_registry=lambda: registry, engine_host_code_allowed=False
+        )
+        return self.runtime
 
     def Refitter(self, engine, log):
         assert engine is self.engine
@@ -102,6 +105,43 @@ def test_an_engine_that_streams_its_weights_keeps_as_many_as_it_is_told(root, wa
     trt = Fake()
     opened(root, trt, flags=("WEIGHT_STREAMING",), options=TrtOptions(weight_streaming_budget=wanted))
     assert trt.engine.weight_streaming_budget_v2 == budget
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"location": "host"}, "'x' holds shapes and lies on the host"),
+        ({"format": "CHW4"}, "'x' has the format CHW4: build it with LINEAR"),
+        ({"dtype": "FP8"}, "'x' is of type FP8, which no caller can pass"),
+    ],
+)
+def test_an_engine_whose_tensors_nobody_can_pass_is_refused(root, changes, why):
+    trt = Fake()
+    vars(trt.engine).update(changes)
+    with pytest.raises(SessionError, match=why):
+        opened(root, trt)
+
+
+@pytest.mark.parametrize(
+    ("flags", "allowed", "fits"),
+    [
+        (("VERSION_COMPATIBLE",), "", False),
+        (("VERSION_COMPATIBLE",), "1", True),
+        (("EXCLUDE_LEAN_RUNTIME", "VERSION_COMPATIBLE"), "", True),
+    ],
+)
+def test_a_plan_that_brings_code_runs_only_where_the_host_says_so(root, monkeypatch, flags, allowed, fits):
+    record = dataclasses.replace(RECORD, flags=flags, compute_capability="9.0", gpu="NVIDIA H200")
+    file = FileRecord("files/e/model.plan", "0" * 64, 1)
+    variant = Variant("e", "trt", Precision("fp16", "fp16"), "cuda", file.path, (file,), engine=record)
+    monkeypatch.setattr(TensorRt, "version", lambda self: record.version)
+    monkeypatch.setenv(HOST_CODE, allowed)
+    found = TensorRt().probe(Fingerprint("linux-x86_64", gpu=Gpu("NVIDIA H200", "9.0")), variant)
+    assert (found.fit is not Fit.UNSUPPORTED) is fits
+    assert fits or "brings program code" in found.reason
+    trt = Fake()
+    opened(root, trt, flags=flags)
+    assert trt.runtime.engine_host_code_allowed is (allowed == "1")
 
 
 def test_what_tensorrt_says_of_a_plan_that_it_does_not_open_is_told(root):

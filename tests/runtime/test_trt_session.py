@@ -11,7 +11,7 @@ import pytest
 from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import FileRecord, Variant
-from mlflow_tdeploy.runtime.backends import _trt_session
+from mlflow_tdeploy.runtime.backends import _trt_lane
 from mlflow_tdeploy.runtime.backends._cuda import Cuda
 from mlflow_tdeploy.runtime.backends._trt_engine import TrtEngine, TrtOptions, layers_of
 from mlflow_tdeploy.runtime.backends._trt_session import TrtSession
@@ -85,7 +85,7 @@ def test_a_shape_that_comes_again_is_replayed_as_a_graph_and_answers_the_same():
 
 
 def test_shapes_in_turn_do_not_record_graphs_forever(monkeypatch):
-    monkeypatch.setattr(_trt_session, "_MOST_GRAPHS", 2)
+    monkeypatch.setattr(_trt_lane, "_MOST_GRAPHS", 2)
     opened = Opened(contexts=1)
     for _ in range(20):
         for rows in (8, 3, 2):
@@ -102,6 +102,8 @@ def test_a_graph_that_cannot_be_made_ready_costs_nothing_but_itself():
     for value in range(4):
         opened(2, value)
     assert (opened.cuda.launched, opened.cuda.graphs, len(opened.cuda.streams)) == (0, {}, 1)
+    assert opened.cuda.last == 0
+    assert len(opened.engine.contexts) == 2  # tried once
 
 
 def test_no_graph_is_recorded_when_they_are_off():
@@ -159,6 +161,49 @@ def test_tensors_on_the_device_are_read_and_answered_where_they_are(monkeypatch)
     )  # its own memory again
 
 
+def test_arrays_after_tensors_of_the_same_shape_are_not_read_where_those_were(monkeypatch):
+    torch = pytest.importorskip("torch")
+    opened = Opened(contexts=1, cuda_graphs=False)
+    opened(2)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    lane = opened.session._free.get()
+    theirs = {name: np.ones(shape, np.float32) for name, shape in (("x", (2, 4)), ("y", (2, WEIGHTS.shape[1])))}
+    for array in theirs.values():
+        opened.cuda.adopt(array.ctypes.data, array.nbytes)
+    lane.run_tensors({"x": theirs["x"]}, 0, lambda tensor, shape: theirs[tensor.name].ctypes.data, 77)
+    np.testing.assert_allclose(theirs["y"], theirs["x"] @ WEIGHTS)  # done when it returns
+    for array in theirs.values():  # theirs again
+        del opened.cuda.blocks[array.ctypes.data]
+    opened.session._free.put(lane)
+    opened(2, 3.0)
+
+
+def test_the_callers_device_is_his_own_again_after_a_call():
+    opened = Opened(contexts=1)
+    opened.cuda.cudaSetDevice(1)
+    for _ in range(3):
+        opened(2)
+        assert opened.cuda.thread.device == 1
+    opened.session.close()
+    assert (opened.cuda.thread.device, opened.cuda.blocks) == (1, {})
+
+
+def test_an_error_of_the_library_itself_is_a_session_error_and_leaves_no_lane():
+    opened = Opened(contexts=1)
+    opened.session._engine.profile_for = lambda shapes: 1 / 0
+    with pytest.raises(SessionError, match="'trt-fp16-sm86': ZeroDivisionError: division by zero"):
+        opened(2)
+
+
+def test_sizes_that_grow_step_by_step_do_not_make_every_graph_useless():
+    opened = Opened(profiles=(((1, 4), (2, 4), (64, 4)),), contexts=1)
+    for rows in range(1, 65):
+        opened(rows)
+    opened(60)
+    opened(60)
+    assert opened.cuda.launched == 1  # recorded at its second call: no memory had to grow since the first
+
+
 def test_tensors_elsewhere_are_copied():
     torch = pytest.importorskip("torch")
     answer = Opened().session.infer_tensors({"x": torch.ones(2, 4)})["y"]
@@ -194,6 +239,7 @@ def test_infer_says_how_much_memory_is_missing_and_answers_smaller_requests_afte
     opened = Opened(memory=100 + SCRATCH, contexts=1)
     with pytest.raises(SessionError, match="out of GPU memory: 0 MiB wanted"):
         opened(8)
+    assert opened.cuda.last == 0  # nobody takes it for an error of his own
     opened(2)
 
 

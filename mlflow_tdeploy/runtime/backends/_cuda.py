@@ -6,7 +6,8 @@ https://nvidia.github.io/cuda-python/cuda-bindings/latest/module/runtime.html
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,17 @@ class Cuda:
         """Make the device this thread's own: CUDA keeps one per thread."""
         self._call(self._api.cudaSetDevice, self._device)
 
+    @contextmanager
+    def chosen(self) -> Iterator[None]:
+        """Use the device in this thread for a while; the caller, who may use another one, finds his own again."""
+        before = self._call(self._api.cudaGetDevice)
+        self.activate()
+        try:
+            yield
+        finally:
+            if before != self._device:
+                self._call(self._api.cudaSetDevice, before)
+
     def version(self) -> str:
         """Return the CUDA version of the library, for example ``12.9``."""
         number = self._call(self._api.cudaRuntimeGetVersion)
@@ -61,6 +73,7 @@ class Cuda:
         """
         code, address = self._api.cudaMalloc(size)
         if code.value == 2:  # cudaErrorMemoryAllocation
+            self._api.cudaGetLastError()  # else whoever asks next takes it for an error of his own
             free, total = self._call(self._api.cudaMemGetInfo)
             raise SessionError(
                 f"out of GPU memory: {size / 2**20:.0f} MiB wanted, {free / 2**20:.0f} of {total / 2**20:.0f} MiB "
@@ -128,15 +141,23 @@ class Cuda:
         """
         mode = self._api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(self._api.cudaStreamBeginCapture, stream, mode)
-        done = False
+        done, graph = False, None
         try:
             done = work()
-        finally:
+        finally:  # the stream must not stay in that mode, and nothing of a failure be left to whoever asks next
             code, graph = self._api.cudaStreamEndCapture(stream)
-        if code.value:
-            return None
+            if code.value:
+                self._api.cudaGetLastError()
+            elif not done:
+                self._call(self._api.cudaGraphDestroy, graph)
+        return self._ready(graph) if done and not code.value else None
+
+    def _ready(self, graph: Any) -> Any:
+        """Return a recorded graph made ready, or None; the record itself is given back."""
         try:
-            code, ready = self._api.cudaGraphInstantiate(graph, 0) if done else (code, None)
+            code, ready = self._api.cudaGraphInstantiate(graph, 0)
+            if code.value:
+                self._api.cudaGetLastError()
             return None if code.value else ready
         finally:
             self._call(self._api.cudaGraphDestroy, graph)
@@ -156,6 +177,7 @@ class Cuda:
 
     def _check(self, name: str, code: Any) -> None:
         if code.value:
+            self._api.cudaGetLastError()
             _, text = self._api.cudaGetErrorString(code)
             said = text.decode() if isinstance(text, bytes) else str(text)
             raise SessionError(f"{name} failed with CUDA error {code.value}: {said}.")

@@ -23,6 +23,8 @@ from mlflow_tdeploy.runtime.backends._cuda import Cuda
 Shape = tuple[int, ...]
 #: Paths of libraries with plugins that engines of this host may use: a model names them, and never brings its own.
 PLUGINS = "TDEPLOY_TRT_PLUGINS"
+#: Whether this host runs program code that version-compatible plans bring along (``1``).
+HOST_CODE = "TDEPLOY_TRT_HOST_CODE"
 #: TensorRT's names of dtypes in ours.
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT32": "int32", "INT64": "int64",
@@ -90,11 +92,29 @@ class TrtEngine:
         self.outputs: list[EngineTensor] = []
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
-            dtype = numpy_dtype(_DTYPES[engine.get_tensor_dtype(name).name])
+            dtype = self._dtype(name)
             if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
                 self.inputs.append(EngineTensor(name, dtype, tuple(self._ranges(name))))
             else:
                 self.outputs.append(EngineTensor(name, dtype))
+
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        """Return the dtype of a tensor that lies on the device as numpy would lay it out.
+
+        Raises:
+            SessionError: It is of another kind.
+        """
+        engine, dtype = self._engine, self._engine.get_tensor_dtype(name).name
+        if engine.is_shape_inference_io(name) or engine.get_tensor_location(name) != self._trt.TensorLocation.DEVICE:
+            raise SessionError(f"its tensor '{name}' holds shapes and lies on the host, which is not supported.")
+        if (form := engine.get_tensor_format(name).name) != "LINEAR":
+            raise SessionError(f"its tensor '{name}' has the format {form}: build it with LINEAR inputs and outputs.")
+        if dtype not in _DTYPES:
+            raise SessionError(
+                f"its tensor '{name}' is of type {dtype}, which no caller can pass: build it of a graph whose inputs "
+                f"and outputs are {', '.join(_DTYPES)}."
+            )
+        return numpy_dtype(_DTYPES[dtype])
 
     def _ranges(self, name: str) -> Iterator[tuple[Shape, Shape]]:
         for profile in self.profiles:
@@ -148,9 +168,9 @@ class TrtEngine:
 
             def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
                 del tensor_name, memory, alignment  # CUDA aligns to 256 bytes, more than any tensor needs
-                if size > self.size:
+                if size > self.size or not self.size:  # TensorRT wants an address of nothing, too
                     self.release()
-                    self.address, self.size = cuda.allocate(size), size
+                    self.address, self.size = cuda.allocate(max(1, size)), max(1, size)
                 return self.address
 
             def reallocate_output_async(
@@ -265,6 +285,8 @@ def open_engine(
     _check_header(plan, record)
     log = collecting_log(trt)
     runtime = trt.Runtime(log)
+    if record is not None and brings_code(record):
+        runtime.engine_host_code_allowed = host_code_allowed()
     for library in plugin_libraries():
         runtime.get_plugin_registry().load_library(str(library))
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
@@ -286,6 +308,19 @@ def _refit(trt: Any, engine: Any, graph: Path, log: Any) -> None:
         raise SessionError(
             f"its weights cannot be taken from '{graph.name}': {_joined(log) or 'TensorRT says no more'}."
         )
+
+
+def brings_code(record: EngineRecord) -> bool:
+    """Tell whether a plan holds a runtime of its own, that is program code.
+
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/advanced.html (version compatibility)
+    """
+    return "VERSION_COMPATIBLE" in record.flags and "EXCLUDE_LEAN_RUNTIME" not in record.flags
+
+
+def host_code_allowed() -> bool:
+    """Tell whether this host runs program code of plans."""
+    return os.environ.get(HOST_CODE) == "1"
 
 
 def plugin_libraries() -> list[Path]:

@@ -12,7 +12,15 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.backends._cuda import Cuda
-from mlflow_tdeploy.runtime.backends._trt_engine import PLUGINS, TrtOptions, open_engine, plugin_libraries
+from mlflow_tdeploy.runtime.backends._trt_engine import (
+    HOST_CODE,
+    PLUGINS,
+    TrtOptions,
+    brings_code,
+    host_code_allowed,
+    open_engine,
+    plugin_libraries,
+)
 from mlflow_tdeploy.runtime.backends._trt_session import TrtSession
 from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
 from mlflow_tdeploy.runtime.engine_fit import EngineHost, engine_fit
@@ -43,6 +51,12 @@ class TensorRt(Runtime):
             return Compat(Fit.UNSUPPORTED, "nothing is recorded of how the engine was built")
         if lacking := set(variant.engine.plugins) - {path.name for path in plugin_libraries()}:
             return Compat(Fit.UNSUPPORTED, f"needs the plugins of {min(lacking)}: set {PLUGINS} to its path")
+        if brings_code(variant.engine) and not host_code_allowed():
+            return Compat(
+                Fit.UNSUPPORTED,
+                f"the plan brings program code (VERSION_COMPATIBLE): set {HOST_CODE}=1 where it is trusted, or build "
+                f"it with EXCLUDE_LEAN_RUNTIME",
+            )
         return engine_fit(variant.engine, EngineHost(host.os, host.gpu, self.module, self.version()))
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
