@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import lone, opened
 from mlflow_tdeploy.core.compare import same_outputs
@@ -20,9 +19,10 @@ from mlflow_tdeploy.core.errors import (
 )
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.golden import GoldenRequest
-from mlflow_tdeploy.core.masks import AS_GOOD_AS_INFINITE
+from mlflow_tdeploy.core.masks import without_answer
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.spread import ABSOLUTE
+from mlflow_tdeploy.core.tensors import Array, Arrays
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import Session
@@ -32,6 +32,10 @@ from mlflow_tdeploy.store.external_data import copy_graph
 _log = logging.getLogger("mlflow_tdeploy")
 #: Share of the largest number that another processor, library or order of sums may change in full precision.
 _SAME = 5e-3
+#: Of columns that are smaller than this share of the largest: what rounding leaves there is noise.
+_NOISE = 1e-3
+#: Share of whole numbers that may be chosen otherwise.
+_OTHER_CHOICES = 0.5
 
 
 class Here:
@@ -89,15 +93,31 @@ def other_answer(requests: Iterable[GoldenRequest], session: Session) -> str | N
         if problem := same_outputs(request.outputs, got):
             return problem
         for name, wanted in request.outputs.items():
-            if wanted.dtype.kind in "biu":
-                continue  # what is chosen may turn where two were as good
-            with np.errstate(invalid="ignore", over="ignore"):
-                usable = np.isfinite(wanted) & (np.abs(wanted) < AS_GOOD_AS_INFINITE)
-                size = float(np.abs(np.where(usable, wanted, 0.0)).max(initial=0.0))
-                off = float(np.abs(np.where(usable, got[name] - wanted, 0.0)).max(initial=0.0))
-            if not off <= _SAME * size + ABSOLUTE:
-                return f"'{name}' is off by {off:.3g}, of numbers up to {size:.3g}"
+            if problem := _other_numbers(wanted, got[name]):
+                return f"'{name}' {problem}"
     return None
+
+
+def _other_numbers(wanted: Array, got: Array) -> str | None:
+    """Return how one output is another one than wanted; each column of its last axis is held against its own size."""
+    if wanted.dtype.kind in "biu":  # what is chosen may turn where two were as good
+        share = float((wanted != got).mean()) if wanted.size else 0.0
+        return f"has {100 * share:.2g} % other whole numbers" if share > _OTHER_CHOICES else None
+    before, after = (one.astype(np.float64).reshape(-1, one.shape[-1] if one.ndim > 1 else 1) for one in (wanted, got))
+    silent = without_answer(before, wanted.dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sizes = np.abs(np.where(silent, 0.0, before)).max(axis=0, initial=0.0)
+        off = np.abs(np.where(silent, 0.0, after - before)).max(axis=0, initial=0.0)
+    largest = sizes.max(initial=0.0)
+    if (wrong := ~(off <= _SAME * np.maximum(sizes, _NOISE * largest) + ABSOLUTE)).any():  # NaN is wrong
+        worst = int(np.argmax(wrong))
+        return f"is off by {off[worst]:.3g}, of numbers up to {sizes[worst]:.3g}"
+    return None
+
+
+def examples_of(bundle: Bundle) -> tuple[Arrays, ...]:
+    """Return the requests that a bundle keeps: what its inputs are like."""
+    return tuple(request.feeds for request in bundle.golden())
 
 
 @contextmanager
@@ -113,7 +133,7 @@ def open_reference(bundle: Bundle, here: Here, *, stand_in: bool = True) -> Iter
         IntegrityError: Files of the model's reference are damaged or gone: nothing else may quietly stand in for it.
         BuildError: None can be opened, or the model's reference is not the model that was logged.
     """
-    first = (HF, bundle.manifest.reference)
+    first = (bundle.manifest.reference,)
     rest = sorted(name for name, one in bundle.variants.items() if stand_in and _vouched_for(bundle, one))
     reasons = []
     host = probe.host()
@@ -149,7 +169,8 @@ def open_reference(bundle: Bundle, here: Here, *, stand_in: bool = True) -> Iter
                 reasons.append(f"'{variant_id}' answers otherwise than the model that was logged: {why}")
                 continue
             if variant_id != bundle.manifest.reference:
-                _log.warning("The new variant is compared with '%s', not with the original: %s", variant_id, reasons[0])
+                why = reasons[0] if reasons else f"'{bundle.manifest.reference}' cannot be used"
+                _log.warning("The new variant is compared with '%s', not with the original: %s", variant_id, why)
             yield variant_id, session.infer, variant.size // 4
             return
     raise BuildError(f"No variant of this model can be opened here as the reference: {'; '.join(reasons)}.")

@@ -32,6 +32,7 @@ from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.source.base import Source
 from mlflow_tdeploy.store.disk import temporary
+from mlflow_tdeploy.store.external_data import external_files
 from mlflow_tdeploy.store.layout import ASSETS, SOURCE
 from mlflow_tdeploy.store.writer import BundleDraft
 
@@ -305,8 +306,11 @@ def _parameters(source: Source) -> int:
     """Return the number of weights: of the module, or as its graph's size says; 0 where unknown."""
     if source.module is not None:
         return sum(math.prod(parameter.shape) for parameter in source.module.parameters())
-    sizes = [sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) for path in source.graphs.values()]
-    return max(sizes, default=0) // 4
+    return max(map(_graph_size, source.graphs.values()), default=0) // 4
+
+
+def _graph_size(path: Path) -> int:
+    return sum((path.parent / name).stat().st_size for name in (path.name, *external_files(path)))
 
 
 @contextmanager

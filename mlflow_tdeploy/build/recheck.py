@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, open_reference
+from mlflow_tdeploy.build.parents import Here, examples_of, open_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged, runtime_for
 from mlflow_tdeploy.build.workshop import Progress, Workshop
@@ -53,7 +53,14 @@ def recheck_variants(
     host, manifest = probe.host(), bundle.manifest
     variants = [_named(bundle, name, host) for name in dict.fromkeys(variant_ids)] if variant_ids is not None else None
     wanted = variants if variants is not None else _all(bundle, host)
-    shop = Workshop(bundle.task(), manifest.budget, options or BuildOptions(), workdir, progress=progress)
+    shop = Workshop(
+        bundle.task(),
+        manifest.budget,
+        options or BuildOptions(),
+        workdir,
+        examples=examples_of(bundle),
+        progress=progress,
+    )
     here = Here(bundle, fetch)
     with open_reference(bundle, here, stand_in=False) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights)

@@ -223,7 +223,7 @@ def _corners(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
     if task.input_kind == "tensors":  # texts have every length anyway
         wanted += _between(task.signature, largest)
     for seed, (at, sizes, ragged) in enumerate(wanted):
-        feeds = task.example_feeds(at, ragged=ragged, seed=seed, sizes=sizes, items=data.texts or None)
+        feeds = task.example_feeds(at, ragged=ragged, seed=seed, sizes=sizes, items=data.real)
         if not any(_equal(feeds, other) for other in seen):
             seen.append(feeds)
             yield Case("corners", batch_text(task.signature, feeds), feeds)

@@ -226,7 +226,7 @@ def _tune_feeds(task: Task, data: VerifyData) -> dict[str, Arrays]:
     short, _ = recorded_shapes(task.signature)
     opt = corner_sizes(task.signature, "opt", _TUNE_ELEMENTS)[-1]
     return {
-        name: task.example_feeds("opt", ragged=False, sizes=sizes, items=data.texts or None)
+        name: task.example_feeds("opt", ragged=False, sizes=sizes, items=data.real)
         for name, sizes in (("short", short), ("opt", opt))
     }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.resources
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +24,7 @@ _log = logging.getLogger("mlflow_tdeploy")
 
 #: Fewer texts than these are joined by built-in ones: a variant that is far off on few texts of many shall be found.
 _FEWEST = 200
-_DEFAULT = "default"
+_DEFAULT, _GENERATED = "default", "generated from the signature"
 #: Of requests that are made up: so many of each kind.
 _SEEDS = (7, 8, 9)
 _GLOSSES = "glosses.txt"
@@ -82,13 +83,17 @@ class VerifyData:
             return cls(requests=tuple(_arrays(item) for item in value), name=name)
         return cls(texts=_texts(value), name=name)
 
-    def for_task(self, task: Task) -> VerifyData:
+    def for_task(self, task: Task, examples: Sequence[Arrays] = ()) -> VerifyData:
         """Return the data in the form that ``task`` takes, the default data filled in.
+
+        Args:
+            task: The task.
+            examples: For ``tensors``: requests that came with the model, which what is made up shall be like.
 
         Raises:
             InvalidInputError: The data does not fit the task or the signature.
         """
-        data = self._for_texts() if task.input_kind == "text" else self._for_tensors(task)
+        data = self._for_texts() if task.input_kind == "text" else self._for_tensors(task, examples)
         if data.labels is not None:
             task.check_labels(data.labels)
         return data
@@ -105,11 +110,13 @@ class VerifyData:
         name = f"{self.name} and {len(more)} WordNet definitions{unlabelled}"
         return replace(self, texts=(*self.texts, *more), name=name)
 
-    def _for_tensors(self, task: Task) -> VerifyData:
+    def _for_tensors(self, task: Task, examples: Sequence[Arrays]) -> VerifyData:
         if self.texts:
             raise InvalidInputError(f"Task '{task.name}' is verified on arrays, got texts. {_FORMS}")
         if not self.requests:
-            return replace(self, requests=_generated(task), name="generated from the signature")
+            usable = tuple(_usable(task, examples))
+            name = "examples that came with the model, and requests made up like them" if usable else _GENERATED
+            return replace(self, requests=(*usable, *_generated(task, usable)), name=name)
         requests = []
         for index, request in enumerate(self.requests):
             try:
@@ -117,6 +124,11 @@ class VerifyData:
             except InvalidInputError as error:
                 raise InvalidInputError(f"Verification request {index}: {error}") from error
         return replace(self, requests=tuple(requests))
+
+    @property
+    def real(self) -> Sequence[Any] | None:
+        """What somebody gave, to fill shapes with that nobody gave; None where all is made up."""
+        return None if self.name == _GENERATED else self.items
 
     @property
     def items(self) -> Sequence[Any]:
@@ -198,9 +210,16 @@ def _plain(label: Any) -> Any:
     return value
 
 
-def _generated(task: Task) -> tuple[Arrays, ...]:
-    """Make requests up: small and usual ones, full and ragged, several of each."""
-    if unknown := task.made_up_blindly():
+def _usable(task: Task, examples: Sequence[Arrays]) -> Iterator[Arrays]:
+    """Yield the examples that are requests: one that is only there to be traced may be of another dtype."""
+    for example in examples:
+        with contextlib.suppress(InvalidInputError):
+            yield task.items(example)[0]
+
+
+def _generated(task: Task, examples: Sequence[Arrays]) -> tuple[Arrays, ...]:
+    """Make requests up, like the examples where there are some: small and usual ones, full and ragged, several each."""
+    if not examples and (unknown := task.made_up_blindly()):
         _log.warning(
             "Nobody says which values the input '%s' takes, so variants are checked with 0 and 1 only. Give example=… "
             "or verify_with=….",
@@ -208,4 +227,8 @@ def _generated(task: Task) -> tuple[Arrays, ...]:
         )
     sizes: tuple[At, ...] = ("min", "opt")
     corners = [(at, ragged) for at in sizes for ragged in (False, True)]
-    return tuple(task.example_feeds(at, ragged=ragged, seed=seed) for seed in _SEEDS for at, ragged in corners)
+    return tuple(
+        task.example_feeds(at, ragged=ragged, seed=seed, items=examples or None)
+        for seed in _SEEDS
+        for at, ragged in corners
+    )

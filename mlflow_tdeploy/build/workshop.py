@@ -38,6 +38,7 @@ from mlflow_tdeploy.core.evidence import OPENED, Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.latency import Contender, measure_latency
 from mlflow_tdeploy.source.base import Source
@@ -54,6 +55,7 @@ class Workshop:
         options: The caller's options.
         work: A folder for everything on the way.
         source: The model itself, where it is at hand.
+        examples: Requests that came with the model, where it is not.
         progress: Told of every step that ended, well or not.
     """
 
@@ -65,6 +67,7 @@ class Workshop:
         work: Path,
         *,
         source: Source | None = None,
+        examples: Sequence[Arrays] = (),
         progress: Progress | None = None,
     ) -> None:
         self.task = task
@@ -73,7 +76,9 @@ class Workshop:
         self.work = work
         self.source = source
         self.host: Fingerprint = probe.host()
-        self.data: VerifyData = (options.data or VerifyData.of(None)).for_task(task)
+        self.data: VerifyData = (options.data or VerifyData.of(None)).for_task(
+            task, source.examples if source else examples
+        )
         task.check_budget(budget, labels=self.data.labels is not None)
         self.steps: list[Step] = []
         self._progress = progress
@@ -188,7 +193,7 @@ class Workshop:
                     opened(staged.root, staged.variant, self.task.signature, self.host)
                 )
                 contenders.append(Contender.served(staged.variant, runtime, session.infer))
-            measure = functools.partial(measure_latency, task=self.task, host=self.host, items=self.data.texts or None)
+            measure = functools.partial(measure_latency, task=self.task, host=self.host, items=self.data.real)
             found = measure(contenders, seconds=self.options.seconds * 0.8)
             found = [replace(record, files=kept[record.variant].variant.digest) for record in found]
             # Apart: a model as slow as torch's would use up the rounds of the others.

@@ -33,6 +33,10 @@ _OF_MANY = frozenset(
     | {"max_part_error"}
 )
 _LARGEST = sys.float_info.max
+#: Share of whole numbers that have to be the reference's own: a choice may turn where two were as good.
+EXACT = 0.99
+#: The same of a single request, of which one choice may be a large share.
+_EXACT_ALONE = 0.5
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
 
 
@@ -117,8 +121,8 @@ class Budget:
     def violations(self, metrics: Mapping[str, float], *, single: bool = False) -> tuple[str, ...]:
         """Return every broken limit as a sentence.
 
-        Numbers that are not finite always break it, and so do whole numbers that differ, unless ``exact_share`` is
-        limited.
+        Numbers that are not finite always break it, and so do whole numbers of which more than 1 % differ, unless
+        ``exact_share`` is limited.
 
         Args:
             metrics: What was measured.
@@ -127,8 +131,9 @@ class Budget:
         limits = [one for one in self.limits if not single or (one.metric in metrics and one.metric not in _OF_MANY)]
         found = [] if not metrics.get("non_finite") else [f"{metrics['non_finite']:.0f} values are NaN or infinite"]
         share = metrics.get(EXACT_SHARE, 1.0)
-        if share < 1 and all(limit.metric != EXACT_SHARE for limit in self.limits):
-            found.append(f"{100 * (1 - share):.2g} % of the whole numbers differ (allow that with {EXACT_SHARE} >= …)")
+        if share < (_EXACT_ALONE if single else EXACT) and all(limit.metric != EXACT_SHARE for limit in self.limits):
+            allowed = f"allow that with budget='{self}, {EXACT_SHARE} >= …'"
+            found.append(f"{100 * (1 - share):.2g} % of the whole numbers differ ({allowed})")
         found += [text for limit in limits if (text := limit.violation(metrics))]
         return tuple(found)
 

@@ -10,7 +10,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mlflow_tdeploy.core.masks import AS_GOOD_AS_INFINITE, END_OF_HALF, split_masks, stands_for_infinity
+from mlflow_tdeploy.core.masks import (
+    AS_GOOD_AS_INFINITE,
+    END_OF_HALF,
+    may_be_infinite,
+    split_masks,
+    stands_for_infinity,
+)
 from mlflow_tdeploy.core.spread import ABSOLUTE, Spread
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
@@ -87,9 +93,9 @@ class Rows:
         usable = ~stands_for_infinity(ref, reference.dtype)[~broken]
         ref, new = ref[~broken], new[~broken]
         if (low := split_masks(np.where(usable, ref, 0.0))) is not None:
-            new = np.where(
-                low & (ref <= END_OF_HALF) & np.isneginf(new), ref, new
-            )  # half precision ends before many a mask
+            # half precision ends before many a mask: graphs have infinity there, or what AS_GOOD_AS_INFINITE says
+            ended = np.isneginf(new) | (may_be_infinite(ref) & (new <= -AS_GOOD_AS_INFINITE))
+            new = np.where(low & (ref <= END_OF_HALF) & ended, ref, new)
         masked = (np.sign(new) == np.sign(ref)) & (np.abs(new) >= AS_GOOD_AS_INFINITE)  # NaN is neither
         bad = np.where(usable, ~np.isfinite(new), ~masked)
         silent = ~usable | bad  # positions that say nothing about closeness
@@ -161,9 +167,7 @@ class Parts:
         self._lengths: list[Array] = []
 
     def add(self, ref: Array, new: Array) -> None:
-        """Take in parts of the reference and of the variant, both (parts, numbers); what is not finite is left out."""
-        known = np.isfinite(ref) & np.isfinite(new) & (np.abs(ref) < AS_GOOD_AS_INFINITE)
-        ref, new = np.where(known, ref, 0.0).astype(np.float64), np.where(known, new, 0.0).astype(np.float64)
+        """Take in parts of the reference and of the variant, both (parts, numbers), finite."""
         self._lengths.append(np.stack([_lengths(ref), _lengths(ref - new)]))
 
     def error(self) -> float:

@@ -6,6 +6,7 @@ logits around 1, and half precision makes another number of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,16 @@ AS_GOOD_AS_INFINITE = 5e3
 END_OF_HALF = -65000.0
 #: From here on a value stands for infinity, whatever its sign: many models put the lowest number of their type there.
 _ENDLESS = 1e30
-#: From here on a negative power of ten does, as people write them (-1e9), beside other values.
+#: From here on a negative power of ten does, as people write them (-1e9), beside other values; two that were added do
+#: from ten times that on.
 _CONSTANT = -1e8
-#: How far its logarithm may be off: a score was added.
-_OFF = 4e-4
-#: A mask that was added to a score: so low, and so many times the size of everything else in its row.
-_ADDED, _OUTWEIGHS = -1e3, 100.0
+#: What people write is one of these times a power of ten, or the end of half precision; and how far off it may be, as a
+#: share, with a score added.
+_WRITTEN, _POWER, _OFF = (1.0, 2.0, 3.0, 4.0, 5.0, 9.0, 10.0), (1.0, 10.0), 1e-3
+_ENDS_OF_HALF = (65504.0, 131008.0)
+#: A mask that was added to a score: so low, so many times the size of everything else in its row, and not further from
+#: what people write than so many times that size.
+_ADDED, _OUTWEIGHS, _SCORES = -1e3, 100.0, 4.0
 
 
 def stands_for_infinity(values: Array, dtype: np.dtype[Any]) -> Array:
@@ -40,9 +45,31 @@ def stands_for_infinity(values: Array, dtype: np.dtype[Any]) -> Array:
     end = min(_ENDLESS, float(np.finfo(dtype).max)) if np.issubdtype(dtype, np.floating) else _ENDLESS
     found: Array = np.abs(values) >= end
     if values.shape[1] > 1 and (low := values <= _CONSTANT).any():
-        power = np.log10(np.where(low, -np.maximum(values, -np.finfo(np.float64).max), 1.0))
-        found |= low & (np.abs(power - np.round(power)) < _OFF)
+        found |= low & (_from_written(values, low, _POWER) <= _OFF)
+        found |= (values <= 10 * _CONSTANT) & (_from_written(values, low, (2.0,)) <= _OFF)
     return found
+
+
+def _from_written(values: Array, low: Array, factors: Iterable[float]) -> Array:
+    """Return how far low numbers are from what people write as a mask, as a share of that."""
+    sizes = np.where(low, -np.maximum(values, -_ENDLESS), 1.0)
+    scale = 10.0 ** np.floor(np.log10(sizes))
+    written = (*(factor * scale for factor in factors), *_ENDS_OF_HALF)
+    shares = [np.abs(sizes - one) / one for one in written]
+    return np.asarray(np.min(np.stack(np.broadcast_arrays(*shares)), axis=0))
+
+
+def may_be_infinite(values: Array) -> Array:
+    """Tell which masks half precision cannot hold, so that a graph in it may have any other low number there."""
+    low = values <= END_OF_HALF
+    return np.asarray(low & (_from_written(values, low, _POWER) <= _OFF)) if low.any() else low
+
+
+def without_answer(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Tell which values of rows are no answers at all: not finite, as good as infinite, or masks with a score added."""
+    found: Array = ~np.isfinite(values) | stands_for_infinity(values, dtype)
+    masks = split_masks(np.where(found, 0.0, values))
+    return found if masks is None else found | masks
 
 
 def split_masks(ref: Array) -> Array | None:
@@ -55,4 +82,5 @@ def split_masks(ref: Array) -> Array | None:
         return None
     others = np.abs(np.where(low, 0.0, ref)).max(axis=1, keepdims=True)
     masks: Array = low & (np.abs(ref) > _OUTWEIGHS * others) & ~low.all(axis=1, keepdims=True)  # of what, else?
+    masks &= _from_written(ref, low, _WRITTEN) <= np.maximum(_OFF, _SCORES * others / np.maximum(np.abs(ref), 1.0))
     return masks if masks.any() else None

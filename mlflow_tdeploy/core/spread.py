@@ -10,12 +10,17 @@ from mlflow_tdeploy.core.tensors import Array
 
 #: So many rows tell how far a column spreads.
 _ENOUGH = 8
-#: What spreads less than this share of its own size is held against that instead: float32 rounds off a hundredth of
-#: it. Half precision rounds off more: where it takes away what tells answers apart, it shall not serve.
-_LEAST = 1e-5
-#: Of so many columns each is one of a kind, and noise is the same in all: a quiet one is held against the median. Of
-#: fewer each may be something of its own (a width, a height, a score), and only next to nothing is.
-_MANY, _QUIET = 32, 0.001
+#: What spreads less than this share of its own size is constant as far as float32 can say, and tells nothing apart:
+#: it has to stay the same within :data:`_STEADY` of its size and of what is usual.
+_CONSTANT, _STEADY = 2e-6, (0.01, 0.1)
+#: Of so many columns those that are at least as lively as this share of the median are of a kind, and noise is the
+#: same in all: a quiet one is held against the median. What is quieter is something of its own (a score beside boxes in
+#: pixels), and so is each of a few columns.
+_MANY, _ALIKE = 32, 0.02
+#: What something of its own is held against at least, of many columns: this share of its size (a saturated tanh).
+_OF_MANY = 0.01
+#: What is next to nothing beside the others, and by itself: the probability of what never happens.
+_NOTHING, _TINY = 0.001, 1e-3
 #: A difference that no float32 of an answer around 1 shows.
 ABSOLUTE = 5e-7
 #: Stands for what is too large for a number: metrics are finite.
@@ -56,7 +61,7 @@ class Spread:
 
     Both as root of the mean square over all rows, so order and batches do not matter; the worst column counts. An
     answer that never changes has 1 or more, one of other rows about 1.4, and noise the share that it is of the spread.
-    Of many columns a quiet one is held against the median of all; what hardly spreads at all, against its own size.
+    Of many columns a quiet one is held against the median of all; what does not spread at all, against its own size.
     """
 
     def __init__(self) -> None:
@@ -84,6 +89,15 @@ def _error(columns: _Columns, least: float) -> float:
     spread, errors, size = (sums / columns.count for sums in (columns.deviations, columns.errors, columns.squares))
     if not (spread.any() and np.isfinite(size).all() and np.isfinite(errors).all()):
         return 0.0  # nothing to tell apart, or beyond what can be squared: cosine and length say enough
-    usual = float(np.median(spread)) * (1.0 if len(spread) >= _MANY else _QUIET**2)
-    floor = np.maximum(_LEAST**2 * size, max(usual, least**2, ABSOLUTE**2))
+    floor = np.maximum(_floor(spread, size), max(least**2, ABSOLUTE**2))
     return float(min(np.sqrt((errors / np.maximum(spread, floor)).max()), _LARGEST))
+
+
+def _floor(spread: Array, size: Array) -> Array:
+    """Return what each column is held against at least; all numbers are squares."""
+    usual = float(np.median(spread))
+    floor = np.full_like(spread, min(_NOTHING**2 * usual, _TINY**2))
+    if len(spread) >= _MANY:
+        floor = np.where(spread >= _ALIKE**2 * usual, usual, np.maximum(floor, _OF_MANY**2 * size))
+    steady = np.maximum(_STEADY[0] ** 2 * size, _STEADY[1] ** 2 * usual)
+    return np.where(spread <= _CONSTANT**2 * size, np.maximum(floor, steady), floor)

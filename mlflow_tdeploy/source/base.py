@@ -24,6 +24,7 @@ class Source(ABC):
         signature: Tensors and ranges of the graph to be made.
         reference_id: For ready-made graphs, id of the one that :meth:`reference` runs.
         notes: What a reader should know about how the source was read, such as an upcast to fp32.
+        examples: For ``tensors``: requests that came with the model.
         packages: Distributions that opening the written source takes beside torch, transformers and safetensors.
     """
 
@@ -33,6 +34,7 @@ class Source(ABC):
     signature: Signature
     reference_id: str | None = None
     notes: tuple[str, ...] = ()
+    examples: tuple[Arrays, ...] = ()
     packages: tuple[str, ...] = ()
 
     @abstractmethod

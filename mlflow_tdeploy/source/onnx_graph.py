@@ -112,6 +112,7 @@ class OnnxSource(Source):
             ranges = {**seen, **ranges}
         self.task, self.task_config = TASK, ({"integer_ranges": ranges} if ranges else {})
         if options.example is not None:
+            self.examples = (dict(options.example),)
             self._probe(dict(options.example))
 
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:

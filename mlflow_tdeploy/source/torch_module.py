@@ -28,6 +28,7 @@ class TorchModuleSource(Source):
         self.record = record
         self.task = TASK
         self.task_config = {"integer_ranges": integer_ranges(example)}
+        self.examples = (example,)
         self.signature = signature
         self._module = module
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from onnx import numpy_helper
 
 from mlflow_tdeploy.build.extend import build_variant
 from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.build.parents import other_answer
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import (
     BudgetError,
@@ -20,6 +22,7 @@ from mlflow_tdeploy.core.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.runtime.backends.torch_reference import TorchReference
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.policy import Policy
@@ -211,3 +214,36 @@ def test_build_variant_holds_nothing_against_a_reference_that_answers_otherwise_
         patch.setattr(Bundle, "golden", lambda self, cache=None: (request, wrong))  # the second one is asked, too
         with pytest.raises(BuildError, match="reference 'onnx-fp32' answers a golden request otherwise here"):
             build_variant(bundle, "ort-cpu-fp32", tmp_path / "work")
+
+
+def test_a_variant_cannot_take_the_originals_id(bundle, tmp_path):
+    (tmp_path / "work").mkdir()
+    graph = bundle.path(bundle.variants["onnx-fp32"].entry)
+    with pytest.raises(InvalidInputError, match="'hf' is that of an original model"):
+        build_variant(bundle, graph, tmp_path / "work", QUICK, variant_id="hf")
+
+
+RANDOM = np.random.default_rng(0)
+HIDDEN = RANDOM.standard_normal((4, 768))
+
+
+@pytest.mark.parametrize(
+    ("right", "got", "other"),
+    [
+        ([[250000.0], [310000.0]], [[250000.1], [309999.9]], None),
+        ([[250000.0], [310000.0]], [[1.0], [-7.0]], "is off by 3.1e+05"),
+        ([[250000.0], [310000.0]], [[np.nan], [np.nan]], "is off by nan"),
+        ([[6000.0, 1.0]], [[-1.0, 1.0]], "is off by 6e+03"),
+        ([[1.0, -1e4, 2.0]], [[1.0, -9999.0, 2.0]], None),
+        (HIDDEN * np.where(np.arange(768) == 5, 2000, 1), RANDOM.standard_normal((4, 768)), "is off by"),
+        (HIDDEN * np.where(np.arange(768) == 5, 2000, 1), HIDDEN * np.where(np.arange(768) == 5, 2000, 1.001), None),
+        (HIDDEN, HIDDEN * 1.01, "is off by"),
+        (np.arange(8), np.where(np.arange(8) == 3, 0, np.arange(8)), None),
+        (np.arange(8), np.zeros(8, np.int64), "88 % other whole numbers"),
+    ],
+)  # fmt: skip
+def test_another_model_is_told_from_rounding(right, got, other):
+    request = GoldenRequest({}, {}, {"y": np.asarray(right)}, None)
+    answers = SimpleNamespace(infer=lambda feeds: {"y": np.asarray(got)})
+    found = other_answer([request], answers)
+    assert found is None if other is None else other in found

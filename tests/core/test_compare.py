@@ -417,3 +417,38 @@ def test_a_mask_may_become_infinite_where_half_precision_ends():
     got = np.where(np.arange(30) < 20, reference, -np.inf)
     assert VECTOR_BUDGET.violations(measure(reference, got)) == ()
     assert VECTOR_BUDGET.violations(measure(reference, np.where(np.arange(30) < 20, -np.inf, reference)))
+
+
+@pytest.mark.parametrize("mask", [-65504.0, -1e5, -1e6, -1e7, -1e9, -2e9, float(np.finfo(np.float32).min)])
+def test_masks_that_half_precision_cannot_hold_may_be_another_low_number(mask):
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((16, 6)).astype(np.float32)
+    logits[:, 4:] = mask
+    half = np.maximum(logits, -1e4).astype(np.float16).astype(np.float32)
+    assert VECTOR_BUDGET.violations(measure(logits, half)) == ()
+    shown = np.where(logits < -1e4, 0.5, logits)  # the mask is gone
+    assert VECTOR_BUDGET.violations(measure(logits, shown))
+
+
+def test_a_large_negative_answer_is_no_mask():
+    """An energy around -8000 beside a gap around 0.5."""
+    hidden = np.random.default_rng(0).standard_normal((64, 2)).astype(np.float32)
+    right = hidden * [400.0, 0.5] + [-8000.0, 0.0]
+    assert VECTOR_BUDGET.violations(measure(right, right * 1.0001)) == ()
+    frozen = right.copy()
+    frozen[:, 0] = -8000
+    assert measure(right, frozen)["max_spread_error"] > 0.9
+    assert VECTOR_BUDGET.violations(measure(right, frozen))
+
+
+def test_a_row_that_is_near_zero_must_stay_so():
+    assert VECTOR_BUDGET.violations(measure([[1.0] * 8, [1e-6] * 8], [[1.0] * 8, [0.5] * 8]))
+
+
+def test_rows_of_more_than_a_few_numbers_have_a_direction():
+    random = np.random.default_rng(0)
+    right = random.standard_normal((64, 20)).astype(np.float32)
+    right[3] *= 0.05
+    wrong = right.copy()
+    wrong[3] *= -1
+    assert measure(right, wrong)["worst_cosine"] == pytest.approx(-1.0)

@@ -58,7 +58,7 @@ def _exported(source: Source, context: RecipeContext) -> Graph:
 
 def _export(source: Source, context: RecipeContext, path: Path) -> ExportResult:
     """Export with ``torch.export`` and, where that fails, TorchScript, which reads plain attention best."""
-    example = context.task.example_feeds("opt", ragged=True, items=context.data.texts or None)
+    example = context.task.example_feeds("opt", ragged=True, items=context.data.real)
 
     def attempt(exporter: Exporter) -> ExportResult:
         module = source.module if exporter == "dynamo" else source.module_for("eager")

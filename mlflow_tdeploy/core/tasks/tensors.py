@@ -12,9 +12,13 @@ import numpy as np
 from mlflow_tdeploy.core.budget import PART, SPREAD, VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Parts, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.masks import without_answer
 from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, numpy_dtype
+
+#: Of fewer rows than these, made-up ones vary by this share: a single example says how large numbers are, and no more.
+_FEW, _VARIED = 8, 0.25
 
 
 @dataclass(frozen=True)
@@ -79,16 +83,29 @@ class Tensors(Task):
         sizes: Mapping[str, int] | None = None,
         items: Sequence[Any] | None = None,
     ) -> Arrays:
-        """Return random arrays: normal floats, small non-negative integers, masks of ones (ragged: prefixes)."""
-        del items  # arrays of one size do not become arrays of another
+        """Return arrays made of one of ``items``: rows of it in any order, cut or repeated along its other dimensions.
+
+        Masks are ones (ragged: prefixes). What no item says, or only by one value throughout, is random: normal floats,
+        small non-negative integers.
+        """
         random = np.random.default_rng(seed)
+        known: Mapping[str, Array] = items[int(random.integers(len(items)))] if items else {}
+        places: dict[str, Array] = {}
         feeds: Arrays = {}
         for spec in self.signature.inputs:
             shape = tuple(
                 size if isinstance(size, int) else (sizes or {}).get(size) or self.signature.dim(size).at(at)
                 for size in spec.shape
             )
-            feeds[spec.name] = self._random(spec.name, numpy_dtype(spec.dtype), shape, ragged, random)
+            own = known.get(spec.name)
+            if own is None or "mask" in spec.name or own.ndim != len(shape) or own.min() == own.max():
+                feeds[spec.name] = self._random(spec.name, numpy_dtype(spec.dtype), shape, ragged, random)
+                continue
+            axes = [_places(places, *axis, random) for axis in zip(spec.shape, own.shape, shape, strict=True)]
+            array = own[np.ix_(*axes)]
+            if array.dtype.kind == "f" and len(own) < _FEW:
+                array = array * (1 + _VARIED * random.standard_normal(shape))
+            feeds[spec.name] = np.ascontiguousarray(array.astype(own.dtype))
         return feeds
 
     def made_up_blindly(self) -> list[str]:
@@ -134,6 +151,17 @@ class Tensors(Task):
         return {name: _as_array(name, value, dtypes[name]) for name, value in inputs.items()}
 
 
+def _places(known: dict[str, Array], axis: str | int, have: int, wanted: int, random: np.random.Generator) -> Array:
+    """Return which places of an axis to take: the same for every input that has this dimension."""
+    if isinstance(axis, int):
+        return np.arange(wanted)
+    if axis not in known:
+        first = int(random.integers(have))
+        # items are drawn, what is in them keeps its order: pixels and words have neighbours
+        known[axis] = random.integers(0, have, wanted) if not known else (first + np.arange(wanted)) % have
+    return known[axis]
+
+
 class _Whole(Encoded):
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
@@ -177,10 +205,11 @@ class _TensorComparison(Comparison):
                 self._add_parts(name, array, got[name])
 
     def _add_parts(self, name: str, ref: Array, got: Array) -> None:
-        parts = [one.reshape(-1, ref.shape[-1]) for one in (ref, got)]
-        self._parts[name].add(*parts)
-        known = np.isfinite(ref) & np.isfinite(got)
+        flat = ref.astype(np.float64).reshape(len(ref), -1)  # as rows: a mask is one beside the rest of its item
+        masks = without_answer(flat, ref.dtype).reshape(ref.shape)  # whether they are there still, the rows tell
+        known = ~masks & np.isfinite(got)
         both = [np.where(known, one, 0.0).astype(np.float64) for one in (ref, got)]
+        self._parts[name].add(*(one.reshape(-1, ref.shape[-1]) for one in both))
         for axis in range(1, ref.ndim):
             columns = [np.moveaxis(one, axis, -1).reshape(-1, ref.shape[axis]) for one in both]
             self._axes[name, axis].add(*columns)

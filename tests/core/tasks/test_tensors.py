@@ -270,3 +270,56 @@ def test_parts_that_are_alike_or_next_to_nothing_are_no_reason_to_refuse_roundin
             assert _violations(task, {"y": image}, {"y": got}) == ()
     for image in (detector, detector.transpose(0, 2, 1)):
         assert _violations(task, {"y": image}, {"y": np.where(image > 1, image, 0.0)})  # boxes only, no score
+
+
+def test_channels_come_first_or_last():
+    random = np.random.default_rng(0)
+    task = TASKS.get("tensors")(
+        {}, Signature((Dim("batch", 1, 4, 8),), (TensorSpec("x", "float32", ("batch", 4)),),
+                      (TensorSpec("y", "float32", ("batch", 5, 300)),)), Path(),
+    )  # fmt: skip
+    scales, middles = [300, 300, 200, 200, 0.15], [640, 640, 300, 300, 0.6]
+    right = random.standard_normal((8, 5, 300)) * np.array(scales)[:, None] + np.array(middles)[:, None]
+    wrong = right.copy()
+    wrong[:, 4] = 0
+    for before, after in ((right, wrong), (right.transpose(0, 2, 1), wrong.transpose(0, 2, 1))):
+        assert _violations(task, {"y": before}, {"y": before.astype(np.float16).astype(np.float64)}) == ()
+        assert "max_spread_error" in _violations(task, {"y": before}, {"y": after})[0]
+
+
+@pytest.mark.parametrize("mask", [-100.0, -1e4, -1e5, -1e9, float(np.finfo(np.float32).min)])
+def test_masked_positions_of_an_output_may_have_another_low_number(mask):
+    random = np.random.default_rng(0)
+    dims = (Dim("batch", 1, 4, 8), Dim("sequence", 1, 8, 64))
+    outputs = (TensorSpec("logits", "float32", ("batch", "sequence", 5)),)
+    task = TASKS.get("tensors")(
+        {}, Signature(dims, (TensorSpec("x", "float32", ("batch", "sequence")),), outputs), Path()
+    )
+    right = random.standard_normal((8, 64, 5)).astype(np.float32)
+    masked = np.arange(64) >= random.integers(5, 64, 8)[:, None]
+    right[masked] = mask
+    half = np.where(right < -1e4, -1e4, right).astype(np.float16).astype(np.float32)
+    assert _violations(task, {"logits": right}, {"logits": half}) == ()
+    assert _violations(task, {"logits": right}, {"logits": np.where(right == mask, np.float32(0), right)})
+
+
+def test_example_feeds_are_like_the_items_that_somebody_gave(tmp_path):
+    spec = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("ids", "int64", ("batch", "sequence")))
+    signature = Signature((Dim("batch", 1, 4, 64), Dim("sequence", 1, 8, 16)), spec, spec[:1])
+    task = TASKS.get("tensors")({}, signature, tmp_path)
+    random = np.random.default_rng(0)
+    item = {
+        "x": (random.random((16, 3)) * [60, 2e5, 1] + [18, 0, 0]).astype(np.float32),
+        "ids": random.integers(1000, 2000, (16, 5)),
+    }
+    feeds = task.example_feeds("max", ragged=False, items=[item])
+    assert (feeds["x"].shape, feeds["ids"].shape) == ((64, 3), (64, 16))
+    assert {tuple(row) for row in feeds["x"]} <= {tuple(row) for row in item["x"]}
+    rows = [[tuple(row) for row in item["x"]].index(tuple(row)) for row in feeds["x"]]
+    first = int(np.flatnonzero(item["ids"][rows[0]] == feeds["ids"][0, 0])[0])
+    assert (feeds["ids"] == item["ids"][rows][:, (first + np.arange(16)) % 5]).all()  # the same rows of each input
+    one = task.example_feeds("opt", ragged=False, items=[{name: array[:1] for name, array in item.items()}])
+    assert len({tuple(row) for row in one["x"]}) == 4  # varied
+    assert np.allclose(one["x"] / item["x"][:1], 1, atol=1.5)
+    blank = {"x": np.zeros((4, 3), np.float32), "ids": item["ids"][:4]}
+    assert task.example_feeds("opt", ragged=False, items=[blank])["x"].std() > 0.3  # zeros say nothing

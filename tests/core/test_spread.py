@@ -1,0 +1,87 @@
+"""What tells answers apart, in columns of their own units and of none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.budget import SPREAD
+from mlflow_tdeploy.core.spread import Spread
+
+RANDOM = np.random.default_rng(0)
+
+
+def error(right, got) -> float:
+    spread = Spread()
+    spread.add(np.asarray(right, np.float64), np.asarray(got, np.float64))
+    return spread.error()
+
+
+def half(values):
+    with np.errstate(over="ignore"):
+        return np.asarray(values).astype(np.float16).astype(np.float64)
+
+
+def mixed(rows: int, scales, middles):
+    return np.asarray(middles) + np.asarray(scales) * RANDOM.standard_normal((rows, len(scales)))
+
+
+#: Answers in units of their own: revenue, cost, a probability; a box in pixels and its score; a pose; forty targets.
+MIXED = {
+    "business": mixed(64, [3e3, 4e3, 0.15], [9e3, 6e3, 0.5]),
+    "box": mixed(300, [300, 300, 200, 200, 0.15], [640, 640, 300, 300, 0.6]),
+    "pose": mixed(300, [150.0] * 4 + [0.1] + [150.0] * 51, [320.0] * 4 + [0.6] + [320.0] * 51),
+    "targets": mixed(64, [500.0] * 39 + [1.0], [0.0] * 40),
+}
+SMALL = {"business": 2, "box": 4, "pose": 4, "targets": 39}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_small_column_of_its_own_unit_must_tell_answers_apart(name):
+    right, column = MIXED[name], SMALL[name]
+    assert SPREAD.allows(error(right, half(right)))
+    for value in (0.0, right[:, column].mean(), RANDOM.permutation(right[:, column])):
+        wrong = right.copy()
+        wrong[:, column] = value
+        assert not SPREAD.allows(error(right, wrong)), value
+
+
+@pytest.mark.parametrize("columns", [8, 768])
+@pytest.mark.parametrize("constant", [0.0, 10.01, 37.3, 1000.5])
+def test_a_constant_column_may_be_rounded_and_must_stay(columns, constant):
+    right = RANDOM.standard_normal((64, columns))
+    right[:, 3] = constant
+    noisy = half(right) + 0.01 * RANDOM.standard_normal(right.shape)
+    assert SPREAD.allows(error(right, noisy))
+    wrong = right.copy()
+    wrong[:, 3] = 2 * constant + 1
+    assert not SPREAD.allows(error(right, wrong))
+
+
+def test_saturated_columns_of_many_may_be_rounded():
+    """The pooled output of BERT: a tanh, of which some columns are nearly 1 for every text."""
+    right = np.tanh(RANDOM.standard_normal((64, 768)) + np.where(np.arange(768) % 10 == 0, 6.0, 0.0))
+    assert SPREAD.allows(error(right, half(right)))
+
+
+def test_quiet_columns_of_many_of_a_kind_have_the_noise_of_all():
+    right = RANDOM.standard_normal((64, 384)) * np.where(np.arange(384) % 7 == 0, 0.05, 1.0)
+    assert SPREAD.allows(error(right, right + 0.1 * RANDOM.standard_normal(right.shape)))
+
+
+def test_next_to_nothing_is_not_measured_by_itself():
+    """Probabilities of what never happens: half precision makes zeros of them."""
+    right = np.where(np.arange(6) < 2, RANDOM.random((64, 6)), 1e-9 * RANDOM.random((64, 6)))
+    assert SPREAD.allows(error(right, half(right)))
+
+
+def test_what_float32_can_tell_apart_must_stay_apart():
+    temperature = 290 + 0.1 * RANDOM.standard_normal((64, 1))
+    assert SPREAD.allows(error(temperature, temperature.astype(np.float32)))
+    assert not SPREAD.allows(error(temperature, np.full_like(temperature, 290)))
+
+
+@pytest.mark.parametrize(("rows", "seen"), [(7, False), (8, True)])
+def test_few_rows_tell_nothing(rows, seen):
+    right = RANDOM.standard_normal((rows, 4))
+    assert (error(right, 0 * right) > 0.8) is seen
