@@ -44,6 +44,7 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         onnx.shape_inference.infer_shapes_path(str(src), str(shaped))
         model = onnx.load(shaped, load_external_data=False)
     onnx.load_external_data_for_model(model, str(src.parent))
+    _name_constants(model.graph)
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS]
     with quiet():
         half = float16.convert_float_to_float16(
@@ -63,6 +64,17 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         converted = ir.serde.deserialize_model(half)
         _join_fp32_neighbours(converted)
         save_ir(converted, dst)
+
+
+def _name_constants(graph: onnx.GraphProto) -> None:
+    """Let outputs that are weights (anchors) come from a node: the converter would declare them twice."""
+    outputs = {value.name for value in graph.output}
+    for weight in graph.initializer:
+        if weight.name in outputs:
+            name, weight.name = weight.name, f"{weight.name}_constant"
+            for node in graph.node:
+                node.input[:] = [weight.name if one == name else one for one in node.input]
+            graph.node.append(onnx.helper.make_node("Identity", [weight.name], [name], name=f"{name}_output"))
 
 
 def _drop_repeated_casts(graph: onnx.GraphProto) -> None:

@@ -62,14 +62,24 @@ def _with_unreadable(tags: Mapping[str, str], before: Mapping[str, str]) -> dict
     return {**tags, **{key: ",".join(sorted(names - {""})) for key, names in joined.items()}}
 
 
-def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], step: int = 0) -> None:
+def tag_logged_model(
+    model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], step: int | None = None
+) -> None:
     """Write what :func:`describe` returned to a logged model, so that ``search_logged_models`` finds it.
 
     MLflow keeps a logged model's metrics with a run: the one that logged the model, at the step of that, else a new one
     of that purpose.
+
+    Args:
+        model_id: The logged model.
+        tags: Its tags.
+        metrics: Its metrics.
+        step: Step of the run that the model belongs to; None for that of the metrics it has.
     """
     client = MlflowClient()
     model = client.get_logged_model(model_id)
+    if step is None:
+        step = max((metric.step for metric in model.metrics or ()), default=0)
     kept = _with_unreadable(tags, model.tags)
     client.set_logged_model_tags(model_id, {key: value for key, value in kept.items() if value})
     if not metrics:

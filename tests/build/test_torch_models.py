@@ -10,6 +10,8 @@ from onnx import TensorProto, helper
 
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.pipeline import build_bundle
+from mlflow_tdeploy.build.recheck import recheck_variants
+from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
@@ -74,3 +76,54 @@ def test_recurrent_layers_are_logged_without_half_precision(tmp_path, kind):
     _, bundle = building.build(source, tmp_path / "model", BuildOptions(measure=False))
     assert building.accuracy(bundle, "onnx-fp32").passed
     assert f"The graph has {kind.__name__}, which ONNX Runtime does not compute" in bundle.manifest.skipped["onnx-fp16"]
+
+
+class Anchored(torch.nn.Module):
+    """Answers with its anchors besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 3)
+        self.register_buffer("anchors", torch.arange(6.0).reshape(2, 3))
+
+    def forward(self, x):
+        return {"y": self.head(x), "anchors": self.anchors}
+
+
+def test_an_output_that_is_a_constant_has_half_precision_too(tmp_path):
+    source = resolve(Anchored().eval(), task="tensors", example={"x": np.ones((2, 4), np.float32)})
+    _, bundle = building.build(source, tmp_path / "model", BuildOptions(measure=False, precisions=("fp16",)))
+    assert building.accuracy(bundle, "onnx-fp16").passed
+
+
+class Tabular(torch.nn.Module):
+    """Raw features (an age, an income, a flag), scaled in the first layer."""
+
+    def __init__(self, features):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(3, 64), torch.nn.Linear(64, 2)
+        with torch.no_grad():
+            self.first.weight /= torch.from_numpy(features.std(0))
+            self.first.bias -= self.first.weight @ torch.from_numpy(features.mean(0))
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("given", ["example", "verify_with"])
+def test_variants_are_checked_on_what_the_example_and_the_data_are_like(tmp_path, given):
+    """Around 0, where made-up numbers are, dynamic int8 is right; between 0 and 2e5 it sees nothing of an age."""
+    random = np.random.default_rng(0)
+    features = (random.random((64, 3)) * [60, 2e5, 1] + [18, 0, 0]).astype(np.float32)
+    example = features if given == "example" else features[:2] * 0
+    data = VerifyData.of([{"x": features}]) if given == "verify_with" else None
+    source = resolve(Tabular(features).eval(), task="tensors", example={"x": example})
+    options = BuildOptions(measure=False, precisions=("fp32", "int8"), data=data)
+    _, bundle = building.build(source, tmp_path / "model", options)
+    assert building.accuracy(bundle, "ort-cpu-fp32").passed
+    assert not building.accuracy(bundle, "ort-cpu-int8").passed
+    assert np.abs(bundle.golden()[0].feeds["x"]).max() > 1e4
+    (tmp_path / "again").mkdir()
+    again = recheck_variants(bundle, None, tmp_path / "again")
+    assert [(record.variant, record.passed) for record in again] == [("ort-cpu-fp32", True)]

@@ -10,6 +10,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from mlflow_tdeploy.registry_io.index import tag_logged_model
 from tests.bundles import WEIGHTS, linear_graph
 from tests.flavor.text_bundles import embed, make_text_bundle
 
@@ -222,6 +223,15 @@ def test_log_model_logs_metrics_at_the_step_of_the_model(tracking, made):
             mlflow_tdeploy.log_model(made, name=f"words-{step}", step=step)
     history = MlflowClient().get_metric_history(run.info.run_id, "onnx-fp32.worst_cosine")
     assert sorted(metric.step for metric in history) == [10, 20]
+
+
+def test_what_is_added_later_is_at_the_step_of_the_model(tracking, made):
+    with mlflow.start_run() as run:
+        info = mlflow_tdeploy.log_model(made, name="words", step=5)
+    tag_logged_model(info.model_id, {}, {"onnx-fp32.worst_cosine": 0.5})
+    history = MlflowClient().get_metric_history(run.info.run_id, "onnx-fp32.worst_cosine")
+    assert [(metric.step, metric.value) for metric in history][-1] == (5, 0.5)
+    assert {metric.step for metric in history} == {5}
 
 
 def test_log_model_says_so_when_the_artifact_stores_disk_is_full(tracking, made, small_disk):

@@ -197,6 +197,23 @@ def test_resolve_takes_a_subclass_that_hands_all_arguments_on(small, tokenizer):
     assert [spec.name for spec in source.signature.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
 
 
+def test_resolve_takes_a_subclass_whose_forward_takes_its_inputs_only(small, tokenizer, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    class Plain(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+            return super().forward(input_ids, attention_mask, token_type_ids)
+
+    class Bare(BertForSequenceClassification):
+        def forward(self, input_ids, attention_mask=None):
+            return (super().forward(input_ids, attention_mask).logits,)
+
+    source = resolve(Plain(BertConfig(**small)), tokenizer=tokenizer, task="text-classification")
+    assert source.reference(_feeds(source, tmp_path))["logits"].shape[1] == 2
+    with pytest.raises(InvalidInputError, match=r"Bare.forward returns tuple, not outputs by name"):
+        resolve(Bare(BertConfig(**small)), tokenizer=tokenizer, task="text-classification")
+
+
 def test_resolve_refuses_a_model_that_reads_no_token_ids(small, tokenizer):
     from transformers import BertConfig, BertForSequenceClassification
 

@@ -38,12 +38,20 @@ class TransformersModule(torch.nn.Module):
         super().__init__()
         self.model = model
         self._output = output
+        parameters = inspect.signature(model.forward).parameters
         # keys and values of a decoder are no output of these tasks
-        self._fixed = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+        self._fixed = {"use_cache": False} if "use_cache" in parameters else {}
+        if "return_dict" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+            self._fixed["return_dict"] = True
 
     def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the output as a tuple of one."""
-        outputs = self.model(**inputs, **self._fixed, return_dict=True)
+        outputs = self.model(**inputs, **self._fixed)
+        if not isinstance(outputs, Mapping):
+            raise InvalidInputError(
+                f"{type(self.model).__name__}.forward returns {type(outputs).__name__}, not outputs by name as "
+                f"transformers' models do. Return a ModelOutput, or log it with task='tensors' and example inputs."
+            )
         if self._output not in outputs:
             raise InvalidInputError(
                 f"{type(self.model).__name__} returns {', '.join(outputs)}, and not '{self._output}', which its task "
