@@ -247,3 +247,16 @@ def test_another_model_is_told_from_rounding(right, got, other):
     answers = SimpleNamespace(infer=lambda feeds: {"y": np.asarray(got)})
     found = other_answer([request], answers)
     assert found is None if other is None else other in found
+
+
+def test_a_variant_whose_newest_verdict_cannot_be_read_does_not_stand_in(tiny_bundle, tmp_path, monkeypatch):
+    shutil.copytree(tiny_bundle, tmp_path / "model")
+    monkeypatch.setattr(TorchReference, "missing", lambda self: "torch is not installed")
+    bundle = Bundle.open(tmp_path / "model")
+    graph = bundle.path(bundle.variants["onnx-fp32"].entry)
+    for name in bundle.variants:
+        if name != "hf":
+            (bundle.root / "evidence" / name / "9999-of-a-newer-version.json").write_text('{"kind": "accuracy"')
+    (tmp_path / "work").mkdir()
+    with pytest.raises(BuildError, match="No variant of this model can be opened here as the reference"):
+        build_variant(Bundle.open(tmp_path / "model"), graph, tmp_path / "work", QUICK, variant_id="mine")

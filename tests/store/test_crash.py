@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+import time
 
 import pytest
 
@@ -312,6 +313,19 @@ def test_append_variant_leaves_bundle_as_it_was_when_file_size_is_limited(tmp_pa
     assert in_child(append) == 4
     assert snapshot(root) == before
     assert not list(root.rglob(".tdeploy-*"))
+
+
+def test_a_folder_that_is_made_and_not_locked_yet_is_left_alone(tmp_path):
+    """Between the two calls another writer may look for leftovers."""
+    made = tmp_path / f".tdeploy-{'0' * 16}-{staging._host()}"
+    made.mkdir()
+    with staged_directory(tmp_path / "model"):
+        pass
+    assert made.exists()
+    os.utime(made, (time.time() - 60,) * 2)
+    with staged_directory(tmp_path / "other"):
+        pass
+    assert not made.exists()
 
 
 def test_what_a_killed_process_of_this_host_left_is_removed_by_the_next_one(tmp_path, monkeypatch):
