@@ -73,7 +73,7 @@ class Rows:
     def __init__(self) -> None:
         self._rows: list[Array] = []
         self._max = 0.0
-        self._relative = 0.0
+        self._scale = 0.0
         self._masks = 0.0
         self._bad = 0
         self._broken = 0
@@ -101,9 +101,8 @@ class Rows:
         silent = ~usable | bad  # positions that say nothing about closeness
         ref, new = np.where(silent, 0.0, ref), np.where(silent, 0.0, new)
         difference = np.abs(ref - new)
-        largest, scale = min(float(difference.max()), _LARGEST), float(np.abs(ref).max())
-        self._max = max(self._max, largest)
-        self._relative = max(self._relative, min(largest / scale, _LARGEST) if scale else float(largest > 0))
+        self._max = max(self._max, min(float(difference.max()), _LARGEST))
+        self._scale = max(self._scale, float(np.abs(ref).max()))
         self._bad += int(bad.sum())
         self._take(ref, new, np.asarray(bad.any(axis=1)))
 
@@ -132,7 +131,7 @@ class Rows:
             "worst_cosine": float(cosine.min(initial=1.0)),
             "mean_cosine": float(cosine.mean()) if len(cosine) else 1.0,
             "max_difference": self._max,
-            "max_relative_difference": self._relative,
+            "max_relative_difference": min(self._max / self._scale, _LARGEST) if self._scale else float(self._max > 0),
             "max_norm_difference": float(norm.max(initial=self._masks)),
             "max_spread_error": self._spread.error(),
             "non_finite": float(self._bad),

@@ -301,6 +301,11 @@ def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
     try:
         with torch.inference_mode():
             outputs = wrapper.outputs(**tensors)
+        if other := [name for name, tensor in outputs.items() if tensor.dtype == torch.bfloat16]:
+            raise InvalidInputError(
+                f"{type(wrapper.inner).__name__} returns '{other[0]}' in bfloat16, which no caller can read: wrap it "
+                f"in a module that returns {other[0]}.float()."
+            )
         return {name: tensor.numpy() for name, tensor in outputs.items()}
     except InvalidInputError:
         raise

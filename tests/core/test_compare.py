@@ -452,3 +452,18 @@ def test_rows_of_more_than_a_few_numbers_have_a_direction():
     wrong = right.copy()
     wrong[3] *= -1
     assert measure(right, wrong)["worst_cosine"] == pytest.approx(-1.0)
+
+
+def test_metrics_do_not_depend_on_how_rows_are_batched():
+    random = np.random.default_rng(0)
+    right = (random.standard_normal((64, 6)) * np.geomspace(0.01, 100, 64)[:, None]).astype(np.float32)
+    right[::5, 2] = -1e4
+    got = (right * (1 + 0.02 * random.standard_normal(right.shape))).astype(np.float32)
+    found = []
+    for size in (1, 8, 64):
+        rows = Rows()
+        for start in range(0, 64, size):
+            rows.add(right[start : start + size], got[start : start + size])
+        found.append(rows.metrics())
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert found[2] == pytest.approx(found[0], rel=1e-6)

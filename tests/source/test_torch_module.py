@@ -191,3 +191,12 @@ def test_resolve_takes_a_lone_tensor_as_the_example_and_refuses_too_many():
     assert str(resolve(torch.nn.Linear(4, 2), example=torch.zeros(3, 4)).signature.inputs[0]).startswith("input: ")
     with pytest.raises(InvalidInputError, match="2 example inputs for a forward with 1 named parameters"):
         resolve(torch.nn.Linear(4, 2), example=(torch.zeros(3, 4), torch.zeros(3, 4)))
+
+
+def test_a_module_that_returns_bfloat16_is_told_to_return_floats():
+    class Brain(torch.nn.Module):
+        def forward(self, x):
+            return x.to(torch.bfloat16)
+
+    with pytest.raises(InvalidInputError, match=r"Brain returns 'output_0' in bfloat16.*output_0.float"):
+        resolve(Brain(), example={"x": np.ones((2, 3), np.float32)})
