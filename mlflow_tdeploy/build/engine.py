@@ -7,6 +7,7 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api/
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -73,7 +74,7 @@ def build_engine(
     _write(target, plan)
     try:
         _write(timings, cache.serialize())
-    except StorageError as error:  # the plan is there: only the next build is slower
+    except (StorageError, OSError) as error:  # the plan is there: only the next build is slower
         _log.warning("What this build measured is not kept: %s", error)
     return _record(trt, host, options, profiles)
 
@@ -255,7 +256,8 @@ def _write(target: Path, content: Any) -> None:
             fresh.write_bytes(memoryview(content))
             os.replace(fresh, target)
         finally:
-            fresh.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what failed is told
+                fresh.unlink()
 
 
 def _called(trt: Any) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from mlflow_tdeploy.build.engine import build_engine, engine_profiles
+from mlflow_tdeploy.build.engine import _configured, build_engine, engine_profiles
 from mlflow_tdeploy.build.engine_options import EngineOptions, tensorrt_module
 from mlflow_tdeploy.core.engine import PlanHeader
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, MissingDependencyError
@@ -42,6 +42,21 @@ def test_build_engine_writes_a_plan_and_says_how_it_was_made(trt, graph, tmp_pat
     assert (record.flags, record.targets) == (("TF32", "WEIGHT_STREAMING"), ("8.6", "8.9"))
     assert record.profiles == ({"x": ((1, 4), (2, 4), (8, 4))},)
     assert [path.name for path in target.parent.iterdir()] == ["model.plan"]
+
+
+@pytest.mark.parametrize("flags", [(), ("TF32",)])
+def test_fp32_is_computed_in_fp32_unless_it_is_told_otherwise(trt, flags):
+    """TF32 is on by default and keeps ten bits: what a CPU has verified would not be what a GPU computes."""
+    config = _configured(trt, trt.Builder(trt.Logger()), EngineOptions(flags=flags), (), None)
+    assert config.get_flag(trt.BuilderFlag.TF32) is bool(flags)
+
+
+def test_what_a_build_measured_need_not_be_kept(trt, graph, tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    target, _ = build(trt, graph, tmp_path, EngineOptions(timing_cache=blocked / "timings.cache"))
+    assert target.is_file()
+    assert "What this build measured is not kept" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

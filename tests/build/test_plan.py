@@ -19,6 +19,10 @@ def test_plan_variants_makes_every_default_variant_parents_first_when_nothing_is
         assert recipe.parent is None or _order(plan).index(recipe.parent) < _order(plan).index(recipe.id)
 
 
+def test_plan_variants_makes_what_is_for_a_gpu_where_there_is_one():
+    assert plan_variants(None, given=(), exportable=True, gpu=True).keep == {*ALL, "ort-cuda-fp16"}
+
+
 def test_plan_variants_makes_but_does_not_keep_the_steps_on_the_way():
     plan = plan_variants(["int8"], given=(), exportable=True)
     assert _order(plan) == ["onnx-fp32", "ort-cpu-int8"]
