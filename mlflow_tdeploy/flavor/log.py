@@ -79,6 +79,8 @@ def log_model(
             filter_string="tags.`tdeploy.variant.ort-cpu-int8` = 'ok' AND metrics.`ort-cpu-int8.worst_cosine` > 0.99"
         )
 
+    The tag says what the newest verdict is; a metric also matches by values it had before a later verdict.
+
     Args:
         model: What to log; see :func:`save_model`, also for every parameter that is not listed here.
         name: Name of the logged model.
