@@ -15,7 +15,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.masks import without_answer
 from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, numpy_dtype
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, TensorSpec, numpy_dtype
 
 #: Of fewer rows than these, made-up ones vary by this share: a single example says how large numbers are, and no more.
 _FEW, _VARIED = 8, 0.25
@@ -98,15 +98,28 @@ class Tensors(Task):
                 for size in spec.shape
             )
             own = known.get(spec.name)
-            if own is None or "mask" in spec.name or own.ndim != len(shape) or own.min() == own.max():
+            if own is None or own.ndim != len(shape) or self._says_nothing(spec, own):
                 feeds[spec.name] = self._random(spec.name, numpy_dtype(spec.dtype), shape, ragged, random)
                 continue
             axes = [_places(places, *axis, random) for axis in zip(spec.shape, own.shape, shape, strict=True)]
-            array = own[np.ix_(*axes)]
-            if array.dtype.kind == "f" and len(own) < _FEW:
+            array = np.asarray(own[np.ix_(*axes)])
+            if array.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
                 array = array * (1 + _VARIED * random.standard_normal(shape))
-            feeds[spec.name] = np.ascontiguousarray(array.astype(own.dtype))
+            feeds[spec.name] = np.array(array, own.dtype, order="C")  # ascontiguousarray makes vectors of numbers
         return feeds
+
+    def _says_nothing(self, spec: TensorSpec, own: Array) -> bool:
+        """Tell whether an example of an input says nothing of its values.
+
+        Zeros and ones are there to be traced. Whole numbers along dimensions are looked up in one table, of which all
+        rows are to be asked; those in columns (categories) may have a table each.
+        """
+        if "mask" in spec.name:
+            return True
+        if own.dtype.kind in "iu" and all(isinstance(size, str) for size in spec.shape):
+            return spec.name in self.config.integer_ranges
+        blank = own.dtype.kind not in "iu" and own.size > 1
+        return bool(blank and own.min() == own.max() and own.flat[0] in (0, 1))
 
     def made_up_blindly(self) -> list[str]:
         """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""

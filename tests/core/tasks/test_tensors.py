@@ -305,7 +305,7 @@ def test_masked_positions_of_an_output_may_have_another_low_number(mask):
 
 def test_example_feeds_are_like_the_items_that_somebody_gave(tmp_path):
     spec = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("ids", "int64", ("batch", "sequence")))
-    signature = Signature((Dim("batch", 1, 4, 64), Dim("sequence", 1, 8, 16)), spec, spec[:1])
+    signature = Signature((Dim("batch", 1, 4, 64), Dim("sequence", 1, 8, 16)), spec, spec[:1])  # ids: of no known table
     task = TASKS.get("tensors")({}, signature, tmp_path)
     random = np.random.default_rng(0)
     item = {
@@ -323,3 +323,22 @@ def test_example_feeds_are_like_the_items_that_somebody_gave(tmp_path):
     assert np.allclose(one["x"] / item["x"][:1], 1, atol=1.5)
     blank = {"x": np.zeros((4, 3), np.float32), "ids": item["ids"][:4]}
     assert task.example_feeds("opt", ragged=False, items=[blank])["x"].std() > 0.3  # zeros say nothing
+
+
+def test_made_up_whole_numbers_are_of_the_whole_table_or_of_their_own_column(tmp_path):
+    specs = (TensorSpec("ids", "int64", ("batch", "sequence")), TensorSpec("colour", "int64", ("batch", 2)))
+    signature = Signature((Dim("batch", 1, 16, 64), Dim("sequence", 1, 8, 16)), specs, specs[:1])
+    task = TASKS.get("tensors")({"integer_ranges": {"ids": 1000, "colour": 50}}, signature, tmp_path)
+    item = {"ids": np.array([[5, 6, 7]]), "colour": np.array([[2, 49], [0, 7]])}
+    feeds = task.example_feeds("max", ragged=False, items=[item])
+    assert len(np.unique(feeds["ids"])) > 500
+    assert {tuple(row) for row in feeds["colour"].tolist()} == {(2, 49), (0, 7)}
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.0, False), (1.0, False), (5e4, True)])
+def test_an_example_of_zeros_or_ones_says_nothing(value, kept, tmp_path):
+    spec = (TensorSpec("x", "float32", ("batch", 3)),)
+    task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 4, 64),), spec, spec), tmp_path)
+    feeds = task.example_feeds("max", ragged=False, items=[{"x": np.full((2, 3), value, np.float32)}])
+    assert bool(np.abs(feeds["x"]).mean() > 1e4) is kept
+    assert feeds["x"].std() > 0.5
