@@ -19,6 +19,8 @@ from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, TensorSpec
 
 #: Of fewer rows than these, made-up ones vary by this share: a single example says how large numbers are, and no more.
 _FEW, _VARIED = 8, 0.25
+#: Rows are drawn from so many items.
+_MOST_ITEMS = 256
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,13 @@ class Tensors(Task):
         sizes: Mapping[str, int] | None = None,
         items: Sequence[Any] | None = None,
     ) -> Arrays:
-        """Return arrays made of one of ``items``: rows of it in any order, cut or repeated along its other dimensions.
+        """Return arrays made of ``items``: their rows in any order, cut or repeated along other dimensions.
 
         Masks are ones (ragged: prefixes). What no item says, or only by one value throughout, is random: normal floats,
         small non-negative integers.
         """
         random = np.random.default_rng(seed)
-        known: Mapping[str, Array] = items[int(random.integers(len(items)))] if items else {}
+        known = _one_of(items or [{}], random)
         places: dict[str, Array] = {}
         feeds: Arrays = {}
         for spec in self.signature.inputs:
@@ -162,6 +164,18 @@ class Tensors(Task):
                 f"This model takes: {', '.join(map(str, self.signature.inputs))}."
             )
         return {name: _as_array(name, value, dtypes[name]) for name, value in inputs.items()}
+
+
+def _one_of(items: Sequence[Mapping[str, Array]], random: np.random.Generator) -> Mapping[str, Array]:
+    """Return the rows of all items as one, where only their numbers of rows differ; else one of the items."""
+    if len(items) == 1:
+        return items[0]
+    some = [items[index] for index in random.permutation(len(items))[:_MOST_ITEMS].tolist()]
+    forms = {tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(item.items())) for item in some}
+    counts = [{len(array) if array.ndim else 0 for array in item.values()} for item in some]
+    if len(forms) == 1 and all(len(count) == 1 and 0 not in count for count in counts):  # they have rows
+        return {name: np.concatenate([item[name] for item in some]) for name in some[0]}
+    return some[0]
 
 
 def _places(known: dict[str, Array], axis: str | int, have: int, wanted: int, random: np.random.Generator) -> Array:
