@@ -170,7 +170,8 @@ def _one_of(items: Sequence[Mapping[str, Array]], random: np.random.Generator) -
     """Return the rows of all items as one, where only their numbers of rows differ; else one of the items."""
     if len(items) == 1:
         return items[0]
-    some = [items[index] for index in random.permutation(len(items))[:_MOST_ITEMS].tolist()]
+    order: list[int] = random.permutation(len(items))[:_MOST_ITEMS].tolist()
+    some = [items[index] for index in order]
     forms = {tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(item.items())) for item in some}
     counts = [{len(array) if array.ndim else 0 for array in item.values()} for item in some]
     if len(forms) == 1 and all(len(count) == 1 and 0 not in count for count in counts):  # they have rows
