@@ -69,9 +69,14 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
 def _name_constants(graph: onnx.GraphProto) -> None:
     """Let outputs that are weights (anchors) come from a node: the converter would declare them twice."""
     outputs = {value.name for value in graph.output}
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= outputs | {weight.name for weight in graph.initializer} | {value.name for value in graph.input}
     for weight in graph.initializer:
         if weight.name in outputs:
-            name, weight.name = weight.name, f"{weight.name}_constant"
+            name = weight.name
+            weight.name = next(
+                new for new in (f"{name}_constant_{index}" for index in range(len(taken) + 1)) if new not in taken
+            )
             for node in graph.node:
                 node.input[:] = [weight.name if one == name else one for one in node.input]
             graph.node.append(onnx.helper.make_node("Identity", [weight.name], [name], name=f"{name}_output"))

@@ -100,8 +100,10 @@ def other_answer(requests: Iterable[GoldenRequest], session: Session) -> str | N
 
 def _other_numbers(wanted: Array, got: Array) -> str | None:
     """Return how one output is another one than wanted; each column of its last axis is held against its own size."""
+    if not wanted.size:
+        return None
     if wanted.dtype.kind in "biu":  # what is chosen may turn where two were as good
-        share = float((wanted != got).mean()) if wanted.size else 0.0
+        share = float((wanted != got).mean())
         return f"has {100 * share:.2g} % other whole numbers" if share > _OTHER_CHOICES else None
     before, after = (one.astype(np.float64).reshape(-1, one.shape[-1] if one.ndim > 1 else 1) for one in (wanted, got))
     silent = without_answer(before, wanted.dtype)
@@ -109,7 +111,9 @@ def _other_numbers(wanted: Array, got: Array) -> str | None:
         sizes = np.abs(np.where(silent, 0.0, before)).max(axis=0, initial=0.0)
         off = np.abs(np.where(silent, 0.0, after - before)).max(axis=0, initial=0.0)
     largest = sizes.max(initial=0.0)
-    if (wrong := ~(off <= _SAME * np.maximum(sizes, _NOISE * largest) + ABSOLUTE)).any():  # NaN is wrong
+    if (
+        wrong := ~(off <= _SAME * np.maximum(sizes, _NOISE * largest) + ABSOLUTE * min(1.0, largest))
+    ).any():  # NaN is wrong
         worst = int(np.argmax(wrong))
         return f"is off by {off[worst]:.3g}, of numbers up to {sizes[worst]:.3g}"
     return None

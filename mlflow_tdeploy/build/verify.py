@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflow_tdeploy.build.reference import Case, ReferenceAnswers, Score
 from mlflow_tdeploy.build.verify_data import VerifyData
-from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.budget import Budget, higher_is_better, is_metric
 from mlflow_tdeploy.core.compare import Comparison, same_outputs
 from mlflow_tdeploy.core.evidence import DataRecord, Evidence, now, verdict
 from mlflow_tdeploy.core.hardware import Fingerprint
@@ -26,7 +26,7 @@ class Verified:
     """What a verification found: the part of accuracy evidence that does not depend on the host.
 
     Attributes:
-        metrics: Over all batches.
+        metrics: Over all batches, or over the items alone where that is worse.
         violations: Why it failed; empty when the budget holds.
         shapes: Corners really covered.
         data: What was asked.
@@ -128,6 +128,8 @@ class _Asked:
         if not self._parts:
             return {}
         metrics = self._whole.metrics()
+        if "items" in self._parts:  # what nobody gave may be so large that nothing is seen of what somebody did
+            metrics = _worse(metrics, self._parts["items"].metrics())
         for name, value in ({} if self.problems else self._score.metric()).items():
             reference = self._answers.metric[name]
             metrics |= {name: value, f"reference_{name}": reference, f"{name}_drop": reference - value}
@@ -137,3 +139,10 @@ class _Asked:
         return {
             part: {"batches": self._batches[part], **comparison.metrics()} for part, comparison in self._parts.items()
         }
+
+
+def _worse(whole: Mapping[str, float], part: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of all batches, or of a part of them where those are worse."""
+    bounded = {name: value for name, value in part.items() if name in whole and is_metric(name)}
+    worse = {name: (min if higher_is_better(name) else max)(whole[name], value) for name, value in bounded.items()}
+    return {**whole, **worse}

@@ -115,8 +115,8 @@ class VerifyData:
             raise InvalidInputError(f"Task '{task.name}' is verified on arrays, got texts. {_FORMS}")
         if not self.requests:
             usable = tuple(_usable(task, examples))
-            name = "examples that came with the model, and requests made up like them" if usable else _GENERATED
-            return replace(self, requests=(*usable, *_generated(task, usable)), name=name)
+            name = "requests that came with the model" if usable else _GENERATED
+            return replace(self, requests=usable or _generated(task), name=name)
         requests = []
         for index, request in enumerate(self.requests):
             try:
@@ -217,9 +217,9 @@ def _usable(task: Task, examples: Sequence[Arrays]) -> Iterator[Arrays]:
             yield task.items(example)[0]
 
 
-def _generated(task: Task, examples: Sequence[Arrays]) -> tuple[Arrays, ...]:
-    """Make requests up, like the examples where there are some: small and usual ones, full and ragged, several each."""
-    if not examples and (unknown := task.made_up_blindly()):
+def _generated(task: Task) -> tuple[Arrays, ...]:
+    """Make requests up: small and usual ones, full and ragged, several of each."""
+    if unknown := task.made_up_blindly():
         _log.warning(
             "Nobody says which values the input '%s' takes, so variants are checked with 0 and 1 only. Give example=… "
             "or verify_with=….",
@@ -227,8 +227,4 @@ def _generated(task: Task, examples: Sequence[Arrays]) -> tuple[Arrays, ...]:
         )
     sizes: tuple[At, ...] = ("min", "opt")
     corners = [(at, ragged) for at in sizes for ragged in (False, True)]
-    return tuple(
-        task.example_feeds(at, ragged=ragged, seed=seed, items=examples or None)
-        for seed in _SEEDS
-        for at, ragged in corners
-    )
+    return tuple(task.example_feeds(at, ragged=ragged, seed=seed) for seed in _SEEDS for at, ragged in corners)

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlflow_tdeploy.core.compare import EXACT_SHARE
+from mlflow_tdeploy.core.compare import EXACT_SHARE, VALUE_SHARE
 from mlflow_tdeploy.core.errors import InvalidInputError
 
 #: Metrics that get worse when they fall; every other known one gets worse when it rises.
-_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", EXACT_SHARE, "accuracy", "f1"})
+_HIGHER_IS_BETTER = frozenset(
+    {"worst_cosine", "mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, "accuracy", "f1"}
+)
 _LOWER_IS_BETTER = frozenset(
     {
         "max_difference",
@@ -29,15 +31,19 @@ _LOWER_IS_BETTER = frozenset(
 )
 #: Shares and means of many rows: a single request says nothing about them.
 _OF_MANY = frozenset(
-    {"mean_cosine", "label_agreement", EXACT_SHARE, "accuracy", "f1", "accuracy_drop", "f1_drop", "max_spread_error"}
-    | {"max_part_error"}
+    {"mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, "accuracy", "f1", "accuracy_drop", "f1_drop"}
+    | {"max_spread_error", "max_part_error"}
 )
 _LARGEST = sys.float_info.max
-#: Share of whole numbers that have to be the reference's own: a choice may turn where two were as good.
-EXACT = 0.99
-#: The same of a single request, of which one choice may be a large share.
-_EXACT_ALONE = 0.5
+#: Shares of whole numbers that have to be the reference's own, as a choice may turn where two were as good: of many
+#: requests, of a single one, of which one choice may be a large share, and whose numbers they are.
+_CHOICES = {EXACT_SHARE: (0.99, 0.5, ""), VALUE_SHARE: (0.7, 0.0, " of one value")}
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
+
+
+def is_metric(metric: str) -> bool:
+    """Tell whether a budget can limit it: counts of rows are no metrics."""
+    return metric in _HIGHER_IS_BETTER | _LOWER_IS_BETTER
 
 
 def higher_is_better(metric: str) -> bool:
@@ -46,7 +52,7 @@ def higher_is_better(metric: str) -> bool:
     Raises:
         InvalidInputError: The metric is not known.
     """
-    if metric not in _HIGHER_IS_BETTER | _LOWER_IS_BETTER:
+    if not is_metric(metric):
         known = ", ".join(sorted(_HIGHER_IS_BETTER | _LOWER_IS_BETTER))
         raise InvalidInputError(f"Unknown metric {metric!r} in a budget. Known: {known}.")
     return metric in _HIGHER_IS_BETTER
@@ -121,8 +127,8 @@ class Budget:
     def violations(self, metrics: Mapping[str, float], *, single: bool = False) -> tuple[str, ...]:
         """Return every broken limit as a sentence.
 
-        Numbers that are not finite always break it, and so do whole numbers of which more than 1 % differ, unless
-        ``exact_share`` is limited.
+        Numbers that are not finite always break it. So do whole numbers of which more than 1 % differ, or 30 % of one
+        value, unless ``exact_share`` and ``value_share`` are limited.
 
         Args:
             metrics: What was measured.
@@ -130,10 +136,12 @@ class Budget:
         """
         limits = [one for one in self.limits if not single or (one.metric in metrics and one.metric not in _OF_MANY)]
         found = [] if not metrics.get("non_finite") else [f"{metrics['non_finite']:.0f} values are NaN or infinite"]
-        share = metrics.get(EXACT_SHARE, 1.0)
-        if share < (_EXACT_ALONE if single else EXACT) and all(limit.metric != EXACT_SHARE for limit in self.limits):
-            allowed = f"allow that with budget='{self}, {EXACT_SHARE} >= …'"
-            found.append(f"{100 * (1 - share):.2g} % of the whole numbers differ ({allowed})")
+        stated = {limit.metric for limit in self.limits}
+        for metric, (least, alone, whose) in _CHOICES.items():
+            share = metrics.get(metric, 1.0)
+            if metric not in stated and share < (alone if single else least):
+                allowed = f"allow that with budget='{self}, {metric} >= …'"
+                found.append(f"{100 * (1 - share):.2g} % of the whole numbers{whose} differ ({allowed})")
         found += [text for limit in limits if (text := limit.violation(metrics))]
         return tuple(found)
 

@@ -6,6 +6,7 @@ Thresholds are elsewhere (:mod:`mlflow_tdeploy.core.budget`): a comparison only 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -24,6 +25,9 @@ from mlflow_tdeploy.core.tensors import Array, Arrays
 REFERENCE_NON_FINITE = "reference_non_finite"
 #: The share of whole numbers and truth values (token ids, the index of the best label) that are the reference's own.
 EXACT_SHARE = "exact_share"
+#: The least share of one value of them (a class, True) that are the reference's own; a rare one would not be missed in
+#: the share of all.
+VALUE_SHARE = "value_share"
 #: A row that is this much smaller than the typical one is near zero: its direction is noise.
 _NEAR_ZERO = 1e-3
 #: Rows of few numbers have next to no direction (one number: its sign), which an error of this much of the typical one
@@ -31,6 +35,8 @@ _NEAR_ZERO = 1e-3
 _NEAR_ZERO_NARROW, _NARROW = 0.1, 4
 #: A difference this small beside a mask is what float32 rounds off.
 _ROUNDING = 1e-5
+#: A value that is there so often is looked at by itself; all but the most common one together, if they are so many.
+_OFTEN, _SOME = 8, 3
 #: Stands for what is too large for a number: metrics are finite.
 _LARGEST = 1e300
 
@@ -104,9 +110,9 @@ class Rows:
         self._max = max(self._max, min(float(difference.max()), _LARGEST))
         self._scale = max(self._scale, float(np.abs(ref).max()))
         self._bad += int(bad.sum())
-        self._take(ref, new, np.asarray(bad.any(axis=1)))
+        self._take(ref, new, silent, np.asarray(bad.any(axis=1)))
 
-    def _take(self, ref: Array, new: Array, bad: Array) -> None:
+    def _take(self, ref: Array, new: Array, silent: Array, bad: Array) -> None:
         """Keep of each row what decides about it once it is known what is typical."""
         masks = split_masks(ref)
         apart = np.ones(len(ref))
@@ -121,7 +127,8 @@ class Rows:
         alone, narrow = (np.full(len(ref), ref.shape[1] <= width) for width in (1, _NARROW))
         before, after = _lengths(ref), _lengths(new)
         self._rows.append(np.stack([_cosine(ref, new), apart, size, off, before, after, rounded, bad, alone, narrow]))
-        self._spread.add(ref, np.where(rounded[:, None], ref, new))
+        known = ~silent if masks is None else ~(silent | masks)
+        self._spread.add(ref, np.where(rounded[:, None], ref, new), known)
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
@@ -178,6 +185,39 @@ class Parts:
             usual = np.sqrt(np.mean(own**2)) if np.isfinite(own**2).all() else own.max()
         scale = np.maximum(np.maximum(own, usual), ABSOLUTE)
         return float(min((wrong / scale).max(), _LARGEST))
+
+
+class Choices:
+    """How many whole numbers or truth values are the reference's own: of all, and of each value.
+
+    Of a value that is there often enough, so many must be found again. All that is not the most common value, in the
+    reference or in the variant, counts as one value besides: of three alarms in a thousand none may be lost.
+    """
+
+    def __init__(self) -> None:
+        self._there: Counter[int] = Counter()
+        self._found: Counter[int] = Counter()
+        self._got: Counter[int] = Counter()
+
+    def add(self, ref: Array, got: Array) -> None:
+        """Take in values of the reference and of the variant, of the same shape."""
+        for counter, values in ((self._there, ref), (self._found, ref[ref == got]), (self._got, got)):
+            counter.update(dict(zip(*(one.tolist() for one in np.unique(values, return_counts=True)), strict=True)))
+
+    def share(self) -> float:
+        """Return the share of all that are the reference's own."""
+        return self._found.total() / self._there.total() if self._there else 1.0
+
+    def least(self) -> float:
+        """Return the least share of one value."""
+        if not self._there:
+            return 1.0
+        usual = max(self._there, key=self._there.__getitem__)
+        kept = self._found.total() - self._found[usual]
+        either = self._there.total() - self._there[usual] + self._got.total() - self._got[usual] - kept
+        share = kept / either if either >= _SOME else 1.0
+        often = [self._found[value] / count for value, count in self._there.items() if count >= _OFTEN]
+        return min([share, *often])
 
 
 def merged(parts: Iterable[Rows]) -> dict[str, float]:

@@ -52,11 +52,14 @@ def stands_for_infinity(values: Array, dtype: np.dtype[Any]) -> Array:
 
 def _from_written(values: Array, low: Array, factors: Iterable[float]) -> Array:
     """Return how far low numbers are from what people write as a mask, as a share of that."""
-    sizes = np.where(low, -np.maximum(values, -_ENDLESS), 1.0)
+    sizes = -np.maximum(values[low], -_ENDLESS)
     scale = 10.0 ** np.floor(np.log10(sizes))
-    written = (*(factor * scale for factor in factors), *_ENDS_OF_HALF)
-    shares = [np.abs(sizes - one) / one for one in written]
-    return np.asarray(np.min(np.stack(np.broadcast_arrays(*shares)), axis=0))
+    nearest = np.full(sizes.shape, np.inf)
+    for written in (*(factor * scale for factor in factors), *_ENDS_OF_HALF):
+        nearest = np.minimum(nearest, np.abs(sizes - written) / written)
+    found = np.full(values.shape, np.inf)
+    found[low] = nearest
+    return found
 
 
 def may_be_infinite(values: Array) -> Array:

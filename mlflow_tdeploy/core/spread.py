@@ -16,12 +16,12 @@ _CONSTANT, _STEADY = 2e-6, (0.01, 0.1)
 #: Of so many columns those that are at least as lively as this share of the median are of a kind, and noise is the
 #: same in all: a quiet one is held against the median. What is quieter is something of its own (a score beside boxes in
 #: pixels), and so is each of a few columns.
-_MANY, _ALIKE = 32, 0.02
+_MANY, _ALIKE = 32, 0.05
 #: What something of its own is held against at least, of many columns: this share of its size (a saturated tanh).
 _OF_MANY = 0.01
 #: What is next to nothing beside the others, and by itself: the probability of what never happens.
 _NOTHING, _TINY = 0.001, 1e-3
-#: A difference that no float32 of an answer around 1 shows.
+#: A difference that no float32 of an answer around 1 shows. Answers that are all smaller are not told apart.
 ABSOLUTE = 5e-7
 #: Stands for what is too large for a number: metrics are finite.
 _LARGEST = 1e300
@@ -29,27 +29,30 @@ _LARGEST = 1e300
 
 @dataclass
 class _Columns:
-    """Running sums of rows of one width: how many, their mean, squared deviations, squares, and squared errors."""
+    """Running sums of each column: how many numbers, their mean, squared deviations, squares, and squared errors."""
 
-    count: int
+    count: Array
     mean: Array
     deviations: Array
     squares: Array
     errors: Array
 
     @classmethod
-    def of(cls, ref: Array, new: Array) -> _Columns:
-        mean = ref.mean(axis=0)
-        sums = (((ref - mean) ** 2).sum(axis=0), (ref**2).sum(axis=0), ((new - ref) ** 2).sum(axis=0))
-        return cls(len(ref), mean, *sums)
+    def of(cls, ref: Array, new: Array, known: Array) -> _Columns:
+        ref, new = np.where(known, ref, 0.0), np.where(known, new, 0.0)
+        count = known.sum(axis=0).astype(np.float64)
+        mean = ref.sum(axis=0) / np.maximum(count, 1.0)
+        apart = np.where(known, ref - mean, 0.0)
+        return cls(count, mean, (apart**2).sum(axis=0), (ref**2).sum(axis=0), ((new - ref) ** 2).sum(axis=0))
 
     def joined(self, other: _Columns) -> _Columns:
         """Return the sums of both, whose deviations are from the mean of all (Chan, Golub and LeVeque 1983)."""
         count, step = self.count + other.count, other.mean - self.mean
-        apart = step**2 * (self.count * other.count / count)
+        share = other.count / np.maximum(count, 1.0)
+        apart = step**2 * self.count * share
         return _Columns(
             count,
-            self.mean + step * (other.count / count),
+            self.mean + step * share,
             self.deviations + other.deviations + apart,
             self.squares + other.squares,
             self.errors + other.errors,
@@ -67,12 +70,19 @@ class Spread:
     def __init__(self) -> None:
         self._columns: dict[int, _Columns] = {}
 
-    def add(self, ref: Array, new: Array) -> None:
-        """Take in rows of the reference and of the variant, both (rows, columns) of finite numbers."""
+    def add(self, ref: Array, new: Array, known: Array | None = None) -> None:
+        """Take in rows of the reference and of the variant.
+
+        Args:
+            ref: Finite numbers, (rows, columns).
+            new: Finite numbers of the same shape.
+            known: Where they are answers, of the same shape (a mask is none); None for everywhere.
+        """
+        where = np.ones(ref.shape, bool) if known is None else known
         with np.errstate(over="ignore", invalid="ignore"):  # squares may be too large for a number
-            added, width = _Columns.of(ref, new), ref.shape[1]
-            known = self._columns.get(width)
-            self._columns[width] = added if known is None else known.joined(added)
+            added, width = _Columns.of(ref, new, where), ref.shape[1]
+            before = self._columns.get(width)
+            self._columns[width] = added if before is None else before.joined(added)
 
     def error(self, least: float = 0.0) -> float:
         """Return the spread error; 0 where too few rows of one width were added to tell.
@@ -84,9 +94,12 @@ class Spread:
 
 
 def _error(columns: _Columns, least: float) -> float:
-    if columns.count < _ENOUGH:
+    enough = columns.count >= _ENOUGH
+    if not enough.any():
         return 0.0
-    spread, errors, size = (sums / columns.count for sums in (columns.deviations, columns.errors, columns.squares))
+    spread, errors, size = (
+        sums[enough] / columns.count[enough] for sums in (columns.deviations, columns.errors, columns.squares)
+    )
     if not (spread.any() and np.isfinite(size).all() and np.isfinite(errors).all()):
         return 0.0  # nothing to tell apart, or beyond what can be squared: cosine and length say enough
     floor = np.maximum(_floor(spread, size), max(least**2, ABSOLUTE**2))

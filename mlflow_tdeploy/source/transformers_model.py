@@ -171,8 +171,11 @@ def accepted_inputs(model: Any) -> set[str]:
     parameters = inspect.signature(model.forward).parameters
     names = set(parameters)
     if "input_ids" not in names and any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-        inner = set() if model.base_model is model else accepted_inputs(model.base_model)
-        names |= {"input_ids", "attention_mask", *inner}  # handed on, as a subclass's forward(*args, **kwargs) does
+        # handed on, as a subclass's forward(*args, **kwargs) does
+        parents = (
+            set(inspect.signature(kind.forward).parameters) for kind in type(model).__mro__ if hasattr(kind, "forward")
+        )
+        names |= next((found for found in parents if "input_ids" in found), set())
     if "input_ids" not in names:
         raise InvalidInputError(
             f"{type(model).__name__}.forward takes {', '.join(parameters)}, and no input_ids: it reads no texts. Log "

@@ -240,6 +240,10 @@ HIDDEN = RANDOM.standard_normal((4, 768))
         (HIDDEN, HIDDEN * 1.01, "is off by"),
         (np.arange(8), np.where(np.arange(8) == 3, 0, np.arange(8)), None),
         (np.arange(8), np.zeros(8, np.int64), "88 % other whole numbers"),
+        (np.zeros((1, 0)), np.zeros((1, 0)), None),
+        (np.zeros((2, 3, 0)), np.zeros((2, 3, 0)), None),
+        (np.array(2.5), np.array(3.5), "is off by 1"),
+        (1e-8 * HIDDEN, 1.1e-8 * HIDDEN, "is off by"),
     ],
 )  # fmt: skip
 def test_another_model_is_told_from_rounding(right, got, other):

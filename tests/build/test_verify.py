@@ -70,6 +70,26 @@ def test_verify_fails_when_only_the_largest_batch_is_wrong(answers):
     assert verified.settings["items"]["max_difference"] == 0
 
 
+def test_what_somebody_gave_is_held_against_the_budget_by_itself(tmp_path):
+    """Beside answers around a thousand, which only made-up shapes give, nothing would be seen of answers around 1."""
+    task, random = linear_task(), np.random.default_rng(0)
+    rows = random.standard_normal((32, 4)).astype(np.float32)
+    data = VerifyData.of([{"x": part} for part in np.split(rows, 8)]).for_task(task)
+
+    def reference(feeds):
+        return {"y": feeds["x"][:, :3] * (1.0 if len(feeds["x"]) == 4 else 1000.0)}
+
+    def variant(feeds):
+        right = reference(feeds)["y"]
+        return {"y": np.zeros_like(right) + right.mean() if len(right) == 4 else right}
+
+    answers = ReferenceAnswers(task, data, reference, tmp_path)
+    verified = verify(answers, variant, Budget.of("max_spread_error <= 0.8"))
+    assert verified.settings["corners"]["max_spread_error"] == 0
+    assert verified.metrics["max_spread_error"] == verified.settings["items"]["max_spread_error"] > 0.9
+    assert not verified.passed
+
+
 def test_what_will_be_replayed_was_compared_as_it_will_be_replayed(tmp_path):
     """Dynamic int8 ranges depend on the batch: a golden batch that was never checked might fail on the first host."""
     write_tokenizer(tmp_path / "assets")

@@ -467,3 +467,15 @@ def test_metrics_do_not_depend_on_how_rows_are_batched():
         found.append(rows.metrics())
     assert found[1] == pytest.approx(found[0], rel=1e-6)
     assert found[2] == pytest.approx(found[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -1e9, -1e4])
+def test_a_constant_answer_beside_masks_is_refused(mask):
+    random = np.random.default_rng(0)
+    right = (8 + 0.3 * random.standard_normal((512, 10))).astype(np.float32)
+    masked = random.random(right.shape) < 0.5
+    masked[masked.all(axis=1), 0] = False
+    constant = np.where(masked, np.float32(mask), np.float32(8))
+    right[masked] = mask
+    assert VECTOR_BUDGET.violations(measure(right, right.astype(np.float16))) == ()
+    assert "max_spread_error" in VECTOR_BUDGET.violations(measure(right, constant))[-1]

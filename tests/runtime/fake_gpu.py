@@ -37,6 +37,8 @@ class FakeCuda:
         self.thread = threading.local()
         self._count = 0
         self.last = 0
+        self.used_devices: set[int] = set()
+        self.occupied: set[int] = set()
         self.queued: dict[int, list] = {}
 
     def _ok(self, *values):
@@ -61,12 +63,18 @@ class FakeCuda:
     def cudaGetDevice(self):
         return self._ok(getattr(self.thread, "device", 0))
 
+    def cuDevicePrimaryCtxGetState(self, device):
+        return self._ok(0, device in self.used_devices)
+
     def cudaGetLastError(self):
         self.last = 0
         return self._ok()
 
     def cudaSetDevice(self, device):
+        if device in self.occupied:
+            return self._error(46)
         self.thread.device = device
+        self.used_devices.add(device)
         return self._ok() if device in (0, 1) else self._error(101)
 
     def _chosen(self):
@@ -87,7 +95,11 @@ class FakeCuda:
         self.blocks[ctypes.addressof(block)] = block
         return self._ok(ctypes.addressof(block))
 
+    def _idle(self):
+        assert not self.queued, "work is under way that may use it"
+
     def cudaFree(self, address):
+        self._idle()
         del self.blocks[address]
         return self._ok()
 
@@ -97,6 +109,7 @@ class FakeCuda:
         return self._ok(ctypes.addressof(block))
 
     def cudaFreeHost(self, address):
+        self._idle()
         del self.host[address]
         return self._ok()
 

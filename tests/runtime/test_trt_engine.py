@@ -79,7 +79,9 @@ def root(tmp_path):
 
 def opened(root, trt, **changes):
     options = changes.pop("options", TrtOptions())
-    return open_engine(trt, Cuda(FakeCuda()), root, "model.plan", dataclasses.replace(RECORD, **changes), options)
+    return open_engine(
+        trt, Cuda(*[FakeCuda()] * 2), root, "model.plan", dataclasses.replace(RECORD, **changes), options
+    )
 
 
 def test_an_engine_is_opened_with_the_plugins_that_this_host_allows(root, monkeypatch):

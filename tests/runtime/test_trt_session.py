@@ -31,7 +31,7 @@ class Opened:
         self.cuda = FakeCuda(memory)
         self.engine = FakeEngine(self.cuda, WEIGHTS, profiles, dtype, keeps=keeps)
         self.errors = []
-        engine = TrtEngine(TRT, self.engine, Cuda(self.cuda), TrtOptions(**options), self.errors)
+        engine = TrtEngine(TRT, self.engine, Cuda(self.cuda, self.cuda), TrtOptions(**options), self.errors)
         self.session = TrtSession(engine, VARIANT, SIGNATURE)
 
     def __call__(self, rows, value=1.0):
@@ -186,6 +186,29 @@ def test_the_callers_device_is_his_own_again_after_a_call():
         assert opened.cuda.thread.device == 1
     opened.session.close()
     assert (opened.cuda.thread.device, opened.cuda.blocks) == (1, {})
+
+
+def test_a_device_that_nobody_uses_is_not_chosen_again():
+    """Every thread begins with the first one: choosing it takes memory there, and fails where it is occupied."""
+    opened = Opened(contexts=1)
+    opened.cuda.occupied.add(1)
+    opened.cuda.thread.device = 1  # what a thread has that chose none
+    opened(2)
+    assert opened.cuda.used_devices == {0}
+
+
+def test_what_a_failed_call_left_is_waited_for_before_its_memory_goes():
+    opened = Opened(contexts=1, cuda_graphs=False)
+    opened(2)
+    copy, opened.cuda.cudaMemcpyAsync = opened.cuda.cudaMemcpyAsync, lambda *_: opened.cuda._error(1)
+    lane = opened.session._free.get()
+    lane._send = lambda tensor, array: opened.cuda.later(lane._stream, lambda: None)
+    opened.session._free.put(lane)
+    with pytest.raises(SessionError, match="CUDA error 1"):
+        opened(2)
+    opened.cuda.cudaMemcpyAsync = copy
+    assert (opened.cuda.blocks, opened.cuda.queued) == ({}, {})
+    opened(2)
 
 
 def test_an_error_of_the_library_itself_is_a_session_error_and_leaves_no_lane():

@@ -305,3 +305,12 @@ def test_sequence_begins_at_the_special_tokens_and_one_more(small, frame, shorte
     model = BertModel(BertConfig(**{**small, "vocab_size": SIZE}))
     signature = resolve(model, tokenizer=word_tokenizer("right", frame=frame)).signature
     assert signature.dim("sequence").min == shortest
+
+
+def test_resolve_refuses_a_model_of_images(tokenizer):
+    """Its forward takes any keyword, and none of its classes reads token ids."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    with pytest.raises(InvalidInputError, match="ViTModel.forward takes .*, and no input_ids"):
+        resolve(ViTModel(config), tokenizer=tokenizer, task="feature-extraction")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -10,17 +10,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mlflow_tdeploy.core.budget import PART, SPREAD, VECTOR_BUDGET, Budget
-from mlflow_tdeploy.core.compare import EXACT_SHARE, Comparison, Parts, Rows, merged
+from mlflow_tdeploy.core.compare import EXACT_SHARE, VALUE_SHARE, Choices, Comparison, Parts, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.made_up import make_up
 from mlflow_tdeploy.core.masks import without_answer
 from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, TensorSpec, numpy_dtype
-
-#: Of fewer rows than these, made-up ones vary by this share: a single example says how large numbers are, and no more.
-_FEW, _VARIED = 8, 0.25
-#: Rows are drawn from so many items.
-_MOST_ITEMS = 256
+from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, numpy_dtype
 
 
 @dataclass(frozen=True)
@@ -85,66 +81,22 @@ class Tensors(Task):
         sizes: Mapping[str, int] | None = None,
         items: Sequence[Any] | None = None,
     ) -> Arrays:
-        """Return arrays made of ``items``: their rows in any order, cut or repeated along other dimensions.
-
-        Masks are ones (ragged: prefixes). What no item says, or only by one value throughout, is random: normal floats,
-        small non-negative integers.
-        """
-        random = np.random.default_rng(seed)
-        known = _one_of(items or [{}], random)
-        places: dict[str, Array] = {}
-        feeds: Arrays = {}
-        for spec in self.signature.inputs:
-            shape = tuple(
+        """Return arrays like ``items``, see :mod:`mlflow_tdeploy.core.made_up`."""
+        shapes = {
+            spec.name: tuple(
                 size if isinstance(size, int) else (sizes or {}).get(size) or self.signature.dim(size).at(at)
                 for size in spec.shape
             )
-            own = known.get(spec.name)
-            if own is None or own.ndim != len(shape) or self._says_nothing(spec, own):
-                feeds[spec.name] = self._random(spec.name, numpy_dtype(spec.dtype), shape, ragged, random)
-                continue
-            axes = [_places(places, *axis, random) for axis in zip(spec.shape, own.shape, shape, strict=True)]
-            array = np.asarray(own[np.ix_(*axes)])
-            if array.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
-                array = array * (1 + _VARIED * random.standard_normal(shape))
-            feeds[spec.name] = np.array(array, own.dtype, order="C")  # ascontiguousarray makes vectors of numbers
-        return feeds
-
-    def _says_nothing(self, spec: TensorSpec, own: Array) -> bool:
-        """Tell whether an example of an input says nothing of its values.
-
-        Zeros and ones are there to be traced. Whole numbers along dimensions are looked up in one table, of which all
-        rows are to be asked; those in columns (categories) may have a table each.
-        """
-        if "mask" in spec.name:
-            return True
-        if own.dtype.kind in "iu" and all(isinstance(size, str) for size in spec.shape):
-            return spec.name in self.config.integer_ranges
-        blank = own.dtype.kind not in "iu" and own.size > 1
-        return bool(blank and own.min() == own.max() and own.flat[0] in (0, 1))
+            for spec in self.signature.inputs
+        }
+        random, tables = np.random.default_rng(seed), self.config.integer_ranges
+        return make_up(self.signature.inputs, shapes, items or (), tables, ragged=ragged, random=random)
 
     def made_up_blindly(self) -> list[str]:
         """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""
         known = self.config.integer_ranges
         whole = [spec for spec in self.signature.inputs if numpy_dtype(spec.dtype).kind in "iu"]
         return [spec.name for spec in whole if spec.name not in known and "mask" not in spec.name]
-
-    def _random(
-        self, name: str, dtype: Any, shape: tuple[int, ...], ragged: bool, random: np.random.Generator
-    ) -> Array:
-        if "mask" in name:
-            mask = np.ones(shape, dtype=dtype)
-            if ragged and len(shape) == 2:
-                lengths = random.integers(1, shape[1] + 1, shape[0])
-                lengths[0] = shape[1]
-                mask *= (np.arange(shape[1]) < lengths[:, None]).astype(dtype)
-            return mask
-        if dtype.kind in "iu":
-            top = max(1, self.config.integer_ranges.get(name, 2))
-            return np.asarray(random.integers(0, top, shape).astype(dtype))
-        if dtype.kind == "b":
-            return np.asarray(random.integers(0, 2, shape).astype(bool))
-        return np.asarray(random.standard_normal(shape).astype(dtype))
 
     def _arrays(self, inputs: Any) -> Arrays:
         if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: one column per input
@@ -164,30 +116,6 @@ class Tensors(Task):
                 f"This model takes: {', '.join(map(str, self.signature.inputs))}."
             )
         return {name: _as_array(name, value, dtypes[name]) for name, value in inputs.items()}
-
-
-def _one_of(items: Sequence[Mapping[str, Array]], random: np.random.Generator) -> Mapping[str, Array]:
-    """Return the rows of all items as one, where only their numbers of rows differ; else one of the items."""
-    if len(items) == 1:
-        return items[0]
-    order: list[int] = random.permutation(len(items))[:_MOST_ITEMS].tolist()
-    some = [items[index] for index in order]
-    forms = {tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(item.items())) for item in some}
-    counts = [{len(array) if array.ndim else 0 for array in item.values()} for item in some]
-    if len(forms) == 1 and all(len(count) == 1 and 0 not in count for count in counts):  # they have rows
-        return {name: np.concatenate([item[name] for item in some]) for name in some[0]}
-    return some[0]
-
-
-def _places(known: dict[str, Array], axis: str | int, have: int, wanted: int, random: np.random.Generator) -> Array:
-    """Return which places of an axis to take: the same for every input that has this dimension."""
-    if isinstance(axis, int):
-        return np.arange(wanted)
-    if axis not in known:
-        first = int(random.integers(have))
-        # items are drawn, what is in them keeps its order: pixels and words have neighbours
-        known[axis] = random.integers(0, have, wanted) if not known else (first + np.arange(wanted)) % have
-    return known[axis]
 
 
 class _Whole(Encoded):
@@ -216,14 +144,12 @@ class _TensorComparison(Comparison):
         self._rows: defaultdict[str, Rows] = defaultdict(Rows)
         self._parts: defaultdict[str, Parts] = defaultdict(Parts)
         self._axes: defaultdict[tuple[str, int], Spread] = defaultdict(Spread)
-        self._whole: Counter[str] = Counter()
-        self._equal: Counter[str] = Counter()
+        self._choices: defaultdict[str, Choices] = defaultdict(Choices)
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
         for name, array in reference.items():
             if array.dtype.kind in "biu":
-                self._whole[name] += array.size
-                self._equal[name] += int((array == got[name]).sum())
+                self._choices[name].add(array, got[name])
                 continue
             if array.size == 0:
                 continue
@@ -239,16 +165,19 @@ class _TensorComparison(Comparison):
         both = [np.where(known, one, 0.0).astype(np.float64) for one in (ref, got)]
         self._parts[name].add(*(one.reshape(-1, ref.shape[-1]) for one in both))
         for axis in range(1, ref.ndim):
-            columns = [np.moveaxis(one, axis, -1).reshape(-1, ref.shape[axis]) for one in both]
+            columns = [np.moveaxis(one, axis, -1).reshape(-1, ref.shape[axis]) for one in (*both, known)]
             self._axes[name, axis].add(*columns)
 
     def metrics(self) -> dict[str, float]:
-        shares = [self._equal[name] / count for name, count in self._whole.items() if count]
         found = merged(self._rows.values())
         spreads = (one.error() for one in self._axes.values())
         found[SPREAD.metric] = max(found[SPREAD.metric], max(spreads, default=0.0))
         found[PART.metric] = max((one.error() for one in self._parts.values()), default=0.0)
-        return {**found, EXACT_SHARE: min(shares, default=1.0)}
+        shares = (
+            min((one.share() for one in self._choices.values()), default=1.0),
+            min((one.least() for one in self._choices.values()), default=1.0),
+        )
+        return {**found, EXACT_SHARE: shares[0], VALUE_SHARE: shares[1]}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:

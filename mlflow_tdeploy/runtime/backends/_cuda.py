@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,13 @@ class Cuda:
 
     Args:
         runtime: The module ``cuda.bindings.runtime``.
+        driver: The module ``cuda.bindings.driver``.
         device: Number of the device.
     """
 
-    def __init__(self, runtime: Any, device: int = 0) -> None:
+    def __init__(self, runtime: Any, driver: Any, device: int = 0) -> None:
         self._api = runtime
+        self._driver = driver
         self._device = device
         self.activate()
 
@@ -40,10 +42,10 @@ class Cuda:
             SessionError: There is no usable device.
         """
         try:
-            from cuda.bindings import runtime
+            from cuda.bindings import driver, runtime
         except ImportError as error:
             raise MissingDependencyError("cuda-bindings", "Running TensorRT engines", INSTALL) from error
-        return cls(runtime, device)
+        return cls(runtime, driver, device)
 
     def activate(self) -> None:
         """Make the device this thread's own: CUDA keeps one per thread."""
@@ -51,14 +53,24 @@ class Cuda:
 
     @contextmanager
     def chosen(self) -> Iterator[None]:
-        """Use the device in this thread for a while; the caller, who may use another one, finds his own again."""
+        """Use the device in this thread for a while; the caller, who may use another one, finds his own again.
+
+        Where nobody in this process uses that one it is only what every thread begins with, and choosing it would take
+        memory there, or fail where another process has it for itself:
+        https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__DEVICE.html (cudaSetDevice).
+        """
         before = self._call(self._api.cudaGetDevice)
         self.activate()
         try:
             yield
         finally:
-            if before != self._device:
-                self._call(self._api.cudaSetDevice, before)
+            if before != self._device and self._in_use(before):
+                with suppress(SessionError):  # the answer, or the error on its way, counts for more
+                    self._call(self._api.cudaSetDevice, before)
+
+    def _in_use(self, device: int) -> bool:
+        code, _, active = self._driver.cuDevicePrimaryCtxGetState(device)
+        return not code.value and bool(active)
 
     def version(self) -> str:
         """Return the CUDA version of the library, for example ``12.9``."""

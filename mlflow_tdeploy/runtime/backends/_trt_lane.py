@@ -285,7 +285,8 @@ class TrtLane:
             self._close()
 
     def _close(self) -> None:
-        steps: list[Callable[[], None]] = [self._drop_graphs]
+        steps: list[Callable[[], None]] = [lambda: self._cuda.wait(self._stream)]  # a failed call may have work left
+        steps += [self._drop_graphs]
         steps += [allocator.release for allocator in self._allocators.values()]
         steps += [lambda buffer=buffer: self._release(buffer) for buffer in self._buffers.values()]  # type: ignore[misc]
         for step in steps:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from mlflow_tdeploy.core.budget import Budget, Limit
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec, numpy_dtype
@@ -303,52 +304,32 @@ def test_masked_positions_of_an_output_may_have_another_low_number(mask):
     assert _violations(task, {"logits": right}, {"logits": np.where(right == mask, np.float32(0), right)})
 
 
-def test_example_feeds_are_like_the_items_that_somebody_gave(tmp_path):
-    spec = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("ids", "int64", ("batch", "sequence")))
-    signature = Signature((Dim("batch", 1, 4, 64), Dim("sequence", 1, 8, 16)), spec, spec[:1])  # ids: of no known table
-    task = TASKS.get("tensors")({}, signature, tmp_path)
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (np.arange(2000) < 13, np.zeros(2000, bool)),  # alarms that are never raised
+        (np.arange(500) < 3, np.zeros(500, bool)),
+        (np.zeros(2000, bool), np.arange(2000) < 13),  # … or always wrongly
+        (np.where(np.arange(4096) < 36, 2, np.arange(4096) % 2), np.arange(4096) % 2),  # one class of three is gone
+    ],
+)
+def test_a_rare_value_that_is_gone_is_refused(right, wrong):
+    dtype = "bool" if right.dtype == bool else "int64"
+    spec = TensorSpec("y", dtype, ("batch",))
+    task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 2, 8),), (spec,), (spec,)), Path())
+    comparison = task.comparison()
+    for part in np.split(np.random.default_rng(0).permutation(right.size), 4):
+        comparison.add({"y": right[part]}, {"y": wrong[part]}, {})
+    metrics = comparison.metrics()
+    assert metrics["exact_share"] > 0.99
+    assert "of one value differ (allow that with budget=" in task.default_budget.violations(metrics)[0]
+    assert Budget((*task.default_budget.limits, Limit("value_share", ">=", 0.0))).violations(metrics) == ()
+
+
+def test_a_choice_may_turn_where_two_were_as_good():
     random = np.random.default_rng(0)
-    item = {
-        "x": (random.random((16, 3)) * [60, 2e5, 1] + [18, 0, 0]).astype(np.float32),
-        "ids": random.integers(1000, 2000, (16, 5)),
-    }
-    feeds = task.example_feeds("max", ragged=False, items=[item])
-    assert (feeds["x"].shape, feeds["ids"].shape) == ((64, 3), (64, 16))
-    assert {tuple(row) for row in feeds["x"]} <= {tuple(row) for row in item["x"]}
-    rows = [[tuple(row) for row in item["x"]].index(tuple(row)) for row in feeds["x"]]
-    first = int(np.flatnonzero(item["ids"][rows[0]] == feeds["ids"][0, 0])[0])
-    assert (feeds["ids"] == item["ids"][rows][:, (first + np.arange(16)) % 5]).all()  # the same rows of each input
-    one = task.example_feeds("opt", ragged=False, items=[{name: array[:1] for name, array in item.items()}])
-    assert len({tuple(row) for row in one["x"]}) == 4  # varied
-    assert np.allclose(one["x"] / item["x"][:1], 1, atol=1.5)
-    blank = {"x": np.zeros((4, 3), np.float32), "ids": item["ids"][:4]}
-    assert task.example_feeds("opt", ragged=False, items=[blank])["x"].std() > 0.3  # zeros say nothing
-
-
-def test_made_up_whole_numbers_are_of_the_whole_table_or_of_their_own_column(tmp_path):
-    specs = (TensorSpec("ids", "int64", ("batch", "sequence")), TensorSpec("colour", "int64", ("batch", 2)))
-    signature = Signature((Dim("batch", 1, 16, 64), Dim("sequence", 1, 8, 16)), specs, specs[:1])
-    task = TASKS.get("tensors")({"integer_ranges": {"ids": 1000, "colour": 50}}, signature, tmp_path)
-    item = {"ids": np.array([[5, 6, 7]]), "colour": np.array([[2, 49], [0, 7]])}
-    feeds = task.example_feeds("max", ragged=False, items=[item])
-    assert len(np.unique(feeds["ids"])) > 500
-    assert {tuple(row) for row in feeds["colour"].tolist()} == {(2, 49), (0, 7)}
-
-
-@pytest.mark.parametrize(("value", "kept"), [(0.0, False), (1.0, False), (5e4, True)])
-def test_an_example_of_zeros_or_ones_says_nothing(value, kept, tmp_path):
-    spec = (TensorSpec("x", "float32", ("batch", 3)),)
-    task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 4, 64),), spec, spec), tmp_path)
-    feeds = task.example_feeds("max", ragged=False, items=[{"x": np.full((2, 3), value, np.float32)}])
-    assert bool(np.abs(feeds["x"]).mean() > 1e4) is kept
-    assert feeds["x"].std() > 0.5
-
-
-def test_rows_of_several_items_are_drawn_as_if_they_were_one(tmp_path):
-    """A row at a time, numbers around 4500 differ by 1 and are not to be varied by a quarter."""
-    spec = (TensorSpec("x", "float32", ("batch", 3)),)
-    task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 4, 64),), spec, spec), tmp_path)
-    rows = (4500 + np.random.default_rng(0).standard_normal((32, 3))).astype(np.float32)
-    feeds = task.example_feeds("max", ragged=False, items=[{"x": row[None]} for row in rows])
-    assert {tuple(row) for row in feeds["x"].tolist()} <= {tuple(row) for row in rows.tolist()}
-    assert len({tuple(row) for row in feeds["x"].tolist()}) > 20
+    right = random.integers(0, 10, 4000)
+    turned = np.where(random.random(4000) < 0.005, (right + 1) % 10, right)
+    spec = TensorSpec("y", "int64", ("batch",))
+    task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 2, 8),), (spec,), (spec,)), Path())
+    assert _violations(task, {"y": right}, {"y": turned}) == ()

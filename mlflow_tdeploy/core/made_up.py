@@ -1,0 +1,159 @@
+"""Requests that nobody gave: of any shape, like those that somebody gave, or random where nobody gave any.
+
+What was given is taken at its word: its rows are drawn as they are, nothing leaves the range of values that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.tensors import Array, Arrays, TensorSpec, numpy_dtype
+
+#: Of fewer rows than these, numbers with a fraction vary by up to this share, within the range of all of the input.
+_FEW, _VARIED = 8, 0.25
+#: Rows are drawn from so many items.
+_MOST_ITEMS = 256
+
+Shape = tuple[int, ...]
+
+
+def make_up(
+    specs: Sequence[TensorSpec],
+    shapes: Mapping[str, Shape],
+    items: Sequence[Mapping[str, Array]],
+    tables: Mapping[str, int],
+    *,
+    ragged: bool,
+    random: np.random.Generator,
+) -> Arrays:
+    """Return a request.
+
+    Args:
+        specs: The inputs.
+        shapes: The wanted shape of each.
+        items: Requests that somebody gave; random values where there are none.
+        tables: Of inputs of whole numbers, how many rows the table has that they are looked up in.
+        ragged: Whether masks let rows differ in length.
+        random: The source of what is random.
+    """
+    known = _joined(items, random) if items else {}
+    if not _says_something(known):  # zeros or ones throughout are there to be traced
+        known = {name: array for name, array in known.items() if array.dtype.kind in "iu" and array.any()}
+    places: dict[str, Array] = {}
+    feeds: Arrays = {}
+    for spec in specs:
+        shape, own = shapes[spec.name], known.get(spec.name)
+        if own is not None and own.ndim != len(shape):
+            own = None
+        if "mask" in spec.name:
+            feeds[spec.name] = _mask(spec, shape, own, places, ragged=ragged, random=random)
+        elif own is None or _is_looked_up(spec, tables):
+            feeds[spec.name] = _random(spec, shape, tables, random)
+        else:
+            feeds[spec.name] = _drawn(spec, shape, own, places, random)
+    return feeds
+
+
+def _joined(items: Sequence[Mapping[str, Array]], random: np.random.Generator) -> Mapping[str, Array]:
+    """Return the rows of all items as one, where only their numbers of rows differ; else one of the items."""
+    if len(items) == 1:
+        return items[0]
+    order: list[int] = random.permutation(len(items))[:_MOST_ITEMS].tolist()
+    some = [items[index] for index in order]
+    forms = {tuple((name, array.dtype, array.shape[1:]) for name, array in sorted(item.items())) for item in some}
+    counts = [{len(array) if array.ndim else 0 for array in item.values()} for item in some]
+    if len(forms) == 1 and all(len(count) == 1 and 0 not in count for count in counts):  # they have rows
+        return {name: np.concatenate([item[name] for item in some]) for name in some[0]}
+    return some[0]
+
+
+def _says_something(item: Mapping[str, Array]) -> bool:
+    """Tell whether floats are more than one and the same number throughout each input: zeros, ones, or many others."""
+    floats = [array for name, array in item.items() if array.dtype.kind not in "iub" and "mask" not in name]
+    return not floats or any(
+        array.min() != array.max() or (array.flat[0] not in (0, 1) and array.size < _FEW) for array in floats
+    )
+
+
+def _is_looked_up(spec: TensorSpec, tables: Mapping[str, int]) -> bool:
+    """Tell whether all of an input is looked up in one table of known size, of which all rows are to be asked.
+
+    Whole numbers in columns (categories) may have a table each.
+    """
+    whole = numpy_dtype(spec.dtype).kind in "iu"
+    return whole and spec.name in tables and all(isinstance(size, str) for size in spec.shape)
+
+
+def _drawn(spec: TensorSpec, shape: Shape, own: Array, places: dict[str, Array], random: np.random.Generator) -> Array:
+    axes = [_places(places, *axis, random) for axis in zip(spec.shape, own.shape, shape, strict=True)]
+    array = np.asarray(own[np.ix_(*axes)])
+    if own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
+        wide = array.astype(np.float64)
+        varied = wide * random.uniform(1 - _VARIED, 1 + _VARIED, shape)
+        array = np.where(wide == np.round(wide), wide, np.clip(varied, float(own.min()), float(own.max())))
+    return np.array(array, own.dtype, order="C")  # ascontiguousarray makes vectors of numbers
+
+
+def _places(known: dict[str, Array], axis: str | int, have: int, wanted: int, random: np.random.Generator) -> Array:
+    """Return which places of an axis to take: the same for every input that has this dimension."""
+    if isinstance(axis, int):
+        return np.arange(wanted)
+    if axis not in known:
+        first = int(random.integers(have))
+        # items are drawn, what is in them keeps its order: pixels and words have neighbours
+        known[axis] = random.integers(0, have, wanted) if not known else (first + np.arange(wanted)) % have
+    return known[axis]
+
+
+def _mask(
+    spec: TensorSpec,
+    shape: Shape,
+    own: Array | None,
+    places: dict[str, Array],
+    *,
+    ragged: bool,
+    random: np.random.Generator,
+) -> Array:
+    """Return a mask: what is kept comes first in each row, and everywhere unless rows differ in length.
+
+    Which value means that, the mask that somebody gave tells by its first column: ``attention_mask`` has 1 there,
+    torch's ``key_padding_mask`` has False. Of other forms (two dimensions of a sequence) it is drawn as it is.
+    """
+    dtype = numpy_dtype(spec.dtype)
+    values: list[Any] = [] if own is None else np.unique(own).tolist()
+    if own is None or (values == [0] and dtype.kind != "b"):  # zeros of numbers are there to be traced
+        keep, drop = 1, 0
+    elif len(values) == 1:
+        keep = values[0]
+        drop = 1 - int(keep) if keep in (0, 1) and dtype.kind in "iub" else keep
+    elif own.ndim == 2 and len(values) == 2 and _are_prefixes(own):
+        keep = own[0, 0].item()
+        drop = values[0] if keep == values[1] else values[1]
+    else:
+        axes = [_places(places, *axis, random) for axis in zip(spec.shape, own.shape, shape, strict=True)]
+        tiled = [axes[0], *(np.arange(size) % have for size, have in zip(shape[1:], own.shape[1:], strict=True))]
+        return np.array(own[np.ix_(*tiled)], dtype, order="C")
+    mask = np.full(shape, keep, dtype)
+    if ragged and len(shape) == 2:
+        lengths = random.integers(1, shape[1] + 1, shape[0])
+        lengths[0] = shape[1]
+        mask[np.arange(shape[1]) >= lengths[:, None]] = drop
+    return mask
+
+
+def _are_prefixes(mask: Array) -> bool:
+    """Tell whether every row begins with one and the same value and changes once at most."""
+    changes = (mask[:, 1:] != mask[:, :-1]).sum(axis=1)
+    return bool((mask[:, 0] == mask[0, 0]).all() and (changes <= 1).all())
+
+
+def _random(spec: TensorSpec, shape: Shape, tables: Mapping[str, int], random: np.random.Generator) -> Array:
+    dtype = numpy_dtype(spec.dtype)
+    if dtype.kind in "iu":
+        return np.asarray(random.integers(0, max(1, tables.get(spec.name, 2)), shape).astype(dtype))
+    if dtype.kind == "b":
+        return np.asarray(random.integers(0, 2, shape).astype(bool))
+    return np.asarray(random.standard_normal(shape).astype(dtype))

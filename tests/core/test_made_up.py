@@ -1,0 +1,120 @@
+"""Requests that nobody gave."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.made_up import make_up
+from mlflow_tdeploy.core.tensors import TensorSpec
+
+X = TensorSpec("x", "float32", ("batch", 3))
+IDS = TensorSpec("ids", "int64", ("batch", "sequence"))
+RANDOM = np.random.default_rng(0)
+ROWS = (RANDOM.random((16, 3)) * [60, 2e5, 1] + [18, 0, 0]).astype(np.float32)
+
+
+def made(specs, shapes, items, tables=None, ragged=False, seed=0):
+    named = {spec.name: shape for spec, shape in zip(specs, shapes, strict=True)}
+    return make_up(specs, named, items, tables or {}, ragged=ragged, random=np.random.default_rng(seed))
+
+
+def rows(array):
+    return [tuple(row) for row in array.tolist()]
+
+
+def test_rows_are_drawn_as_they_are_and_together_for_all_inputs():
+    item = {"x": ROWS, "ids": RANDOM.integers(1000, 2000, (16, 5))}
+    feeds = made((X, IDS), ((64, 3), (64, 16)), [item])
+    drawn = [rows(ROWS).index(row) for row in rows(feeds["x"])]
+    first = int(np.flatnonzero(item["ids"][drawn[0]] == feeds["ids"][0, 0])[0])
+    assert (feeds["ids"] == item["ids"][drawn][:, (first + np.arange(16)) % 5]).all()
+    assert len(set(drawn)) > 10
+
+
+def test_rows_of_several_items_are_drawn_as_if_they_were_one():
+    """A row at a time, numbers around 4500 differ by 1 and are not to be varied by a quarter."""
+    given = (4500 + RANDOM.standard_normal((32, 3))).astype(np.float32)
+    feeds = made((X,), ((64, 3),), [{"x": row[None]} for row in given])
+    assert set(rows(feeds["x"])) <= set(rows(given))
+    assert len(set(rows(feeds["x"]))) > 20
+
+
+def test_a_few_rows_are_varied_within_what_they_are():
+    """Logarithms stay finite, whole numbers (a category, a year) stay themselves, half precision does not overflow."""
+    few = np.array([[3.0, 0.5, 60000.5], [7.0, 0.75, 0.1]])
+    for seed in range(20):
+        x = made((X,), ((8, 3),), [{"x": few}], seed=seed)["x"]
+        assert set(x[:, 0]) <= {3.0, 7.0}
+        assert len(set(x[:, 1])) == 8
+        assert few.min() <= x[:, 1:].min()
+        assert x.max() <= few.max()
+    half = np.array([[60000.0, 59968.0, 3.5]], np.float16)
+    assert np.isfinite(made((X,), ((64, 3),), [{"x": half}])["x"]).all()
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.0, False), (1.0, False), (5e4, True)])
+def test_an_example_of_zeros_or_ones_says_nothing(value, kept):
+    x = made((X,), ((64, 3),), [{"x": np.full((2, 3), value, np.float32)}])["x"]
+    assert (bool((x == value).all()), bool(x.std() > 0.5)) == (kept, not kept)
+
+
+def test_named_features_are_kept_beside_each_other():
+    specs = tuple(TensorSpec(name, "float32", ("batch", 1)) for name in ("age", "income", "member"))
+    item = {name: np.array([[value]], np.float32) for name, value in (("age", 42), ("income", 5e4), ("member", 1))}
+    feeds = made(specs, ((4, 1),) * 3, [item])
+    assert {name: set(array.ravel().tolist()) for name, array in feeds.items()} == {
+        "age": {42.0}, "income": {5e4}, "member": {1.0},
+    }  # fmt: skip
+
+
+def test_whole_numbers_are_of_the_whole_table_or_of_their_own_column():
+    colour = TensorSpec("colour", "int64", ("batch", 2))
+    item = {"ids": np.array([[5, 6, 7]]), "colour": np.array([[2, 49], [0, 7]])[:1]}
+    feeds = made((IDS, colour), ((64, 16), (64, 2)), [item], {"ids": 1000, "colour": 50})
+    assert len(np.unique(feeds["ids"])) > 500
+    assert set(rows(feeds["colour"])) == {(2, 49)}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "given", "keep", "drop"),
+    [
+        ("int64", None, 1, 0),
+        ("int64", [[0, 0, 0]], 1, 0),  # there to be traced
+        ("int64", [[1, 1, 1]], 1, 0),
+        ("int64", [[1, 1, 0], [1, 1, 1]], 1, 0),
+        ("bool", [[False, False, False]], False, True),  # torch's key_padding_mask
+        ("bool", [[False, False, True], [False, True, True]], False, True),
+        ("bool", [[True, True, False]], True, False),
+        ("float32", [[0, 0, -1e9], [0, -1e9, -1e9]], 0, -1e9),  # is added to scores
+    ],
+)
+def test_a_mask_keeps_what_comes_first_as_the_one_that_was_given(dtype, given, keep, drop):
+    mask = TensorSpec("mask", dtype, ("batch", "sequence"))
+    items = [] if given is None else [{"mask": np.array(given, dtype)}]
+    dense = made((mask,), ((6, 9),), items)["mask"]
+    assert (dense == keep).all()
+    ragged = made((mask,), ((6, 9),), items, ragged=True)["mask"]
+    assert ragged.dtype == np.dtype(dtype)
+    assert set(np.unique(ragged).tolist()) == {keep, np.dtype(dtype).type(drop).item()}
+    assert (ragged[:, 0] == keep).all()
+    assert (ragged[0] == keep).all()
+    assert ((ragged[:, 1:] != ragged[:, :-1]).sum(axis=1) <= 1).all()
+
+
+def test_a_mask_of_another_form_is_taken_as_it_is():
+    left = np.array([[0, 0, 1], [1, 1, 1]])
+    mask = made((TensorSpec("mask", "int64", ("batch", "sequence")),), ((8, 3),), [{"mask": left}], ragged=True)
+    assert set(rows(mask["mask"])) == set(rows(left))
+
+
+def test_without_items_all_is_random():
+    feeds = made((X, IDS, TensorSpec("flag", "bool", ("batch",))), ((64, 3), (64, 16), (64,)), [], {"ids": 30})
+    assert feeds["x"].std() == pytest.approx(1, abs=0.2)
+    assert set(np.unique(feeds["ids"])) == set(range(30))
+    assert 10 < feeds["flag"].sum() < 54
+
+
+def test_numbers_without_an_axis_stay_so():
+    scale = TensorSpec("scale", "float32", ())
+    assert made((scale,), ((),), [{"scale": np.array(2.5, np.float32)}])["scale"].shape == ()
