@@ -141,7 +141,7 @@ class Budget:
             share = metrics.get(metric, 1.0)
             if metric not in stated and share < (alone if single else least):
                 allowed = f"allow that with budget='{self}, {metric} >= …'"
-                found.append(f"{100 * (1 - share):.2g} % of the whole numbers{whose} differ ({allowed})")
+                found.append(f"{100 * (1 - share):.3g} % of the whole numbers{whose} differ ({allowed})")
         found += [text for limit in limits if (text := limit.violation(metrics))]
         return tuple(found)
 

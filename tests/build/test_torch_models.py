@@ -8,6 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from mlflow_tdeploy.build.extend import build_variant
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.pipeline import build_bundle
 from mlflow_tdeploy.build.recheck import recheck_variants
@@ -127,3 +128,9 @@ def test_variants_are_checked_on_what_the_example_and_the_data_are_like(tmp_path
     (tmp_path / "again").mkdir()
     again = recheck_variants(bundle, None, tmp_path / "again")
     assert [(record.variant, record.passed) for record in again] == [("ort-cpu-fp32", True)]
+    _, without = building.build(
+        source, tmp_path / "without", BuildOptions(measure=False, precisions=("fp32",), data=data)
+    )
+    (tmp_path / "work").mkdir()
+    built = build_variant(without, "ort-cpu-int8", tmp_path / "work", BuildOptions(measure=False))
+    assert built.variant.dropped  # asked what the model keeps of them, not numbers around 0
