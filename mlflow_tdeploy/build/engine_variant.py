@@ -10,7 +10,7 @@ from mlflow_tdeploy.build.engine import BuildProgress, build_engine
 from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan, tensorrt_module
 from mlflow_tdeploy.build.extend import Built, refuse_taken
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, examples_of, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged
 from mlflow_tdeploy.build.workshop import Progress, Workshop
@@ -61,7 +61,7 @@ def build_engine_variant(
     """
     options, manifest = options or BuildOptions(), bundle.manifest
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
-    shop = Workshop(bundle.task(), budget, options, workdir, examples=examples_of(bundle), progress=progress)
+    shop = Workshop(bundle.task(), budget, options, workdir, golden=bundle.golden(), progress=progress)
     _, new_id = engine.settled(shop.host)
     refuse_taken(bundle, new_id, "Choose another id.")
     here = Here(bundle, fetch)

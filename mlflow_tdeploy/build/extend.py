@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, examples_of, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference
 from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.report import Step
@@ -84,7 +84,7 @@ def build_variant(
     refuse_taken(bundle, new_id, "Choose another id." if path else "Log the model again to have it made anew.")
     manifest = bundle.manifest
     budget = manifest.budget.tightened(options.budget) if options.budget else manifest.budget
-    shop = Workshop(bundle.task(), budget, options, workdir, examples=examples_of(bundle), progress=progress)
+    shop = Workshop(bundle.task(), budget, options, workdir, golden=bundle.golden(), progress=progress)
     if path is not None and path.is_dir():  # for Triton: nothing here can ask it
         taken = stage_repository(shop, new_id, path)
         return Built(taken.variant, taken.root, (), tuple(shop.steps))

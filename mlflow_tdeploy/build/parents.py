@@ -22,7 +22,7 @@ from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.masks import without_answer
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.spread import ABSOLUTE
-from mlflow_tdeploy.core.tensors import Array, Arrays
+from mlflow_tdeploy.core.tensors import Array
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import Session
@@ -117,11 +117,6 @@ def _other_numbers(wanted: Array, got: Array) -> str | None:
         worst = int(np.argmax(wrong))
         return f"is off by {off[worst]:.3g}, of numbers up to {sizes[worst]:.3g}"
     return None
-
-
-def examples_of(bundle: Bundle) -> tuple[Arrays, ...]:
-    """Return the requests that a bundle keeps: what its inputs are like."""
-    return tuple(request.feeds for request in bundle.golden())
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan
 from mlflow_tdeploy.build.engine_variant import stage_engine, stage_plan
-from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.parents import other_answer
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
@@ -144,7 +143,7 @@ class _Build:
         A head that was replaced, or a forward that was patched, is not in its config: whoever loads it gets another
         model, without an error. Later variants would be held against that one.
         """
-        requests = golden_requests(self.shop.task, self.shop.data, self.source.reference)
+        requests = self.shop.golden()
         try:
             with opened(self.draft.root, variant, self.source.signature, self.shop.host) as (session, _):
                 why = other_answer(requests, session)
@@ -274,7 +273,7 @@ class _Build:
 
     def _manifest(self) -> Manifest:
         with self.shop.step("golden requests") as detail:
-            requests = golden_requests(self.shop.task, self.shop.data, self.source.reference)
+            requests = self.shop.golden()
             golden = self.draft.write_golden(requests)
             detail.append(f"{len(requests)}")
         return Manifest(

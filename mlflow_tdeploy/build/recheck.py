@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, examples_of, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged, runtime_for
 from mlflow_tdeploy.build.workshop import Progress, Workshop
@@ -58,7 +58,7 @@ def recheck_variants(
         manifest.budget,
         options or BuildOptions(),
         workdir,
-        examples=examples_of(bundle),
+        golden=bundle.golden(),
         progress=progress,
     )
     here = Here(bundle, fetch)

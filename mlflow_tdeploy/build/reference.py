@@ -124,10 +124,11 @@ class ReferenceAnswers:
         )
         if broken["items"] or (broken["corners"] and not rows["corners"] + rows["items"]):
             part = "items" if broken["items"] else "corners"
+            made_up = "" if self.data.real else " They were made up: example=… gives one that it can answer."
             raise InvalidInputError(
                 f"The source model's own answers are not finite (NaN or infinite values) for {broken[part]} of the "
                 f"{broken[part] + rows[part]} rows asked ({part}), so nothing can be verified against them. "
-                f"Check its weights and inputs, or give verification data that it can answer: verify_with=…."
+                f"Check its weights and inputs, or give verification data that it can answer: verify_with=….{made_up}"
             )
         return broken["corners"]
 

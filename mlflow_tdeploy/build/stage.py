@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import BuildError, NoVariantError, SessionError
 from mlflow_tdeploy.core.evidence import now, recorded_shapes
+from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.measure import interleave
 from mlflow_tdeploy.core.precision import Precision
@@ -151,8 +152,14 @@ def runtime_for(variant: Variant, host: Fingerprint) -> Runtime:
     )
 
 
-def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Fingerprint) -> Verified:
-    """Open a variant and ask it everything.
+def check(
+    staged: Staged,
+    answers: ReferenceAnswers,
+    budget: Budget,
+    host: Fingerprint,
+    golden: Sequence[GoldenRequest] = (),
+) -> Verified:
+    """Open a variant and ask it everything, golden requests included.
 
     A graph for CUDA is asked on the CPU where there is no GPU: that tells whether it is right, and counts for no GPU.
 
@@ -162,7 +169,7 @@ def check(staged: Staged, answers: ReferenceAnswers, budget: Budget, host: Finge
     variant = staged.variant if serves_on(staged.variant, host) else replace(staged.variant, device="any")
     try:
         with opened(staged.root, variant, answers.task.signature, host, lone(host)) as (session, runtime):
-            found = verify(answers, session.infer, budget)
+            found = verify(answers, session.infer, budget, golden)
             return replace(found, runtime=runtime.name, facts=session.facts())
     except (SessionError, NoVariantError) as error:
         why = without_folder(error, staged.root)

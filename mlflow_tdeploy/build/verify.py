@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget, higher_is_better, is_metric
 from mlflow_tdeploy.core.compare import Comparison, same_outputs
 from mlflow_tdeploy.core.evidence import DataRecord, Evidence, now, verdict
+from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tensors import Arrays
@@ -69,7 +70,7 @@ class Verified:
         )
 
 
-def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:
+def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget, golden: Sequence[GoldenRequest] = ()) -> Verified:
     """Ask a variant everything that the reference was asked.
 
     Never raises for what the variant does: an error, a missing output, a wrong shape or a value that is not finite
@@ -79,12 +80,15 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget) -> Verified:
         answers: The reference's answers.
         infer: The variant.
         budget: How far it may be.
+        golden: Requests of which each session replays the first before it serves.
     """
     asked = _Asked(answers)
     for case, reference in answers:
         asked.ask(case, reference, infer)
         if len(asked.problems) >= _MOST_PROBLEMS:
             break
+    if golden and not asked.problems:  # what fails there must not pass here: it would be refused wherever it is loaded
+        asked.replay(golden, infer, budget)
     metrics = asked.metrics()
     violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()))
     return Verified(metrics, violations, answers.data.record, asked.shapes, asked.settings())
@@ -123,6 +127,14 @@ class _Asked:
             self._shapes[case.shape] = None
         self._batches[case.part] = self._batches.get(case.part, 0) + 1
         self._score.add(case, got)
+
+    def replay(self, golden: Sequence[GoldenRequest], infer: Infer, budget: Budget) -> None:
+        try:
+            problem = check_golden(self._answers.task, budget, golden, infer)
+        except Exception as error:  # as above
+            problem = str(error) or type(error).__name__
+        if problem is not None:
+            self.problems.append(f"golden request: {problem}")
 
     def metrics(self) -> dict[str, float]:
         if not self._parts:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.reference import ReferenceAnswers
@@ -35,10 +36,10 @@ from mlflow_tdeploy.core.errors import (
     TDeployError,
 )
 from mlflow_tdeploy.core.evidence import OPENED, Evidence
+from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
-from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.latency import Contender, measure_latency
 from mlflow_tdeploy.source.base import Source
@@ -55,7 +56,7 @@ class Workshop:
         options: The caller's options.
         work: A folder for everything on the way.
         source: The model itself, where it is at hand.
-        examples: Requests that came with the model, where it is not.
+        golden: The golden requests of a model that was logged, where the source is not at hand.
         progress: Told of every step that ended, well or not.
     """
 
@@ -67,7 +68,7 @@ class Workshop:
         work: Path,
         *,
         source: Source | None = None,
-        examples: Sequence[Arrays] = (),
+        golden: Sequence[GoldenRequest] = (),
         progress: Progress | None = None,
     ) -> None:
         self.task = task
@@ -77,9 +78,10 @@ class Workshop:
         self.source = source
         self.host: Fingerprint = probe.host()
         self.data: VerifyData = (options.data or VerifyData.of(None)).for_task(
-            task, source.examples if source else examples
+            task, source.examples if source else [request.feeds for request in golden]
         )
         task.check_budget(budget, labels=self.data.labels is not None)
+        self._golden = tuple(golden)
         self.steps: list[Step] = []
         self._progress = progress
         self._measure = make_measure(task, self.data, self.host) if options.measure else None
@@ -102,6 +104,12 @@ class Workshop:
         self.steps.append(done)
         if self._progress is not None:
             self._progress(done)
+
+    def golden(self) -> tuple[GoldenRequest, ...]:
+        """Return the model's golden requests: those it was logged with, else new ones, answered by the source."""
+        if not self._golden and self.source is not None:
+            self._golden = golden_requests(self.task, self.data, self.source.reference)
+        return self._golden
 
     def ask_reference(self, reference: Infer, parameters: int) -> ReferenceAnswers:
         """Let the reference answer everything, once."""
@@ -156,7 +164,7 @@ class Workshop:
             BudgetError: It is over budget and the caller wants that to be an error.
         """
         with self.step(f"check {staged.variant.id}") as detail:
-            verified = check(staged, answers, self.budget, self.host)
+            verified = check(staged, answers, self.budget, self.host, self.golden())
             detail.append(_found(verified, self.budget))
         if not verified.passed and self.options.on_budget == "raise":
             raise over_budget(staged.variant.id, verified)

@@ -9,14 +9,20 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlflow_tdeploy.core.compare import same_outputs
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError
 from mlflow_tdeploy.core.tensors import Array, Arrays, numpy_dtype
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.core.budget import Budget
+    from mlflow_tdeploy.core.pipeline import Infer
+    from mlflow_tdeploy.core.tasks import Task
 
 _KEY = "$array"
 #: What the readers of JSON, zip, deflate and the array format raise on damaged content.
@@ -41,6 +47,28 @@ class GoldenRequest:
     feeds: Arrays
     outputs: Arrays
     answer: Any
+
+
+def check_golden(task: Task, budget: Budget, requests: Sequence[GoldenRequest], infer: Infer) -> str | None:
+    """Return why the answer to the first of some golden requests is outside the budget, or None.
+
+    The others tell what answers are like: one that is next to nothing beside them may be off by as much.
+
+    Args:
+        task: Whose requests they are.
+        budget: How far an answer may be.
+        requests: At least one.
+        infer: What is asked.
+    """
+    request, *others = requests
+    got = infer(request.feeds)
+    if problem := same_outputs(request.outputs, got):
+        return problem
+    comparison = task.comparison()
+    for other in others:
+        comparison.add(other.outputs, other.outputs, other.feeds)
+    comparison.add(request.outputs, got, request.feeds)
+    return "; ".join(budget.violations(comparison.metrics(), single=True)) or None
 
 
 def dump(requests: tuple[GoldenRequest, ...]) -> tuple[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,8 +139,7 @@ def log_model(
         packaging.check()
         if registered_model_name is not None:
             _validate_model_name(registered_model_name)
-        if isinstance(step, bool) or not isinstance(step, int):
-            raise InvalidInputError(f"step is a whole number, got {step!r}.")
+        step = _whole(step)
         if not all(isinstance(one, Mapping) for one in (params, tags) if one is not None):
             raise InvalidInputError("params and tags are mappings from name to value.")
         prepared = request.prepare(model)
@@ -162,6 +162,13 @@ def log_model(
             model_config=model_config,
             validate_serving_input=validate_serving_input,
         )
+
+
+def _whole(step: Any) -> int:
+    """Return a step as a number, those of numpy included."""
+    if isinstance(step, bool) or not hasattr(step, "__index__"):
+        raise InvalidInputError(f"step is a whole number, got {step!r}.")
+    return operator.index(step)
 
 
 class _Saver:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.compare import same_outputs
 from mlflow_tdeploy.core.errors import IntegrityError, SessionError
-from mlflow_tdeploy.core.golden import GoldenRequest
+from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Session
@@ -78,7 +76,7 @@ class Opener:
     def _replay(self, session: Session) -> None:
         """Run one golden request and hold the answer against the budget."""
         if self.golden:
-            why = check_golden(self.task, self.bundle.manifest.budget, self.golden, session)
+            why = check_golden(self.task, self.bundle.manifest.budget, self.golden, session.infer)
             if why:
                 raise SessionError(f"its answer to a golden request is wrong: {why}")
 
@@ -169,19 +167,3 @@ def abandon(session: Session | None) -> None:
 def key_of(candidate: Candidate) -> Key:
     """Return what tells one session from another."""
     return candidate.variant, candidate.runtime
-
-
-def check_golden(task: Task, budget: Budget, requests: Sequence[GoldenRequest], session: Session) -> str | None:
-    """Return why a session's answer to the first of some golden requests is outside the budget, or None.
-
-    The others tell what answers are like: one that is next to nothing beside them may be off by as much.
-    """
-    request, *others = requests
-    got = session.infer(request.feeds)
-    if problem := same_outputs(request.outputs, got):
-        return problem
-    comparison = task.comparison()
-    for other in others:
-        comparison.add(other.outputs, other.outputs, other.feeds)
-    comparison.add(request.outputs, got, request.feeds)
-    return "; ".join(budget.violations(comparison.metrics(), single=True)) or None

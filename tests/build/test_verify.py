@@ -55,6 +55,32 @@ def test_verify_covers_min_opt_and_max_of_the_signature_and_odd_sizes_between(an
     assert verify(answers, scaled(1.0), BUDGET).shapes == ("batch=1", "batch=2", "batch=8", "batch=5")
 
 
+def test_a_variant_that_no_session_would_open_fails(answers):
+    """A golden request is replayed before anything serves: what answers that one wrongly must not pass."""
+    golden = golden_requests(answers.task, answers.data, scaled(1.0))
+
+    def infer(feeds):
+        asked_for = np.array_equal(feeds["x"], golden[0].feeds["x"])
+        return scaled(-1.0 if asked_for else 1.0)(feeds)
+
+    others = [case for case in answers.cases if not np.array_equal(case.feeds["x"], golden[0].feeds["x"])]
+    answers.cases, answers._store = tuple(others), [scaled(1.0)(case.feeds) for case in others]
+    assert verify(answers, infer, BUDGET).passed
+    (violation,) = verify(answers, infer, BUDGET, golden).violations
+    assert violation.startswith("golden request: ")
+
+
+def test_what_was_made_up_is_not_blamed_on_the_model_alone(tmp_path):
+    task = linear_task()
+    with pytest.raises(InvalidInputError, match=r"They were made up: example=…"):
+        ReferenceAnswers(
+            task,
+            VerifyData.of(None).for_task(task),
+            lambda feeds: {"y": np.full((len(feeds["x"]), 3), np.nan)},
+            tmp_path,
+        )
+
+
 def test_verify_fails_when_the_variant_is_too_far(answers):
     verified = verify(answers, scaled(1.5), BUDGET)
     assert not verified.passed

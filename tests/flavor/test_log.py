@@ -54,7 +54,7 @@ def test_log_model_returns_mlflows_description(tracking, made):
 def test_log_model_passes_on_what_describes_the_logged_model(tracking, made):
     with mlflow.start_run():
         info = mlflow_tdeploy.log_model(
-            made, name="words", params={"alpha": 3}, tags={"stage": "dev"}, model_type="embedder", step=4
+            made, name="words", params={"alpha": 3}, tags={"stage": "dev"}, model_type="embedder", step=np.int64(4)
         )
     model = MlflowClient().get_logged_model(info.model_id)
     assert model.params["alpha"] == "3"

@@ -9,20 +9,19 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NoVariantError, SessionError
-from mlflow_tdeploy.core.golden import GoldenRequest
+from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
 from mlflow_tdeploy.core.hardware import host_cpu
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.backends.ort_cpu import OrtCpu, OrtSession
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.policy import Policy
-from mlflow_tdeploy.runtime.sessions import check_encoding, check_golden
+from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 from tests.flavor.text_bundles import make_text_bundle
@@ -426,8 +425,8 @@ def test_the_other_golden_requests_tell_what_is_next_to_nothing(tmp_path, others
     x = np.array([[1, 2, 3, 4]], np.float32)
     small = GoldenRequest({"x": x}, {"x": x}, {"y": -1e-6 * (x @ WEIGHTS)}, None)
     usual = GoldenRequest({"x": x}, {"x": x}, {"y": x @ WEIGHTS}, None)
-    session = SimpleNamespace(infer=lambda feeds: {"y": 1e-6 * (x @ WEIGHTS)})
-    why = check_golden(bundle.task(), bundle.manifest.budget, [small, *[usual] * others], session)
+    requests = [small, *[usual] * others]
+    why = check_golden(bundle.task(), bundle.manifest.budget, requests, lambda feeds: {"y": 1e-6 * (x @ WEIGHTS)})
     assert (why is None) is passes
 
 
