@@ -11,9 +11,9 @@ from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays
 
-#: How many arrays-in-arrays-out requests are kept, and how large one may be.
-_MOST_REQUESTS = 4
-_MOST_BYTES = 1 << 20
+#: How many arrays-in-arrays-out requests are kept, how large one may be, and how large those after the first few.
+_MOST_REQUESTS, _FEW = 16, 4
+_MOST_BYTES, _SMALL = 1 << 20, 1 << 16
 #: Texts of the mixed batch, by their place in the order of length.
 _MIXED = (0.1, 0.35, 0.6, 0.85)
 
@@ -54,5 +54,9 @@ def golden_texts(task: Task, data: VerifyData) -> list[list[str]]:
 
 
 def _pick_arrays(data: VerifyData) -> list[Arrays]:
-    small = [request for request in data.requests if sum(array.nbytes for array in request.values()) <= _MOST_BYTES]
-    return (small or [min(data.requests, key=lambda request: sum(a.nbytes for a in request.values()))])[:_MOST_REQUESTS]
+    small = [request for request in data.requests if _bytes(request) <= _MOST_BYTES] or [min(data.requests, key=_bytes)]
+    return [*small[:_FEW], *(one for one in small[_FEW:_MOST_REQUESTS] if _bytes(one) <= _SMALL)]
+
+
+def _bytes(request: Arrays) -> int:
+    return sum(array.nbytes for array in request.values())

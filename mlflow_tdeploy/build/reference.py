@@ -28,7 +28,7 @@ from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, TDeployErr
 from mlflow_tdeploy.core.evidence import shape_text
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
-from mlflow_tdeploy.core.tensors import Arrays, At, Signature
+from mlflow_tdeploy.core.tensors import Arrays, At, Dim, Signature, dim_step, numpy_dtype
 
 #: How many items are also asked alone.
 ALONE = 24
@@ -37,6 +37,8 @@ MAX_CORNER = 32_768
 MIN_CORNER = 2_048
 #: Parameters × elements of the largest corner: about 10 s on two cores.
 CORNER_WORK = 4e11
+#: Numbers in the answer to the largest corner, and the fewest elements that are asked all the same.
+ANSWER_NUMBERS, FEWEST = 1 << 24, 512
 #: Outputs beyond this many bytes are kept on disk.
 MEMORY = 256 << 20
 _CORNERS: tuple[tuple[At, int], ...] = (("min", MAX_CORNER), ("opt", MAX_CORNER), ("max", MIN_CORNER))
@@ -52,6 +54,7 @@ class Case:
         feeds: The graph's inputs.
         indices: The items in it, by position; empty for corners.
         answers: Whether its answers count for the task's metric (an item asked twice counts once).
+        optional: Whether the model may fail at it: its sizes are none of those that all ranges of it are multiples of.
     """
 
     part: str
@@ -59,6 +62,7 @@ class Case:
     feeds: Arrays
     indices: tuple[int, ...] = ()
     answers: bool = False
+    optional: bool = False
 
 
 class ReferenceAnswers:
@@ -82,10 +86,17 @@ class ReferenceAnswers:
     def __init__(self, task: Task, data: VerifyData, reference: Infer, folder: Path, *, parameters: int = 0) -> None:
         self.task = task
         self.data = data
-        self.cases = tuple(_cases(task, data, largest_corner(parameters)))
         self._store = _Store(folder)
-        for case in self.cases:
-            self._store.append(_asked(reference, case))
+        cases = []
+        for case in _cases(task, data, largest_corner(parameters, task.signature)):
+            try:
+                self._store.append(_asked(reference, case))
+            except BuildError:
+                if not case.optional:
+                    raise
+                continue
+            cases.append(case)
+        self.cases = tuple(cases)
         self.not_compared = self._without_finite_answer()
         score = Score(task, data)
         for case, outputs in self:
@@ -157,11 +168,20 @@ class Score:
         return self._task.metric(finished, [self._labels[index] for index in order])
 
 
-def largest_corner(parameters: int) -> int:
-    """Return how many elements the largest corner may have for a model of that many parameters."""
-    if parameters <= 0:
-        return MAX_CORNER
-    return max(MIN_CORNER, min(MAX_CORNER, int(CORNER_WORK / parameters)))
+def largest_corner(parameters: int, signature: Signature | None = None) -> int:
+    """Return how many elements the largest corner may have.
+
+    Args:
+        parameters: Of the model; 0 where unknown.
+        signature: Of the model, whose answers may take more memory than its work takes time (a vocabulary a token).
+    """
+    largest = MAX_CORNER if parameters <= 0 else max(MIN_CORNER, min(MAX_CORNER, int(CORNER_WORK / parameters)))
+    widths = (
+        [math.prod(size for size in spec.shape if isinstance(size, int)) for spec in signature.outputs]
+        if signature
+        else []
+    )
+    return max(FEWEST, min(largest, ANSWER_NUMBERS // max(1, *widths, 1)))
 
 
 def corner_sizes(signature: Signature, at: At, largest: int) -> list[dict[str, int]]:
@@ -227,7 +247,8 @@ def _corners(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
         feeds = task.example_feeds(at, ragged=ragged, seed=seed, sizes=sizes, items=data.real)
         if not any(_equal(feeds, other) for other in seen):
             seen.append(feeds)
-            yield Case("corners", batch_text(task.signature, feeds), feeds)
+            optional = any(size % _step(task.signature, name) for name, size in sizes.items())
+            yield Case("corners", batch_text(task.signature, feeds), feeds, optional=optional)
 
 
 def _wanted_corners(signature: Signature, largest: int) -> Iterator[tuple[At, dict[str, int], bool]]:
@@ -246,17 +267,29 @@ def _between(signature: Signature, largest: int) -> list[tuple[At, dict[str, int
     """Return odd sizes between the corners: a graph may be right at round ones only."""
     found: list[tuple[At, dict[str, int], bool]] = []
     for low, high in (("min", "opt"), ("opt", "max")):
-        sizes = {dim.name: _odd(dim.at(low), dim.at(high)) for dim in signature.dims}  # type: ignore[arg-type]
-        for name in sizes:
-            if math.prod(sizes.values()) > largest:
-                sizes = _shrunk(signature, sizes, name, largest)
-        found.append(("opt", sizes, True))
+        for middle in (_odd, _even):
+            sizes = {dim.name: middle(dim, dim.at(low), dim.at(high)) for dim in signature.dims}  # type: ignore[arg-type]
+            for name in sizes:
+                if math.prod(sizes.values()) > largest:
+                    sizes = _shrunk(signature, sizes, name, largest)
+            if middle is _odd or any(dim_step(dim) > 1 for dim in signature.dims):
+                found.append(("opt", sizes, True))
     return found
 
 
-def _odd(low: int, high: int) -> int:
+def _odd(dim: Dim, low: int, high: int) -> int:
     middle = (low + high) // 2 | 1
     return middle if low <= middle <= high else high
+
+
+def _even(dim: Dim, low: int, high: int) -> int:
+    """Return a size between two that is a multiple of what the whole range is multiples of."""
+    step = dim_step(dim)
+    return _odd(dim, low, high) if step == 1 else max(low, (low + high) // 2 // step * step)
+
+
+def _step(signature: Signature, name: str) -> int:
+    return dim_step(signature.dim(name)) if signature.has_dim(name) else 1
 
 
 def _equal(a: Arrays, b: Arrays) -> bool:
@@ -303,7 +336,8 @@ class _Store(Sequence[Arrays]):
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"reference-{len(self._items)}.npz"
         names = {f"a{index}": array for index, array in enumerate(arrays.values())}
-        np.savez(path, names=np.array(list(arrays)), **names)  # type: ignore[arg-type]
+        dtypes = np.array([array.dtype.name for array in arrays.values()])
+        np.savez(path, names=np.array(list(arrays)), dtypes=dtypes, **names)  # type: ignore[arg-type]
         self._items.append(path)
 
     def __len__(self) -> int:
@@ -314,4 +348,6 @@ class _Store(Sequence[Arrays]):
         if not isinstance(item, Path):
             return item
         with np.load(item, allow_pickle=False) as stored:
-            return {str(name): stored[f"a{position}"] for position, name in enumerate(stored["names"].tolist())}
+            found = zip(stored["names"].tolist(), stored["dtypes"].tolist(), strict=True)
+            # a type that numpy itself lacks, such as bfloat16, is stored as raw bytes
+            return {name: stored[f"a{place}"].view(numpy_dtype(dtype)) for place, (name, dtype) in enumerate(found)}

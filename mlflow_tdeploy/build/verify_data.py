@@ -115,6 +115,7 @@ class VerifyData:
             raise InvalidInputError(f"Task '{task.name}' is verified on arrays, got texts. {_FORMS}")
         if not self.requests:
             usable = tuple(_usable(task, examples))
+            _warn_blind(task, usable)
             name = "requests that came with the model" if usable else _GENERATED
             return replace(self, requests=usable or _generated(task), name=name)
         requests = []
@@ -217,14 +218,17 @@ def _usable(task: Task, examples: Sequence[Arrays]) -> Iterator[Arrays]:
             yield task.items(example)[0]
 
 
-def _generated(task: Task) -> tuple[Arrays, ...]:
-    """Make requests up: small and usual ones, full and ragged, several of each."""
-    if unknown := task.made_up_blindly():
+def _warn_blind(task: Task, items: Sequence[Arrays]) -> None:
+    if unknown := task.made_up_blindly(items):
         _log.warning(
             "Nobody says which values the input '%s' takes, so variants are checked with 0 and 1 only. Give example=… "
             "or verify_with=….",
             unknown[0],
         )
+
+
+def _generated(task: Task) -> tuple[Arrays, ...]:
+    """Make requests up: small and usual ones, full and ragged, several of each."""
     sizes: tuple[At, ...] = ("min", "opt")
     corners = [(at, ragged) for at in sizes for ragged in (False, True)]
     return tuple(task.example_feeds(at, ragged=ragged, seed=seed) for seed in _SEEDS for at, ragged in corners)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlflow_tdeploy.core.compare import EXACT_SHARE, VALUE_SHARE
+from mlflow_tdeploy.core.compare import EXACT_SHARE, MEAN_SPREAD, VALUE_SHARE
 from mlflow_tdeploy.core.errors import InvalidInputError
 
 #: Metrics that get worse when they fall; every other known one gets worse when it rises.
@@ -22,6 +22,7 @@ _LOWER_IS_BETTER = frozenset(
         "max_relative_difference",
         "max_norm_difference",
         "max_spread_error",
+        MEAN_SPREAD,
         "max_part_error",
         "max_score_difference",
         "accuracy_drop",
@@ -32,7 +33,7 @@ _LOWER_IS_BETTER = frozenset(
 #: Shares and means of many rows: a single request says nothing about them.
 _OF_MANY = frozenset(
     {"mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, "accuracy", "f1", "accuracy_drop", "f1_drop"}
-    | {"max_spread_error", "max_part_error"}
+    | {"max_spread_error", MEAN_SPREAD, "max_part_error"}
 )
 _LARGEST = sys.float_info.max
 #: Shares of whole numbers that have to be the reference's own, as a choice may turn where two were as good: of many
@@ -145,6 +146,10 @@ class Budget:
         found += [text for limit in limits if (text := limit.violation(metrics))]
         return tuple(found)
 
+    def of_one(self, usual: Budget) -> Budget:
+        """Return this budget, or the usual one where no limit of it says anything about a single request."""
+        return self if any(limit.metric not in _OF_MANY for limit in self.limits) else usual
+
     def tightened(self, by: Budget) -> Budget:
         """Return this budget with limits of another one that are at least as strict, or new.
 
@@ -202,5 +207,7 @@ def _checked(limit: Limit) -> Limit:
 SPREAD = Limit("max_spread_error", "<=", 0.8)
 #: A part that is gone is off by 1, one with its sign turned by 2.
 PART = Limit("max_part_error", "<=", 0.7)
+#: What is predicted (a price, a temperature) keeps 94 % of its variance.
+MEAN = Limit(MEAN_SPREAD, "<=", 0.25)
 #: Direction, length and what tells them apart: what answers that are vectors have to keep.
 VECTOR_BUDGET = Budget((Limit("worst_cosine", ">=", 0.99), Limit("max_norm_difference", "<=", 0.1), SPREAD))

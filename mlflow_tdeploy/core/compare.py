@@ -28,6 +28,8 @@ EXACT_SHARE = "exact_share"
 #: The least share of one value of them (a class, True) that are the reference's own; a rare one would not be missed in
 #: the share of all.
 VALUE_SHARE = "value_share"
+#: How far off the columns are beside how far the reference's rows are apart: of all of an output's columns together.
+MEAN_SPREAD = "mean_spread_error"
 #: A row that is this much smaller than the typical one is near zero: its direction is noise.
 _NEAR_ZERO = 1e-3
 #: Rows of few numbers have next to no direction (one number: its sign), which an error of this much of the typical one
@@ -74,16 +76,20 @@ class Rows:
     Rows whose difference no float32 of an answer around 1 would show count as equal, too. A cosine and a length say
     little where rows are much alike (a temperature around 290, hidden states with one large value), so there is the
     spread error besides, see :class:`~mlflow_tdeploy.core.spread.Spread`.
+
+    Args:
+        spread: Whether to take that in: it keeps sums of each column for every width of rows that there is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, spread: bool = True) -> None:
         self._rows: list[Array] = []
         self._max = 0.0
         self._scale = 0.0
         self._masks = 0.0
         self._bad = 0
         self._broken = 0
-        self._spread = Spread()
+        self.spread = Spread()
+        self._spreads = spread
 
     def add(self, reference: Array, got: Array) -> None:
         """Compare ``got`` with ``reference``, both (rows, features)."""
@@ -128,7 +134,8 @@ class Rows:
         before, after = _lengths(ref), _lengths(new)
         self._rows.append(np.stack([_cosine(ref, new), apart, size, off, before, after, rounded, bad, alone, narrow]))
         known = ~silent if masks is None else ~(silent | masks)
-        self._spread.add(ref, np.where(rounded[:, None], ref, new), known)
+        if self._spreads:
+            self.spread.add(ref, np.where(rounded[:, None], ref, new), known)
 
     def metrics(self) -> dict[str, float]:
         """Return worst and mean cosine, largest absolute and relative difference and that of norms, and the rows."""
@@ -140,7 +147,7 @@ class Rows:
             "max_difference": self._max,
             "max_relative_difference": min(self._max / self._scale, _LARGEST) if self._scale else float(self._max > 0),
             "max_norm_difference": float(norm.max(initial=self._masks)),
-            "max_spread_error": self._spread.error(),
+            "max_spread_error": self.spread.error(),
             "non_finite": float(self._bad),
             "rows": float(len(cosine)),
         }
@@ -212,12 +219,16 @@ class Choices:
         """Return the least share of one value."""
         if not self._there:
             return 1.0
-        usual = max(self._there, key=self._there.__getitem__)
-        kept = self._found.total() - self._found[usual]
-        either = self._there.total() - self._there[usual] + self._got.total() - self._got[usual] - kept
-        share = kept / either if either >= _SOME else 1.0
+        most = max(self._there.values())
+        share = min(self._beside(value) for value, count in self._there.items() if count == most)
         often = [self._found[value] / count for value, count in self._there.items() if count >= _OFTEN]
         return min([share, *often])
+
+    def _beside(self, usual: int) -> float:
+        """Return the share of what is another value than the usual one in the reference or in the variant."""
+        kept = self._found.total() - self._found[usual]
+        either = self._there.total() - self._there[usual] + self._got.total() - self._got[usual] - kept
+        return kept / either if either >= _SOME else 1.0
 
 
 def merged(parts: Iterable[Rows]) -> dict[str, float]:

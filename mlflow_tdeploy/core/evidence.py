@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
@@ -114,7 +114,7 @@ def shape_text(shape: Shape) -> str:
 
 def now() -> str:
     """Return the UTC time in ISO format, as :attr:`Evidence.created` holds it."""
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
 def after(earlier: Iterable[Evidence]) -> str:

@@ -68,7 +68,7 @@ def check_golden(task: Task, budget: Budget, requests: Sequence[GoldenRequest], 
     for other in others:
         comparison.add(other.outputs, other.outputs, other.feeds)
     comparison.add(request.outputs, got, request.feeds)
-    return "; ".join(budget.violations(comparison.metrics(), single=True)) or None
+    return "; ".join(budget.of_one(task.usual_budget()).violations(comparison.metrics(), single=True)) or None
 
 
 def dump(requests: tuple[GoldenRequest, ...]) -> tuple[str, bytes]:

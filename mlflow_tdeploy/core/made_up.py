@@ -46,7 +46,7 @@ def make_up(
     feeds: Arrays = {}
     for spec in specs:
         shape, own = shapes[spec.name], known.get(spec.name)
-        if own is not None and own.ndim != len(shape):
+        if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
         if "mask" in spec.name:
             feeds[spec.name] = _mask(spec, shape, own, places, ragged=ragged, random=random)
@@ -78,18 +78,24 @@ def _says_something(item: Mapping[str, Array]) -> bool:
     )
 
 
+def _is_blank(spec: TensorSpec, own: Array, tables: Mapping[str, int]) -> bool:
+    """Tell whether whole numbers are there to be traced: zeros, or one number throughout of a table of known size."""
+    if own.dtype.kind not in "iu" or "mask" in spec.name:
+        return False
+    return not own.any() or (spec.name in tables and bool((own == own.flat[0]).all()))
+
+
 def _is_looked_up(spec: TensorSpec, tables: Mapping[str, int]) -> bool:
     """Tell whether all of an input is looked up in one table of known size, of which all rows are to be asked.
 
-    Whole numbers in columns (categories) may have a table each.
+    Whole numbers in a few columns (categories) may have a part of it each; in many they are a sequence.
     """
     whole = numpy_dtype(spec.dtype).kind in "iu"
-    return whole and spec.name in tables and all(isinstance(size, str) for size in spec.shape)
+    return whole and spec.name in tables and all(isinstance(size, str) or size >= _FEW for size in spec.shape[1:])
 
 
 def _drawn(spec: TensorSpec, shape: Shape, own: Array, places: dict[str, Array], random: np.random.Generator) -> Array:
-    axes = [_places(places, *axis, random) for axis in zip(spec.shape, own.shape, shape, strict=True)]
-    array = np.asarray(own[np.ix_(*axes)])
+    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, places, random))])
     if own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
         wide = array.astype(np.float64)
         varied = wide * random.uniform(1 - _VARIED, 1 + _VARIED, shape)
@@ -97,15 +103,21 @@ def _drawn(spec: TensorSpec, shape: Shape, own: Array, places: dict[str, Array],
     return np.array(array, own.dtype, order="C")  # ascontiguousarray makes vectors of numbers
 
 
-def _places(known: dict[str, Array], axis: str | int, have: int, wanted: int, random: np.random.Generator) -> Array:
-    """Return which places of an axis to take: the same for every input that has this dimension."""
-    if isinstance(axis, int):
-        return np.arange(wanted)
-    if axis not in known:
-        first = int(random.integers(have))
-        # items are drawn, what is in them keeps its order: pixels and words have neighbours
-        known[axis] = random.integers(0, have, wanted) if not known else (first + np.arange(wanted)) % have
-    return known[axis]
+def _axes(
+    spec: TensorSpec, shape: Shape, own: Array, places: dict[str, Array], random: np.random.Generator
+) -> list[Array]:
+    """Return which places of each axis to take: the same for every input that has a dimension."""
+    found = []
+    for index, (axis, have, wanted) in enumerate(zip(spec.shape, own.shape, shape, strict=True)):
+        if isinstance(axis, int):
+            found.append(np.arange(wanted))
+            continue
+        if axis not in places:
+            first = int(random.integers(have))
+            # items are drawn, what is in them keeps its order: pixels and words have neighbours
+            places[axis] = random.integers(0, have, wanted) if index == 0 else (first + np.arange(wanted)) % have
+        found.append(places[axis])
+    return found
 
 
 def _mask(
@@ -133,7 +145,7 @@ def _mask(
         keep = own[0, 0].item()
         drop = values[0] if keep == values[1] else values[1]
     else:
-        axes = [_places(places, *axis, random) for axis in zip(spec.shape, own.shape, shape, strict=True)]
+        axes = _axes(spec, shape, own, places, random)
         tiled = [axes[0], *(np.arange(size) % have for size, have in zip(shape[1:], own.shape[1:], strict=True))]
         return np.array(own[np.ix_(*tiled)], dtype, order="C")
     mask = np.full(shape, keep, dtype)

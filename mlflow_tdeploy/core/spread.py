@@ -19,6 +19,8 @@ _CONSTANT, _STEADY = 2e-6, (0.01, 0.1)
 _MANY, _ALIKE = 32, 0.05
 #: What something of its own is held against at least, of many columns: this share of its size (a saturated tanh).
 _OF_MANY = 0.01
+#: Columns that are exactly 0 in so many of the rows (codes, terms: few answer for a row) are of a kind, too.
+_SILENT = 0.5
 #: What is next to nothing beside the others, and by itself: the probability of what never happens.
 _NOTHING, _TINY = 0.001, 1e-3
 #: A difference that no float32 of an answer around 1 shows. Answers that are all smaller are not told apart.
@@ -29,13 +31,14 @@ _LARGEST = 1e300
 
 @dataclass
 class _Columns:
-    """Running sums of each column: how many numbers, their mean, squared deviations, squares, and squared errors."""
+    """Running sums of each column: how many numbers, their mean, squared deviations, squares, squared errors, zeros."""
 
     count: Array
     mean: Array
     deviations: Array
     squares: Array
     errors: Array
+    zeros: Array
 
     @classmethod
     def of(cls, ref: Array, new: Array, known: Array) -> _Columns:
@@ -43,7 +46,8 @@ class _Columns:
         count = known.sum(axis=0).astype(np.float64)
         mean = ref.sum(axis=0) / np.maximum(count, 1.0)
         apart = np.where(known, ref - mean, 0.0)
-        return cls(count, mean, (apart**2).sum(axis=0), (ref**2).sum(axis=0), ((new - ref) ** 2).sum(axis=0))
+        sums = ((apart**2).sum(axis=0), (ref**2).sum(axis=0), ((new - ref) ** 2).sum(axis=0))
+        return cls(count, mean, *sums, (known & (ref == 0)).sum(axis=0))
 
     def joined(self, other: _Columns) -> _Columns:
         """Return the sums of both, whose deviations are from the mean of all (Chan, Golub and LeVeque 1983)."""
@@ -56,6 +60,7 @@ class _Columns:
             self.deviations + other.deviations + apart,
             self.squares + other.squares,
             self.errors + other.errors,
+            self.zeros + other.zeros,
         )
 
 
@@ -90,27 +95,38 @@ class Spread:
         Args:
             least: A difference that matters to nobody: what spreads less is held against it.
         """
-        return max((_error(columns, least) for columns in self._columns.values()), default=0.0)
+        return max((float(one.max(initial=0.0)) for one in self._errors(least)), default=0.0)
+
+    def mean(self) -> float:
+        """Return the root of the mean square of the columns' spread errors; 0 where too few rows were added to tell."""
+        return max((float(np.sqrt((one**2).mean())) for one in self._errors(0.0) if len(one)), default=0.0)
+
+    def _errors(self, least: float) -> list[Array]:
+        return [_error(columns, least) for columns in self._columns.values()]
 
 
-def _error(columns: _Columns, least: float) -> float:
+def _error(columns: _Columns, least: float) -> Array:
+    """Return the spread error of each column that has rows enough; none where there is nothing to tell apart."""
     enough = columns.count >= _ENOUGH
     if not enough.any():
-        return 0.0
-    spread, errors, size = (
-        sums[enough] / columns.count[enough] for sums in (columns.deviations, columns.errors, columns.squares)
-    )
+        return np.empty(0)
+    count = columns.count[enough]
+    spread, errors, size = (sums[enough] / count for sums in (columns.deviations, columns.errors, columns.squares))
     if not (spread.any() and np.isfinite(size).all() and np.isfinite(errors).all()):
-        return 0.0  # nothing to tell apart, or beyond what can be squared: cosine and length say enough
-    floor = np.maximum(_floor(spread, size), max(least**2, ABSOLUTE**2))
-    return float(min(np.sqrt((errors / np.maximum(spread, floor)).max()), _LARGEST))
+        return np.empty(0)  # nothing to tell apart, or beyond what can be squared: cosine and length say enough
+    floor = np.maximum(_floor(spread, size, columns.zeros[enough] / count), max(least**2, ABSOLUTE**2))
+    return np.asarray(np.minimum(np.sqrt(errors / np.maximum(spread, floor)), _LARGEST))
 
 
-def _floor(spread: Array, size: Array) -> Array:
-    """Return what each column is held against at least; all numbers are squares."""
-    usual = float(np.median(spread))
+def _floor(spread: Array, size: Array, silent: Array) -> Array:
+    """Return what each column is held against at least; all numbers are squares, but for the share of zeros."""
+    lively = spread > _CONSTANT**2 * size
+    usual = float(np.median(spread[lively])) if lively.any() else 0.0
     floor = np.full_like(spread, min(_NOTHING**2 * usual, _TINY**2))
     if len(spread) >= _MANY:
         floor = np.where(spread >= _ALIKE**2 * usual, usual, np.maximum(floor, _OF_MANY**2 * size))
+    sparse = silent >= _SILENT
+    if sparse.sum() >= _MANY and (sparse & lively).any():
+        floor = np.where(sparse, np.maximum(floor, spread[sparse & lively].mean()), floor)
     steady = np.maximum(_STEADY[0] ** 2 * size, _STEADY[1] ** 2 * usual)
     return np.where(spread <= _CONSTANT**2 * size, np.maximum(floor, steady), floor)

@@ -6,6 +6,7 @@ messages. Ranges follow TensorRT's optimization profiles (min, opt, max).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,6 +97,11 @@ class Dim:
 
     def __str__(self) -> str:
         return f"{self.name} {self.min}..{self.max} (opt {self.opt})"
+
+
+def dim_step(dim: Dim) -> int:
+    """Return what a dimension's bounds are all multiples of: 8 for a model that halves its input three times."""
+    return math.gcd(dim.min, dim.opt, dim.max)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Options:
             raise InvalidInputError(f"{what} cannot be logged for task '{task}'. Possible: {', '.join(allowed)}.{hint}")
         return task
 
-    def refuse(self, what: str, *names: str) -> None:
+    def refuse(self, what: str, *names: str, otherwise: str = "") -> None:
         """Refuse arguments that mean nothing for a kind of model, instead of ignoring them.
 
         Raises:
@@ -78,7 +78,7 @@ class Options:
         """
         for name in names:
             if getattr(self, name) is not None:
-                raise InvalidInputError(f"{name}= means nothing for {what}. Leave it out.")
+                raise InvalidInputError(f"{name}= means nothing for {what}. Leave it out{otherwise}.")
 
 
 def plain_name(name: object, otherwise: str) -> str:

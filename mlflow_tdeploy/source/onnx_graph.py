@@ -107,9 +107,6 @@ class OnnxSource(Source):
         self.signature = Signature(dims, facts.inputs, self._outputs(facts))
         if options.example is not None:
             self.signature.bind(options.example)
-            whole = {name: array for name, array in options.example.items() if array.dtype.kind in "iu"}
-            seen = {name: int(array.max()) + 1 for name, array in whole.items() if array.size and array.max() > 0}
-            ranges = {**seen, **ranges}
         self.task, self.task_config = TASK, ({"integer_ranges": ranges} if ranges else {})
         if options.example is not None:
             self.examples = (dict(options.example),)

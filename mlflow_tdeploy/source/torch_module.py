@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 
 from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
-from mlflow_tdeploy.core.tensors import DTYPES, Array, Arrays, Dim, Signature, TensorSpec
+from mlflow_tdeploy.core.tensors import DTYPES, Array, Arrays, Dim, Signature, TensorSpec, dim_step
 from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, check_shapes, identifier, make_dims
@@ -27,7 +27,8 @@ class TorchModuleSource(Source):
     def __init__(self, record: SourceRecord, signature: Signature, module: torch.nn.Module, example: Arrays) -> None:
         self.record = record
         self.task = TASK
-        self.task_config = {"integer_ranges": integer_ranges(example)}
+        ranges = integer_ranges(module, example, [spec.name for spec in signature.outputs])
+        self.task_config = {"integer_ranges": ranges} if ranges else {}
         self.examples = (example,)
         self.signature = signature
         self._module = module
@@ -178,11 +179,27 @@ def check_example(example: Any, what: str) -> Arrays:
     return arrays
 
 
-def integer_ranges(example: Mapping[str, Array]) -> dict[str, int]:
-    """Return for each integer input one more than its largest example, which random inputs stay below."""
-    return {
-        name: int(array.max()) + 1 for name, array in example.items() if array.dtype.kind in "iu" and array.max() > 0
-    }
+def integer_ranges(module: torch.nn.Module, example: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, int]:
+    """Return the size of the table for each input of whole numbers that a module looks up as it is."""
+    whole = {name: array for name, array in example.items() if array.dtype.kind in "iu"}
+    found: dict[str, int] = {}
+
+    def looked_up(table: Any, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
+        asked = next(iter((*inputs, *named.values())), None)
+        ids = asked.detach().cpu().numpy() if isinstance(asked, torch.Tensor) else None
+        for name, array in whole.items():
+            if ids is not None and np.array_equal(ids, array):
+                found[name] = min(found.get(name, table.num_embeddings), table.num_embeddings)
+
+    tables = [one for one in module.modules() if isinstance(one, torch.nn.Embedding)] if whole else []
+    hooks = [table.register_forward_pre_hook(looked_up, with_kwargs=True) for table in tables]
+    try:
+        if tables:
+            run_module(module, dict(example), outputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 def named_outputs(result: Any) -> dict[str, torch.Tensor]:
@@ -260,13 +277,27 @@ def _probe_outputs(
             for axis, name in enumerate(spec.shape)
             if name == dim.name
         )
-        other = size + 1 if size < dim.max else size - 1
-        if other < dim.min:
+        if dim.min == dim.max:
             continue  # one size only
-        changed = _run(wrapper, _resized(example, inputs, dim.name, other), f"with {dim.name}={other}")
+        other, changed = _at_another_size(wrapper, example, inputs, dim, size)
         for name, array in first.items():
             _name_changed(shapes[name], name, array.shape, changed[name].shape, dim.name, (size, other))
     return tuple(TensorSpec(name, str(array.dtype), tuple(shapes[name])) for name, array in first.items())
+
+
+def _at_another_size(
+    wrapper: TensorsModule, example: Arrays, inputs: tuple[TensorSpec, ...], dim: Dim, size: int
+) -> tuple[int, Arrays]:
+    """Run the module with a dimension of the next size, or of the next multiple of what its bounds are multiples of."""
+    steps = [step * (1 if size + step <= dim.max else -1) for step in sorted({1, dim_step(dim)})]
+    for step in steps:
+        other = size + step
+        try:
+            return other, _run(wrapper, _resized(example, inputs, dim.name, other), f"with {dim.name}={other}")
+        except InvalidInputError:
+            if step == steps[-1]:
+                raise
+    raise AssertionError("there is a step")
 
 
 def _name_changed(

@@ -106,7 +106,8 @@ def from_model(
         InvalidInputError: Task, tokenizer or shapes do not fit the model.
         ExportError: The tokenizer cannot be reproduced.
     """
-    options.refuse("a text model", "example")
+    arrays = ", or say task='tensors' if this model takes arrays: images, sound, tokens"
+    options.refuse("a text model", "example", otherwise=arrays)
     architecture = type(model).__name__
     task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
     head, tokenizer = _heads()[task], check_tokenizer(options.tokenizer)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlflow_tdeploy.build import reference
 from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes, largest_corner
 from mlflow_tdeploy.build.verify import verify
@@ -232,6 +233,51 @@ def test_reference_answers_are_the_same_when_they_are_kept_on_disk(tmp_path, mon
     assert list((tmp_path / "new").iterdir())
     assert verify(answers, scaled(1.0), BUDGET).metrics["max_difference"] == 0
     assert not verify(answers, scaled(1.5), BUDGET).passed
+
+
+def test_reference_answers_on_disk_keep_a_type_that_numpy_lacks(tmp_path):
+    import ml_dtypes
+
+    store = reference._Store(tmp_path)
+    store._bytes = reference.MEMORY
+    store.append({"y": np.ones((2, 3), ml_dtypes.bfloat16)})
+    assert list(tmp_path.iterdir())
+    assert store[0]["y"].dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize(("bounds", "runs"), [((8, 16, 32), True), ((1, 16, 32), False)])
+def test_a_model_may_take_only_multiples_of_what_its_bounds_are_multiples_of(tmp_path, bounds, runs):
+    """Three times halved and doubled again: an image of 20 pixels comes back as one of 16."""
+    dims = (Dim.of("batch", (1, 2, 4)), Dim.of("width", bounds))
+    specs = TensorSpec("x", "float32", ("batch", "width")), TensorSpec("y", "float32", ("batch", "width"))
+    task = TASKS.get("tensors")({}, Signature(dims, specs[:1], specs[1:]), Path())
+
+    def infer(feeds):
+        if feeds["x"].shape[1] % 8:
+            raise ValueError("sizes of tensors must match")
+        return {"y": feeds["x"]}
+
+    def ask():
+        return ReferenceAnswers(
+            task, VerifyData.of([{"x": np.ones((2, 16), np.float32)}]).for_task(task), infer, tmp_path
+        )
+
+    if not runs:
+        with pytest.raises(BuildError, match="a size within the ranges"):
+            ask()
+        return
+    shapes = {case.feeds["x"].shape[1] for case in ask().cases}
+    assert {8, 16, 32, 24} == shapes
+
+
+def test_an_answer_of_many_numbers_a_token_is_asked_in_smaller_corners():
+    dims = (Dim.of("batch", (1, 8, 64)), Dim.of("sequence", (1, 128, 512)))
+    specs = (
+        TensorSpec("ids", "int64", ("batch", "sequence")),
+        TensorSpec("logits", "float32", ("batch", "sequence", 50257)),
+    )
+    assert largest_corner(0, Signature(dims, specs[:1], specs[1:])) == 512
+    assert largest_corner(0, text_signature()) == 32768
 
 
 def test_reference_answers_raise_when_the_reference_fails(tmp_path):

@@ -142,6 +142,13 @@ def test_violations_refuse_whole_numbers_that_differ_unless_that_is_allowed():
     )
 
 
+def test_a_budget_of_shares_alone_leaves_a_single_request_to_the_usual_one():
+    usual = Budget.of("worst_cosine >= 0.99")
+    assert Budget.of("accuracy_drop <= 0.01, label_agreement >= 0.98").of_one(usual) is usual
+    mixed = Budget.of("accuracy_drop <= 0.01, max_score_difference <= 0.3")
+    assert mixed.of_one(usual) is mixed
+
+
 def test_violations_of_a_single_request_leave_out_what_is_said_of_many():
     budget = Budget.of("worst_cosine >= 0.9, exact_share >= 0.9, accuracy >= 0.8")
     assert budget.violations({"worst_cosine": 0.95, "exact_share": 0.75}, single=True) == ()

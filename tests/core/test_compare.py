@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET
-from mlflow_tdeploy.core.compare import Rows, same_outputs
+from mlflow_tdeploy.core.compare import Choices, Rows, same_outputs
 from mlflow_tdeploy.core.tasks.text_classification import _ScoreComparison
 
 
@@ -481,3 +481,15 @@ def test_a_constant_answer_beside_masks_is_refused(mask):
         half = right.astype(np.float16)
     assert VECTOR_BUDGET.violations(measure(right, half)) == ()
     assert "max_spread_error" in VECTOR_BUDGET.violations(measure(right, constant))[-1]
+
+
+def test_the_least_share_does_not_depend_on_the_order_of_values_that_are_as_common():
+    ref = np.array([True] * 7 + [False] * 7)
+    got = np.array([True] * 7 + [False] * 4 + [True] * 3)
+    found = []
+    for order in ([0, 1], [1, 0]):
+        choices = Choices()
+        for part in order:
+            choices.add(ref[part * 7 :][:7], got[part * 7 :][:7])
+        found.append(choices.least())
+    assert found[0] == found[1] == pytest.approx(4 / 7)

@@ -74,6 +74,8 @@ def test_whole_numbers_are_of_the_whole_table_or_of_their_own_column():
     feeds = made((IDS, colour), ((64, 16), (64, 2)), [item], {"ids": 1000, "colour": 50})
     assert len(np.unique(feeds["ids"])) > 500
     assert set(rows(feeds["colour"])) == {(2, 49)}
+    padded = TensorSpec("ids", "int64", ("batch", 16))
+    assert len(np.unique(made((padded,), ((64, 16),), [{"ids": np.arange(16)[None]}], {"ids": 1000})["ids"])) > 500
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,30 @@ def test_without_items_all_is_random():
 def test_numbers_without_an_axis_stay_so():
     scale = TensorSpec("scale", "float32", ())
     assert made((scale,), ((),), [{"scale": np.array(2.5, np.float32)}])["scale"].shape == ()
+
+
+@pytest.mark.parametrize(("value", "table", "asked"), [(0, 9, 9), (1, 9, 9), (0, None, 2), (5, None, 1)])
+def test_one_whole_number_throughout_says_nothing_where_its_table_is_known(value, table, asked):
+    """A graph is traced with zeros or ones; with zeros and no table 0 and 1 are asked, and nothing else is risked."""
+    spec = TensorSpec("ids", "int64", ("batch", 4))
+    found = made((spec,), ((64, 4),), [{"ids": np.full((2, 4), value)}], {} if table is None else {"ids": table})
+    assert len(np.unique(found["ids"])) == asked
+
+
+def test_whole_numbers_without_a_table_stay_those_that_were_given():
+    """A year, an hour from 1 on, a length: what is below them may be no index."""
+    spec = TensorSpec("year", "int64", ("batch",))
+    given = np.random.default_rng(0).integers(1990, 2025, 64)
+    assert set(made((spec,), ((200,),), [{"year": given}])["year"]) <= set(given)
+
+
+@pytest.mark.parametrize("shape", [("time",), (1, "time"), (1, "time", 2)])
+def test_what_is_in_an_item_keeps_its_order_where_there_is_one_item(shape):
+    """Sound and position ids of a batch that is always 1: the first axis that varies is no axis of items."""
+    spec = TensorSpec("x", "float32", shape)
+    place = tuple(-1 if size == "time" else 1 for size in shape)
+    given = np.arange(40, dtype=np.float32).reshape(place).repeat(shape[2] if len(shape) > 2 else 1, axis=-1)
+    wanted = tuple(64 if size == "time" else size for size in shape)
+    x = made((spec,), (wanted,), [{"x": given}])["x"].reshape(64, -1)[:, 0]
+    ordered = bool(np.isin(np.diff(x), (1, -39)).all())
+    assert ordered is (len(shape) > 1)

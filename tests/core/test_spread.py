@@ -98,3 +98,36 @@ def test_what_is_masked_at_changing_places_is_no_answer():
             rows = slice(start, start + 64)
             spread.add(np.where(known, right, 0.0)[rows], np.where(known, wrong, 0.0)[rows], known[rows])
         assert spread.error() > 0.9
+
+
+def rare(rows: int, width: int, share: float):
+    """Return answers of which few columns are anything at all for a row (terms, codes)."""
+    return np.where(RANDOM.random((rows, width)) < share, RANDOM.gamma(2.0, 0.2, (rows, width)), 0.0)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.45])
+def test_columns_that_are_mostly_zero_are_of_a_kind(share):
+    """One that answers for a row or two, or for none, is rounded as all are; lost, or another row's, it is seen."""
+    right = rare(400, 600, share)
+    noisy = np.where(right > 0, right + 1e-3 * RANDOM.standard_normal(right.shape), 0.0)
+    noisy[0, right.max(axis=0).argmin()] += 1e-3
+    assert error(right, noisy) < 0.05
+    assert error(right, np.zeros_like(right)) > SPREAD.bound
+    assert error(right, np.roll(right, 1, axis=0)) > SPREAD.bound
+
+
+@pytest.mark.parametrize("silent", [40, 60])
+def test_columns_that_never_answer_do_not_set_what_is_usual(silent):
+    right = np.abs(RANDOM.standard_normal((400, 100)))
+    right[:, :silent] = 0
+    got = right.copy()
+    got[0, 0] = 1e-4
+    assert error(right, got) < 0.001
+
+
+def test_the_mean_is_that_of_all_columns_and_a_column_alone_is_its_own():
+    right = RANDOM.standard_normal((400, 2))
+    spread = Spread()
+    spread.add(right, right * [1.0, 0.5])
+    assert spread.error() == pytest.approx(0.5, rel=0.1)
+    assert spread.mean() == pytest.approx(0.5 / np.sqrt(2), rel=0.1)

@@ -181,7 +181,7 @@ def test_resolve_checks_the_example_when_one_is_given():
     model = _classifier()
     feeds = {name: np.full((2, 3), 7, np.int64) for name in ("input_ids", "attention_mask")}
     source = resolve(model, example=feeds)
-    assert source.task_config == {"integer_ranges": {"input_ids": 30522, "attention_mask": 8}}
+    assert source.task_config == {"integer_ranges": {"input_ids": 30522}}
     with pytest.raises(InvalidInputError, match="'attention_mask' is missing"):
         resolve(model, example={"input_ids": feeds["input_ids"]})
     with pytest.raises(InvalidInputError, match="fails on its example inputs"):

@@ -45,7 +45,7 @@ def test_resolve_finds_names_and_dims_of_the_outputs_by_running_the_module():
         "pooled: float32[batch, 3]",
         "pairs: float32[pairs_0, 3]",
     ]
-    assert source.task_config == {"integer_ranges": {"ids": int(_example()["ids"].max()) + 1}}
+    assert source.task_config == {}  # ids are numbers here
     assert (source.record.kind, source.record.name) == ("torch", "Mixer")
 
 
@@ -200,3 +200,37 @@ def test_a_module_that_returns_bfloat16_is_told_to_return_floats():
 
     with pytest.raises(InvalidInputError, match=r"Brain returns 'output_0' in bfloat16.*output_0.float"):
         resolve(Brain(), example={"x": np.ones((2, 3), np.float32)})
+
+
+class Halving(torch.nn.Module):
+    """Halves and doubles three times, as a U-Net does: takes multiples of 8."""
+
+    def forward(self, x):
+        small = torch.nn.functional.avg_pool1d(x, 8)
+        return x + torch.nn.functional.interpolate(small, scale_factor=8)
+
+
+def test_resolve_varies_a_size_by_what_its_bounds_are_multiples_of_when_by_one_fails():
+    source = resolve(
+        Halving(), example={"x": np.ones((2, 3, 16), np.float32)}, shapes={"x.2": "width", "width": (8, 16, 64)}
+    )
+    assert [str(spec) for spec in source.signature.outputs] == ["output_0: float32[batch, 3, width]"]
+    with pytest.raises(InvalidInputError, match="width=17"):
+        resolve(
+            Halving(), example={"x": np.ones((2, 3, 16), np.float32)}, shapes={"x.2": "width", "width": (1, 16, 64)}
+        )
+
+
+class Visits(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.page, self.hour = torch.nn.Embedding(50, 4), torch.nn.Embedding(24, 4)
+
+    def forward(self, page, hour):
+        return self.page(input=page) + self.hour(hour - 1)
+
+
+def test_resolve_reads_the_table_of_what_is_looked_up_as_it_is():
+    """Hours from 1 to 24 are looked up one below: of those no more is known than the example says."""
+    example = {"page": np.array([3, 7]), "hour": np.array([1, 24])}
+    assert resolve(Visits(), example=example).task_config == {"integer_ranges": {"page": 50}}

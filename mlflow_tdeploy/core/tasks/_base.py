@@ -67,11 +67,15 @@ class AnswerForm:
             (one nested list of floats per input) or ``tensors`` (name → array).
         width: Row length for ``array``; -1 when it varies.
         fields: Columns for ``records``.
+        name: What a server of tensors calls the ``array``.
+        dtype: Its dtype.
     """
 
     kind: Literal["array", "records", "nested", "tensors"]
     width: int = -1
     fields: tuple[Field, ...] = ()
+    name: str = "answer"
+    dtype: str = "float32"
 
 
 class Encoded(ABC):
@@ -212,8 +216,13 @@ class Task(ABC):
             items: Real items to fill them with, where the task can cut and join them; random values otherwise.
         """
 
-    def made_up_blindly(self) -> list[str]:
-        """Return the inputs whose range of values :meth:`example_feeds` has to guess."""
+    def made_up_blindly(self, items: Sequence[Any] = ()) -> list[str]:
+        """Return the inputs whose range of values :meth:`example_feeds` has to guess.
+
+        Args:
+            items: Requests that somebody gave.
+        """
+        del items
         return []
 
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:

@@ -35,8 +35,9 @@ class SentenceEmbedding(TextTask):
 
     def answer_form(self) -> AnswerForm:
         """Return an array of the embedding's width."""
-        width = next(spec for spec in self.signature.outputs if spec.name == OUTPUT).shape[-1]
-        return AnswerForm("array", width=width if isinstance(width, int) else -1)
+        spec = next(spec for spec in self.signature.outputs if spec.name == OUTPUT)
+        width = spec.shape[-1]
+        return AnswerForm("array", width=width if isinstance(width, int) else -1, name=OUTPUT, dtype=spec.dtype)
 
     def comparison(self) -> Comparison:
         """Compare vector by vector."""

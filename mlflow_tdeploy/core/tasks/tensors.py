@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import PART, SPREAD, VECTOR_BUDGET, Budget
-from mlflow_tdeploy.core.compare import EXACT_SHARE, VALUE_SHARE, Choices, Comparison, Parts, Rows, merged
+from mlflow_tdeploy.core.budget import MEAN, PART, SPREAD, VECTOR_BUDGET, Budget
+from mlflow_tdeploy.core.compare import EXACT_SHARE, MEAN_SPREAD, VALUE_SHARE, Choices, Comparison, Parts, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.made_up import make_up
 from mlflow_tdeploy.core.masks import without_answer
@@ -24,7 +24,7 @@ class TensorsConfig:
     """Settings of a model of any graph.
 
     Attributes:
-        integer_ranges: For inputs of whole numbers: made-up ones are from 0 up to, not including, this.
+        integer_ranges: For inputs of whole numbers: how many rows the table has that the graph looks them up in.
     """
 
     integer_ranges: Mapping[str, int] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Tensors(Task):
     name: ClassVar[str] = "tensors"
     settings: ClassVar[type] = TensorsConfig
     input_kind: ClassVar[Literal["text", "tensors"]] = "tensors"
-    default_budget: ClassVar[Budget] = Budget((*VECTOR_BUDGET.limits, PART))
+    default_budget: ClassVar[Budget] = Budget((*VECTOR_BUDGET.limits, MEAN, PART))
 
     def items(self, inputs: Any) -> list[Any]:
         """Return the request's arrays, checked against the signature, as the only item."""
@@ -92,11 +92,11 @@ class Tensors(Task):
         random, tables = np.random.default_rng(seed), self.config.integer_ranges
         return make_up(self.signature.inputs, shapes, items or (), tables, ragged=ragged, random=random)
 
-    def made_up_blindly(self) -> list[str]:
+    def made_up_blindly(self, items: Sequence[Any] = ()) -> list[str]:
         """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""
-        known = self.config.integer_ranges
-        whole = [spec for spec in self.signature.inputs if numpy_dtype(spec.dtype).kind in "iu"]
-        return [spec.name for spec in whole if spec.name not in known and "mask" not in spec.name]
+        whole = [spec.name for spec in self.signature.inputs if numpy_dtype(spec.dtype).kind in "iu"]
+        shown_ = {name for name in whole if any(item[name].any() for item in items)}
+        return [name for name in whole if name not in {*self.config.integer_ranges, *shown_} and "mask" not in name]
 
     def _arrays(self, inputs: Any) -> Arrays:
         if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: one column per input
@@ -141,7 +141,11 @@ class _TensorComparison(Comparison):
         self._one_per_item = {
             spec.name for spec in signature.outputs if len(spec.shape) == 1 and spec.shape[0] in items
         }
-        self._rows: defaultdict[str, Rows] = defaultdict(Rows)
+        # with sizes that vary every width of rows has columns of its own, and few rows: its axes have them, too
+        self._vary = {
+            spec.name for spec in signature.outputs if len(spec.shape) > 2 and any(map(_named, spec.shape[1:]))
+        }
+        self._rows: dict[str, Rows] = {}
         self._parts: defaultdict[str, Parts] = defaultdict(Parts)
         self._axes: defaultdict[tuple[str, int], Spread] = defaultdict(Spread)
         self._choices: defaultdict[str, Choices] = defaultdict(Choices)
@@ -153,8 +157,9 @@ class _TensorComparison(Comparison):
                 continue
             if array.size == 0:
                 continue
-            rows = len(array) if array.ndim > 1 or name in self._one_per_item else 1
-            self._rows[name].add(array.reshape(rows, -1), got[name].reshape(rows, -1))
+            rows = len(array) if array.ndim > 1 or name in self._one_per_item or _has_items(array, inputs) else 1
+            compared = self._rows.setdefault(name, Rows(spread=name not in self._vary))
+            compared.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
             if array.ndim > 2:
                 self._add_parts(name, array, got[name])
 
@@ -170,14 +175,24 @@ class _TensorComparison(Comparison):
 
     def metrics(self) -> dict[str, float]:
         found = merged(self._rows.values())
-        spreads = (one.error() for one in self._axes.values())
-        found[SPREAD.metric] = max(found[SPREAD.metric], max(spreads, default=0.0))
+        spreads = [*(one.spread for one in self._rows.values()), *self._axes.values()]
+        found[SPREAD.metric] = max((one.error() for one in spreads), default=0.0)
+        found[MEAN_SPREAD] = max((one.mean() for one in spreads), default=0.0)
         found[PART.metric] = max((one.error() for one in self._parts.values()), default=0.0)
         shares = (
             min((one.share() for one in self._choices.values()), default=1.0),
             min((one.least() for one in self._choices.values()), default=1.0),
         )
         return {**found, EXACT_SHARE: shares[0], VALUE_SHARE: shares[1]}
+
+
+def _named(size: str | int) -> bool:
+    return isinstance(size, str)
+
+
+def _has_items(array: Array, inputs: Arrays) -> bool:
+    """Tell whether an output has a number per item, whatever its axis is called: as many as each input has rows."""
+    return {len(one) for one in inputs.values() if one.ndim} == {len(array)}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:

@@ -94,12 +94,12 @@ def test_predict_takes_a_bare_array_when_there_is_one_input(tmp_path):
     np.testing.assert_array_equal(pipeline_of(source, tmp_path)(X[:, :2])["output_0"], X[:, :2])
 
 
-def test_example_feeds_stay_below_the_largest_example_when_integers(tmp_path):
+def test_example_feeds_are_of_the_whole_table_when_integers_are_looked_up_in_one(tmp_path):
     table = torch.nn.Embedding(10, 4)
-    source = resolve(table, example={"input": np.array([[9, 3]])})
+    source = resolve(table, example={"input": np.array([[5, 3]])})
     feeds = pipeline_of(source, tmp_path).task.example_feeds("max", ragged=False)
     assert feeds["input"].shape == (64, 2)
-    assert 2 < feeds["input"].max() < 10
+    assert 5 < feeds["input"].max() < 10
     source.reference(feeds)
 
 
@@ -333,3 +333,40 @@ def test_a_choice_may_turn_where_two_were_as_good():
     spec = TensorSpec("y", "int64", ("batch",))
     task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 2, 8),), (spec,), (spec,)), Path())
     assert _violations(task, {"y": right}, {"y": turned}) == ()
+
+
+def _task(outputs, dims=None):
+    dims = dims or (Dim("batch", 1, 2, 64),)
+    return TASKS.get("tensors")({}, Signature(dims, (TensorSpec("x", "float32", ("batch", 4)),), outputs), Path())
+
+
+@pytest.mark.parametrize("axis", ["batch", "Squeeze_dim_0", 32])
+def test_comparison_takes_a_number_per_item_for_a_row_whatever_its_axis_is_called(axis):
+    """An exporter names the axis of an output after a node; of temperatures around 290 a constant would do as one."""
+    comparison = _task((TensorSpec("y", "float32", (axis,)),)).comparison()
+    right = 290 + 5 * np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
+    for batch in right:
+        comparison.add({"y": batch}, {"y": np.full(32, 290, np.float32)}, {"x": np.zeros((32, 4), np.float32)})
+    assert comparison.metrics()["max_spread_error"] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "passes"), [(lambda y: y + 0.1, True), (lambda y: y + 2, False), (lambda y: 290 + (y - 290) / 2, False)]
+)
+def test_a_regression_keeps_what_it_says_beside_an_offset(change, passes):
+    task = _task((TensorSpec("y", "float32", ("batch", 1)),))
+    comparison = task.comparison()
+    right = 290 + 5 * np.random.default_rng(0).standard_normal((64, 1)).astype(np.float32)
+    comparison.add({"y": right}, {"y": change(right)}, {"x": np.zeros((64, 4), np.float32)})
+    assert (not task.default_budget.violations(comparison.metrics())) is passes
+
+
+def test_comparison_of_answers_a_token_keeps_no_sums_for_every_length():
+    """Of a vocabulary for every token these would take many times the memory of the answers."""
+    dims = (Dim("batch", 1, 2, 64), Dim("sequence", 1, 8, 512))
+    comparison = _task((TensorSpec("logits", "float32", ("batch", "sequence", 50)),), dims).comparison()
+    for length in range(1, 60):
+        one = np.random.default_rng(length).standard_normal((2, length, 50)).astype(np.float32)
+        comparison.add({"logits": one}, {"logits": np.roll(one, 1, axis=-1)}, {"x": np.zeros((2, 4), np.float32)})
+    assert not comparison._rows["logits"].spread._columns
+    assert comparison.metrics()["max_spread_error"] > 1
