@@ -87,10 +87,10 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget, golden: Sequ
         asked.ask(case, reference, infer)
         if len(asked.problems) >= _MOST_PROBLEMS:
             break
-    if golden and not asked.problems:  # what fails there must not pass here: it would be refused wherever it is loaded
-        asked.replay(golden, infer, budget)
     metrics = asked.metrics()
     violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()))
+    if golden and not violations:  # what fails there must not pass here: it would be refused wherever it is loaded
+        violations = asked.replay(golden, infer, budget)
     return Verified(metrics, violations, answers.data.record, asked.shapes, asked.settings())
 
 
@@ -128,13 +128,12 @@ class _Asked:
         self._batches[case.part] = self._batches.get(case.part, 0) + 1
         self._score.add(case, got)
 
-    def replay(self, golden: Sequence[GoldenRequest], infer: Infer, budget: Budget) -> None:
+    def replay(self, golden: Sequence[GoldenRequest], infer: Infer, budget: Budget) -> tuple[str, ...]:
         try:
             problem = check_golden(self._answers.task, budget, golden, infer)
         except Exception as error:  # as above
             problem = str(error) or type(error).__name__
-        if problem is not None:
-            self.problems.append(f"golden request: {problem}")
+        return () if problem is None else (f"golden request: {problem}",)
 
     def metrics(self) -> dict[str, float]:
         if not self._parts:

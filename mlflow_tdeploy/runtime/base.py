@@ -67,6 +67,19 @@ class Bulk:
         return {"intra_op_threads": self.threads, "workers": self.workers, "token_budget": self.token_budget}
 
 
+@dataclass(frozen=True)
+class TritonBackend:
+    """What opens the same variants in a Triton server.
+
+    Attributes:
+        name: Triton's name of the backend.
+        suffix: How the file ends that it opens.
+    """
+
+    name: str
+    suffix: str
+
+
 class Session(ABC):
     """An opened variant. ``infer`` may be called from many threads at once."""
 
@@ -132,6 +145,8 @@ class Runtime(ABC):
     exclusive: ClassVar[bool] = False
     #: Session options that this runtime adds: a frozen dataclass of bool, int and str fields with defaults.
     settings: ClassVar[type | None] = None
+    #: What opens the same variants in a Triton server; None where nothing does.
+    triton: ClassVar[TritonBackend | None] = None
 
     def missing(self) -> str | None:
         """Return why this runtime cannot work here at all (a package not installed), or None. Imports nothing heavy."""

@@ -12,7 +12,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Signature
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.backends._ort import OrtOptions, OrtSession, open_graph, placement, self_test, too_old
-from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, TritonBackend
 from mlflow_tdeploy.runtime.options import SessionOptions
 
 _PROVIDER = "CPUExecutionProvider"
@@ -28,6 +28,7 @@ class OrtCpu(Runtime):
     preference: ClassVar[int] = 30
     token_budget: ClassVar[int] = DEFAULT_TOKEN_BUDGET
     settings: ClassVar[type | None] = OrtOptions
+    triton: ClassVar[TritonBackend | None] = TritonBackend("onnxruntime", ".onnx")
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[cpu]'"
     modules: ClassVar[Mapping[str, str]] = {"onnxruntime": "onnxruntime"}
     #: Each has the CPU provider.

@@ -26,7 +26,7 @@ from mlflow_tdeploy.runtime.backends._ort import (
     self_test,
     too_old,
 )
-from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, TritonBackend
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.store.disk import own_folder
 from mlflow_tdeploy.store.prune import ENGINES, used
@@ -55,6 +55,7 @@ class OrtCuda(Runtime):
     tier: ClassVar[int] = 0
     preference: ClassVar[int] = 25
     settings: ClassVar[type | None] = OrtGpuOptions
+    triton: ClassVar[TritonBackend | None] = TritonBackend("onnxruntime", ".onnx")
     risky: ClassVar[bool] = True
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[gpu]'"
     modules: ClassVar[Mapping[str, str]] = {"onnxruntime": "onnxruntime-gpu"}
@@ -105,6 +106,9 @@ class OrtTensorRt(OrtCuda):
     """Opens portable ONNX graphs through TensorRT, which builds engines when a graph is first opened."""
 
     name: ClassVar[str] = "ort-tensorrt"
+    triton: ClassVar[TritonBackend | None] = (
+        None  # there it is an accelerator of the other backend, with settings of its own
+    )
     preference: ClassVar[int] = 20
     provider: ClassVar[str] = "TensorrtExecutionProvider"
     modules: ClassVar[Mapping[str, str]] = {"onnxruntime": "onnxruntime-gpu", "tensorrt": "tensorrt"}

@@ -22,7 +22,7 @@ from mlflow_tdeploy.runtime.backends._trt_engine import (
     plugin_libraries,
 )
 from mlflow_tdeploy.runtime.backends._trt_session import TrtSession
-from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session
+from mlflow_tdeploy.runtime.base import RUNTIMES, Compat, Fit, Runtime, Session, TritonBackend
 from mlflow_tdeploy.runtime.engine_fit import EngineHost, engine_fit
 from mlflow_tdeploy.runtime.options import SessionOptions
 
@@ -36,6 +36,7 @@ class TensorRt(Runtime):
     tier: ClassVar[int] = 0
     preference: ClassVar[int] = 10
     settings: ClassVar[type | None] = TrtOptions
+    triton: ClassVar[TritonBackend | None] = TritonBackend("tensorrt", ".plan")
     risky: ClassVar[bool] = True
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[tensorrt]'"
     #: The Python module.
@@ -92,5 +93,6 @@ class TensorRtRtx(TensorRt):
     preference: ClassVar[int] = 12
     install: ClassVar[str] = "pip install 'mlflow-tdeploy[tensorrt-rtx]'"
     module: ClassVar[str] = "tensorrt_rtx"
+    triton: ClassVar[TritonBackend | None] = None  # Triton has no backend for it
     modules: ClassVar[Mapping[str, str]] = {"tensorrt_rtx": "tensorrt-rtx", "cuda": "cuda-bindings"}
     distributions: ClassVar[tuple[str, ...]] = ("tensorrt-rtx",)

@@ -1,0 +1,165 @@
+"""Requests that come together, answered together: what a Triton model does with those that it is handed.
+
+Texts of all requests are tokenized and planned into batches as one, all batches run at once, and each request gets
+its own answer or its own error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
+from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError, shown
+from mlflow_tdeploy.core.tasks import Encoded, Task
+from mlflow_tdeploy.core.tensors import Arrays
+from mlflow_tdeploy.core.wire import TEXT, pack, texts_of
+
+#: Runs the graph somewhere else.
+AsyncInfer = Callable[[Arrays], Awaitable[Arrays]]
+#: Names of request parameters that belong to the server, not to the task.
+_RESERVED = ("tdeploy.", "triton_", "binary_data", "classification", "priority", "sequence_", "timeout")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request.
+
+    Attributes:
+        arrays: Its tensors; texts as bytes.
+        params: Parameters of the task.
+        outputs: Names of the outputs that it wants; all by default.
+    """
+
+    arrays: Arrays
+    params: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def raw(self) -> bool:
+        """Whether it brings the graph's own tensors."""
+        return TEXT not in self.arrays
+
+
+@dataclass
+class _Texts:
+    """A request of texts on its way."""
+
+    place: int
+    ask: Ask
+    params: dict[str, Any]
+    items: list[Any]
+
+
+class Desk:
+    """Answers requests of one task.
+
+    Args:
+        task: The task.
+        infer: Runs the graph: arrays of the signature's dtypes in and out.
+        token_budget: Most padded tokens in a batch.
+        workers: How many batches the graph's server runs at once.
+    """
+
+    def __init__(
+        self, task: Task, infer: AsyncInfer, *, token_budget: int = DEFAULT_TOKEN_BUDGET, workers: int = 1
+    ) -> None:
+        self._task = task
+        self._infer = infer
+        self._token_budget = token_budget
+        self._workers = workers
+
+    async def answer(self, asks: Sequence[Ask]) -> list[Arrays | Exception]:
+        """Return each request's outputs, or what is wrong with it."""
+        found: list[Arrays | Exception] = [{} for _ in asks]
+        texts, raw = [], []
+        for place, ask in enumerate(asks):
+            try:
+                if ask.raw:
+                    raw.append((place, self._feeds(ask)))
+                else:
+                    texts.append(self._texts(place, ask))
+            except TDeployError as error:
+                found[place] = error
+        await asyncio.gather(self._answer_texts(texts, found), *(self._answer_raw(*one, asks, found) for one in raw))
+        return found
+
+    def _params(self, ask: Ask) -> dict[str, Any]:
+        given = {name: value for name, value in ask.params.items() if not name.startswith(_RESERVED)}
+        return self._task.check_params(given)
+
+    def _feeds(self, ask: Ask) -> Arrays:
+        self._params(ask)
+        if self._task.input_kind != "text":
+            feeds: Arrays = self._task.items(dict(ask.arrays))[0]
+            return feeds
+        self._task.signature.bind(ask.arrays)
+        return ask.arrays
+
+    def _texts(self, place: int, ask: Ask) -> _Texts:
+        if more := [name for name in ask.arrays if name != TEXT]:
+            raise InvalidInputError(f"A request has '{TEXT}' or the graph's own tensors, not both; got {shown(more)}.")
+        return _Texts(place, ask, self._params(ask), self._task.items(texts_of(ask.arrays[TEXT])))
+
+    async def _answer_raw(
+        self, place: int, feeds: Arrays, asks: Sequence[Ask], found: list[Arrays | Exception]
+    ) -> None:
+        try:
+            outputs = await self._infer(feeds)
+            wanted = asks[place].outputs or tuple(outputs)
+            found[place] = {name: array for name, array in outputs.items() if name in wanted}
+        except Exception as error:  # whatever the graph's server says is this request's answer
+            found[place] = error
+
+    async def _answer_texts(self, texts: list[_Texts], found: list[Arrays | Exception]) -> None:
+        if not texts:
+            return
+        try:
+            answers = await self._run(texts)
+        except Exception as error:
+            if len(texts) == 1:
+                found[texts[0].place] = error
+                return
+            for one in texts:  # one of them is wrong: only that one shall fail
+                await self._answer_texts([one], found)
+            return
+        for one, answer in zip(texts, answers, strict=True):
+            try:
+                found[one.place] = pack(self._task, self._task.finish(answer, one.params), one.ask.outputs)
+            except Exception as error:
+                found[one.place] = error
+
+    async def _run(self, texts: list[_Texts]) -> list[list[Any]]:
+        """Return the answers to the items of each request."""
+        encoded = self._task.encode([item for one in texts for item in one.items])
+        batches = plan_batches(
+            encoded.lengths,
+            max_batch=self._task.max_batch,
+            token_budget=self._token_budget,
+            workers=self._workers,
+            pads=self._task.pads,
+        )
+        owners = [one for one in texts for _ in one.items]
+        answers: list[Any] = [None] * len(owners)
+        await asyncio.gather(*(self._run_batch(encoded, batch, owners, answers) for batch in batches))
+        parts, begin = [], 0
+        for one in texts:
+            parts.append(answers[begin : begin + len(one.items)])
+            begin += len(one.items)
+        return parts
+
+    async def _run_batch(
+        self, encoded: Encoded, batch: Sequence[int], owners: Sequence[_Texts], answers: list[Any]
+    ) -> None:
+        feeds = encoded.collate(batch)
+        outputs = await self._infer(feeds)
+        decoded: dict[str, Sequence[Any]] = {}  # once for each set of parameters among them
+        for row, index in enumerate(batch):
+            params = owners[index].params
+            key = json.dumps(params, sort_keys=True)
+            if key not in decoded:
+                decoded[key] = self._task.decode(outputs, feeds, len(batch), params)
+            answers[index] = decoded[key][row]

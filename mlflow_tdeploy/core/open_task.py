@@ -1,0 +1,39 @@
+"""A task from the folder of a deployed version: its manifest, and its assets as that says."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from mlflow_tdeploy.core.errors import IntegrityError
+from mlflow_tdeploy.core.manifest import Manifest
+from mlflow_tdeploy.core.tasks import TASKS, Task
+
+#: Names in the folder.
+MANIFEST, ASSETS = "manifest.json", "assets"
+
+
+def open_task(folder: str | Path) -> Task:
+    """Return the task of a version, ready for requests.
+
+    Args:
+        folder: With ``manifest.json`` and the assets that it names.
+
+    Raises:
+        IntegrityError: An asset is missing or is not what the manifest says.
+        ManifestError: The manifest is damaged.
+    """
+    root = Path(folder)
+    manifest = Manifest.read((root / MANIFEST).read_bytes())
+    for record in manifest.assets:
+        try:
+            content = (root / record.path).read_bytes()
+        except OSError as error:
+            raise IntegrityError(
+                f"'{record.path}' of this version cannot be read: {error}. Deploy it again."
+            ) from error
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise IntegrityError(f"'{record.path}' of this version was changed. Deploy it again.")
+    task = TASKS.get(manifest.task)(manifest.task_config, manifest.signature, root / ASSETS)
+    task.prepare()
+    return task

@@ -1,0 +1,111 @@
+"""Requests and answers of a task as named tensors, for a server that knows nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.tasks import AnswerForm, Task
+from mlflow_tdeploy.core.tensors import Array, Arrays, numpy_dtype
+
+#: The input of tasks that take texts, and the output that holds a whole answer as JSON.
+TEXT, ANSWER = "text", "answer"
+#: The dtype of texts, besides those of :data:`mlflow_tdeploy.core.tensors.DTYPES`.
+STRING = "string"
+_COLUMNS = {"string": STRING, "double": "float64", "long": "int64", "boolean": "bool"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a request or an answer.
+
+    Attributes:
+        name: Its name.
+        dtype: A tensor's dtype, or :data:`STRING`.
+        shape: Without the axis of the items; -1 for what varies.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+def request_parts(task: Task) -> tuple[Part, ...]:
+    """Return what a request may hold besides the signature's own inputs."""
+    return (Part(TEXT, STRING),) if task.input_kind == "text" else ()
+
+
+def answer_parts(task: Task) -> tuple[Part, ...]:
+    """Return what an answer consists of, besides the signature's own outputs.
+
+    An array is one tensor, records are one for each column, and what has no fixed shape is :data:`ANSWER`, JSON;
+    records have that, too, for answers with other parameters than the default ones.
+    """
+    form = task.answer_form()
+    if form.kind == "array":
+        return (Part(form.name, form.dtype, (form.width,)),)
+    if form.kind == "records":
+        columns = tuple(Part(field.name, _COLUMNS[field.dtype]) for field in form.fields)
+        return (*columns, Part(ANSWER, STRING))
+    return (Part(ANSWER, STRING),) if form.kind == "nested" else ()
+
+
+def texts_of(array: Array) -> list[str]:
+    """Return the texts in a tensor of bytes, one for each element.
+
+    Raises:
+        InvalidInputError: One is no UTF-8, or there is more than one in a row.
+    """
+    if array.ndim > 1 and array.size != len(array):
+        raise InvalidInputError(f"'{TEXT}' holds one text per row, got shape {array.shape}.")
+    found = []
+    for index, value in enumerate(array.reshape(-1)):
+        try:
+            found.append(value.decode() if isinstance(value, bytes) else str(value))
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"Text {index} is not UTF-8 ({shown(value)}): {error}.") from error
+    return found
+
+
+def pack(task: Task, answers: Any, names: Sequence[str] = ()) -> Arrays:
+    """Return the tensors of a finished answer, one row per item.
+
+    Args:
+        task: Whose answer it is.
+        answers: What ``predict`` returns.
+        names: Those that are wanted; all of them by default.
+    """
+    form = task.answer_form()
+    wanted = set(names) or {part.name for part in answer_parts(task)}
+    found: Arrays = {}
+    if form.kind == "array":
+        found[form.name] = np.asarray(answers, numpy_dtype(form.dtype))
+    elif form.kind == "records" and _plain_records(form, answers):
+        for field in form.fields:
+            found[field.name] = _column([answer[field.name] for answer in answers], _COLUMNS[field.dtype])
+    if form.kind in ("records", "nested") and ANSWER in wanted:
+        found[ANSWER] = _column([json.dumps(answer, ensure_ascii=False, default=_value) for answer in answers], STRING)
+    return {name: array for name, array in found.items() if name in wanted}
+
+
+def _plain_records(form: AnswerForm, answers: Any) -> bool:
+    """Tell whether every answer has each column once: with other parameters they may be lists of records."""
+    return all(isinstance(one, Mapping) and all(field.name in one for field in form.fields) for one in answers)
+
+
+def _column(values: Sequence[Any], dtype: str) -> Array:
+    """Return values one per row; texts in the form (items, 1) that they are asked in."""
+    if dtype == STRING:
+        return np.array([value.encode() for value in values], dtype=object).reshape(-1, 1)
+    return np.asarray(values, numpy_dtype(dtype))
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -1,0 +1,85 @@
+"""The stable name of a deployed model: tokenizes, asks the graph of its version, and answers; Triton runs it.
+
+A stock Triton has all that it needs: the serving core and its tokenizer library lie beside the versions.
+https://github.com/triton-inference-server/python_backend
+"""
+
+import os
+import sys
+
+if os.environ.get("TDEPLOY_TRITON_NUMPY"):  # a Triton that comes without numpy: with numpy 2 it returns no output
+    sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
+
+import json
+
+import numpy as np
+import triton_python_backend_utils as triton
+
+
+class TritonPythonModel:
+    """One version of a model, in front of its graph."""
+
+    def initialize(self, args):
+        """Read what this version is; a damaged or missing file ends the load, and the versions before go on."""
+        folder = os.path.join(args["model_repository"], args["model_version"])
+        with open(os.path.join(folder, "front.json"), encoding="utf-8") as file:
+            front = json.load(file)
+        sys.path.insert(0, os.path.join(args["model_repository"], front["library"]))
+        from mlflow_tdeploy.core.desk import Ask, Desk
+        from mlflow_tdeploy.core.errors import InvalidInputError
+        from mlflow_tdeploy.core.open_task import open_task
+
+        self._ask, self._wrong_input = Ask, InvalidInputError
+        task = open_task(folder)
+        self._graph, self._version = front["graph"], int(args["model_version"])
+        self._dtypes = front["dtypes"]
+        self._outputs = {one.name: (one.dtype, len(one.shape)) for one in task.signature.outputs}
+        self._least_axes = 2 if front["batched"] else 1
+        self._desk = Desk(task, self._infer, token_budget=front["token_budget"], workers=front["workers"])
+        self._memory = triton.PreferredMemory(triton.TRITONSERVER_MEMORY_CPU, 0)
+
+    async def execute(self, requests):
+        """Answer requests that came together, each with its own answer or its own error."""
+        asks = [self._read(request) for request in requests]
+        good = [index for index, ask in enumerate(asks) if not isinstance(ask, Exception)]
+        for index, answer in zip(good, await self._desk.answer([asks[index] for index in good]), strict=True):
+            asks[index] = answer
+        return [self._response(answer) for answer in asks]
+
+    def _read(self, request):
+        try:
+            arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            return self._ask(arrays, json.loads(request.parameters() or "{}"), tuple(request.requested_output_names()))
+        except Exception as error:
+            return error
+
+    def _response(self, answer):
+        if isinstance(answer, Exception):
+            code = (
+                triton.TritonError.INVALID_ARG if isinstance(answer, self._wrong_input) else triton.TritonError.INTERNAL
+            )
+            return triton.InferenceResponse(error=triton.TritonError(str(answer), code))
+        return triton.InferenceResponse([triton.Tensor(name, array) for name, array in answer.items()])
+
+    async def _infer(self, feeds):
+        inputs = [triton.Tensor(name, self._cast(name, array)) for name, array in feeds.items()]
+        request = triton.InferenceRequest(
+            model_name=self._graph,
+            model_version=self._version,
+            requested_output_names=list(self._outputs),
+            inputs=inputs,
+            preferred_memory=self._memory,
+        )
+        response = await request.async_exec()
+        if response.has_error():
+            raise RuntimeError(f"{self._graph}: {response.error().message()}")
+        found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+        return {
+            name: found[name].reshape(found[name].shape[:axes]).astype(dtype, copy=False)
+            for name, (dtype, axes) in self._outputs.items()
+        }
+
+    def _cast(self, name, array):
+        # Triton knows no tensor without an axis besides the rows: it is sent with one that the graph does not see
+        whole = array if array.ndim >= self._least_axes else array[..., None]
+        return np.ascontiguousarray(whole, self._dtypes.get(name, array.dtype))
