@@ -95,6 +95,18 @@ class RefusedInputError(SessionError):
     code = "INVALID_PARAMETER_VALUE"
 
 
+class ServerError(TDeployError):
+    """A Triton server refuses, or cannot do what it is asked."""
+
+    code = "INTERNAL_ERROR"
+
+
+class UnreachableError(ServerError):
+    """Nobody answers, or not as a Triton server does."""
+
+    code = "TEMPORARILY_UNAVAILABLE"
+
+
 class BuildError(TDeployError):
     """A build step (export, fusion, quantization, verification) failed."""
 
