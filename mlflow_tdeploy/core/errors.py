@@ -107,6 +107,12 @@ class UnreachableError(ServerError):
     code = "TEMPORARILY_UNAVAILABLE"
 
 
+class VerificationError(TDeployError):
+    """A version on a server answers otherwise than it did where it was logged."""
+
+    code = "INVALID_STATE"
+
+
 class BuildError(TDeployError):
     """A build step (export, fusion, quantization, verification) failed."""
 

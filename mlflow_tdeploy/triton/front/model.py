@@ -7,6 +7,7 @@ https://github.com/triton-inference-server/python_backend
 import os
 import sys
 
+sys.dont_write_bytecode = True  # the repository is not the server's to write to
 if os.environ.get("TDEPLOY_TRITON_NUMPY"):  # a Triton that comes without numpy: with numpy 2 it returns no output
     sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
 

@@ -1,0 +1,1 @@
+"""Versions of models on Triton servers: published, verified, switched to, rolled back, removed."""

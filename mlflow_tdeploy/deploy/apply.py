@@ -1,0 +1,418 @@
+"""Bringing a version to a server: its graph loaded and verified under its own name, then the stable name's route.
+
+Steps, in order; whatever fails, what served before serves on, and what was new goes:
+
+1. ``graph``: the graph is published as ``m.v8`` and loaded. ``m.v7`` is not touched.
+2. ``verify``: the golden requests are replayed on it.
+3. ``front``: what the stable name needs for it is published as a model of its own and loaded.
+4. ``answers``: the golden requests are sent to that as a user would send them; it is unloaded and removed.
+5. ``switch``: ``m`` gets the new version's folder and its route, and is loaded anew: the thin front only.
+6. ``retire``: versions that are not kept are unloaded and removed, after a while for requests that they still have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, ServerError, TDeployError, VerificationError
+from mlflow_tdeploy.core.evidence import now
+from mlflow_tdeploy.deploy.files import RepositoryFiles
+from mlflow_tdeploy.deploy.publish import (
+    Sent,
+    publish,
+    publish_copy,
+    read_index,
+    remove,
+    require_ours,
+    write_file,
+)
+from mlflow_tdeploy.deploy.route import Route
+from mlflow_tdeploy.deploy.verify import OverTheNetwork
+from mlflow_tdeploy.store.staging import workspace
+from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.config import OWN, own_parameters, parse, to_text
+from mlflow_tdeploy.triton.options import TritonOptions
+from mlflow_tdeploy.triton.repository import (
+    CONFIG,
+    Deployable,
+    check_name,
+    graph_of,
+    route_text,
+    write_front,
+    write_graph,
+)
+
+_log = logging.getLogger("mlflow_tdeploy")
+#: How the model is called in which a version's front is tried.
+_CHECK = ".check"
+_READY_S, _PAUSE_S = 60.0, 0.02
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How deployments are changed.
+
+    Attributes:
+        keep: Versions that stay loaded for going back to.
+        grace: Seconds that a version which is not kept stays after the switch, for requests that it has.
+        options: How Triton serves the model.
+        instances: Copies of the graph on each device where the options do not say.
+    """
+
+    keep: int = 1
+    grace: float = 1.0
+    options: TritonOptions = field(default_factory=TritonOptions)
+    instances: int = 1
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a call has done.
+
+    Attributes:
+        name: The deployment.
+        version: The version that answers now.
+        before: The version that answered before; None for a new deployment.
+        changed: Whether anything was changed.
+        sent: What was moved.
+        seconds: How long it took.
+    """
+
+    name: str
+    version: int
+    before: int | None
+    changed: bool
+    sent: Sent
+    seconds: float
+
+
+class Deployments:
+    """The deployments of one server and its repository. What is deployed is read from these two, every time.
+
+    Args:
+        client: The server.
+        files: Its repository, as this host reaches it.
+        on_step: Told of each step before it begins.
+    """
+
+    def __init__(
+        self, client: TritonClient, files: RepositoryFiles, on_step: Callable[[str], None] | None = None
+    ) -> None:
+        self.client = client
+        self.files = files
+        self._step = on_step or (lambda step: _log.info("Deployment: %s", step))
+
+    def names(self) -> list[str]:
+        """Return the deployments of ours, from the repository."""
+        models = (name for name in self.files.models() if graph_of(name) is None and not name.endswith(_CHECK))
+        return [name for name in models if self.route(name) is not None]
+
+    def route(self, name: str) -> Route | None:
+        """Return which version answers, as the repository says; None where nothing of ours is deployed.
+
+        Raises:
+            IntegrityError: It says nothing that makes sense.
+        """
+        if read_index(self.files, name) is None:
+            return None
+        content = self.files.read(f"{name}/{CONFIG}")
+        if content is None:
+            return None  # a deployer was killed before the first switch
+        return Route.of(own_parameters(parse(content.decode())), f"'{name}/{CONFIG}' in '{self.files.url}'")
+
+    def serving(self, name: str) -> Route | None:
+        """Return which version answers, as the server says; None where the name is not loaded.
+
+        Raises:
+            ConflictError: A model that is not ours answers to the name.
+        """
+        found = self.client.parameters(name)
+        if found is None:
+            return None
+        own = {key.removeprefix(OWN): value for key, value in found.items() if key.startswith(OWN)}
+        if "active" not in own:
+            raise ConflictError(
+                f"The server at {self.client.connection.url} has a model '{name}' that was not deployed by "
+                f"mlflow-tdeploy. Deploy under another name."
+            )
+        return Route.of(own, f"'{name}' at {self.client.connection.url}")
+
+    def deploy(self, what: Deployable, settings: Settings, *, create: bool = False) -> Deployed:
+        """Have a version answer to its name; a version that does already is left as it is.
+
+        Args:
+            what: The version.
+            settings: How.
+            create: Fail where the name is deployed already.
+
+        Raises:
+            ConflictError: The name is taken, by another model or by a deployer that is at it.
+            VerificationError: The version answers otherwise on the server: what served before serves on.
+            ServerError: The server cannot load it, or is not there.
+        """
+        started = time.perf_counter()
+        check_name(what.name)
+        self.client.require_live()
+        with self.files.lease(what.name):
+            require_ours(self.files, what.name)
+            serving, route = self.serving(what.name), self.route(what.name)
+            if create and route is not None:
+                raise ConflictError(
+                    f"'{what.name}' is deployed already: version {route.active} answers. Use update, or another name."
+                )
+            self._clean(what.name, what.version)
+            before = route.active if route else None
+            if self._is_there(what, serving, route, settings):
+                return Deployed(what.name, what.version, before, False, Sent(), time.perf_counter() - started)
+            sent = self._bring(what, settings, route)
+            self._retire(what.name, settings.grace)
+        return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
+
+    def rollback(self, name: str, version: int | None = None, *, keep: int = 1) -> Deployed:
+        """Have the version answer that did before, or another one that is kept.
+
+        Raises:
+            NotFoundError: There is no such deployment, or no such version is kept.
+            ServerError: The server cannot load it: what served before serves on.
+        """
+        started = time.perf_counter()
+        self.client.require_live()
+        with self.files.lease(name):
+            route = self._required(name)
+            wanted = version if version is not None else next(iter(route.previous), None)
+            if wanted is None or wanted not in route.kept:
+                kept = ", ".join(map(str, route.previous)) or "none"
+                raise NotFoundError(f"'{name}' has no version {wanted or 'before'} to go back to. Kept are: {kept}.")
+            if wanted != route.active:
+                self._step("load")
+                self._load_graph(f"{name}.v{wanted}", wanted)
+                text = parse((self.files.read(f"{name}/{CONFIG}") or b"").decode())
+                self._switch(name, route, route.switched(wanted, max(keep, 1), now(), _user()), text)
+        return Deployed(name, wanted, route.active, wanted != route.active, Sent(), time.perf_counter() - started)
+
+    def delete(self, name: str) -> bool:
+        """Remove a deployment: its models from the server, and exactly their files; False where there was none.
+
+        Raises:
+            ConflictError: The name is somebody else's.
+        """
+        check_name(name)
+        with self.files.lease(name):
+            if require_ours(self.files, name) is None and not self._graphs(name):
+                return False
+            if self.client.live():
+                self.serving(name)  # raises where it is somebody else's
+                for model in (name, *self._graphs(name)):
+                    self._step(f"unload {model}")
+                    self.client.unload(model)
+            for model in (*self._graphs(name), name):
+                self._step(f"remove {model}")
+                remove(self.files, model)
+            return True
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return what is known about a deployment.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        route = self._required(name)
+        graph = self.files.read(f"{name}.v{route.active}/{CONFIG}")
+        own = own_parameters(parse(graph.decode())) if graph else {}
+        serving = self.serving(name) if self.client.live() else None
+        return {
+            "name": name,
+            "version": route.active,
+            "previous": list(route.previous),
+            "ready": serving is not None and serving.active == route.active,
+            "deployed": route.changed,
+            "by": route.by,
+            "server": self.client.connection.url,
+            "repository": self.files.url,
+            **own,
+        }
+
+    def _required(self, name: str) -> Route:
+        route = self.route(check_name(name))
+        if route is None:
+            having = ", ".join(self.names()) or "none"
+            raise NotFoundError(f"There is no deployment '{name}' in '{self.files.url}'. There are: {having}.")
+        return route
+
+    def _is_there(self, what: Deployable, serving: Route | None, route: Route | None, settings: Settings) -> bool:
+        """Tell whether a version answers already, with the same files and options."""
+        if serving is None or route is None or not serving.active == route.active == what.version:
+            return False
+        found = self.client.parameters(what.graph_name, what.version) or {}
+        return found.get(f"{OWN}key") == _key(what, settings) and _is_whole(self.files, what.graph_name)
+
+    def _bring(self, what: Deployable, settings: Settings, route: Route | None) -> Sent:
+        kept = route.kept if route else ()
+        if what.version in kept and self._published_key(what) != _key(what, settings):
+            raise ConflictError(
+                f"Version {what.version} of '{what.name}' is deployed with other files or options, and a version is "
+                f"not changed in place. Deploy it as another version, or delete the deployment first."
+            )
+        with self._undone(what, known=what.version in kept), workspace() as work:
+            sent = self._bring_graph(what, settings, work)
+            sent += self._bring_front(what, settings, work)
+            self._step("switch")
+            new = (route or Route(what.version)).switched(what.version, settings.keep, now(), _user())
+            config = parse(route_text(what, [what.version], settings.options))
+            self._switch(what.name, route, new, config)
+        return sent
+
+    def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
+        self._step("graph")
+        folder = work / what.graph_name
+        about = {**what.about, "key": _key(what, settings)}
+        write_graph(_about(what, about), folder, settings.options, settings.instances)
+        known = {f"{what.version}/{Path(file.path).name}": file.sha256 for file in what.variant.files}
+        sent = publish(self.files, what.graph_name, folder, known=known)
+        self._load_graph(what.graph_name, what.version)
+        self._step("verify")
+        OverTheNetwork(self.client, what).check_graph()
+        return sent
+
+    def _bring_front(self, what: Deployable, settings: Settings, work: Path) -> Sent:
+        self._step("front")
+        trial, folder = f"{what.graph_name}{_CHECK}", work / "front"
+        write_front(what, folder, settings.options, settings.instances)
+        sent = publish(self.files, what.name, folder, keep=True)
+        publish_copy(self.files, what.name, trial, folder)
+        config = parse(route_text(what, [what.version], settings.options))
+        config.name = trial
+        write_file(self.files, trial, CONFIG, to_text(config).encode())
+        self._load(trial, what.version)
+        self._step("answers")
+        OverTheNetwork(self.client, what).check_front(trial)
+        self.client.unload(trial)
+        remove(self.files, trial)
+        return sent
+
+    def _switch(self, name: str, old: Route | None, new: Route, config: Any) -> None:
+        """Write a route and load it; where that fails, the old one is written and loaded again."""
+        before = self.files.read(f"{name}/{CONFIG}")
+        config.version_policy.specific.versions[:] = [new.active]
+        for key, value in new.parameters().items():
+            config.parameters[f"{OWN}{key}"].string_value = value
+        write_file(self.files, name, CONFIG, to_text(config).encode())
+        try:
+            self._load(name, new.active)
+            serving = self.serving(name)
+            if serving is None or serving.active != new.active:
+                raise ServerError(
+                    f"The server at {self.client.connection.url} has loaded '{name}', and it is not the one in "
+                    f"'{self.files.url}': is that the server's repository?"
+                )
+        except BaseException:
+            if before is None or old is None:
+                self.files.remove(f"{name}/{CONFIG}")
+                with contextlib.suppress(TDeployError):
+                    self.client.unload(name)
+            else:
+                self.files.write(f"{name}/{CONFIG}", before)
+                with contextlib.suppress(TDeployError):
+                    self.client.load(name)
+            raise
+
+    def _load_graph(self, model: str, version: int) -> None:
+        if not self.client.ready(model, version):
+            self._load(model, version)
+
+    def _load(self, model: str, version: int) -> None:
+        self.client.load(model)
+        end = time.monotonic() + _READY_S
+        while not self.client.ready(model, version):
+            if time.monotonic() > end:
+                raise ServerError(f"'{model}' was loaded and is not ready after {_READY_S:.0f} s.")
+            time.sleep(_PAUSE_S)
+
+    @contextlib.contextmanager
+    def _undone(self, what: Deployable, *, known: bool) -> Iterator[None]:
+        """Take back what a failed step has left, but for a version that was there before."""
+        try:
+            yield
+        except BaseException as error:
+            trial = f"{what.graph_name}{_CHECK}"
+            for model in (trial,) if known else (trial, what.graph_name):
+                with contextlib.suppress(TDeployError):
+                    self.client.unload(model)
+                with contextlib.suppress(TDeployError):
+                    remove(self.files, model)
+            if not known:
+                with contextlib.suppress(TDeployError):
+                    self._remove_front(what.name, what.version)
+            if isinstance(error, VerificationError):
+                raise VerificationError(f"{error} What served before serves on; nothing of it was kept.") from error
+            raise
+
+    def _remove_front(self, name: str, version: int) -> None:
+        if self.route(name) is None:
+            remove(self.files, name)
+        else:
+            remove(self.files, name, f"{version}/")
+
+    def _clean(self, name: str, coming: int) -> None:
+        """Remove what a killed deployer has left: models that are tried, and versions that no route knows."""
+        route = self.route(name)
+        staying = {coming, *(route.kept if route else ())}
+        for model in self.files.models():
+            version = graph_of(model.removesuffix(_CHECK))
+            if version is None or version[0] != name or (version[1] in staying and not model.endswith(_CHECK)):
+                continue
+            self._step(f"clean {model}")
+            self.client.unload(model)
+            remove(self.files, model)
+            if version[1] not in staying:
+                remove(self.files, name, f"{version[1]}/")
+
+    def _retire(self, name: str, grace: float) -> None:
+        """Unload and remove the versions that are not kept."""
+        route = self.route(name)
+        old = [model for model in self._graphs(name) if route and (graph_of(model) or ("", 0))[1] not in route.kept]
+        if old:
+            self._step("retire")
+            time.sleep(grace)
+        for model in old:
+            self.client.unload(model)
+            remove(self.files, model)
+            remove(self.files, name, f"{(graph_of(model) or ('', 0))[1]}/")
+
+    def _graphs(self, name: str) -> list[str]:
+        return [model for model in self.files.models() if (graph_of(model) or ("",))[0] == name]
+
+    def _published_key(self, what: Deployable) -> str:
+        content = self.files.read(f"{what.graph_name}/{CONFIG}")
+        return own_parameters(parse(content.decode())).get("key", "") if content else ""
+
+
+def _about(what: Deployable, about: Mapping[str, str]) -> Deployable:
+    return Deployable(what.bundle, what.variant, what.runtime, what.name, what.version, about)
+
+
+def _key(what: Deployable, settings: Settings) -> str:
+    """Return what a version is made of: the same key, the same files and configuration."""
+    manifest = what.bundle.manifest
+    parts = [what.variant.id, what.variant.digest, str(settings.options), str(settings.instances)]
+    parts += [file.sha256 for file in (*manifest.assets, *manifest.golden)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _is_whole(files: RepositoryFiles, model: str) -> bool:
+    index = read_index(files, model)
+    return index is not None and index.whole
+
+
+def _user() -> str:
+    with contextlib.suppress(Exception):  # no such user, no environment
+        return getpass.getuser()
+    return "unknown"

@@ -1,0 +1,64 @@
+"""Which version answers to a deployment's stable name, and which can answer again at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow_tdeploy.core.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a stable name's configuration says.
+
+    Attributes:
+        active: The version that answers.
+        previous: Those that are kept for going back to, the last one first.
+        changed: When it was changed, UTC in ISO format.
+        by: Who changed it.
+    """
+
+    active: int
+    previous: tuple[int, ...] = ()
+    changed: str = ""
+    by: str = ""
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Every version that is to stay."""
+        return (self.active, *self.previous)
+
+    def switched(self, version: int, keep: int, changed: str, by: str) -> Route:
+        """Return the route to another version, with as many kept as wanted."""
+        rest = tuple(one for one in self.kept if one != version)
+        return Route(version, rest[:keep], changed, by)
+
+    def parameters(self) -> dict[str, str]:
+        """Return it as parameters of a configuration."""
+        return {
+            "active": str(self.active),
+            "previous": json.dumps(self.previous),
+            "changed": self.changed,
+            "by": self.by,
+        }
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any], where: str) -> Route:
+        """Read it back.
+
+        Raises:
+            IntegrityError: The parameters say no route.
+        """
+        try:
+            previous = tuple(int(one) for one in json.loads(parameters.get("previous") or "[]"))
+            return cls(
+                int(parameters["active"]), previous, str(parameters.get("changed", "")), str(parameters.get("by", ""))
+            )
+        except (LookupError, ValueError, TypeError) as error:
+            raise IntegrityError(
+                f"{where} says no route ({error!r}), so what serves is not known. Delete the deployment and create "
+                f"it again."
+            ) from error

@@ -1,0 +1,131 @@
+"""Golden requests over the network: a version answers as it did where it was logged, or it does not serve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import TDeployError, VerificationError
+from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tensors import Arrays, numpy_dtype
+from mlflow_tdeploy.core.wire import ANSWER, TEXT, pack
+from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.config import batch_dim
+from mlflow_tdeploy.triton.repository import Deployable
+
+#: The same graph on the same server gives the same numbers, but for what a batch of another size rounds.
+_RELATIVE, _ABSOLUTE = 1e-3, 1e-5
+
+
+class OverTheNetwork:
+    """A deployed version's graph and front, asked as the loader asks a session.
+
+    Args:
+        client: The server.
+        what: The version.
+    """
+
+    def __init__(self, client: TritonClient, what: Deployable) -> None:
+        self._client = client
+        self._what = what
+        self._task: Task = what.bundle.task()
+        self._golden = what.bundle.golden()
+        self._batched = batch_dim(what.bundle.manifest.signature) is not None
+
+    def check_graph(self) -> None:
+        """Replay the golden requests on the graph, within the model's budget.
+
+        Raises:
+            VerificationError: An answer is another one.
+        """
+        if not self._golden:
+            return
+        name = self._what.graph_name
+        for place in range(len(self._golden)):
+            requests = (self._golden[place], *self._golden[:place], *self._golden[place + 1 :])
+            try:
+                why = check_golden(self._task, self._what.bundle.manifest.budget, requests, self._infer)
+            except TDeployError as error:
+                why = str(error)
+            if why:
+                raise VerificationError(f"'{name}' answers golden request {place} wrongly on the server: {why}")
+
+    def check_front(self, model: str) -> None:
+        """Send the golden requests as a user would, and hold the answers against those of the graph there.
+
+        Raises:
+            VerificationError: Tokens or answers are others.
+        """
+        for place, request in enumerate(self._golden):
+            try:
+                self._check_one(model, request, place)
+            except VerificationError:
+                raise
+            except TDeployError as error:
+                raise VerificationError(f"'{model}' cannot answer golden request {place}: {error}") from error
+
+    def _check_one(self, model: str, request: GoldenRequest, place: int) -> None:
+        items = self._task.items(request.inputs)
+        outputs = self._infer(request.feeds)
+        params = self._task.check_params(None)
+        finished = self._task.finish(list(self._task.decode(outputs, request.feeds, len(items), params)), params)
+        if self._task.input_kind == "text":
+            expected = pack(self._task, finished)
+            asked = {TEXT: np.array([item.encode() for item in items], dtype=object).reshape(-1, 1)}
+        else:
+            expected, asked = finished, self._sent(items[0])
+        got = self._client.infer(model, asked, version=self._what.version)
+        exact = len(items) == 1 or self._task.input_kind != "text"  # else a batch may have been planned in other parts
+        for name, array in expected.items():
+            if name not in got or (exact and not _same(name, array, got[name])):
+                raise VerificationError(
+                    f"'{model}' answers golden request {place} with another '{name}' than its graph: the tokenizer or "
+                    f"what comes after the graph is another one on the server."
+                )
+
+    def _infer(self, feeds: Arrays) -> Arrays:
+        """Run the graph on the server: the signature's dtypes and shapes in and out."""
+        dtypes = self._what.variant.dtypes
+        cast = {name: array.astype(numpy_dtype(dtypes.get(name, array.dtype.name))) for name, array in feeds.items()}
+        got = self._client.infer(self._what.graph_name, self._sent(cast), version=self._what.version)
+        return {
+            spec.name: got[spec.name].reshape(got[spec.name].shape[: len(spec.shape)]).astype(numpy_dtype(spec.dtype))
+            for spec in self._what.bundle.manifest.signature.outputs
+        }
+
+    def _sent(self, arrays: Arrays) -> Arrays:
+        """Return arrays in the form that is sent: with an axis besides that of the rows."""
+        least = 2 if self._batched else 1
+        return {name: array if array.ndim >= least else array[..., None] for name, array in arrays.items()}
+
+
+def _same(name: str, expected: Any, got: Any) -> bool:
+    if expected.dtype == object:
+        pairs = list(zip(expected.ravel().tolist(), got.ravel().tolist(), strict=False))
+        if len(pairs) != expected.size or got.size != expected.size:
+            return False
+        return all(_same_json(*pair) if name == ANSWER else pair[0] == pair[1] for pair in pairs)
+    whole = got.reshape(expected.shape) if got.size == expected.size else None
+    return whole is not None and bool(np.allclose(whole, expected, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True))
+
+
+def _same_json(expected: bytes, got: bytes) -> bool:
+    return _alike(json.loads(expected), json.loads(got))
+
+
+def _alike(expected: Any, got: Any) -> bool:
+    if isinstance(expected, dict):
+        return (
+            isinstance(got, dict)
+            and expected.keys() == got.keys()
+            and all(_alike(expected[key], got[key]) for key in got)
+        )
+    if isinstance(expected, Sequence) and not isinstance(expected, str):
+        return isinstance(got, list) and len(got) == len(expected) and all(map(_alike, expected, got))
+    if isinstance(expected, float):
+        return isinstance(got, (int, float)) and bool(np.isclose(got, expected, rtol=_RELATIVE, atol=_ABSOLUTE))
+    return bool(expected == got)
