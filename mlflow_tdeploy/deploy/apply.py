@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,8 @@ from mlflow_tdeploy.triton.config import OWN, own_parameters, parse, to_text
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import (
     CONFIG,
+    FACTS,
+    ROUTED,
     Deployable,
     check_name,
     graph_of,
@@ -194,8 +197,8 @@ class Deployments:
             if wanted != route.active:
                 self._step("load")
                 self._load_graph(f"{name}.v{wanted}", wanted)
-                text = parse((self.files.read(f"{name}/{CONFIG}") or b"").decode())
-                self._switch(name, route, route.switched(wanted, max(keep, 1), now(), _user()), text)
+                self._step("switch")
+                self._switch(name, route, route.switched(wanted, max(keep, 1), now(), _user()))
         return Deployed(name, wanted, route.active, wanted != route.active, Sent(), time.perf_counter() - started)
 
     def delete(self, name: str) -> bool:
@@ -266,8 +269,7 @@ class Deployments:
             sent += self._bring_front(what, settings, work)
             self._step("switch")
             new = (route or Route(what.version)).switched(what.version, settings.keep, now(), _user())
-            config = parse(route_text(what, [what.version], settings.options))
-            self._switch(what.name, route, new, config)
+            self._switch(what.name, route, new)
         return sent
 
     def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
@@ -288,7 +290,7 @@ class Deployments:
         write_front(what, folder, settings.options, settings.instances)
         sent = publish(self.files, what.name, folder, keep=True)
         publish_copy(self.files, what.name, trial, folder)
-        config = parse(route_text(what, [what.version], settings.options))
+        config = parse(route_text(what, settings.options))
         config.name = trial
         write_file(self.files, trial, CONFIG, to_text(config).encode())
         self._load(trial, what.version)
@@ -298,10 +300,10 @@ class Deployments:
         remove(self.files, trial)
         return sent
 
-    def _switch(self, name: str, old: Route | None, new: Route, config: Any) -> None:
+    def _switch(self, name: str, old: Route | None, new: Route) -> None:
         """Write a route and load it; where that fails, the old one is written and loaded again."""
         before = self.files.read(f"{name}/{CONFIG}")
-        config.version_policy.specific.versions[:] = [new.active]
+        config = parse((self.files.read(f"{name}/{new.active}/{ROUTED}") or b"").decode())
         for key, value in new.parameters().items():
             config.parameters[f"{OWN}{key}"].string_value = value
         write_file(self.files, name, CONFIG, to_text(config).encode())
@@ -386,6 +388,17 @@ class Deployments:
             self.client.unload(model)
             remove(self.files, model)
             remove(self.files, name, f"{(graph_of(model) or ('', 0))[1]}/")
+        if old and route:
+            self._remove_libraries(name, route)
+
+    def _remove_libraries(self, name: str, route: Route) -> None:
+        """Remove the libraries that no version which is kept uses: those of an older version of this package."""
+        facts = [json.loads(self.files.read(f"{name}/{version}/{FACTS}") or b"{}") for version in route.kept]
+        used = {one.get("library") for one in facts}
+        index = read_index(self.files, name)
+        tops = {path.partition("/")[0] for path in (index.files if index else ())}
+        for top in sorted(one for one in tops if one.startswith("library-") and one not in used):
+            remove(self.files, name, f"{top}/")
 
     def _graphs(self, name: str) -> list[str]:
         return [model for model in self.files.models() if (graph_of(model) or ("",))[0] == name]

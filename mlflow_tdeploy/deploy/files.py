@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -136,9 +137,12 @@ class FolderFiles(RepositoryFiles):
         with storage_errors(f"write '{path}'"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._take(path, name, json.dumps(who), seconds)
+        done = threading.Event()
+        threading.Thread(target=_renew, args=(path, done, seconds / 4), daemon=True, name="tdeploy-lease").start()
         try:
             yield
         finally:
+            done.set()
             if self.read(f"{_OWN}/{name}.lease") == json.dumps(who).encode():
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -178,6 +182,13 @@ class FolderFiles(RepositoryFiles):
             except BaseException:
                 fresh.unlink(missing_ok=True)
                 raise
+
+
+def _renew(path: Path, done: threading.Event, every: float) -> None:
+    """Keep a lease young as long as its holder lives."""
+    while not done.wait(every):
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
 
 def _holder(path: Path) -> Mapping[str, str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from mlflow_tdeploy.triton.library import library
 from mlflow_tdeploy.triton.options import TritonOptions
 
 CONFIG = "config.pbtxt"
+#: In a version's folder of the stable name: what its front needs to know, and the configuration to answer with it.
+FACTS, ROUTED = "front.json", "route.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _GRAPH_NAME = re.compile(r"(.+)\.v([1-9][0-9]*)")
 _FRONT = Path(__file__).parent / "front" / "model.py"
@@ -127,7 +129,7 @@ def render(what: Deployable, out: Path, options: TritonOptions | None = None, *,
     with staged_directory(out) as fresh, storage_errors(f"write '{out}'"):
         write_graph(what, fresh / what.graph_name, options, instances)
         write_front(what, fresh / what.name, options, instances)
-        (fresh / what.name / CONFIG).write_text(route_text(what, [what.version], options))
+        (fresh / what.name / CONFIG).write_text(route_text(what, options))
 
 
 def write_graph(what: Deployable, folder: Path, options: TritonOptions, instances: int) -> None:
@@ -181,13 +183,14 @@ def write_front(what: Deployable, folder: Path, options: TritonOptions, instance
         "token_budget": options.token_budget or what.variant.token_budget or runtime.token_budget,
         "workers": options.instances or instances,
     }
-    (own / "front.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    (own / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    (own / ROUTED).write_text(route_text(what, options))
 
 
-def route_text(what: Deployable, versions: Sequence[int], options: TritonOptions, **about: str) -> str:
-    """Return the configuration of the stable name that has requests answered by some versions."""
+def route_text(what: Deployable, options: TritonOptions) -> str:
+    """Return the configuration of the stable name that has requests answered by a version."""
     task = what.bundle.task()
-    return to_text(front_config(what.name, task, versions, options, {"task": task.name, **about}))
+    return to_text(front_config(what.name, task, [what.version], options, {"task": task.name}))
 
 
 def _check_servable(what: Deployable) -> None:

@@ -40,7 +40,7 @@ def test_render_writes_the_graph_and_the_front(texts, tmp_path):
     render(deployable(texts, model_uri="models:/m/7"), tmp_path / "out")
     assert files(tmp_path / "out") == [
         "m.v7/7/model.onnx", "m.v7/config.pbtxt", "m/7/assets/tokenizer.json", "m/7/front.json", "m/7/manifest.json",
-        "m/7/model.py", "m/config.pbtxt",
+        "m/7/model.py", "m/7/route.pbtxt", "m/config.pbtxt",
     ]  # fmt: skip
     graph = parse((tmp_path / "out/m.v7/config.pbtxt").read_text())
     found = own_parameters(graph)

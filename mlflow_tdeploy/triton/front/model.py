@@ -7,7 +7,6 @@ https://github.com/triton-inference-server/python_backend
 import os
 import sys
 
-sys.dont_write_bytecode = True  # the repository is not the server's to write to
 if os.environ.get("TDEPLOY_TRITON_NUMPY"):  # a Triton that comes without numpy: with numpy 2 it returns no output
     sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
 
@@ -25,6 +24,7 @@ class TritonPythonModel:
         folder = os.path.join(args["model_repository"], args["model_version"])
         with open(os.path.join(folder, "front.json"), encoding="utf-8") as file:
             front = json.load(file)
+        sys.dont_write_bytecode = True  # the repository is not the server's to write to
         sys.path.insert(0, os.path.join(args["model_repository"], front["library"]))
         from mlflow_tdeploy.core.desk import Ask, Desk
         from mlflow_tdeploy.core.errors import InvalidInputError

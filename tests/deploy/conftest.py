@@ -1,0 +1,3 @@
+from __future__ import annotations
+
+from tests.triton.conftest import server  # noqa: F401
