@@ -10,6 +10,7 @@ from mlflow_tdeploy.cli.doctor import doctor
 from mlflow_tdeploy.cli.download import download
 from mlflow_tdeploy.cli.engine import engine
 from mlflow_tdeploy.cli.log import log
+from mlflow_tdeploy.cli.render import render
 from mlflow_tdeploy.cli.show import explain, inspect
 from mlflow_tdeploy.cli.triton import triton
 from mlflow_tdeploy.cli.verify import verify
@@ -21,5 +22,5 @@ def main() -> None:
     """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
 
 
-for _command in (log, inspect, explain, doctor, bench, engine, verify, download, cache, triton):
+for _command in (log, inspect, explain, doctor, bench, engine, verify, download, render, cache, triton):
     main.add_command(_command)

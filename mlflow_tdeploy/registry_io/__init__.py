@@ -9,7 +9,7 @@ from mlflow_tdeploy.registry_io.append import append, append_evidence
 from mlflow_tdeploy.registry_io.errors import mlflow_errors
 from mlflow_tdeploy.registry_io.fetch import fetch_variant, open_records
 from mlflow_tdeploy.registry_io.index import describe, tag_logged_model
-from mlflow_tdeploy.registry_io.location import SCHEME, Location, is_model_id, locate
+from mlflow_tdeploy.registry_io.location import SCHEME, Location, is_model_id, locate, registered_version
 
 __all__ = [
     "SCHEME",
@@ -22,5 +22,6 @@ __all__ = [
     "locate",
     "mlflow_errors",
     "open_records",
+    "registered_version",
     "tag_logged_model",
 ]

@@ -124,17 +124,37 @@ def _parse_models_uri(uri: str) -> Any:
     return _parse_model_uri(uri)
 
 
-def _version_source(client: MlflowClient, parsed: Any) -> str:
+def registered_version(uri: str, client: MlflowClient | None = None) -> tuple[str, int] | None:
+    """Return name and number of the registered version that a URI stands for; None for any other URI.
+
+    Raises:
+        NotFoundError: The registered model has no such version.
+        MlflowException: MLflow's registry does not know the name, version or alias.
+    """
+    scheme, _, rest = str(uri).partition(":")
+    if scheme not in (SCHEME, "models"):
+        return None
+    parsed = _parse_models_uri(f"models:{rest}")
+    if parsed.model_id:
+        return None
+    version = _registered(client or MlflowClient(), parsed)
+    return str(version.name), int(version.version)
+
+
+def _registered(client: MlflowClient, parsed: Any) -> Any:
     if parsed.alias:
-        version = client.get_model_version_by_alias(parsed.name, parsed.alias)
-    elif parsed.version:
-        version = client.get_model_version(parsed.name, parsed.version)
-    else:
-        found = client.get_latest_versions(parsed.name, [parsed.stage] if parsed.stage else None)
-        if not found:
-            stage = f" in stage '{parsed.stage}'" if parsed.stage else ""
-            raise NotFoundError(f"The registered model '{parsed.name}' has no version{stage}.")
-        version = max(found, key=lambda entry: int(entry.version))
+        return client.get_model_version_by_alias(parsed.name, parsed.alias)
+    if parsed.version:
+        return client.get_model_version(parsed.name, parsed.version)
+    found = client.get_latest_versions(parsed.name, [parsed.stage] if parsed.stage else None)
+    if not found:
+        stage = f" in stage '{parsed.stage}'" if parsed.stage else ""
+        raise NotFoundError(f"The registered model '{parsed.name}' has no version{stage}.")
+    return max(found, key=lambda entry: int(entry.version))
+
+
+def _version_source(client: MlflowClient, parsed: Any) -> str:
+    version = _registered(client, parsed)
     if urllib.parse.urlparse(version.source or "").scheme == "models":
         return str(version.source)  # names the logged model, which a download URI does not
     return str(client.get_model_version_download_uri(version.name, version.version))

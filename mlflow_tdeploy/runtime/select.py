@@ -32,6 +32,7 @@ def decide(
     absent: Mapping[str, str] | None = None,
     damaged: Collection[str] = (),
     doubts: Mapping[str, str] | None = None,
+    triton: bool = False,
 ) -> Decision:
     """Rank every variant × runtime on a host.
 
@@ -50,6 +51,8 @@ def decide(
         damaged: Those of ``absent`` whose records are damaged.
         doubts: Why the newest verdict on a variant cannot be read, by id: it does not serve, unless it is the
             reference, which needs none.
+        triton: Whether a Triton server on that host opens it: what is installed here does not count then, and only
+            runtimes that have their like there do.
 
     Raises:
         InvalidInputError: The policy names a variant or runtime that does not exist.
@@ -60,7 +63,7 @@ def decide(
     for variant in variants.values():
         records = tuple(evidence.get(variant.id, ()))
         doubt = doubts.get(variant.id)
-        entries += _entries(manifest, variant, records, host, policy, doubt=doubt)
+        entries += _entries(manifest, variant, records, host, policy, doubt=doubt, triton=triton)
     entries = _ranked(entries)
     candidates = tuple(entry.candidate for entry in entries)
     chosen = next((candidate for candidate in candidates if candidate.can_open), None)
@@ -69,7 +72,7 @@ def decide(
     return _without_silent_fallback(Decision(host, policy, candidates, chosen, lost, measured_at), entries)
 
 
-def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = None) -> Decision:
+def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = None, *, triton: bool = False) -> Decision:
     """Like :func:`decide` for everything that a bundle's records say, also of variants that it lacks."""
     evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
     doubts = {variant_id: why for variant_id in bundle.variants if (why := bundle.doubt(variant_id))}
@@ -82,6 +85,7 @@ def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = Non
         absent=bundle.absent,
         damaged=bundle.damaged,
         doubts=doubts,
+        triton=triton,
     )
 
 
@@ -119,17 +123,20 @@ def _entries(
     policy: Policy,
     *,
     doubt: str | None,
+    triton: bool,
 ) -> list[_Entry]:
     """Return a variant's candidates: one per runtime that opens its format."""
-    runtimes = [cls() for cls in RUNTIMES if variant.format in cls.formats]
+    runtimes = [cls() for cls in RUNTIMES if variant.format in cls.formats and (cls.triton or not triton)]
     if not runtimes:
-        lost = _candidate(variant, "", Compat(Fit.UNSUPPORTED, f"no runtime opens the format '{variant.format}'"))
+        where = "nothing in a Triton server" if triton else "no runtime"
+        lost = _candidate(variant, "", Compat(Fit.UNSUPPORTED, f"{where} opens the format '{variant.format}'"))
         return [_Entry(lost, math.inf, ())]
     entries = []
     for runtime in runtimes:
         nowhere = runtime.tier == 0 and host.gpu is None  # then that is what is in the way
         verdict = _verdict(manifest, variant, records, doubt, None if nowhere else runtime)
-        compat, would = _compat(variant, verdict, host, policy, runtime, doubted=doubt is not None)
+        missing = None if triton else runtime.missing()
+        compat, would = _compat(variant, verdict, host, policy, runtime, doubted=doubt is not None, missing=missing)
         lacking = would is not None and (runtime.tier > 0 or host.gpu is not None)
         latency = measured_latency(records, host, runtime.name)
         candidate = replace(_candidate(variant, runtime.name, compat), latency_ms=latency, lacking=lacking)
@@ -139,14 +146,21 @@ def _entries(
 
 
 def _compat(
-    variant: Variant, verdict: str | None, host: Fingerprint, policy: Policy, runtime: Runtime, *, doubted: bool
+    variant: Variant,
+    verdict: str | None,
+    host: Fingerprint,
+    policy: Policy,
+    runtime: Runtime,
+    *,
+    doubted: bool,
+    missing: str | None,
 ) -> tuple[Compat, Fit | None]:
     """Return how a variant fits, and how it would if only software of this host, or a damaged verdict, kept it out."""
     refused = _refused(variant, verdict, policy, runtime)
     wanted = policy.variant in (None, variant.id) and policy.runtime in (None, runtime.name)
     if refused and not (doubted and wanted and not variant.dropped):
         return refused, None
-    if missing := runtime.missing():
+    if missing:
         return refused or Compat(Fit.UNSUPPORTED, missing), Fit.OPTIMAL
     found = runtime.probe(host, variant)
     would = found.otherwise or (found.fit if refused and found.can_open else None)

@@ -146,8 +146,8 @@ class TritonClient:
         keys = ("name", "version", "state", "reason")
         return [ModelState(*(str(entry.get(key, "")) for key in keys)) for entry in entries]
 
-    def parameters(self, model: str, version: int | None = None) -> dict[str, str] | None:
-        """Return the parameters of a loaded model's configuration by name; None where it is not loaded."""
+    def config(self, model: str, version: int | None = None) -> dict[str, Any] | None:
+        """Return a loaded model's configuration, as JSON has it; None where it is not loaded."""
         if not self.ready(model, version):
             return None
         number, as_json = "" if version is None else str(version), {"as_json": True} if self._grpc else {}
@@ -156,8 +156,13 @@ class TritonClient:
             lambda client, more: client.get_model_config(model, number, **as_json, **more),
             QUICK_S,
         )
-        config = found.get("config", found)
-        return {name: str(value.get("string_value", "")) for name, value in config.get("parameters", {}).items()}
+        config: dict[str, Any] = found.get("config", found)
+        return config
+
+    def parameters(self, model: str, version: int | None = None) -> dict[str, str] | None:
+        """Return the parameters of a loaded model's configuration by name; None where it is not loaded."""
+        config = self.config(model, version)
+        return None if config is None else parameters_of(config)
 
     def infer(
         self,
@@ -271,6 +276,11 @@ class TritonClient:
         except ImportError as error:
             raise MissingDependencyError("tritonclient", "Talking to Triton", _INSTALL) from error
         return module
+
+
+def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters of a configuration by name."""
+    return {name: str(value.get("string_value", "")) for name, value in config.get("parameters", {}).items()}
 
 
 def _input(module: Any, name: str, array: np.ndarray[Any, Any]) -> Any:

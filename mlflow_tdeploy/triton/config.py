@@ -25,6 +25,8 @@ _TYPES = {
     "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "float32": "TYPE_FP32", "float64": "TYPE_FP64",
     STRING: "TYPE_STRING",
 }  # fmt: skip
+#: The other way round: numpy's name of each type.
+DTYPE_OF = {theirs: ours for ours, theirs in _TYPES.items()}
 
 
 def messages() -> Any:

@@ -99,12 +99,7 @@ class TextTask(Task):
 
     def items(self, inputs: Any) -> list[str]:
         """Return the texts of a request: a string, a list, an array, a Series, a table or a mapping."""
-        texts = _texts(inputs)
-        if not texts:
-            raise InvalidInputError(f"The request is empty: task '{self.name}' needs at least one text.")
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InvalidInputError(_not_a_text(index, text))
+        texts = plain_texts(inputs, f"task '{self.name}'")
         return [text.strip() for text in texts] if self.config.strip else texts
 
     def encode(self, items: Sequence[str]) -> TextEncoded:
@@ -235,6 +230,21 @@ class TextEncoded(Encoded):
         """Return the padded arrays of these texts."""
         rows = [(self._encodings[index].ids, self._encodings[index].type_ids) for index in indices]
         return self._task.pad(rows, max(len(ids) for ids, _ in rows))
+
+
+def plain_texts(inputs: Any, who: str = "it") -> list[str]:
+    """Return the texts of a request in any form that text tasks take.
+
+    Raises:
+        InvalidInputError: There are none, or one is no text; names its position.
+    """
+    texts = _texts(inputs)
+    if not texts:
+        raise InvalidInputError(f"The request is empty: {who} needs at least one text.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInputError(_not_a_text(index, text))
+    return texts
 
 
 def _texts(inputs: Any) -> list[Any]:

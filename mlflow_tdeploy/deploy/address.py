@@ -1,0 +1,68 @@
+"""Where a deployment target is: its server and its repository."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Mapping
+
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.deploy.files import RepositoryFiles, open_files
+from mlflow_tdeploy.triton.client import Connection
+
+#: Environment variables; the first two as in NVIDIA's plugin.
+URL, REPOSITORY, TOKEN, CA, TIMEOUT = "TRITON_URL", "TRITON_MODEL_REPO", "TRITON_TOKEN", "TRITON_CA", "TRITON_TIMEOUT"
+_QUERY = ("protocol", "repository")
+_PROTOCOLS = ("http", "https", "grpc", "grpcs")
+
+
+def connection_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> Connection:
+    """Return where the server is.
+
+    Args:
+        target_uri: ``tdeploy`` (then ``TRITON_URL`` says it, or ``http://localhost:8000``), or
+            ``tdeploy://host:port?protocol=grpc``.
+        environ: Environment variables.
+
+    Raises:
+        InvalidInputError: It is no such address.
+    """
+    parsed, query = _parsed(target_uri)
+    if parsed.netloc:
+        url = f"{query.get('protocol', 'http')}://{parsed.netloc}"
+    else:
+        given = environ.get(URL) or "localhost:8000"
+        url = given if "://" in given else f"{query.get('protocol', 'http')}://{given}"
+    try:
+        timeout = float(environ.get(TIMEOUT) or 0)
+    except ValueError:
+        raise InvalidInputError(f"{TIMEOUT} is a number of seconds, got {shown(environ[TIMEOUT])}.") from None
+    return Connection(url, environ.get(TOKEN, ""), environ.get(CA, ""), timeout)
+
+
+def files_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> RepositoryFiles:
+    """Return the server's repository, as this host reaches it.
+
+    Raises:
+        InvalidInputError: Nobody says where it is.
+    """
+    _, query = _parsed(target_uri)
+    where = query.get("repository") or environ.get(REPOSITORY)
+    if not where:
+        raise InvalidInputError(
+            f"Nobody says where the server's model repository is: set {REPOSITORY}, or use a target such as "
+            f"tdeploy://host:8000?repository=/models."
+        )
+    return open_files(where)
+
+
+def _parsed(target_uri: str) -> tuple[urllib.parse.SplitResult, dict[str, str]]:
+    parsed = urllib.parse.urlsplit(target_uri if "://" in target_uri else f"{target_uri}://")
+    if parsed.scheme != "tdeploy" or parsed.path not in ("", "/"):
+        raise InvalidInputError(f"{shown(target_uri)} is no target: use tdeploy or tdeploy://host:port.")
+    query = dict(urllib.parse.parse_qsl(parsed.query))
+    if unknown := sorted(set(query) - set(_QUERY)):
+        raise InvalidInputError(f"Unknown part {shown(unknown[0])} of the target. Known: {', '.join(_QUERY)}.")
+    if query.get("protocol", "http") not in _PROTOCOLS:
+        raise InvalidInputError(f"The protocol is one of {', '.join(_PROTOCOLS)}, got {shown(query['protocol'])}.")
+    return parsed, query

@@ -1,0 +1,117 @@
+"""Requests to a deployment in the forms that ``predict`` takes, and its answers in those that it returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
+from mlflow_tdeploy.core.tasks import TASKS, Task
+from mlflow_tdeploy.core.tasks._text import plain_texts
+from mlflow_tdeploy.core.tensors import Array, Arrays
+from mlflow_tdeploy.core.wire import ANSWER, TEXT
+from mlflow_tdeploy.triton.client import TritonClient, parameters_of
+from mlflow_tdeploy.triton.config import DTYPE_OF, OWN
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor as a configuration declares it: its dtype, and whether it is sent with an axis that it has not."""
+
+    name: str
+    dtype: str
+    axes: int
+    reshaped: bool
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any], rows: int) -> _Tensor:
+        return cls(entry["name"], DTYPE_OF[entry["data_type"]], len(entry["dims"]) + rows, "reshape" in entry)
+
+    def sent(self, value: Any) -> Array:
+        """Return a value as it is sent."""
+        try:
+            array = np.asarray(value.tolist() if hasattr(value, "tolist") else value)
+            exact = array.astype(self.dtype)
+            if array.dtype.kind in "iuf" and exact.dtype.kind in "iu" and (exact != array).any():
+                raise ValueError(f"{shown(array.reshape(-1)[0])} does not fit")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidInputError(
+                f"The input '{self.name}' cannot be made an array of {self.dtype}: {error}."
+            ) from error
+        return exact[..., None] if self.reshaped and exact.ndim < self.axes else exact
+
+    def received(self, array: Array) -> Array:
+        """Return an array as the model gave it."""
+        return array[..., 0] if self.reshaped and array.ndim == self.axes else array
+
+
+def ask(
+    client: TritonClient, name: str, inputs: Any, *, version: int | None = None, params: Mapping[str, Any] | None = None
+) -> Any:
+    """Ask a deployment.
+
+    Args:
+        client: The server.
+        name: The deployment.
+        inputs: Texts in any form that the loader takes; for ``tensors``, and for token ids, a mapping from name to
+            array, or the only array that it has.
+        version: A version that is loaded under the stable name; the one that answers by default.
+        params: The task's parameters.
+
+    Returns:
+        What the loader returns: an array, a list of records or of arrays, or name → array.
+
+    Raises:
+        NotFoundError: The server has no such deployment.
+        InvalidInputError: The request cannot be used.
+        ServerError: The server cannot answer.
+    """
+    config = client.config(name, version)
+    own = {} if config is None else parameters_of(config)
+    if config is None or f"{OWN}task" not in own:
+        asked = f" version {version}" if version is not None else ""
+        raise NotFoundError(f"The server at {client.connection.url} has no deployment '{name}'{asked} that answers.")
+    rows = int(bool(int(config.get("max_batch_size", 0))))
+    tensors = {entry["name"]: _Tensor.of(entry, rows) for entry in config["input"]}
+    task = TASKS.get(own[f"{OWN}task"])
+    given = _given(inputs)
+    if TEXT in tensors and not (given and set(given) <= set(tensors) - {TEXT}):
+        texts = np.array([text.encode() for text in plain_texts(inputs)], dtype=object).reshape(-1, 1)
+        return _answer(task, client.infer(name, {TEXT: texts}, version=version, params=params))
+    arrays = _arrays(name, tensors, inputs, given)
+    outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
+    got = client.infer(name, arrays, version=version, params=params)
+    return {one: outputs[one].received(array) for one, array in got.items()}
+
+
+def _given(inputs: Any) -> list[str]:
+    """Return the names in a request that has names."""
+    if hasattr(inputs, "columns"):
+        return [str(column) for column in inputs.columns]
+    return [str(name) for name in inputs] if isinstance(inputs, Mapping) else []
+
+
+def _arrays(name: str, tensors: Mapping[str, _Tensor], inputs: Any, given: Iterable[str]) -> Arrays:
+    known = [one for one in tensors if one != TEXT]
+    names = list(given)
+    if not names:
+        if len(known) != 1:
+            raise InvalidInputError(
+                f"'{name}' has several inputs: pass a mapping from name to array ({', '.join(known)})."
+            )
+        names, inputs = known, {known[0]: inputs}
+    if unknown := [one for one in names if one not in known]:
+        raise InvalidInputError(f"'{name}' has no input {shown(unknown[0])}. It takes: {', '.join(tensors)}.")
+    return {one: tensors[one].sent(inputs[one]) for one in names}
+
+
+def _answer(task: type[Task], got: Arrays) -> Any:
+    """Return the answer to texts in the form of the task."""
+    if ANSWER not in got:
+        return next(iter(got.values()))
+    answers = [json.loads(one) for one in got[ANSWER].ravel()]
+    return [np.asarray(one, np.float32) for one in answers] if task.answers_arrays else answers

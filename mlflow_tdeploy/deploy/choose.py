@@ -1,0 +1,75 @@
+"""From a model's URI to a version that can be rendered: which variant goes to a server, and its files."""
+
+from __future__ import annotations
+
+import re
+
+from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.deploy.settings import DeploySettings
+from mlflow_tdeploy.registry_io import locate, open_records, registered_version
+from mlflow_tdeploy.runtime.base import RUNTIMES
+from mlflow_tdeploy.runtime.decision import Decision
+from mlflow_tdeploy.runtime.select import decide_bundle
+from mlflow_tdeploy.runtime.sessions import check_encoding
+from mlflow_tdeploy.store.hashing import HashCache
+from mlflow_tdeploy.triton.repository import Deployable, check_name
+
+#: Copies of a graph on a CPU where nobody says so: one per processor, up to these.
+_MOST_INSTANCES = 2
+
+
+def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int = 0) -> tuple[Deployable, Decision]:
+    """Return the version that a URI stands for with the variant that suits a server, whose files are here then.
+
+    Args:
+        uri: The model, see :func:`mlflow_tdeploy.extend_model`.
+        settings: What is said about the server and the choice.
+        name: Name to deploy under; the registered model's otherwise.
+        version: Number to use where neither the URI nor the settings say one.
+
+    Raises:
+        InvalidInputError: Neither says a name, or the settings contradict the URI.
+        NoVariantError: No variant serves there.
+        IntegrityError: Files are damaged, or golden requests become other tokens with the library that is here.
+    """
+    registered = registered_version(uri)
+    if registered and settings.version not in (0, registered[1]):
+        raise InvalidInputError(
+            f"'{uri}' is version {registered[1]}, and version={settings.version} says another one. Leave it out."
+        )
+    bundle, fetch = open_records(locate(uri))
+    decision = decide_bundle(bundle, settings.host(), settings.policy(), triton=True)
+    chosen = decision.chosen
+    if chosen is None:
+        raise decision.none_left()
+    variant = bundle.variants[chosen.variant]
+    if fetch is not None:
+        fetch(variant)
+    check_encoding(bundle.task(HashCache()), bundle.golden())
+    number = registered[1] if registered else settings.version or version or 1
+    about = {
+        "model_uri": f"models:/{registered[0]}/{registered[1]}" if registered else str(uri),
+        "decision": _brief(decision),
+    }
+    wanted = check_name(name or _plain(registered[0] if registered else ""))
+    return Deployable(bundle, variant, RUNTIMES.get(chosen.runtime), wanted, number, about), decision
+
+
+def instances(settings: DeploySettings, what: Deployable) -> int:
+    """Return how many copies of a graph a server has on each device where nobody says so."""
+    return 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, settings.host().cores))
+
+
+def _plain(name: str) -> str:
+    """Return a registered model's name as a folder's."""
+    if not name:
+        raise InvalidInputError("Give the deployment a name: this URI is of no registered model.")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name)
+
+
+def _brief(decision: Decision) -> str:
+    """Say why in one line."""
+    chosen = decision.chosen
+    others = [f"{one.variant}: {one.reason}" for one in decision.candidates if chosen and one.variant != chosen.variant]
+    why = f"{chosen.variant} ({chosen.reason})" if chosen else ""
+    return "; ".join([why, *dict.fromkeys(others)])[:1000]

@@ -1,0 +1,129 @@
+"""What a user may say about a deployment: keys of ``-C``, of ``config=`` and of a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
+from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.options import parse_value
+from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.triton.options import TritonOptions
+
+#: Key under which a file with more of them can be named.
+FILE = "config_file"
+_DEVICES = ("", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class DeploySettings:
+    """What is said about a deployment, besides how Triton serves it.
+
+    Attributes:
+        version: The number to deploy under, for a model that is no registered version.
+        keep: Versions that stay loaded for going back to.
+        grace: Seconds that a version which is not kept stays after the switch.
+        device: What the server has: ``cpu`` or ``cuda``; what this host has otherwise.
+        compute_capability: Of the server's GPU, for example ``9.0``.
+        tensorrt: Version of TensorRT in the server, for engines.
+        cores: Processors of the server; those of this host otherwise.
+        variant: Only this variant.
+        runtime: Only what stands for this runtime.
+        strict: Fail rather than serve another variant than the first choice.
+        options: How Triton serves the model.
+    """
+
+    version: int = 0
+    keep: int = 1
+    grace: float = 1.0
+    device: str = ""
+    compute_capability: str = ""
+    tensorrt: str = ""
+    cores: int = 0
+    variant: str = ""
+    runtime: str = ""
+    strict: bool = False
+    options: TritonOptions = field(default_factory=TritonOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("version", "keep", "cores"):
+            if getattr(self, name) < 0:
+                raise InvalidInputError(f"'{name}' must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.grace <= 3600:
+            raise InvalidInputError(f"'grace' is from 0 to 3600 seconds, got {self.grace}.")
+        if self.device not in _DEVICES:
+            raise InvalidInputError(f"'device' must be cpu or cuda, got {shown(self.device)}.")
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | None) -> DeploySettings:
+        """Read settings; those in a file come after those that are said directly.
+
+        Raises:
+            InvalidInputError: An unknown key or a value of a wrong type.
+            NotFoundError: There is no such file.
+        """
+        given = dict(config or {})
+        file = given.pop(FILE, None)
+        values = {**(_read(file) if file else {}), **given}
+        own = {one.name: one for one in dataclasses.fields(cls) if one.name != "options"}
+        found: dict[str, Any] = {}
+        for name in [key for key in values if key in own]:
+            value, kind = values.pop(name), type(own[name].default)
+            found[name] = _seconds(name, value) if kind is float else parse_value(name, _text(value, kind), kind)
+        try:
+            return cls(**found, options=TritonOptions.of(values))
+        except InvalidInputError as error:
+            if "Unknown Triton option" not in str(error):
+                raise
+            raise InvalidInputError(
+                f"{str(error).replace('Triton option', 'key')} And {', '.join(own)}, {FILE}."
+            ) from error
+
+    def host(self) -> Fingerprint:
+        """Return what is known about the server's host."""
+        here = probe.host()
+        cores = self.cores or here.cores
+        if self.device == "cpu":
+            return dataclasses.replace(here, gpu=None, cores=cores)
+        if self.device == "cuda":
+            gpu = Gpu("declared", self.compute_capability or "0.0")
+            software = {**here.software, **({"tensorrt": self.tensorrt} if self.tensorrt else {})}
+            return dataclasses.replace(here, gpu=gpu, software=software, cores=cores)
+        return dataclasses.replace(here, cores=cores)
+
+    def policy(self) -> Policy:
+        """Return what is insisted on."""
+        return Policy(self.variant or None, self.runtime or None, self.strict)
+
+
+def _text(value: Any, kind: type) -> Any:
+    return str(value) if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidInputError(f"'{name}' is a number of seconds, got {shown(value)}.") from None
+
+
+def _read(file: Any) -> dict[str, Any]:
+    path = Path(str(file))
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no file '{path}'.") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidInputError(f"'{path}' cannot be read as YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(f"'{path}' must hold keys and values, got {type(found).__name__}.")
+    return {str(key): value for key, value in found.items()}

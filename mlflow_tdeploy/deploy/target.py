@@ -1,0 +1,306 @@
+"""MLflow's deployment target ``tdeploy``: what ``mlflow deployments … -t tdeploy`` and ``get_deploy_client`` use."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ErrorCode
+
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
+from mlflow_tdeploy.deploy.address import connection_of, files_of
+from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
+from mlflow_tdeploy.deploy.ask import ask
+from mlflow_tdeploy.deploy.choose import choose, instances
+from mlflow_tdeploy.deploy.settings import DeploySettings
+from mlflow_tdeploy.registry_io import mlflow_errors
+from mlflow_tdeploy.store.staging import workspace
+from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.repository import check_name, render
+
+__all__ = ["TDeployDeploymentClient", "run_local", "target_help"]
+
+FLAVOR = "tdeploy"
+_log = logging.getLogger("mlflow_tdeploy")
+
+
+class TDeployDeploymentClient(BaseDeploymentClient):
+    """Versions of models on a Triton server, each behind a name that stays.
+
+    Args:
+        target_uri: ``tdeploy``, or ``tdeploy://host:8000?protocol=http&repository=/models``; see :func:`target_help`.
+    """
+
+    def __init__(self, target_uri: str) -> None:
+        super().__init__(target_uri)
+        with mlflow_errors():
+            self._client = TritonClient(connection_of(target_uri))
+
+    def create_deployment(
+        self,
+        name: str,
+        model_uri: str,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Deploy a model under a name that is free.
+
+        Args:
+            name: Name of the deployment.
+            model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``runs:/…``, a folder, …
+            flavor: ``tdeploy``, or None.
+            config: Keys of :class:`DeploySettings` and :class:`TritonOptions`; an unknown one is an error.
+            endpoint: Not used: Triton has none.
+
+        Returns:
+            What :meth:`get_deployment` returns, and ``flavor``.
+
+        Raises:
+            MlflowException: The name is taken (RESOURCE_ALREADY_EXISTS), the version answers otherwise on the server
+                than where it was logged (INVALID_STATE), or the server cannot load it. Then nothing of it is left.
+        """
+        return self._deploy(name, model_uri, flavor, config, endpoint, create=True)
+
+    def update_deployment(
+        self,
+        name: str,
+        model_uri: str | None = None,
+        flavor: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        endpoint: str | None = None,
+    ) -> dict[str, Any]:
+        """Have another version answer to a name; one that does already is left as it is.
+
+        Args:
+            name: Name of the deployment.
+            model_uri: The model; None for the one that is deployed.
+            flavor: ``tdeploy``, or None.
+            config: As for :meth:`create_deployment`.
+            endpoint: Not used: Triton has none.
+
+        Raises:
+            MlflowException: There is no such deployment, or the version cannot be brought: what served before serves
+                on.
+        """
+        with mlflow_errors():
+            described = self._deployments().describe(name)
+        return self._deploy(name, model_uri or described["model_uri"], flavor, config, endpoint, create=False)
+
+    def rollback_deployment(self, name: str, version: int | None = None) -> dict[str, Any]:
+        """Have the version answer that did before, or another one that is kept; nothing is published.
+
+        Args:
+            name: Name of the deployment.
+            version: Which; the last one by default.
+
+        Raises:
+            MlflowException: No such version is kept.
+        """
+        with mlflow_errors():
+            _tell(self._deployments().rollback(name, version))
+        return self.get_deployment(name)
+
+    def delete_deployment(
+        self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
+    ) -> None:
+        """Remove a deployment, its versions and exactly their files; one that is not there is fine.
+
+        Args:
+            name: Name of the deployment.
+            config: Not used.
+            endpoint: Not used: Triton has none.
+
+        Raises:
+            MlflowException: The name is a model's that was not deployed by this package.
+        """
+        _refuse_endpoint(endpoint)
+        with mlflow_errors():
+            self._deployments().delete(name)
+
+    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
+        """Return every deployment of this package in the repository; other models of the server are none.
+
+        Args:
+            endpoint: Not used: Triton has none.
+        """
+        _refuse_endpoint(endpoint)
+        with mlflow_errors():
+            found = self._deployments()
+            return [found.describe(name) for name in found.names()]
+
+    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
+        """Return name, version, variant, why that one, readiness, when and by whom it was deployed.
+
+        Args:
+            name: Name of the deployment.
+            endpoint: Not used: Triton has none.
+
+        Raises:
+            MlflowException: There is none of that name (RESOURCE_DOES_NOT_EXIST).
+        """
+        _refuse_endpoint(endpoint)
+        with mlflow_errors():
+            return self._deployments().describe(name)
+
+    def predict(
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        version: int | None = None,
+    ) -> PredictionsResponse:
+        """Ask a deployment; needs the server only, not its repository.
+
+        Args:
+            deployment_name: Name of the deployment.
+            inputs: What the model's own ``predict`` takes: texts, a table, name → array.
+            endpoint: Not used: Triton has none.
+            params: The task's parameters.
+            version: A version that is loaded under the name.
+
+        Returns:
+            ``{"predictions": …}``; ``get_predictions()`` gives them as a table.
+
+        Raises:
+            MlflowException: There is no such deployment, the request cannot be used, or the server cannot answer.
+        """
+        _refuse_endpoint(endpoint)
+        with mlflow_errors():
+            if deployment_name is None:
+                raise InvalidInputError("predict needs the name of a deployment.")
+            return PredictionsResponse(
+                predictions=ask(self._client, check_name(deployment_name), inputs, version=version, params=params)
+            )
+
+    def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> Any:
+        """Say that Triton has no endpoints."""
+        raise _no_endpoints()
+
+    def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> Any:
+        """Say that Triton has no endpoints."""
+        raise _no_endpoints()
+
+    def delete_endpoint(self, endpoint: str) -> Any:
+        """Say that Triton has no endpoints."""
+        raise _no_endpoints()
+
+    def list_endpoints(self) -> Any:
+        """Say that Triton has no endpoints."""
+        raise _no_endpoints()
+
+    def get_endpoint(self, endpoint: str) -> Any:
+        """Say that Triton has no endpoints."""
+        raise _no_endpoints()
+
+    def _deployments(self) -> Deployments:
+        return Deployments(self._client, files_of(self.target_uri))
+
+    def _deploy(
+        self,
+        name: str,
+        model_uri: str,
+        flavor: str | None,
+        config: Mapping[str, Any] | None,
+        endpoint: str | None,
+        *,
+        create: bool,
+    ) -> dict[str, Any]:
+        _refuse_endpoint(endpoint)
+        with mlflow_errors():
+            _check_flavor(flavor)
+            settings, found = DeploySettings.of(config), self._deployments()
+            route = found.route(check_name(name))
+            if route is None and not create:
+                raise NotFoundError(f"There is no deployment '{name}' in '{found.files.url}'.")
+            what, _ = choose(model_uri, settings, name=name, version=_next(found, name))
+            made = Settings(settings.keep, settings.grace, settings.options, instances(settings, what))
+            _tell(found.deploy(what, made, create=create))
+            return {**found.describe(name), "flavor": FLAVOR}
+
+
+def _next(found: Deployments, name: str) -> int:
+    """Return a number for a model that has none of its own."""
+    route = found.route(name)
+    return max(route.kept) + 1 if route else 1
+
+
+def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+    """Serve a model on a Triton of this host until it is interrupted.
+
+    Args:
+        name: Name of the deployment.
+        model_uri: The model.
+        flavor: ``tdeploy``, or None.
+        config: As for ``create``; ``seconds`` ends it by itself.
+
+    Raises:
+        MlflowException: There is no Triton on this host, or it cannot load the model.
+    """
+    from mlflow_tdeploy.triton.home import find_server
+    from mlflow_tdeploy.triton.local import local_triton
+
+    with mlflow_errors(), workspace() as folder:
+        _check_flavor(flavor)
+        given = dict(config or {})
+        seconds = float(given.pop("seconds", 0) or 0)
+        settings = DeploySettings.of(given)
+        what, decision = choose(model_uri, settings, name=name)
+        render(what, folder / "repository", settings.options, instances=instances(settings, what))
+        server = find_server()
+        with local_triton(folder / "repository", models=[what.graph_name, what.name], server=server) as triton:
+            chosen = decision.chosen.variant if decision.chosen else ""
+            print(  # noqa: T201 - what the command is for
+                f"'{name}' version {what.version} ({chosen}) answers at {triton.url}/v2/models/{name}/infer and by "
+                f"gRPC at 127.0.0.1:{triton.grpc}, until Ctrl-C. {server.description}",
+                flush=True,
+            )
+            end = time.monotonic() + seconds if seconds else None
+            try:
+                while triton.process.poll() is None and (end is None or time.monotonic() < end):
+                    time.sleep(0.1)
+            except KeyboardInterrupt:
+                return
+
+
+def target_help() -> str:
+    """Return how the target is used."""
+    return (Path(__file__).parent / "help.txt").read_text(encoding="utf-8")
+
+
+def _tell(done: Deployed) -> None:
+    what = f"version {done.version} answers to '{done.name}'"
+    if not done.changed:
+        _log.info("Nothing to do: %s already.", what)
+        return
+    _log.info(
+        "%s after %.1f s; %d files (%.1f MB) were sent.",
+        what.capitalize(),
+        done.seconds,
+        done.sent.files,
+        done.sent.size / 1e6,
+    )
+
+
+def _check_flavor(flavor: str | None) -> None:
+    if flavor not in (None, "", FLAVOR):
+        raise InvalidInputError(f"The target tdeploy deploys the flavor '{FLAVOR}', got '{flavor}'.")
+
+
+def _refuse_endpoint(endpoint: str | None) -> None:
+    if endpoint is not None:
+        raise _no_endpoints()
+
+
+def _no_endpoints() -> MlflowException:
+    return MlflowException(
+        "The target tdeploy has no endpoints: a deployment's name is what clients call. Leave it out, and use "
+        "create_deployment, update_deployment and rollback_deployment.",
+        error_code=ErrorCode.Value("NOT_IMPLEMENTED"),
+    )

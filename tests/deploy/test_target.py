@@ -1,0 +1,270 @@
+"""MLflow's own interface, on a real Triton and a registry in SQLite."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.triton.local import local_triton
+from tests.bundles import WEIGHTS, make_bundle
+from tests.core.text_assets import LABELS
+from tests.flavor.text_bundles import embed, make_text_bundle
+
+SAVED = {"grace": 0}
+
+
+@pytest.fixture(scope="module")
+def triton(server, tmp_path_factory):
+    repository = tmp_path_factory.mktemp("repository")
+    with local_triton(repository, server=server) as running:
+        yield running, repository
+
+
+@pytest.fixture
+def client(triton, tracking, monkeypatch):
+    running, repository = triton
+    monkeypatch.setenv("TRITON_MODEL_REPO", str(repository))
+    monkeypatch.setenv("TRITON_URL", f"127.0.0.1:{running.http}")
+    found = get_deploy_client("tdeploy")
+    yield found
+    for one in found.list_deployments():
+        found.delete_deployment(one["name"])
+
+
+@pytest.fixture
+def words(tracking, tmp_path):
+    """Two registered versions, the second with the alias champion."""
+    for task in ("text-classification", "sentence-embedding"):
+        made = make_text_bundle(tmp_path / task, task)
+        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    mlflow.MlflowClient().set_registered_model_alias("words", "champion", 2)
+
+
+def test_a_registered_version_is_created_updated_rolled_back_and_deleted(client, words):
+    made = client.create_deployment("words", "models:/words/1", config=SAVED)
+    assert (made["name"], made["flavor"], made["version"], made["ready"]) == ("words", "tdeploy", 1, True)
+    assert made["model_uri"] == "models:/words/1"
+    answers = client.predict("words", ["cat", "a dog"])
+    assert {one["label"] for one in answers["predictions"]} <= set(LABELS)
+    assert set(answers["predictions"][0]) == {"label", "score"}
+    with pytest.raises(MlflowException, match="deployed already") as caught:
+        client.create_deployment("words", "models:/words@champion")
+    assert caught.value.error_code == "RESOURCE_ALREADY_EXISTS"
+    updated = client.update_deployment("words", "models:/words@champion", config=SAVED)
+    assert (updated["version"], updated["previous"]) == (2, [1])
+    vectors = client.predict("words", pd.DataFrame({"text": ["good"]}))["predictions"]
+    np.testing.assert_allclose(vectors[0], embed("good"), rtol=1e-3)
+    assert client.update_deployment("words", "models:/words/2", config=SAVED)["deployed"] == updated["deployed"]
+    assert client.update_deployment("words", config=SAVED)["version"] == 2
+    assert client.rollback_deployment("words")["version"] == 1
+    assert [one["name"] for one in client.list_deployments()] == ["words"]
+    assert "ort-cpu-int8 (" in client.get_deployment("words")["decision"]
+    client.delete_deployment("words")
+    client.delete_deployment("words")
+    assert client.list_deployments() == []
+    for call in (
+        lambda: client.get_deployment("words"),
+        lambda: client.update_deployment("words", "models:/words/1"),
+        lambda: client.predict("words", ["cat"]),
+    ):
+        with pytest.raises(MlflowException) as caught:
+            call()
+        assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+
+
+def test_predict_over_every_protocol_takes_params_and_a_version(client, words, triton, monkeypatch):
+    client.create_deployment("words", "models:/words/1", config=SAVED)
+    for uri in (f"tdeploy://127.0.0.1:{triton[0].http}", f"tdeploy://127.0.0.1:{triton[0].grpc}?protocol=grpc"):
+        asked = get_deploy_client(uri)
+        best = asked.predict("words", ["cat"], params={"top_k": 2}, version=1)["predictions"]
+        assert len(best[0]) == 2
+        with pytest.raises(MlflowException, match="Unknown parameter 'topk'") as caught:
+            asked.predict("words", ["cat"], params={"topk": 2})
+        assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+        with pytest.raises(MlflowException, match="no deployment 'words' version 9"):
+            asked.predict("words", ["cat"], version=9)
+        ids = {name: [[2, 3, 4]] for name in ("input_ids", "attention_mask")}
+        assert asked.predict("words", ids)["predictions"]["logits"].shape == (1, 3)
+
+
+def test_arrays_are_asked_for_by_name_as_table_or_alone(client, tmp_path):
+    client.create_deployment("linear", str(make_bundle(tmp_path / "model")), config={**SAVED, "version": "3"})
+    x = [[1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 0.0, 1.0]]
+    expected = np.array(x, np.float32) @ WEIGHTS
+    for inputs in ({"x": x}, np.array(x), pd.DataFrame({"x": x}), x):
+        np.testing.assert_allclose(client.predict("linear", inputs)["predictions"]["y"], expected, rtol=1e-6)
+    assert client.get_deployment("linear")["version"] == 3
+    assert client.update_deployment("linear", config=SAVED)["version"] == 4
+    with pytest.raises(MlflowException, match="has no input 'z'"):
+        client.predict("linear", {"z": x})
+    with pytest.raises(MlflowException, match="cannot be made an array of float32"):
+        client.predict("linear", {"x": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"instance": 2}, r"Unknown key 'instance'. Known: .* And version, keep, .*config_file"),
+        ({"keep": -1}, "'keep' must not be negative"),
+        ({"grace": "soon"}, "'grace' is a number of seconds"),
+        ({"device": "tpu"}, "'device' must be cpu or cuda"),
+        ({"version": 5}, "is version 1, and version=5 says another one"),
+        ({"config_file": "none.yaml"}, "There is no file 'none.yaml'"),
+        ({"variant": "none"}, "Unknown variant 'none'"),
+        ({"device": "cpu", "runtime": "ort-cuda"}, "No variant of this model can serve"),
+        ({"device": "cuda", "runtime": "ort-cuda"}, "has kind KIND_GPU but no GPUs are available"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_and_leaves_nothing(client, words, config, says):
+    with pytest.raises(MlflowException, match=says):
+        client.create_deployment("words", "models:/words/1", config=config)
+    assert client.list_deployments() == []
+
+
+def test_names_that_are_no_folders_are_refused(client, words):
+    for name in ("a/b", "..", "m.v7"):
+        with pytest.raises(MlflowException, match="Invalid deployment name") as caught:
+            client.create_deployment(name, "models:/words/1")
+        assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+        with pytest.raises(MlflowException, match="Invalid deployment name"):
+            client.predict(name, ["cat"])
+        with pytest.raises(MlflowException, match="Invalid deployment name"):
+            client.delete_deployment(name)
+
+
+def test_options_come_from_a_file_and_from_who_calls(client, words, tmp_path):
+    (tmp_path / "serving.yaml").write_text("instances: 2\nmax_batch_size: 2\nparameters:\n  enable_mem_arena: 0\n")
+    client.create_deployment(
+        "words", "models:/words/1", config={"config_file": str(tmp_path / "serving.yaml"), "instances": "1"}
+    )
+    config = client._client.config("words.v1")
+    assert int(config["max_batch_size"]) == 2
+    assert int(config["instance_group"][0]["count"]) == 1
+    assert config["parameters"]["enable_mem_arena"]["string_value"] == "0"
+    (tmp_path / "serving.yaml").write_text("- a\n")
+    with pytest.raises(MlflowException, match="must hold keys and values"):
+        client.update_deployment("words", "models:/words/2", config={"config_file": str(tmp_path / "serving.yaml")})
+
+
+def test_other_flavors_and_endpoints_are_refused(client, words):
+    with pytest.raises(MlflowException, match="deploys the flavor 'tdeploy', got 'sklearn'"):
+        client.create_deployment("words", "models:/words/1", flavor="sklearn")
+    for call in (
+        client.list_endpoints,
+        lambda: client.create_endpoint("e"),
+        lambda: client.get_endpoint("e"),
+        lambda: client.update_endpoint("e"),
+        lambda: client.delete_endpoint("e"),
+        lambda: client.predict(endpoint="e"),
+        lambda: client.create_deployment("w", "models:/words/1", endpoint="e"),
+    ):
+        with pytest.raises(MlflowException, match="has no endpoints") as caught:
+            call()
+        assert caught.value.error_code == "NOT_IMPLEMENTED"
+
+
+def test_without_a_repository_only_predict_works(client, words, monkeypatch):
+    client.create_deployment("words", "models:/words/1", config=SAVED)
+    repository = os.environ["TRITON_MODEL_REPO"]
+    monkeypatch.delenv("TRITON_MODEL_REPO")
+    with pytest.raises(MlflowException, match="set TRITON_MODEL_REPO, or use a target such as"):
+        client.list_deployments()
+    assert client.predict("words", ["cat"])["predictions"]
+    monkeypatch.setenv("TRITON_MODEL_REPO", repository)
+
+
+@pytest.mark.parametrize(
+    "target", ["tdeploy://h:x", "tdeploy://h/path", "tdeploy://h?repo=/x", "tdeploy://h?protocol=ftp"]
+)
+def test_a_target_that_is_none_is_refused(target):
+    with pytest.raises(MlflowException) as caught:
+        get_deploy_client(target)
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def run(*arguments, **more):
+    command = [sys.executable, "-m", "mlflow", "deployments", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **more)
+
+
+@pytest.mark.slow
+def test_mlflows_command_line_does_all_of_it(client, words, tmp_path):
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_REGISTRY_URI": mlflow.get_tracking_uri(),
+    }
+    given = {"env": environment, "cwd": tmp_path}
+    done = run("create", "-t", "tdeploy", "--name", "words", "-m", "models:/words/1", "-C", "grace=0", **given)
+    assert "tdeploy deployment words is created" in done.stdout, done.stderr
+    (tmp_path / "texts.json").write_text(json.dumps([{"text": "cat"}, {"text": "dog"}]))
+    done = run("predict", "-t", "tdeploy", "--name", "words", "-I", "texts.json", **given)
+    assert len(json.loads(done.stdout)["predictions"]) == 2, done.stderr
+    assert "is updated" in run("update", "-t", "tdeploy", "--name", "words", "-m", "models:/words/2", **given).stdout
+    assert "'version': 2" in run("get", "-t", "tdeploy", "--name", "words", **given).stdout.replace(
+        "version: 2", "'version': 2"
+    )
+    assert "words" in run("list", "-t", "tdeploy", **given).stdout
+    assert "is deleted" in run("delete", "-t", "tdeploy", "--name", "words", **given).stdout
+    assert "TRITON_MODEL_REPO" in run("help", "-t", "tdeploy", **given).stdout
+
+
+@pytest.mark.slow
+def test_run_local_serves_until_it_is_interrupted(server, words, tmp_path):
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(),
+        "MLFLOW_REGISTRY_URI": mlflow.get_tracking_uri(),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "deployments",
+        "run-local",
+        "-t",
+        "tdeploy",
+        "--name",
+        "words",
+        "-m",
+        "models:/words/1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+        said = process.stdout.readline()
+        url = said.split(" answers at ")[1].split("/v2/")[0]
+        assert get_deploy_client(url.replace("http", "tdeploy")).predict("words", ["cat"])["predictions"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    time.sleep(0.2)
+    assert not [path for path in Path("/dev/shm").iterdir() if path.name.startswith(f"tdeploy-{process.pid}-")]
+
+
+def test_render_writes_a_repository(words, tmp_path):
+    result = CliRunner().invoke(
+        main, ["render", "models:/words@champion", "--out", str(tmp_path / "out"), "-C", "instances=3"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "variant    ort-cpu-int8: ort-cpu-int8 (fused for the CPU)" in result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["words", "words.v2"]
+    assert "count: 3" in (tmp_path / "out/words.v2/config.pbtxt").read_text()
+    again = CliRunner().invoke(main, ["render", "models:/words/1", "--out", str(tmp_path / "out")])
+    assert again.exit_code == 1
+    assert "not empty" in again.output or "exists" in again.output
+    wrong = CliRunner().invoke(main, ["render", "models:/words/1", "--out", str(tmp_path / "new"), "-C", "instances"])
+    assert "not of the form key=value" in wrong.output
+    assert not (tmp_path / "new").exists()
