@@ -18,7 +18,7 @@ from mlflow_tdeploy.core.variant import check_relative
 from mlflow_tdeploy.store.disk import link_or_copy, storage_errors, temporary
 
 #: Folder in a repository with what is no model: leases. Triton takes it for none, as its name begins with a dot.
-_OWN = ".tdeploy"
+OWN_FOLDER = ".tdeploy"
 #: A lease that nobody has renewed for so long is a dead deployer's.
 LEASE_S = 120.0
 
@@ -132,7 +132,7 @@ class FolderFiles(RepositoryFiles):
     @contextlib.contextmanager
     def lease(self, name: str, seconds: float = LEASE_S) -> Iterator[None]:
         """Hold a file that only one deployer can make; one that a dead deployer has left is taken over."""
-        path = self._place(f"{_OWN}/{name}.lease")
+        path = self._place(f"{OWN_FOLDER}/{name}.lease")
         who = {"host": socket.gethostname(), "pid": os.getpid(), "id": secrets.token_hex(8)}
         with storage_errors(f"write '{path}'"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class FolderFiles(RepositoryFiles):
             yield
         finally:
             done.set()
-            if self.read(f"{_OWN}/{name}.lease") == json.dumps(who).encode():
+            if self.read(f"{OWN_FOLDER}/{name}.lease") == json.dumps(who).encode():
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 path.parent.rmdir()
@@ -225,6 +225,12 @@ def open_files(url: str | Path) -> RepositoryFiles:
     text = str(url)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
+    if text.startswith("s3://"):
+        from mlflow_tdeploy.deploy.s3 import S3Files
+
+        return S3Files(text)
     if "://" in text:
-        raise InvalidInputError(f"No repository at {shown(text)}: use a folder that the server reads as well.")
+        raise InvalidInputError(
+            f"No repository at {shown(text)}: use a folder that the server reads as well, or s3://…."
+        )
     return FolderFiles(text)

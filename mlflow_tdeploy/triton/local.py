@@ -121,7 +121,7 @@ class LocalTriton:
 
 @contextmanager
 def local_triton(
-    repository: Path, *, models: Iterable[str] = (), server: Server | None = None, seconds: float = 60.0
+    repository: Path | str, *, models: Iterable[str] = (), server: Server | None = None, seconds: float = 60.0
 ) -> Iterator[LocalTriton]:
     """Run a server on free ports of 127.0.0.1 for the length of a block.
 
@@ -129,7 +129,7 @@ def local_triton(
     they are written.
 
     Args:
-        repository: Folder of models.
+        repository: Folder of models, or the address of one in an object store as Triton writes it.
         models: Those to load at the start.
         server: Which server; the one of this host when None.
         seconds: How long it may take to be ready.
@@ -142,7 +142,7 @@ def local_triton(
     preflight(server)
     region = f"tdeploy-{os.getpid()}-{secrets.token_hex(4)}-"
     with workspace() as folder:
-        running = _started(server, Path(repository), models, folder / "log", region, seconds)
+        running = _started(server, str(repository), models, folder / "log", region, seconds)
         try:
             yield running
         finally:
@@ -152,7 +152,7 @@ def local_triton(
 
 
 def _started(
-    server: Server, repository: Path, models: Iterable[str], log: Path, region: str, seconds: float
+    server: Server, repository: str, models: Iterable[str], log: Path, region: str, seconds: float
 ) -> LocalTriton:
     wanted = list(models)
     for attempt in range(_ATTEMPTS):
@@ -174,10 +174,10 @@ def _started(
     raise AssertionError("unreachable")
 
 
-def _command(server: Server, repository: Path, models: list[str], ports: list[int], region: str) -> list[str]:
+def _command(server: Server, repository: str, models: list[str], ports: list[int], region: str) -> list[str]:
     http, grpc, metrics = map(str, ports)
     options = {
-        "model-repository": str(repository), "model-control-mode": "explicit", "http-address": "127.0.0.1",
+        "model-repository": repository, "model-control-mode": "explicit", "http-address": "127.0.0.1",
         "http-port": http, "grpc-address": "127.0.0.1", "grpc-port": grpc, "metrics-address": "127.0.0.1",
         "metrics-port": metrics, "backend-config": f"python,shm-region-prefix-name={region}",
     }  # fmt: skip

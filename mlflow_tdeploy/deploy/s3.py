@@ -1,0 +1,231 @@
+"""A repository in an object store that speaks S3."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, MissingDependencyError, StorageError, shown
+from mlflow_tdeploy.core.variant import check_relative
+from mlflow_tdeploy.deploy.files import LEASE_S, OWN_FOLDER, RepositoryFiles
+
+_MISSING = ("NoSuchKey", "404", "NotFound")
+_PART, _LARGEST_COPY = 16 << 20, 5 << 30
+_ATTEMPTS = 5
+#: Seconds to reach the store, and for each of its answers.
+_CONNECT_S, _READ_S = 10, 60
+
+
+def parse_s3(url: str) -> tuple[str | None, str, str]:
+    """Return endpoint, bucket and prefix of ``s3://bucket/prefix`` or, as Triton writes it, ``s3://host:port/bucket/prefix``.
+
+    The endpoint is None for Amazon's own; a host may have ``http://`` or ``https://`` before it.
+
+    Raises:
+        InvalidInputError: It names no bucket.
+    """
+    rest = url.removeprefix("s3://")
+    scheme = next((one for one in ("http://", "https://") if rest.startswith(one)), "")
+    head, _, path = rest.removeprefix(scheme).partition("/")
+    if scheme or ":" in head:
+        endpoint, (bucket, _, prefix) = f"{scheme or 'http://'}{head}", path.partition("/")
+    else:
+        endpoint, bucket, prefix = None, head, path
+    if not bucket or "@" in head:
+        raise InvalidInputError(
+            f"{shown(url)} is no repository: use s3://bucket/prefix or s3://host:port/bucket/prefix."
+        )
+    return endpoint, bucket, prefix.strip("/")
+
+
+class S3Files(RepositoryFiles):
+    """Objects below a prefix of a bucket. Keys, tokens and regions are boto3's business (environment, profile, role).
+
+    Args:
+        url: ``s3://bucket/prefix``, or ``s3://http://host:port/bucket/prefix``.
+
+    Raises:
+        InvalidInputError: The URL names no bucket.
+        MissingDependencyError: boto3 is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        endpoint, self._bucket, self._prefix = parse_s3(url)
+        if self._prefix:
+            check_relative(self._prefix)
+        self.url = url
+        self._client = _client(endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+
+    def read(self, path: str) -> bytes | None:
+        """Return an object's content; None where there is none."""
+        with self._errors(f"read '{path}'"):
+            try:
+                content: bytes = self._client.get_object(Bucket=self._bucket, Key=self._key(path))["Body"].read()
+                return content
+            except self._client.exceptions.ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write a small object."""
+        with self._errors(f"write '{path}'"):
+            self._client.put_object(Bucket=self._bucket, Key=self._key(path), Body=content)
+
+    def put(self, path: str, source: Path) -> None:
+        """Send a file, in parts with a checksum each where it is large; it is there when all of them are."""
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_threshold=_PART, multipart_chunksize=_PART, use_threads=True)
+        with self._errors(f"send '{path}'"):
+            self._client.upload_file(str(source), self._bucket, self._key(path), Config=config)
+
+    def copy(self, source: str, path: str) -> None:
+        """Copy an object inside the store, in one request where that may be."""
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_threshold=_LARGEST_COPY, multipart_chunksize=_LARGEST_COPY // 10)
+        with self._errors(f"copy '{source}'"):
+            whole = {"Bucket": self._bucket, "Key": self._key(source)}
+            self._client.copy(whole, self._bucket, self._key(path), Config=config)
+
+    def remove(self, path: str) -> None:
+        """Remove an object; one that is not there is fine."""
+        with self._errors(f"remove '{path}'"):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(path))
+
+    def below(self, folder: str) -> dict[str, int]:
+        """Return size by path of every object below a folder."""
+        top = f"{self._key(folder)}/"
+        return {one["Key"].removeprefix(top): int(one["Size"]) for one in self._list(top) if one["Key"] != top}
+
+    def models(self) -> list[str]:
+        """Return the names of the models' folders."""
+        top = f"{self._prefix}/" if self._prefix else ""
+        with self._errors("list models"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=top, Delimiter="/"
+            )
+            found = [one["Prefix"] for page in pages for one in page.get("CommonPrefixes", ())]
+        names = [prefix.removeprefix(top).rstrip("/") for prefix in found]
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    @contextlib.contextmanager
+    def lease(self, name: str, seconds: float = LEASE_S) -> Iterator[None]:
+        """Hold an object of one's own; who sees another one that is young gives way, so that never two go on.
+
+        Works on any store that lists what was written; of two that begin at the same moment both may give way.
+        """
+        folder = f"{OWN_FOLDER}/{name}.lease"
+        own = f"{secrets.token_hex(8)}"
+        who = {"host": socket.gethostname(), "pid": os.getpid()}
+        self.write(f"{folder}/{own}", json.dumps(who).encode())
+        done = threading.Event()
+        try:
+            if others := self._young(folder, own, seconds):
+                held = json.loads(self.read(f"{folder}/{others[0]}") or b"{}")
+                raise ConflictError(
+                    f"'{name}' in '{self.url}' is being changed by process {held.get('pid', '?')} on "
+                    f"{held.get('host', '?')}. Wait until that is done, or {seconds:.0f} s if it has died."
+                )
+            renew = (f"{folder}/{own}", json.dumps(who).encode(), done, seconds / 4)
+            threading.Thread(target=self._renew, args=renew, daemon=True, name="tdeploy-lease").start()
+            yield
+        finally:
+            done.set()
+            with contextlib.suppress(StorageError):
+                self.remove(f"{folder}/{own}")
+
+    def _young(self, folder: str, own: str, seconds: float) -> list[str]:
+        """Return the leases of others that somebody has renewed lately, by the store's clock; old ones are removed."""
+        with self._errors("list leases"):
+            answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._key(folder)}/")
+        headers = answer["ResponseMetadata"]["HTTPHeaders"]
+        now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else time.time()
+        found = []
+        for one in answer.get("Contents", ()):
+            name = one["Key"].rpartition("/")[2]
+            if name == own:
+                continue
+            if now - one["LastModified"].timestamp() < seconds:
+                found.append(name)
+            else:
+                self.remove(f"{folder}/{name}")
+        return found
+
+    def _renew(self, path: str, content: bytes, done: threading.Event, every: float) -> None:
+        while not done.wait(every):
+            with contextlib.suppress(StorageError):
+                self.write(path, content)
+        with contextlib.suppress(StorageError):  # where it was written again after it was removed
+            self.remove(path)
+
+    def _list(self, prefix: str) -> list[dict[str, Any]]:
+        with self._errors(f"list '{prefix}'"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return [one for page in pages for one in page.get("Contents", ())]
+
+    def _key(self, path: str) -> str:
+        return f"{self._prefix}/{check_relative(path)}" if self._prefix else check_relative(path)
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            why = {
+                "NoSuchBucket": f"there is no bucket '{self._bucket}'",
+                "SignatureDoesNotMatch": "the secret key is not the one of the access key (AWS_SECRET_ACCESS_KEY)",
+                "InvalidAccessKeyId": "the access key is not known there (AWS_ACCESS_KEY_ID)",
+                "AccessDenied": "access is denied: are these the right keys, and may they do that?",
+                "403": "access is denied: are these the right keys, and may they do that?",
+            }.get(_code(error), str(error))
+            raise StorageError(f"The store '{self.url}' cannot {doing}: {why}.") from error
+        except (BotoCoreError, Boto3Error, OSError) as error:
+            raise StorageError(f"The store '{self.url}' cannot {doing}: {error}.") from error
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _client(endpoint: str | None) -> Any:
+    try:
+        import boto3
+        from botocore.config import Config
+    except ImportError as error:
+        raise MissingDependencyError("boto3", "A repository in S3", "pip install 'mlflow-tdeploy[s3]'") from error
+    style = {"addressing_style": "path"} if endpoint else {}
+    config = Config(
+        retries={"max_attempts": _ATTEMPTS, "mode": "standard"},
+        connect_timeout=_CONNECT_S,
+        read_timeout=_READ_S,
+        s3=style,
+    )
+    session = boto3.session.Session()  # the default one keeps the keys that it was first used with
+    return session.client("s3", endpoint_url=endpoint, config=config)
+
+
+def url_for_triton(url: str) -> str:
+    """Return a repository's address as ``--model-repository`` takes it."""
+    endpoint, bucket, prefix = parse_s3(url)
+    path = f"{bucket}/{prefix}".rstrip("/")
+    return f"s3://{endpoint}/{path}" if endpoint else f"s3://{path}"
+
+
+def is_s3(url: str) -> bool:
+    """Tell whether a URL is one of an object store."""
+    return urllib.parse.urlsplit(url).scheme == "s3"
