@@ -62,7 +62,8 @@ def _leave_store(before: str) -> None:
         mlflow.end_run()
     mlflow.set_registry_uri("")
     mlflow.set_tracking_uri(before)
-    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # set by set_experiment
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_REGISTRY_URI"):  # MLflow sets them for children and leaves them there
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")
