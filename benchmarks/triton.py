@@ -1,0 +1,420 @@
+"""The same model on one Triton in several layouts, and behind ``mlflow models serve``: ``python -m benchmarks.triton``.
+
+Text in, vector out, all-MiniLM-L6-v2; clients that ask as fast as they are answered, in a process beside the server. On
+a machine without NVIDIA's image the server is that of the wheel, with this project's Python-based backend for graphs:
+then the figures compare layouts on that, and say nothing about NVIDIA's backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+
+from benchmarks import ours, peers
+from benchmarks.data import SHORT_TEXT, digest, mixed_texts
+from benchmarks.report import Figure, Results, say, table, write_json
+from benchmarks.triton_layouts import write_empty, write_transformer_deploy
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "triton.json"
+CLIENTS = (1, 8, 32)
+VARIANT = "ort-cpu-fp32"
+_TEXTS = 256
+#: Goals: beside the layout of transformer-deploy, beside MLflow's own server, beside the floor, seconds.
+LAYOUT_GOAL, SERVE_GOAL, FLOOR_GOAL, DEPLOY_GOAL, UNCHANGED_GOAL, REQUESTS_GOAL = 2.0, 5.0, 1.3, 5.0, 0.5, 10_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.triton", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each load")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: short loads; writes no JSON")
+    options = parser.parse_args(arguments)
+    seconds = 1.0 if options.quick else options.seconds
+    with tempfile.TemporaryDirectory(prefix="tdeploy-triton-") as folder:
+        results = measure(Path(folder), seconds, quick=options.quick)
+    print(table(results.figures))
+    goals = [figure for figure in results.figures if figure.goal is not None]
+    print(f"\n{len(goals) - len(results.missed)} of {len(goals)} goals met on this machine")
+    if not options.quick:
+        write_json(results, options.out)
+        say(f"written to {options.out}")
+    return 0
+
+
+def measure(work: Path, seconds: float, *, quick: bool) -> Results:
+    """Run everything below a folder."""
+    from mlflow_tdeploy.triton.home import find_server, install
+    from mlflow_tdeploy.triton.local import local_triton
+
+    os.environ.setdefault("TDEPLOY_TRITON_HOME", str(ROOT / ".triton"))
+    with contextlib.suppress(Exception):
+        find_server() if os.environ.get("TRITON_HOME") else install()
+    server = find_server()
+    say("log_model: export, fuse, quantize, verify")
+    model, _ = ours.log(work / "ours")
+    say("peers: saving")
+    with peers.quiet():
+        peers._save_sentence_transformers(work / "sentence_transformers")
+    results, repository = Results(), work / "repository"
+    repository.mkdir()
+    with local_triton(repository, server=server) as triton:
+        results.add("deployment", *deployment(triton, repository, model))
+        results.add("load", *load(triton, repository, model, work, seconds))
+        results.add("switching", *switching(triton, repository, model, 60.0 if not quick else 3.0, quick=quick))
+        results.sections["load"][1]["server"] = server.description
+    return results
+
+
+def deployment(triton: Any, repository: Path, model: Path) -> tuple[list[Figure], dict[str, Any]]:
+    """Time a first version, one more, the same again, and going back."""
+    target, versions = _target(triton, repository), {version: _version(model, version) for version in (1, 2)}
+    done = {
+        "first version": _timed(lambda: target.deploy(*versions[1])),
+        "another version": _timed(lambda: target.deploy(*versions[2])),
+        "the same again": _timed(lambda: target.deploy(*versions[2])),
+        "rollback": _timed(lambda: target.rollback("minilm")),
+    }
+    sent = {name: found.sent.size / 1e6 for name, (_, found) in done.items()}
+    goals = {"first version": DEPLOY_GOAL, "another version": DEPLOY_GOAL, "the same again": UNCHANGED_GOAL}
+    figures = [
+        Figure(
+            f"publish, load, verify, switch: {name}", seconds, "s", goals.get(name), note=f"{sent[name]:.1f} MB sent"
+        )
+        for name, (seconds, _) in done.items()
+    ]
+    figures.append(Figure("bytes moved by an update that changes nothing", sent["the same again"], "MB", 0.0))
+    return figures, {"seconds": {name: seconds for name, (seconds, _) in done.items()}, "sent_mb": sent}
+
+
+def load(triton: Any, repository: Path, model: Path, work: Path, seconds: float) -> tuple[list[Figure], dict[str, Any]]:
+    """Put every contestant under the same load, one after the other, several times."""
+    texts = mixed_texts(_TEXTS)
+    graph = model / "tdeploy" / "files" / VARIANT / "model.onnx"
+    for name in write_transformer_deploy(repository, graph, model / "tdeploy" / "assets" / "tokenizer.json"):
+        triton.load(name)
+    triton.load(write_empty(repository))
+    contestants: dict[str, dict[str, Any]] = {
+        "ours on Triton": _triton(triton, "minilm", "text", "sentence_embedding", texts, column=True),
+        "layout of transformer-deploy": _triton(triton, "td_inference", "TEXT", "sentence_embedding", texts),
+    }
+    _same_vectors(contestants)
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for clients in CLIENTS:
+        for name, one in contestants.items():
+            say(f"{name}: {clients} clients")
+            found.setdefault(name, {})[clients] = _load(one, clients, seconds)
+    for name, folder in (
+        ("mlflow models serve, ours", model),
+        ("mlflow models serve, sentence_transformers", work / "sentence_transformers"),
+    ):
+        with _serving(folder) as port:
+            for clients in CLIENTS:
+                say(f"{name}: {clients} clients")
+                found.setdefault(name, {})[clients] = _load(_mlflow(port, texts), clients, seconds)
+    floor = _floor(triton, graph, model, seconds)
+    return _load_figures(found, floor), {"texts": digest(texts), "loads": found, "floor": floor}
+
+
+def _load_figures(found: Mapping[str, Mapping[int, Mapping[str, Any]]], floor: Mapping[str, float]) -> list[Figure]:
+    most = CLIENTS[-1]
+    ours_, layout, served = (
+        found[name]
+        for name in ("ours on Triton", "layout of transformer-deploy", "mlflow models serve, sentence_transformers")
+    )
+    rate = "requests_per_s"
+    figures = [
+        Figure(
+            f"{most} clients, beside the layout of transformer-deploy",
+            ours_[most][rate] / layout[most][rate],
+            "x",
+            LAYOUT_GOAL,
+            "at least",
+        ),
+        Figure(
+            f"{most} clients, beside mlflow models serve of sentence_transformers",
+            ours_[most][rate] / served[most][rate],
+            "x",
+            SERVE_GOAL,
+            "at least",
+        ),
+        Figure(
+            "one client, 8 words, beside bare ORT + tokenizers + two empty hops",
+            floor["ours_p50_ms"] / floor["floor_ms"],
+            "x",
+            FLOOR_GOAL,
+            note=f"{floor['ours_p50_ms']:.2f} ms against {floor['bare_ms']:.2f} + 2 x {floor['hop_ms']:.2f}",
+        ),
+    ]
+    failures = sum(one["failures"] for loads in found.values() for one in loads.values())
+    figures.append(Figure("requests that failed under load", failures, "", 0.0))
+    for name, loads in found.items():
+        for clients, one in loads.items():
+            note = f"p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms"
+            figures.append(Figure(f"  {name}, {clients} clients", one[rate], "requests/s", note=note))
+    return figures
+
+
+def _floor(triton: Any, graph: Path, model: Path, seconds: float) -> dict[str, float]:
+    """Time a lone short text: bare, through an empty model, and through ours, in turn."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(model / "tdeploy" / "assets" / "tokenizer.json"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def bare() -> None:
+        row = tokenizer.encode(SHORT_TEXT)
+        values = {"input_ids": row.ids, "attention_mask": row.attention_mask, "token_type_ids": row.type_ids}
+        session.run(None, {name: np.array([values[name]], np.int64) for name in names})
+
+    asked = _triton(triton, "minilm", "text", "sentence_embedding", [SHORT_TEXT], column=True)
+    empty = _triton(triton, "empty", "TEXT", "y", [SHORT_TEXT])
+    rounds: dict[str, list[float]] = {"bare_ms": [], "hop_ms": [], "ours_p50_ms": []}
+    for _ in range(3):
+        times = []
+        end = time.perf_counter() + seconds / 4
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            bare()
+            times.append((time.perf_counter() - started) * 1e3)
+        rounds["bare_ms"].append(float(np.median(times)))
+        rounds["hop_ms"].append(_load(empty, 1, seconds / 4)["p50_ms"])
+        rounds["ours_p50_ms"].append(_load(asked, 1, seconds / 4)["p50_ms"])
+    found = {name: float(np.median(values)) for name, values in rounds.items()}
+    return {**found, "floor_ms": found["bare_ms"] + 2 * found["hop_ms"]}
+
+
+def switching(
+    triton: Any, repository: Path, model: Path, longest: float, *, quick: bool
+) -> tuple[list[Figure], dict[str, Any]]:
+    """Update and roll back ten times each under load; which version answered is read from the answers."""
+    target = _target(triton, repository)
+    factors = {1: 1.0, 2: 2.0}
+    for version, factor in factors.items():
+        target.deploy(*_small(repository.parent, version, factor))
+    answers: Counter[float] = Counter()
+    failures: list[str] = []
+    early: list[float] = []
+    verified = set(factors.values())
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                got = target.client.infer("small", {"x": np.ones((1, 4), np.float32)})["y"]
+                factor = round(float(got[0, 0] / _BASE), 3)
+                answers[factor] += 1
+                if factor not in verified:
+                    early.append(factor)
+            except Exception as error:
+                failures.append(str(error))
+
+    threads = [threading.Thread(target=client) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    begin, switches = time.monotonic(), 0
+    try:
+        for index in range(2 if quick else 10):
+            version = index + 3
+            what, settings = _small(repository.parent, version, float(version))
+            seen = _watching(target, lambda factor=float(version): verified.add(factor))
+            seen.deploy(what, settings)
+            target.rollback("small")
+            target.rollback("small", version)
+            switches += 3
+        while sum(answers.values()) < REQUESTS_GOAL and time.monotonic() - begin < longest and not quick:
+            time.sleep(0.2)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    total = sum(answers.values())
+    figures = [
+        Figure("switching under load: requests", total, "", float(REQUESTS_GOAL), "at least", f"{switches} switches"),
+        Figure("switching under load: failed", len(failures), "", 0.0),
+        Figure("answers from a version before its golden requests passed", len(early), "", 0.0),
+    ]
+    return figures, {"answers": {str(key): value for key, value in answers.items()}, "failures": failures[:5]}
+
+
+_BASE = float((np.ones((1, 4), np.float32) @ (np.arange(12, dtype=np.float32).reshape(4, 3) / 10))[0, 0])
+
+
+def _watching(target: Any, passed: Any) -> Any:
+    """Return the same target, telling when a version's golden requests have passed."""
+    from mlflow_tdeploy.deploy.apply import Deployments
+
+    return Deployments(target.client, target.files, on_step=lambda step: passed() if step == "switch" else None)
+
+
+def _small(work: Path, version: int, factor: float) -> tuple[Any, Any]:
+    """Return a version of a model of one matrix product, told by its answers."""
+    from mlflow_tdeploy.deploy.apply import Settings
+    from mlflow_tdeploy.store.bundle import Bundle
+    from mlflow_tdeploy.triton.repository import Deployable, triton_runtime
+
+    folder = work / "small" / str(version)
+    if not folder.exists():
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+
+        import mlflow_tdeploy
+
+        weights = np.arange(12, dtype=np.float32).reshape(4, 3) / 10 * np.float32(factor)
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])], "small",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+            [numpy_helper.from_array(weights, "w")],
+        )  # fmt: skip
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.checker.check_model(model)
+        with peers.quiet():
+            mlflow_tdeploy.save_model(model, folder, precisions=["fp32"])
+    bundle = Bundle.open(folder)
+    variant = bundle.variants["onnx-fp32"]
+    return Deployable(bundle, variant, triton_runtime(variant), "small", version, {}), Settings(grace=0.5)
+
+
+def _target(triton: Any, repository: Path) -> Any:
+    from mlflow_tdeploy.deploy.apply import Deployments
+    from mlflow_tdeploy.deploy.files import FolderFiles
+    from mlflow_tdeploy.triton.client import Connection, TritonClient
+
+    return Deployments(TritonClient(Connection(triton.url)), FolderFiles(repository), on_step=lambda step: None)
+
+
+def _version(model: Path, version: int) -> tuple[Any, Any]:
+    from mlflow_tdeploy.deploy.apply import Settings
+    from mlflow_tdeploy.deploy.choose import choose, instances
+    from mlflow_tdeploy.deploy.settings import DeploySettings
+
+    said = DeploySettings.of({"variant": VARIANT, "version": version})
+    what, _ = choose(str(model), said, name="minilm")
+    return what, Settings(grace=0.0, instances=instances(said, what))
+
+
+def _timed(call: Any) -> tuple[float, Any]:
+    started = time.perf_counter()
+    found = call()
+    return time.perf_counter() - started, found
+
+
+def _triton(
+    triton: Any, model: str, name: str, output: str, texts: Sequence[str], *, column: bool = False
+) -> dict[str, Any]:
+    """Return how to ask a model for the vector of a text; vectors come as bytes."""
+    shape = [1, 1] if column else [1]
+    wanted = [{"name": output, "parameters": {"binary_data": True}}]
+    bodies = [
+        json.dumps({"inputs": [{"name": name, "shape": shape, "datatype": "BYTES", "data": [text]}], "outputs": wanted})
+        for text in texts
+    ]
+    return {
+        "port": triton.http,
+        "path": f"/v2/models/{model}/infer",
+        "bodies": bodies,
+        "headers": {"Content-Type": "application/json"},
+    }
+
+
+def _mlflow(port: int, texts: Sequence[str]) -> dict[str, Any]:
+    bodies = [json.dumps({"inputs": [text]}) for text in texts]
+    return {"port": port, "path": "/invocations", "bodies": bodies, "headers": {"Content-Type": "application/json"}}
+
+
+def _load(asked: Mapping[str, Any], clients: int, seconds: float) -> dict[str, Any]:
+    """Run a load in a process of its own, after a short one to warm up."""
+    found: dict[str, Any] = {}
+    for length in (min(1.0, seconds), seconds):
+        load_ = {**asked, "clients": clients, "seconds": length}
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.load"],
+            input=json.dumps(load_),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        found = json.loads(done.stdout)
+    return found
+
+
+def _same_vectors(contestants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Make sure that all of them answer the same."""
+    vectors = []
+    for one in contestants.values():
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{one['port']}{one['path']}", one["bodies"][0].encode(), dict(one["headers"])
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            head = int(answer.headers["Inference-Header-Content-Length"])
+            vectors.append(np.frombuffer(answer.read()[head:], np.float32))
+    if not all(np.allclose(vectors[0], vector, atol=1e-4) for vector in vectors):
+        raise RuntimeError("the contestants' vectors differ")
+
+
+@contextlib.contextmanager
+def _serving(folder: Path) -> Iterator[int]:
+    """Run ``mlflow models serve`` on a free port."""
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = int(one.getsockname()[1])
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(folder),
+        "-p",
+        str(port),
+        "--env-manager",
+        "local",
+    ]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=1):
+                break
+            time.sleep(0.2)
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
