@@ -1,4 +1,4 @@
-"""The main job, end to end, on embedded defaults: log, register, alias, load, serve, query.
+"""The main job, end to end, on embedded defaults: log, register, alias, load, serve, query, deploy to Triton.
 
 Run by ``make quickstart``. Everything it writes goes below ``quickstart-out/``.
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TDEPLOY_TRITON_HOME", str(Path(__file__).parents[1] / ".triton"))
 # Progress bars would drown the table.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -34,6 +35,7 @@ from mlflow_tdeploy.runtime.decision import align
 
 TEXTS = ["How do I reset the password of my account?", "Passwords are changed under Settings, Security.", "A cat sat."]
 NAME = "minilm"
+EXAMPLES = Path(__file__).parent
 
 
 def main() -> None:
@@ -81,7 +83,41 @@ def main() -> None:
     )
     print("5. What was logged, and which variant serves here")
     report(uri, folder)
+    on_triton(uri, out / "triton", vectors)
     print(f"\nLook further: MLFLOW_TRACKING_URI=sqlite:///{show(out / 'mlflow.db')} tdeploy inspect {uri}")
+
+
+def on_triton(uri: str, repository: Path, vectors: np.ndarray) -> None:
+    """Deploy the model to a Triton server of this host and ask it with a plain client."""
+    from mlflow.deployments import get_deploy_client
+
+    from mlflow_tdeploy.core.errors import TDeployError
+    from mlflow_tdeploy.triton.home import find_server, install, preflight
+    from mlflow_tdeploy.triton.local import local_triton
+
+    try:
+        if not os.environ.get("TRITON_HOME"):
+            install()
+        server = find_server()
+        preflight(server)
+    except TDeployError as error:
+        print(f"6. Left out, as no Triton server runs here: {error}")
+        return
+    repository.mkdir(exist_ok=True)
+    print(f"6. Triton: {server.description}")
+    with local_triton(repository, server=server) as triton:
+        target = get_deploy_client(f"tdeploy://127.0.0.1:{triton.http}?repository={repository}")
+        started = time.perf_counter()
+        found = target.create_deployment(NAME, uri)
+        print(f"   mlflow deployments create -t tdeploy --name {NAME} -m {uri}: {time.perf_counter() - started:.1f} s")
+        print(f"   version {found['version']}, variant {found['variant']}, golden requests answered, ready")
+        got = target.predict(NAME, TEXTS)["predictions"]
+        print(f"   largest difference to step 3: {np.abs(got - vectors).max():.1e}")
+        addresses = ["--http", f"127.0.0.1:{triton.http}", "--grpc", f"127.0.0.1:{triton.grpc}"]
+        asked = [sys.executable, str(EXAMPLES / "triton_client.py"), *addresses, NAME, *TEXTS]
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        print("\n".join(f"   plain tritonclient: {line}" for line in answer.splitlines()))
+        target.delete_deployment(NAME)
 
 
 def show(path: Path) -> str:

@@ -22,7 +22,7 @@ class TritonOptions:
 
     Attributes:
         instances: Copies of the graph on each device; 0 for one per GPU, and two on a CPU of several processors.
-        front_instances: Processes that tokenize and post-process.
+        front_instances: Processes that tokenize and post-process; of two, one can while the other waits for the graph.
         gpus: Which GPUs, by number.
         max_batch_size: Most rows in one run of the graph; the signature's largest batch otherwise.
         front_batch_size: Most rows of requests that are answered together.
@@ -45,7 +45,7 @@ class TritonOptions:
     """
 
     instances: int = 0
-    front_instances: int = 1
+    front_instances: int = 2
     gpus: tuple[int, ...] = ()
     max_batch_size: int = 0
     front_batch_size: int = 1024

@@ -416,3 +416,28 @@ def test_a_library_goes_with_the_last_version_that_uses_it(target, tmp_path, mon
     target.rollback("m", 8)
     target.deploy(linear(tmp_path, 9, 3.0), QUICK)
     assert libraries() == [library().name]
+
+
+@pytest.mark.parametrize("step", ["graph", "answers", "switch"])
+def test_a_server_that_dies_meanwhile_is_told_and_the_next_one_gets_there(server, tmp_path, step):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    with local_triton(repository, server=server) as triton:
+
+        def dies(reached):
+            if reached == step and target.route("m") is not None:
+                triton.process.kill()
+                triton.process.wait()
+
+        client = TritonClient(Connection(f"http://127.0.0.1:{triton.http}"))
+        target = Deployments(client, FolderFiles(repository), on_step=dies)
+        target.deploy(linear(tmp_path, 7), QUICK)
+        with pytest.raises(UnreachableError, match="nobody answers there"):
+            target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+        assert target.route("m").active == 7
+    with local_triton(repository, server=server) as triton:
+        target = Deployments(TritonClient(Connection(f"http://127.0.0.1:{triton.http}")), FolderFiles(repository))
+        target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+        assert factor(target) == 2
+        target.rollback("m")
+        assert factor(target) == 1

@@ -28,4 +28,6 @@ def test_quickstart_does_what_the_readme_says(tmp_path):
     assert float(difference.group(1)) < 1e-5
     assert re.search(r"ort-cpu-fp32 +ort-cpu +serves", out)
     assert re.search(r"ort-cpu-int8 +- +unsupported .* over budget: worst_cosine is 0\.98", out)
+    assert "version 1, variant ort-cpu-fp32, golden requests answered, ready" in out
+    assert len(re.findall(r"plain tritonclient: (?:http|grpc) sentence_embedding \(3, 384\)", out)) == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]  # everything it writes is below

@@ -10,10 +10,15 @@ import sys
 if os.environ.get("TDEPLOY_TRITON_NUMPY"):  # a Triton that comes without numpy: with numpy 2 it returns no output
     sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import triton_python_backend_utils as triton
+
+#: Batches that are with the graph at once.
+_MOST_AT_ONCE = 32
 
 
 class TritonPythonModel:
@@ -37,10 +42,19 @@ class TritonPythonModel:
         self._outputs = {one.name: (one.dtype, len(one.shape)) for one in task.signature.outputs}
         self._least_axes = 2 if front["batched"] else 1
         self._desk = Desk(task, self._infer, token_budget=front["token_budget"], workers=front["workers"])
+        self._loop, self._pool = asyncio.new_event_loop(), ThreadPoolExecutor(_MOST_AT_ONCE)
         self._memory = triton.PreferredMemory(triton.TRITONSERVER_MEMORY_CPU, 0)
 
-    async def execute(self, requests):
+    def execute(self, requests):
         """Answer requests that came together, each with its own answer or its own error."""
+        return self._loop.run_until_complete(self._answer(requests))
+
+    def finalize(self):
+        """End the threads that wait for the graph."""
+        self._pool.shutdown(wait=False)
+        self._loop.close()
+
+    async def _answer(self, requests):
         asks = [self._read(request) for request in requests]
         good = [index for index, ask in enumerate(asks) if not isinstance(ask, Exception)]
         for index, answer in zip(good, await self._desk.answer([asks[index] for index in good]), strict=True):
@@ -71,7 +85,8 @@ class TritonPythonModel:
             inputs=inputs,
             preferred_memory=self._memory,
         )
-        response = await request.async_exec()
+        # what request.async_exec() does, in a loop and threads that stay: making them takes as long as a short text
+        response = await self._loop.run_in_executor(self._pool, request.exec)
         if response.has_error():
             raise RuntimeError(f"{self._graph}: {response.error().message()}")
         found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}

@@ -32,7 +32,15 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 1))
+        options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # with the meaning that it has for NVIDIA's backend; without one everything is optimized
+        level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+        options.graph_optimization_level = {
+            -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+            1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+            2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        }.get(level, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
         name = config.get("default_model_filename") or "model.onnx"
         path = os.path.join(args["model_repository"], args["model_version"], name)
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
