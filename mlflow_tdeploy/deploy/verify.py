@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import TDeployError, VerificationError
+from mlflow_tdeploy.core.errors import TDeployError, UnreachableError, VerificationError
 from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, numpy_dtype
@@ -49,6 +49,8 @@ class OverTheNetwork:
             requests = (self._golden[place], *self._golden[:place], *self._golden[place + 1 :])
             try:
                 why = check_golden(self._task, self._what.bundle.manifest.budget, requests, self._infer)
+            except UnreachableError:
+                raise  # that says nothing about the version
             except TDeployError as error:
                 why = str(error)
             if why:
@@ -63,7 +65,7 @@ class OverTheNetwork:
         for place, request in enumerate(self._golden):
             try:
                 self._check_one(model, request, place)
-            except VerificationError:
+            except (VerificationError, UnreachableError):
                 raise
             except TDeployError as error:
                 raise VerificationError(f"'{model}' cannot answer golden request {place}: {error}") from error
