@@ -38,7 +38,7 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
             f"'{uri}' is version {registered[1]}, and version={settings.version} says another one. Leave it out."
         )
     bundle, fetch = open_records(locate(uri))
-    decision = decide_bundle(bundle, settings.host(), settings.policy(), triton=True)
+    decision = decide_bundle(bundle, settings.host(), settings.policy(bundle), triton=True)
     chosen = decision.chosen
     if chosen is None:
         raise decision.none_left()

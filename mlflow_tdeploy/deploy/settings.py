@@ -12,9 +12,11 @@ import yaml
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
+from mlflow_tdeploy.flavor.config import policy_of
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.options import parse_value
 from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.triton.options import TritonOptions
 
 #: Key under which a file with more of them can be named.
@@ -98,9 +100,10 @@ class DeploySettings:
             return dataclasses.replace(here, gpu=gpu, software=software, cores=cores)
         return dataclasses.replace(here, cores=cores)
 
-    def policy(self) -> Policy:
-        """Return what is insisted on."""
-        return Policy(self.variant or None, self.runtime or None, self.strict)
+    def policy(self, bundle: Bundle) -> Policy:
+        """Return what is insisted on for a model: here, in the environment, or saved with it."""
+        said = {"variant": self.variant or None, "runtime": self.runtime or None, "strict": self.strict or None}
+        return policy_of(bundle, said)
 
 
 def _text(value: Any, kind: type) -> Any:

@@ -136,6 +136,17 @@ def test_what_cannot_be_meant_is_refused_and_leaves_nothing(client, words, confi
     assert client.list_deployments() == []
 
 
+def test_a_choice_that_was_saved_with_the_model_counts(client, tracking, tmp_path, monkeypatch):
+    made = make_text_bundle(tmp_path / "made")
+    saved = {"variant": "onnx-fp32"}
+    mlflow_tdeploy.log_model(made, "words", registered_model_name="chosen", model_config=saved)
+    assert client.create_deployment("a", "models:/chosen/1", config=SAVED)["variant"] == "onnx-fp32"
+    said = {**SAVED, "variant": "ort-cpu-int8"}
+    assert client.create_deployment("b", "models:/chosen/1", config=said)["variant"] == "ort-cpu-int8"
+    monkeypatch.setenv("TDEPLOY_VARIANT", "ort-cpu-int8")
+    assert client.create_deployment("c", "models:/chosen/1", config=SAVED)["variant"] == "ort-cpu-int8"
+
+
 def test_names_that_are_no_folders_are_refused(client, words):
     for name in ("a/b", "..", "m.v7"):
         with pytest.raises(MlflowException, match="Invalid deployment name") as caught:
