@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -441,3 +445,57 @@ def test_a_server_that_dies_meanwhile_is_told_and_the_next_one_gets_there(server
         assert factor(target) == 2
         target.rollback("m")
         assert factor(target) == 1
+
+
+def test_a_server_that_looks_for_models_by_itself_is_told(server, tmp_path, monkeypatch):
+    from mlflow_tdeploy.triton import local
+
+    original = local._command
+
+    def polling(*arguments):
+        return [one.replace("model-control-mode=explicit", "model-control-mode=poll") for one in original(*arguments)]
+
+    monkeypatch.setattr(local, "_command", polling)
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    with local_triton(repository, server=server) as triton:
+        for url in (f"http://127.0.0.1:{triton.http}", f"grpc://127.0.0.1:{triton.grpc}"):
+            target = Deployments(TritonClient(Connection(url)), FolderFiles(repository))
+            with pytest.raises(
+                ServerError, match="looks for models by itself .* Start it with --model-control-mode=explicit"
+            ):
+                target.deploy(linear(tmp_path, 7), QUICK)
+            assert target.files.models() == []
+
+
+_DEPLOYER = """
+import os, signal, sys
+from pathlib import Path
+from mlflow_tdeploy.deploy.apply import Deployments, Settings
+from mlflow_tdeploy.deploy.files import open_files
+from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.triton.client import Connection, TritonClient
+from tests.triton.deployables import deployable
+url, repository, model, version, step = sys.argv[1:]
+def kill(reached):
+    if reached == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+target = Deployments(TritonClient(Connection(url)), open_files(repository), on_step=kill)
+target.deploy(deployable(Bundle.open(Path(model)), version=int(version)), Settings(grace=0.0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_a_sigkill_before_each_step_leaves_what_served_and_the_next_call_completes(target, tmp_path, step):
+    """A real one, which leaves its lease as well."""
+    for version, times in ((7, 1.0), (8, 2.0)):
+        target.deploy(linear(tmp_path, version, times), QUICK)
+    linear(tmp_path, 9, 3.0)
+    command = [sys.executable, "-c", _DEPLOYER, target.client.connection.url, target.files.url]
+    done = subprocess.run([*command, str(tmp_path / "model-9"), "9", step], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert factor(target) == (3 if step == "retire" else 2)
+    target.deploy(linear(tmp_path, 9), QUICK)
+    assert factor(target) == 3
+    assert there(target)[0].keys() == {"m", "m.v8", "m.v9"}
