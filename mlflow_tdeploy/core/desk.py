@@ -78,7 +78,7 @@ class Desk:
         texts, raw = [], []
         for place, ask in enumerate(asks):
             try:
-                if ask.raw:
+                if self._task.input_kind != "text" or ask.raw:
                     raw.append((place, self._feeds(ask)))
                 else:
                     texts.append(self._texts(place, ask))

@@ -57,6 +57,8 @@ def files_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> Reposi
 
 
 def _parsed(target_uri: str) -> tuple[urllib.parse.SplitResult, dict[str, str]]:
+    if "@" in target_uri:
+        raise InvalidInputError("The target holds a password. Give a token by TRITON_TOKEN instead.")
     parsed = urllib.parse.urlsplit(target_uri if "://" in target_uri else f"{target_uri}://")
     if parsed.scheme != "tdeploy" or parsed.path not in ("", "/"):
         raise InvalidInputError(f"{shown(target_uri)} is no target: use tdeploy or tdeploy://host:port.")

@@ -23,7 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, ServerError, TDeployError, VerificationError
+from mlflow_tdeploy.core.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    ServerError,
+    TDeployError,
+    VerificationError,
+)
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.publish import (
@@ -56,7 +64,7 @@ from mlflow_tdeploy.triton.repository import (
 _log = logging.getLogger("mlflow_tdeploy")
 #: How the model is called in which a version's front is tried.
 _CHECK = ".check"
-_READY_S, _PAUSE_S = 60.0, 0.02
+_READY_S, _DRAIN_S, _PAUSE_S = 60.0, 120.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,14 @@ class Deployments:
     def names(self) -> list[str]:
         """Return the deployments of ours, from the repository."""
         models = (name for name in self.files.models() if graph_of(name) is None and not name.endswith(_CHECK))
-        return [name for name in models if self.route(name) is not None]
+        found = []
+        for name in models:
+            try:
+                if self.route(name) is not None:
+                    found.append(name)
+            except TDeployError as error:  # one that is damaged says nothing about the others
+                _log.warning("A deployment cannot be read and is left out: %s", error)
+        return found
 
     def route(self, name: str) -> Route | None:
         """Return which version answers, as the repository says; None where nothing of ours is deployed.
@@ -129,7 +144,11 @@ class Deployments:
         content = self.files.read(f"{name}/{CONFIG}")
         if content is None:
             return None  # a deployer was killed before the first switch
-        return Route.of(own_parameters(parse(content.decode())), f"'{name}/{CONFIG}' in '{self.files.url}'")
+        where = f"'{name}/{CONFIG}' in '{self.files.url}'"
+        try:
+            return Route.of(own_parameters(parse(content.decode())), where)
+        except (InvalidInputError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{where} is damaged, so what serves is not known: {error}") from error
 
     def serving(self, name: str) -> Route | None:
         """Return which version answers, as the server says; None where the name is not loaded.
@@ -171,7 +190,7 @@ class Deployments:
                 raise ConflictError(
                     f"'{what.name}' is deployed already: version {route.active} answers. Use update, or another name."
                 )
-            self._clean(what.name, what.version)
+            self._clean(what.name, what.version, serving)
             before = route.active if route else None
             if self._is_there(what, serving, route, settings):
                 return Deployed(what.name, what.version, before, False, Sent(), time.perf_counter() - started)
@@ -179,43 +198,50 @@ class Deployments:
             self._retire(what.name, settings.grace)
         return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
 
-    def rollback(self, name: str, version: int | None = None, *, keep: int = 1) -> Deployed:
-        """Have the version answer that did before, or another one that is kept.
+    def rollback(self, name: str, version: int | None = None) -> Deployed:
+        """Have the version answer that did before, or another one that is kept, such as one that was gone back from.
+
+        A call that was killed is completed by the next one, which goes no further back.
 
         Raises:
             NotFoundError: There is no such deployment, or no such version is kept.
             ServerError: The server cannot load it: what served before serves on.
         """
         started = time.perf_counter()
+        check_name(name)
         self.client.require_live()
         with self.files.lease(name):
-            route = self._required(name)
+            route, serving = self._required(name), self.serving(name)
+            before = serving.active if serving else None
             wanted = version if version is not None else next(iter(route.previous), None)
+            if version is None and before != route.active:
+                wanted = route.active
             if wanted is None or wanted not in route.kept:
-                kept = ", ".join(map(str, route.previous)) or "none"
+                kept = ", ".join(str(one) for one in route.kept if one != route.active) or "none"
                 raise NotFoundError(f"'{name}' has no version {wanted or 'before'} to go back to. Kept are: {kept}.")
-            if wanted != route.active:
+            if wanted != before:
                 self._step("load")
-                self._load_graph(f"{name}.v{wanted}", wanted)
+                self._load_graph(f"{name}.v{wanted}", wanted, self._published_key(f"{name}.v{wanted}"))
                 self._step("switch")
-                self._switch(name, route, route.switched(wanted, max(keep, 1), now(), _user()))
-        return Deployed(name, wanted, route.active, wanted != route.active, Sent(), time.perf_counter() - started)
+                self._switch(name, route, route.moved(wanted, now(), _user()))
+        return Deployed(name, wanted, before, wanted != before, Sent(), time.perf_counter() - started)
 
     def delete(self, name: str) -> bool:
         """Remove a deployment: its models from the server, and exactly their files; False where there was none.
 
         Raises:
             ConflictError: The name is somebody else's.
+            UnreachableError: The server is not there: what it has loaded would answer on, and nobody could end it.
         """
         check_name(name)
+        self.client.require_live()
         with self.files.lease(name):
-            if require_ours(self.files, name) is None and not self._graphs(name):
+            loaded = self._loaded(name)
+            if require_ours(self.files, name) is None and not self._graphs(name) and not loaded:
                 return False
-            if self.client.live():
-                self.serving(name)  # raises where it is somebody else's
-                for model in (name, *self._graphs(name)):
-                    self._step(f"unload {model}")
-                    self.client.unload(model)
+            for model in sorted(loaded, key=lambda one: one != name):  # the name first
+                self._step(f"unload {model}")
+                self.client.unload(model)
             for model in (*self._graphs(name), name):
                 self._step(f"remove {model}")
                 remove(self.files, model)
@@ -259,7 +285,7 @@ class Deployments:
 
     def _bring(self, what: Deployable, settings: Settings, route: Route | None) -> Sent:
         kept = route.kept if route else ()
-        if what.version in kept and self._published_key(what) != _key(what, settings):
+        if what.version in kept and self._published_key(what.graph_name) != _key(what, settings):
             raise ConflictError(
                 f"Version {what.version} of '{what.name}' is deployed with other files or options, and a version is "
                 f"not changed in place. Deploy it as another version, or delete the deployment first."
@@ -274,12 +300,13 @@ class Deployments:
 
     def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("graph")
+        what.bundle.verify(what.variant)
         folder = work / what.graph_name
         about = {**what.about, "key": _key(what, settings)}
         write_graph(_about(what, about), folder, settings.options, settings.instances)
         known = {f"{what.version}/{Path(file.path).name}": file.sha256 for file in what.variant.files}
         sent = publish(self.files, what.graph_name, folder, known=known)
-        self._load_graph(what.graph_name, what.version)
+        self._load_graph(what.graph_name, what.version, about["key"])
         self._step("verify")
         OverTheNetwork(self.client, what).check_graph()
         return sent
@@ -326,8 +353,9 @@ class Deployments:
                     self.client.load(name)
             raise
 
-    def _load_graph(self, model: str, version: int) -> None:
-        if not self.client.ready(model, version):
+    def _load_graph(self, model: str, version: int, key: str) -> None:
+        """Load a graph, unless the server has this very one: another may be left of a deployer that was killed."""
+        if (self.client.parameters(model, version) or {}).get(f"{OWN}key") != key:
             self._load(model, version)
 
     def _load(self, model: str, version: int) -> None:
@@ -347,6 +375,8 @@ class Deployments:
             trial = f"{what.graph_name}{_CHECK}"
             for model in (trial,) if known else (trial, what.graph_name):
                 with contextlib.suppress(TDeployError):
+                    if read_index(self.files, model) is None:
+                        continue  # nothing of ours is there
                     self.client.unload(model)
                 with contextlib.suppress(TDeployError):
                     remove(self.files, model)
@@ -363,14 +393,19 @@ class Deployments:
         else:
             remove(self.files, name, f"{version}/")
 
-    def _clean(self, name: str, coming: int) -> None:
-        """Remove what a killed deployer has left: models that are tried, and versions that no route knows."""
+    def _clean(self, name: str, coming: int, serving: Route | None) -> None:
+        """Remove what a killed deployer has left: models that are tried, and versions that no route knows.
+
+        What the server still routes to stays, whatever the repository says: that may never have been loaded.
+        """
         route = self.route(name)
-        staying = {coming, *(route.kept if route else ())}
+        staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
         for model in self.files.models():
             version = graph_of(model.removesuffix(_CHECK))
             if version is None or version[0] != name or (version[1] in staying and not model.endswith(_CHECK)):
                 continue
+            if read_index(self.files, model) is None:
+                continue  # somebody else's
             self._step(f"clean {model}")
             self.client.unload(model)
             remove(self.files, model)
@@ -384,12 +419,21 @@ class Deployments:
         if old:
             self._step("retire")
             time.sleep(grace)
+            self._drained(name)
         for model in old:
             self.client.unload(model)
             remove(self.files, model)
             remove(self.files, name, f"{(graph_of(model) or ('', 0))[1]}/")
         if old and route:
             self._remove_libraries(name, route)
+
+    def _drained(self, name: str) -> None:
+        """Wait until no version of the stable name is still answering requests that it had before the switch."""
+        end = time.monotonic() + _DRAIN_S
+        while time.monotonic() < end:
+            if not any(one.name == name and one.state == "UNLOADING" for one in self.client.models()):
+                return
+            time.sleep(_PAUSE_S * 5)
 
     def _remove_libraries(self, name: str, route: Route) -> None:
         """Remove the libraries that no version which is kept uses: those of an older version of this package."""
@@ -401,10 +445,23 @@ class Deployments:
             remove(self.files, name, f"{top}/")
 
     def _graphs(self, name: str) -> list[str]:
-        return [model for model in self.files.models() if (graph_of(model) or ("",))[0] == name]
+        models = [model for model in self.files.models() if (graph_of(model) or ("",))[0] == name]
+        return [model for model in models if read_index(self.files, model) is not None]
 
-    def _published_key(self, what: Deployable) -> str:
-        content = self.files.read(f"{what.graph_name}/{CONFIG}")
+    def _loaded(self, name: str) -> list[str]:
+        """Return the models of ours that the server has of a deployment, wherever their files are.
+
+        Raises:
+            ConflictError: The name is somebody else's.
+        """
+        found = {one.name for one in self.client.models() if one.state == "READY"}
+        serving = self.serving(name)  # a server lists no model whose folder is gone
+        found |= {name, *self._graphs(name), *(f"{name}.v{version}" for version in (serving.kept if serving else ()))}
+        mine = [one for one in sorted(found) if (graph_of(one.removesuffix(_CHECK)) or (one,))[0] == name]
+        return [one for one in mine if any(key.startswith(OWN) for key in self.client.parameters(one) or {})]
+
+    def _published_key(self, model: str) -> str:
+        content = self.files.read(f"{model}/{CONFIG}")
         return own_parameters(parse(content.decode())).get("key", "") if content else ""
 
 

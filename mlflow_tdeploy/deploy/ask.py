@@ -17,6 +17,9 @@ from mlflow_tdeploy.core.wire import ANSWER, TEXT
 from mlflow_tdeploy.triton.client import TritonClient, parameters_of
 from mlflow_tdeploy.triton.config import DTYPE_OF, OWN
 
+#: Texts in one request to a deployment whose requests are not joined.
+_ROWS = 256
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -79,9 +82,14 @@ def ask(
     tensors = {entry["name"]: _Tensor.of(entry, rows) for entry in config["input"]}
     task = TASKS.get(own[f"{OWN}task"])
     given = _given(inputs)
-    if TEXT in tensors and not (given and set(given) <= set(tensors) - {TEXT}):
+    if task.input_kind == "text" and not (given and set(given) <= set(tensors) - {TEXT}):
+        rows_at_once = int(config.get("max_batch_size", 0)) or _ROWS
         texts = np.array([text.encode() for text in plain_texts(inputs)], dtype=object).reshape(-1, 1)
-        return _answer(task, client.infer(name, {TEXT: texts}, version=version, params=params))
+        parts = [
+            client.infer(name, {TEXT: texts[begin : begin + rows_at_once]}, version=version, params=params)
+            for begin in range(0, len(texts), rows_at_once)
+        ]
+        return _answer(task, {one: np.concatenate([part[one] for part in parts]) for one in parts[0]})
     arrays = _arrays(name, tensors, inputs, given)
     outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
     got = client.infer(name, arrays, version=version, params=params)
@@ -96,7 +104,7 @@ def _given(inputs: Any) -> list[str]:
 
 
 def _arrays(name: str, tensors: Mapping[str, _Tensor], inputs: Any, given: Iterable[str]) -> Arrays:
-    known = [one for one in tensors if one != TEXT]
+    known = list(tensors)
     names = list(given)
     if not names:
         if len(known) != 1:

@@ -12,7 +12,7 @@ from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.hashing import HashCache
-from mlflow_tdeploy.triton.repository import Deployable, check_name
+from mlflow_tdeploy.triton.repository import Deployable, check_name, check_version
 
 #: Copies of a graph on a CPU where nobody says so: one per processor, up to these.
 _MOST_INSTANCES = 2
@@ -45,8 +45,9 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
     variant = bundle.variants[chosen.variant]
     if fetch is not None:
         fetch(variant)
+    bundle.verify(variant)
     check_encoding(bundle.task(HashCache()), bundle.golden())
-    number = registered[1] if registered else settings.version or version or 1
+    number = check_version(registered[1] if registered else settings.version or version or 1)
     about = {
         "model_uri": f"models:/{registered[0]}/{registered[1]}" if registered else str(uri),
         "decision": _brief(decision),

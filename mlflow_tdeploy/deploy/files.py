@@ -158,7 +158,8 @@ class FolderFiles(RepositoryFiles):
                 holder = _holder(path)
                 if holder is None or _is_alive(holder, path, seconds):
                     break
-                path.unlink(missing_ok=True)
+                if not _taken_away(path, holder):
+                    break  # somebody else took it over first
         told = f"process {holder['pid']} on {holder['host']}" if (holder := _holder(path)) else "somebody"
         raise ConflictError(
             f"'{name}' in '{self.url}' is being changed by {told}. Wait until that is done, or, if it is not "
@@ -182,6 +183,22 @@ class FolderFiles(RepositoryFiles):
             except BaseException:
                 fresh.unlink(missing_ok=True)
                 raise
+
+
+def _taken_away(path: Path, holder: Mapping[str, str]) -> bool:
+    """Remove a dead deployer's lease, and no other that was made in its place meanwhile."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return True
+    if _holder(aside) == holder:
+        aside.unlink()
+        return True
+    with contextlib.suppress(FileExistsError):
+        os.link(aside, path)  # give back what was another one's
+    aside.unlink()
+    return False
 
 
 def _renew(path: Path, done: threading.Event, every: float) -> None:

@@ -17,6 +17,7 @@ class Route:
     Attributes:
         active: The version that answers.
         previous: Those that are kept for going back to, the last one first.
+        ahead: Those that were gone back from, the nearest first; kept until another version comes.
         changed: When it was changed, UTC in ISO format.
         by: Who changed it.
     """
@@ -25,20 +26,28 @@ class Route:
     previous: tuple[int, ...] = ()
     changed: str = ""
     by: str = ""
+    ahead: tuple[int, ...] = ()
 
     @property
     def kept(self) -> tuple[int, ...]:
         """Every version that is to stay."""
-        return (self.active, *self.previous)
+        return (self.active, *self.previous, *self.ahead)
 
     def switched(self, version: int, keep: int, changed: str, by: str) -> Route:
         """Return the route to another version, with as many kept as wanted."""
         rest = tuple(one for one in self.kept if one != version)
         return Route(version, rest[:keep], changed, by)
 
+    def moved(self, version: int, changed: str, by: str) -> Route:
+        """Return the route to a version that is kept; what is kept stays so, in the order of age."""
+        line = (*reversed(self.previous), self.active, *self.ahead)
+        place = line.index(version)
+        return Route(version, tuple(reversed(line[:place])), changed, by, line[place + 1 :])
+
     def parameters(self) -> dict[str, str]:
         """Return it as parameters of a configuration."""
         return {
+            "ahead": json.dumps(self.ahead),
             "active": str(self.active),
             "previous": json.dumps(self.previous),
             "changed": self.changed,
@@ -53,10 +62,11 @@ class Route:
             IntegrityError: The parameters say no route.
         """
         try:
-            previous = tuple(int(one) for one in json.loads(parameters.get("previous") or "[]"))
-            return cls(
-                int(parameters["active"]), previous, str(parameters.get("changed", "")), str(parameters.get("by", ""))
+            previous, ahead = (
+                tuple(int(one) for one in json.loads(parameters.get(key) or "[]")) for key in ("previous", "ahead")
             )
+            changed, by = (str(parameters.get(key, "")) for key in ("changed", "by"))
+            return cls(int(parameters["active"]), previous, changed, by, ahead)
         except (LookupError, ValueError, TypeError) as error:
             raise IntegrityError(
                 f"{where} says no route ({error!r}), so what serves is not known. Delete the deployment and create "

@@ -78,7 +78,7 @@ class DeploySettings:
         found: dict[str, Any] = {}
         for name in [key for key in values if key in own]:
             value, kind = values.pop(name), type(own[name].default)
-            found[name] = _seconds(name, value) if kind is float else parse_value(name, _text(value, kind), kind)
+            found[name] = as_seconds(name, value) if kind is float else parse_value(name, _text(value, kind), kind)
         try:
             return cls(**found, options=TritonOptions.of(values))
         except InvalidInputError as error:
@@ -110,7 +110,12 @@ def _text(value: Any, kind: type) -> Any:
     return str(value) if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _seconds(name: str, value: Any) -> float:
+def as_seconds(name: str, value: Any) -> float:
+    """Return a number of seconds, also from text.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
     try:
         if isinstance(value, bool):
             raise ValueError

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
@@ -17,7 +22,7 @@ from mlflow_tdeploy.deploy.address import connection_of, files_of
 from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
 from mlflow_tdeploy.deploy.ask import ask
 from mlflow_tdeploy.deploy.choose import choose, instances
-from mlflow_tdeploy.deploy.settings import DeploySettings
+from mlflow_tdeploy.deploy.settings import DeploySettings, as_seconds
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import TritonClient
@@ -175,7 +180,7 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         with mlflow_errors():
             if deployment_name is None:
                 raise InvalidInputError("predict needs the name of a deployment.")
-            return PredictionsResponse(
+            return Predictions(
                 predictions=ask(self._client, check_name(deployment_name), inputs, version=version, params=params)
             )
 
@@ -225,6 +230,28 @@ class TDeployDeploymentClient(BaseDeploymentClient):
             return {**found.describe(name), "flavor": FLAVOR}
 
 
+class Predictions(PredictionsResponse):
+    """A deployment's answer: ``{"predictions": …}``, whose arrays become lists where it is made JSON."""
+
+    def to_json(self, path: Any = None) -> str | None:
+        """Return the answer as JSON, or write it to a file."""
+        text = json.dumps(self, default=_listed)
+        if path is None:
+            return text
+        Path(path).write_text(text, encoding="utf-8")
+        return None
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return (
+            [one.decode() if isinstance(one, bytes) else one for one in value.tolist()]
+            if value.dtype == object
+            else value.tolist()
+        )
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
 def _next(found: Deployments, name: str) -> int:
     """Return a number for a model that has none of its own."""
     route = found.route(name)
@@ -249,7 +276,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
     with mlflow_errors(), workspace() as folder:
         _check_flavor(flavor)
         given = dict(config or {})
-        seconds = float(given.pop("seconds", 0) or 0)
+        seconds = as_seconds("seconds", given.pop("seconds", 0) or 0)
         settings = DeploySettings.of(given)
         what, decision = choose(model_uri, settings, name=name)
         render(what, folder / "repository", settings.options, instances=instances(settings, what))
@@ -262,11 +289,18 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
                 flush=True,
             )
             end = time.monotonic() + seconds if seconds else None
-            try:
-                while triton.process.poll() is None and (end is None or time.monotonic() < end):
+            ended = _told_to_end()
+            with contextlib.suppress(KeyboardInterrupt):
+                while triton.process.poll() is None and not ended and (end is None or time.monotonic() < end):
                     time.sleep(0.1)
-            except KeyboardInterrupt:
-                return
+
+
+def _told_to_end() -> list[int]:
+    """Return a list that is not empty once this process was told to end (SIGTERM, as by a supervisor)."""
+    told: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    return told
 
 
 def target_help() -> str:

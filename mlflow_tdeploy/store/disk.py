@@ -186,6 +186,20 @@ def link_or_copy(source: Path, target: Path) -> bool:
     return True
 
 
+def link_own_or_copy(source: Path, target: Path) -> bool:
+    """Like :func:`link_or_copy` for a file of this package's own cache; any other is copied: its owner may change it.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+    """
+    home = os.path.realpath(cache_home())
+    if os.path.commonpath([home, os.path.realpath(source)]) == home:
+        return link_or_copy(source, target)
+    with source.open("rb") as read, target.open("xb") as write:
+        shutil.copyfileobj(read, write, 1 << 20)
+    return False
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the system can."""
     with contextlib.suppress(OSError):

@@ -39,6 +39,8 @@ class Connection:
     timeout: float = 0.0
 
     def __post_init__(self) -> None:
+        if "@" in self.url:
+            raise InvalidInputError("The server's address holds a password. Give a token by TRITON_TOKEN instead.")
         parsed = urllib.parse.urlsplit(self.url)
         try:
             _ = parsed.port
@@ -49,8 +51,6 @@ class Connection:
                 f"The server's address is {shown(self.url)}: use http://host:8000, https://…, "
                 f"grpc://host:8001 or grpcs://…."
             )
-        if parsed.username or parsed.password:
-            raise InvalidInputError("The server's address holds a password. Give a token by TRITON_TOKEN instead.")
 
     def __repr__(self) -> str:
         return f"Connection({self.url!r})"
@@ -64,7 +64,8 @@ class Connection:
     def address(self) -> str:
         """Host and port."""
         parsed = urllib.parse.urlsplit(self.url)
-        return f"{parsed.hostname}:{parsed.port or _SCHEMES[parsed.scheme]}"
+        host = f"[{parsed.hostname}]" if ":" in str(parsed.hostname) else parsed.hostname
+        return f"{host}:{parsed.port or _SCHEMES[parsed.scheme]}"
 
     @property
     def secure(self) -> bool:

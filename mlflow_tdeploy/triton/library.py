@@ -7,11 +7,12 @@ import functools
 import hashlib
 import importlib.util
 import platform
+import shutil
 import sys
 from pathlib import Path
 
 from mlflow_tdeploy.core.errors import ConflictError, MissingDependencyError, SessionError
-from mlflow_tdeploy.store.disk import link_or_copy, own_folder, storage_errors
+from mlflow_tdeploy.store.disk import own_folder, storage_errors
 from mlflow_tdeploy.store.staging import staged_directory
 
 _CACHES = ("__pycache__",)
@@ -57,6 +58,6 @@ def _write(files: dict[str, Path], folder: Path) -> None:
         for name, source in files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(source, target)
+            shutil.copyfile(source, target)
         # the package's own __init__ is the flavor, which needs MLflow
         (folder / "mlflow_tdeploy" / "__init__.py").write_text('"""The serving core, apart from its package."""\n')

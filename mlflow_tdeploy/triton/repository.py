@@ -17,7 +17,7 @@ from mlflow_tdeploy.core.tensors import Arrays, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.disk import link_or_copy, storage_errors
+from mlflow_tdeploy.store.disk import link_own_or_copy, storage_errors
 from mlflow_tdeploy.store.layout import safe_path
 from mlflow_tdeploy.store.staging import staged_directory
 from mlflow_tdeploy.triton.config import Warmup, batch_dim, front_config, graph_config, to_text
@@ -71,6 +71,10 @@ def check_name(name: str) -> str:
             f"Invalid deployment name {shown(name)}: use 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-', starting with a "
             f"letter or digit; no '/' and no '..'."
         )
+    if name.endswith(".check"):
+        raise InvalidInputError(
+            f"Invalid deployment name {shown(name)}: names that end in '.check' are for trying versions."
+        )
     if _GRAPH_NAME.fullmatch(name):
         raise InvalidInputError(
             f"Invalid deployment name {shown(name)}: '{name}' is what version {name.rpartition('.v')[2]} of "
@@ -106,7 +110,8 @@ def triton_runtime(variant: Variant) -> type[Runtime]:
 def render(what: Deployable, out: Path, options: TritonOptions | None = None, *, instances: int = 1) -> None:
     """Write a version and the stable name in front of it as a Triton repository.
 
-    Files are hard links where that is possible: a repository on the same file system takes no room.
+    Files of this package's cache are hard links where that is possible: of a model from a remote store, a repository on
+    the same file system takes no room. Files of anybody else are copied, as they may be changed.
 
     Args:
         what: The version.
@@ -142,7 +147,7 @@ def write_graph(what: Deployable, folder: Path, options: TritonOptions, instance
     for record in what.variant.files:
         target = safe_path(files, record.path.removeprefix(f"{top}/"))
         target.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(what.bundle.path(record.path), target)
+        link_own_or_copy(what.bundle.path(record.path), target)
     warmup = _write_warmup(what, folder / "warmup") if options.warmup else ()
     config = graph_config(
         what.graph_name,
@@ -165,15 +170,15 @@ def write_front(what: Deployable, folder: Path, options: TritonOptions, instance
     for source in sorted(path for path in lib.rglob("*") if path.is_file()):
         target = folder / lib.name / source.relative_to(lib)
         target.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(source, target)
+        link_own_or_copy(source, target)
     own = folder / str(what.version)
     own.mkdir(parents=True)
-    link_or_copy(_FRONT, own / "model.py")
-    link_or_copy(what.bundle.path(MANIFEST), own / MANIFEST)
+    link_own_or_copy(_FRONT, own / "model.py")
+    link_own_or_copy(what.bundle.path(MANIFEST), own / MANIFEST)
     for record in what.bundle.manifest.assets:
         target = safe_path(own, record.path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(what.bundle.path(record.path), target)
+        link_own_or_copy(what.bundle.path(record.path), target)
     runtime = what.runtime()
     facts = {
         "graph": what.graph_name,

@@ -16,7 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, ServerError, UnreachableError, VerificationError
+from mlflow_tdeploy.core.errors import (
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    ServerError,
+    UnreachableError,
+    VerificationError,
+)
 from mlflow_tdeploy.core.wire import TEXT
 from mlflow_tdeploy.deploy.apply import Deployments, Settings
 from mlflow_tdeploy.deploy.files import FolderFiles
@@ -499,3 +506,136 @@ def test_a_sigkill_before_each_step_leaves_what_served_and_the_next_call_complet
     target.deploy(linear(tmp_path, 9), QUICK)
     assert factor(target) == 3
     assert there(target)[0].keys() == {"m", "m.v8", "m.v9"}
+
+
+def test_a_graph_that_a_killed_deployer_has_loaded_is_not_taken_for_another(target, tmp_path, monkeypatch):
+    """Same name and version, other files: what is loaded must be what is published."""
+
+    def stop(reached):
+        if reached == "verify":
+            raise Killed
+
+    killed = Deployments(target.client, target.files, on_step=stop)
+    monkeypatch.setattr(killed, "_undone", lambda *_, **__: contextlib.nullcontext())
+    with pytest.raises(Killed):
+        killed.deploy(linear(tmp_path / "a", 7, 1.0), QUICK)
+    target.deploy(linear(tmp_path / "b", 7, 2.0), QUICK)
+    assert factor(target) == 2
+    for name in target.files.models():  # somebody empties the repository under the server
+        for path in target.files.below(name):
+            target.files.remove(f"{name}/{path}")
+    target.deploy(linear(tmp_path / "c", 7, 3.0), QUICK)
+    assert factor(target) == 3
+
+
+def test_somebody_elses_model_with_a_versions_name_is_never_unloaded(target, tmp_path, running):
+    theirs = running[1] / "m.v3"
+    linear_graph(theirs / "3" / "model.onnx")
+    (theirs / "config.pbtxt").write_text(
+        'name: "m.v3" backend: "onnxruntime" max_batch_size: 8 input [{name: "x" data_type: TYPE_FP32 dims: [4]}] '
+        'output [{name: "y" data_type: TYPE_FP32 dims: [3]}]'
+    )
+    target.client.load("m.v3")
+    assert not target.delete("m")
+    with pytest.raises(ConflictError, match="not deployed by mlflow-tdeploy"):
+        target.deploy(linear(tmp_path, 3), QUICK)
+    target.deploy(linear(tmp_path, 7), QUICK)
+    target.delete("m")
+    assert target.client.ready("m.v3")
+    target.client.unload("m.v3")
+    for path in ("3/model.onnx", "config.pbtxt"):
+        target.files.remove(f"m.v3/{path}")
+
+
+def test_files_that_were_changed_do_not_go_live(target, tmp_path):
+    what = linear(tmp_path, 7)
+    linear_graph(what.bundle.path(what.variant.entry), WEIGHTS * np.float32(1.3))
+    with pytest.raises(IntegrityError, match="was changed"):
+        target.deploy(what, QUICK)
+    assert there(target)[0] == {}
+
+
+def test_delete_needs_the_server_and_ends_what_has_no_files_any_more(target, tmp_path):
+    target.deploy(linear(tmp_path, 7), QUICK)
+    nobody = Deployments(TritonClient(Connection("http://127.0.0.1:1", timeout=2)), target.files)
+    with pytest.raises(UnreachableError):
+        nobody.delete("m")
+    assert factor(target) == 1
+    for name in target.files.models():
+        for path in target.files.below(name):
+            target.files.remove(f"{name}/{path}")
+    assert target.delete("m")
+    assert not target.client.ready("m")
+    assert not target.client.ready("m.v7")
+
+
+def test_what_the_server_still_routes_to_stays_whatever_the_repository_says(target, tmp_path, monkeypatch):
+    """Killed between writing the route and loading it, where nothing is kept for going back to."""
+    none = dataclasses.replace(QUICK, keep=0)
+    target.deploy(linear(tmp_path, 7), none)
+    killed = Deployments(target.client, target.files)
+    original = killed._load
+
+    def load(model, version):
+        if model == "m":
+            raise Killed
+        original(model, version)
+
+    monkeypatch.setattr(killed, "_load", load)
+    monkeypatch.setattr(killed, "_undone", lambda *_, **__: contextlib.nullcontext())
+    before = target.files.read("m/config.pbtxt")
+    with pytest.raises(Killed):
+        killed.deploy(linear(tmp_path, 8, 2.0), none)
+    written = before.replace(b"versions: 7", b"versions: 8").replace(b'string_value: "7"', b'string_value: "8"')
+    target.files.write("m/config.pbtxt", written)  # as if it had been killed before it took that back
+    reached = []
+    seen = Deployments(target.client, target.files, on_step=lambda step: reached.append((step, factor(target))))
+    seen.deploy(linear(tmp_path, 8, 2.0), none)
+    assert {answer for step, answer in reached if step not in ("retire", "switch")} == {1.0}
+    assert factor(target) == 2
+    assert there(target)[0].keys() == {"m", "m.v8"}
+
+
+def test_going_back_goes_further_back_and_forward_by_name(target, tmp_path):
+    keeping = dataclasses.replace(QUICK, keep=2)
+    for version in (7, 8, 9):
+        target.deploy(linear(tmp_path, version, float(version)), keeping)
+    answers = []
+    for _ in range(2):
+        target.rollback("m")
+        answers.append(factor(target))
+    assert answers == [8, 7]
+    with pytest.raises(NotFoundError, match="no version before to go back to. Kept are: 8, 9"):
+        target.rollback("m")
+    target.rollback("m", 9)
+    assert factor(target) == 9
+    assert target.describe("m")["previous"] == [8, 7]
+
+
+def test_a_rollback_that_was_killed_is_completed_and_goes_no_further(target, tmp_path, monkeypatch):
+    keeping = dataclasses.replace(QUICK, keep=2)
+    for version in (7, 8, 9):
+        target.deploy(linear(tmp_path, version, float(version)), keeping)
+    route = target.route("m").moved(8, "", "")
+    text = (target.files.read("m/8/route.pbtxt") or b"").decode()
+    from mlflow_tdeploy.triton.config import OWN, parse, to_text
+
+    config = parse(text)
+    for key, value in route.parameters().items():
+        config.parameters[f"{OWN}{key}"].string_value = value
+    target.files.write("m/config.pbtxt", to_text(config).encode())  # written, and killed before it was loaded
+    assert factor(target) == 9
+    assert target.rollback("m").version == 8
+    assert factor(target) == 8
+    assert target.rollback("m").version == 7
+
+
+def test_one_deployment_that_is_damaged_says_nothing_about_the_others(target, tmp_path):
+    for name in ("bert", "bert-large"):
+        target.deploy(linear(tmp_path, 7, name=name), QUICK)
+    whole = target.files.read("bert/config.pbtxt")
+    target.files.write("bert/config.pbtxt", b"garbage: 1")
+    assert target.names() == ["bert-large"]
+    with pytest.raises(IntegrityError, match="'bert/config.pbtxt' in .* is damaged"):
+        target.describe("bert")
+    target.files.write("bert/config.pbtxt", whole)

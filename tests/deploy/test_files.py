@@ -223,3 +223,17 @@ def test_a_repository_is_opened_by_its_url(tmp_path):
     assert open_files(f"file://{tmp_path}").url == str(tmp_path)
     with pytest.raises(InvalidInputError, match="No repository at 'ftp://x'"):
         open_files("ftp://x")
+
+
+def test_two_that_find_a_dead_lease_do_not_both_take_it(files):
+    """The slower one must not take the lease that the faster one has made meanwhile for the dead one."""
+    from mlflow_tdeploy.deploy.files import _taken_away
+
+    path = files.root / ".tdeploy" / "m.lease"
+    path.parent.mkdir(parents=True)
+    dead, alive = {"host": "h", "pid": 1}, {"host": "h", "pid": 2}
+    path.write_text(json.dumps(alive))
+    assert not _taken_away(path, dead)
+    assert json.loads(path.read_text()) == alive
+    assert _taken_away(path, alive)
+    assert list(path.parent.iterdir()) == []

@@ -69,6 +69,9 @@ def test_a_registered_version_is_created_updated_rolled_back_and_deleted(client,
     assert (updated["version"], updated["previous"]) == (2, [1])
     vectors = client.predict("words", pd.DataFrame({"text": ["good"]}))["predictions"]
     np.testing.assert_allclose(vectors[0], embed("good"), rtol=1e-3)
+    many = client.predict("words", ["good"] * 1030)
+    assert many["predictions"].shape == (1030, vectors.shape[1])
+    assert len(json.loads(many.to_json())["predictions"]) == 1030  # as mlflow deployments predict prints it
     assert client.update_deployment("words", "models:/words/2", config=SAVED)["deployed"] == updated["deployed"]
     assert client.update_deployment("words", config=SAVED)["version"] == 2
     assert client.rollback_deployment("words")["version"] == 1
@@ -259,7 +262,7 @@ def test_run_local_serves_until_it_is_interrupted(server, words, tmp_path):
         said = process.stdout.readline()
         url = said.split(" answers at ")[1].split("/v2/")[0]
         assert get_deploy_client(url.replace("http", "tdeploy")).predict("words", ["cat"])["predictions"]
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     time.sleep(0.2)
     assert not [path for path in Path("/dev/shm").iterdir() if path.name.startswith(f"tdeploy-{process.pid}-")]

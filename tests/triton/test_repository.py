@@ -49,12 +49,16 @@ def test_render_writes_the_graph_and_the_front(texts, tmp_path):
     assert list(parse((tmp_path / "out/m/config.pbtxt").read_text()).version_policy.specific.versions) == [7]
 
 
-def test_weights_take_no_room_of_their_own(texts, tmp_path):
+def test_weights_of_the_cache_take_no_room_of_their_own_and_those_of_a_user_are_copied(texts, tmp_path, monkeypatch):
+    """What a user may write to again must not change what is deployed."""
     render(deployable(texts), tmp_path / "out")
     graph = tmp_path / "out/m.v7/7/model.onnx"
-    assert os.path.samefile(graph, texts.path("files/onnx-fp32/model.onnx"))
+    assert not os.path.samefile(graph, texts.path("files/onnx-fp32/model.onnx"))
     (lib,) = (tmp_path / "out/m").glob("library-*")
     assert os.path.samefile(next(lib.rglob("*.so")), next(library().rglob("*.so")))
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path))
+    render(deployable(texts), tmp_path / "linked")
+    assert os.path.samefile(tmp_path / "linked/m.v7/7/model.onnx", texts.path("files/onnx-fp32/model.onnx"))
 
 
 def test_golden_requests_become_warmup(tmp_path):
@@ -82,7 +86,9 @@ def test_a_front_does_not_open_assets_that_were_changed(texts, tmp_path):
         open_task(tmp_path / "out/m/7")
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "a..b", ".hidden", "m.v7", "a b", "é", "a" * 129, "m.", None])
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "..", "a..b", ".hidden", "m.v7", "a b", "é", "a" * 129, "m.", "m.check", "m.v7.check", None]
+)
 def test_a_name_that_no_folder_or_version_may_have_is_refused(texts, tmp_path, name):
     with pytest.raises(InvalidInputError, match="Invalid deployment name"):
         render(dataclasses.replace(deployable(texts), name=name), tmp_path / "out")
