@@ -104,7 +104,7 @@ def on_triton(uri: str, repository: Path, vectors: np.ndarray) -> None:
         print(f"6. Left out, as no Triton server runs here: {error}")
         return
     repository.mkdir(exist_ok=True)
-    print(f"6. Triton: {server.description}")
+    print(f"6. Triton: {server.description.replace(str(server.binary), show(server.binary))}")
     with local_triton(repository, server=server) as triton:
         target = get_deploy_client(f"tdeploy://127.0.0.1:{triton.http}?repository={repository}")
         started = time.perf_counter()
