@@ -17,7 +17,7 @@ from mlflow_tdeploy.cli._common import clean_errors
 @click.option("--config-file", type=click.Path(exists=True, dir_okay=False), help="The same in a YAML file.")
 def render(uri: str, out: Path, name: str, pairs: tuple[str, ...], config_file: str | None) -> None:
     """Write the model at URI as a Triton repository: its graph, and the name that clients call in front of it."""
-    from mlflow_tdeploy.deploy.choose import choose, instances
+    from mlflow_tdeploy.deploy.choose import choose, served
     from mlflow_tdeploy.deploy.settings import FILE, DeploySettings
     from mlflow_tdeploy.triton import repository
 
@@ -25,7 +25,7 @@ def render(uri: str, out: Path, name: str, pairs: tuple[str, ...], config_file: 
         config = dict(_pair(text) for text in pairs)
         settings = DeploySettings.of({**config, **({FILE: config_file} if config_file else {})})
         what, _ = choose(uri, settings, name=name)
-        repository.render(what, out, settings.options, instances=instances(settings, what))
+        repository.render(what, out, served(settings, what))
         click.echo(f"variant    {what.variant.id}: {what.about['decision'].partition(';')[0]}")
         click.echo(f"graph      {out / what.graph_name}")
         click.echo(f"name       {out / what.name}, version {what.version}")

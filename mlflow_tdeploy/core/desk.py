@@ -20,8 +20,6 @@ from mlflow_tdeploy.core.wire import TEXT, pack, texts_of
 
 #: Runs the graph somewhere else.
 AsyncInfer = Callable[[Arrays], Awaitable[Arrays]]
-#: Names of request parameters that belong to the server, not to the task.
-_RESERVED = ("tdeploy.", "triton_", "binary_data", "classification", "priority", "sequence_", "timeout")
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,6 @@ class Ask:
     arrays: Arrays
     params: Mapping[str, Any] = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
-
-    @property
-    def raw(self) -> bool:
-        """Whether it brings the graph's own tensors."""
-        return TEXT not in self.arrays
 
 
 @dataclass
@@ -78,7 +71,7 @@ class Desk:
         texts, raw = [], []
         for place, ask in enumerate(asks):
             try:
-                if self._task.input_kind != "text" or ask.raw:
+                if self._task.input_kind != "text" or TEXT not in ask.arrays:
                     raw.append((place, self._feeds(ask)))
                 else:
                     texts.append(self._texts(place, ask))
@@ -87,12 +80,8 @@ class Desk:
         await asyncio.gather(self._answer_texts(texts, found), *(self._answer_raw(*one, asks, found) for one in raw))
         return found
 
-    def _params(self, ask: Ask) -> dict[str, Any]:
-        given = {name: value for name, value in ask.params.items() if not name.startswith(_RESERVED)}
-        return self._task.check_params(given)
-
     def _feeds(self, ask: Ask) -> Arrays:
-        self._params(ask)
+        self._task.check_params(ask.params)
         if self._task.input_kind != "text":
             feeds: Arrays = self._task.items(dict(ask.arrays))[0]
             return feeds
@@ -102,7 +91,7 @@ class Desk:
     def _texts(self, place: int, ask: Ask) -> _Texts:
         if more := [name for name in ask.arrays if name != TEXT]:
             raise InvalidInputError(f"A request has '{TEXT}' or the graph's own tensors, not both; got {shown(more)}.")
-        return _Texts(place, ask, self._params(ask), self._task.items(texts_of(ask.arrays[TEXT])))
+        return _Texts(place, ask, self._task.check_params(ask.params), self._task.items(texts_of(ask.arrays[TEXT])))
 
     async def _answer_raw(
         self, place: int, feeds: Arrays, asks: Sequence[Ask], found: list[Arrays | Exception]

@@ -13,6 +13,8 @@ from mlflow_tdeploy.core.variant import FileRecord, check_variant_id
 
 #: Version of the manifest's form. Variants and evidence have their own: they are added later, by other versions.
 SCHEMA_VERSION = 1
+#: Names beside each other, in a bundle and in the folder of a deployed version.
+MANIFEST, ASSETS = "manifest.json", "assets"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,8 @@ import hashlib
 from pathlib import Path
 
 from mlflow_tdeploy.core.errors import IntegrityError
-from mlflow_tdeploy.core.manifest import Manifest
+from mlflow_tdeploy.core.manifest import ASSETS, MANIFEST, Manifest
 from mlflow_tdeploy.core.tasks import TASKS, Task
-
-#: Names in the folder.
-MANIFEST, ASSETS = "manifest.json", "assets"
 
 
 def open_task(folder: str | Path) -> Task:

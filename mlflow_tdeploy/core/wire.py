@@ -11,7 +11,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import AnswerForm, Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, numpy_dtype
+from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, numpy_dtype
 
 #: The input of tasks that take texts, and the output that holds a whole answer as JSON.
 TEXT, ANSWER = "text", "answer"
@@ -72,6 +72,36 @@ def texts_of(array: Array) -> list[str]:
     return found
 
 
+def rows_of(texts: Sequence[str]) -> Array:
+    """Return texts as a tensor of bytes, one a row: (items, 1)."""
+    return np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
+
+
+def sent(arrays: Arrays, dtypes: Mapping[str, str], *, batched: bool) -> Arrays:
+    """Return a graph's inputs as a server takes them.
+
+    It knows no tensor without an axis besides that of the rows: one of a number a row is sent with an axis that the
+    graph does not see.
+
+    Args:
+        arrays: Of the signature's dtypes and shapes.
+        dtypes: Those that are others in the graph, by name.
+        batched: Whether the first axis is that of the rows, which the server joins.
+    """
+    least = 2 if batched else 1
+    whole = {name: array if array.ndim >= least else array[..., None] for name, array in arrays.items()}
+    return {name: array.astype(numpy_dtype(dtypes.get(name, array.dtype.name))) for name, array in whole.items()}
+
+
+def received(arrays: Arrays, signature: Signature) -> Arrays:
+    """Return a graph's outputs, as a server gives them, in the signature's dtypes and shapes."""
+    found = {}
+    for spec in signature.outputs:
+        array = arrays[spec.name]
+        found[spec.name] = array.reshape(array.shape[: len(spec.shape)]).astype(numpy_dtype(spec.dtype), copy=False)
+    return found
+
+
 def pack(task: Task, answers: Any, names: Sequence[str] = ()) -> Arrays:
     """Return the tensors of a finished answer, one row per item.
 
@@ -100,9 +130,7 @@ def _plain_records(form: AnswerForm, answers: Any) -> bool:
 
 def _column(values: Sequence[Any], dtype: str) -> Array:
     """Return values one per row; texts in the form (items, 1) that they are asked in."""
-    if dtype == STRING:
-        return np.array([value.encode() for value in values], dtype=object).reshape(-1, 1)
-    return np.asarray(values, numpy_dtype(dtype))
+    return rows_of(values) if dtype == STRING else np.asarray(values, numpy_dtype(dtype))
 
 
 def _value(value: Any) -> Any:

@@ -18,21 +18,19 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from mlflow_tdeploy.core.errors import (
     ConflictError,
-    IntegrityError,
-    InvalidInputError,
     NotFoundError,
     ServerError,
     TDeployError,
     VerificationError,
 )
 from mlflow_tdeploy.core.evidence import now
+from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.publish import (
     Sent,
@@ -44,10 +42,11 @@ from mlflow_tdeploy.deploy.publish import (
     write_file,
 )
 from mlflow_tdeploy.deploy.route import Route
+from mlflow_tdeploy.deploy.state import TRIAL, State
 from mlflow_tdeploy.deploy.verify import OverTheNetwork
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import TritonClient
-from mlflow_tdeploy.triton.config import OWN, own_parameters, parse, to_text
+from mlflow_tdeploy.triton.config import OWN, parse, to_text
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import (
     CONFIG,
@@ -62,8 +61,6 @@ from mlflow_tdeploy.triton.repository import (
 )
 
 _log = logging.getLogger("mlflow_tdeploy")
-#: How the model is called in which a version's front is tried.
-_CHECK = ".check"
 _READY_S, _DRAIN_S, _PAUSE_S = 60.0, 120.0, 0.02
 
 
@@ -75,13 +72,11 @@ class Settings:
         keep: Versions that stay loaded for going back to.
         grace: Seconds that a version which is not kept stays after the switch, for requests that it has.
         options: How Triton serves the model.
-        instances: Copies of the graph on each device where the options do not say.
     """
 
     keep: int = 1
     grace: float = 1.0
     options: TritonOptions = field(default_factory=TritonOptions)
-    instances: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +100,8 @@ class Deployed:
     seconds: float
 
 
-class Deployments:
-    """The deployments of one server and its repository. What is deployed is read from these two, every time.
+class Deployments(State):
+    """Changes the deployments of one server and its repository.
 
     Args:
         client: The server.
@@ -117,55 +112,8 @@ class Deployments:
     def __init__(
         self, client: TritonClient, files: RepositoryFiles, on_step: Callable[[str], None] | None = None
     ) -> None:
-        self.client = client
-        self.files = files
+        super().__init__(client, files)
         self._step = on_step or (lambda step: _log.info("Deployment: %s", step))
-
-    def names(self) -> list[str]:
-        """Return the deployments of ours, from the repository."""
-        models = (name for name in self.files.models() if graph_of(name) is None and not name.endswith(_CHECK))
-        found = []
-        for name in models:
-            try:
-                if self.route(name) is not None:
-                    found.append(name)
-            except TDeployError as error:  # one that is damaged says nothing about the others
-                _log.warning("A deployment cannot be read and is left out: %s", error)
-        return found
-
-    def route(self, name: str) -> Route | None:
-        """Return which version answers, as the repository says; None where nothing of ours is deployed.
-
-        Raises:
-            IntegrityError: It says nothing that makes sense.
-        """
-        if read_index(self.files, name) is None:
-            return None
-        content = self.files.read(f"{name}/{CONFIG}")
-        if content is None:
-            return None  # a deployer was killed before the first switch
-        where = f"'{name}/{CONFIG}' in '{self.files.url}'"
-        try:
-            return Route.of(own_parameters(parse(content.decode())), where)
-        except (InvalidInputError, UnicodeDecodeError) as error:
-            raise IntegrityError(f"{where} is damaged, so what serves is not known: {error}") from error
-
-    def serving(self, name: str) -> Route | None:
-        """Return which version answers, as the server says; None where the name is not loaded.
-
-        Raises:
-            ConflictError: A model that is not ours answers to the name.
-        """
-        found = self.client.parameters(name)
-        if found is None:
-            return None
-        own = {key.removeprefix(OWN): value for key, value in found.items() if key.startswith(OWN)}
-        if "active" not in own:
-            raise ConflictError(
-                f"The server at {self.client.connection.url} has a model '{name}' that was not deployed by "
-                f"mlflow-tdeploy. Deploy under another name."
-            )
-        return Route.of(own, f"'{name}' at {self.client.connection.url}")
 
     def deploy(self, what: Deployable, settings: Settings, *, create: bool = False) -> Deployed:
         """Have a version answer to its name; a version that does already is left as it is.
@@ -211,7 +159,7 @@ class Deployments:
         check_name(name)
         self.client.require_live()
         with self.files.lease(name):
-            route, serving = self._required(name), self.serving(name)
+            route, serving = self.required(name), self.serving(name)
             before = serving.active if serving else None
             wanted = version if version is not None else next(iter(route.previous), None)
             if version is None and before != route.active:
@@ -221,7 +169,7 @@ class Deployments:
                 raise NotFoundError(f"'{name}' has no version {wanted or 'before'} to go back to. Kept are: {kept}.")
             if wanted != before:
                 self._step("load")
-                self._load_graph(f"{name}.v{wanted}", wanted, self._published_key(f"{name}.v{wanted}"))
+                self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
                 self._step("switch")
                 self._switch(name, route, route.moved(wanted, now(), _user()))
         return Deployed(name, wanted, before, wanted != before, Sent(), time.perf_counter() - started)
@@ -236,45 +184,16 @@ class Deployments:
         check_name(name)
         self.client.require_live()
         with self.files.lease(name):
-            loaded = self._loaded(name)
-            if require_ours(self.files, name) is None and not self._graphs(name) and not loaded:
+            loaded = self.loaded(name)
+            if require_ours(self.files, name) is None and not self.graphs(name) and not loaded:
                 return False
             for model in sorted(loaded, key=lambda one: one != name):  # the name first
                 self._step(f"unload {model}")
                 self.client.unload(model)
-            for model in (*self._graphs(name), name):
+            for model in (*self.graphs(name), name):
                 self._step(f"remove {model}")
                 remove(self.files, model)
             return True
-
-    def describe(self, name: str) -> dict[str, Any]:
-        """Return what is known about a deployment.
-
-        Raises:
-            NotFoundError: There is none of that name.
-        """
-        route = self._required(name)
-        graph = self.files.read(f"{name}.v{route.active}/{CONFIG}")
-        own = own_parameters(parse(graph.decode())) if graph else {}
-        serving = self.serving(name) if self.client.live() else None
-        return {
-            "name": name,
-            "version": route.active,
-            "previous": list(route.previous),
-            "ready": serving is not None and serving.active == route.active,
-            "deployed": route.changed,
-            "by": route.by,
-            "server": self.client.connection.url,
-            "repository": self.files.url,
-            **own,
-        }
-
-    def _required(self, name: str) -> Route:
-        route = self.route(check_name(name))
-        if route is None:
-            having = ", ".join(self.names()) or "none"
-            raise NotFoundError(f"There is no deployment '{name}' in '{self.files.url}'. There are: {having}.")
-        return route
 
     def _is_there(self, what: Deployable, serving: Route | None, route: Route | None, settings: Settings) -> bool:
         """Tell whether a version answers already, with the same files and options."""
@@ -285,7 +204,7 @@ class Deployments:
 
     def _bring(self, what: Deployable, settings: Settings, route: Route | None) -> Sent:
         kept = route.kept if route else ()
-        if what.version in kept and self._published_key(what.graph_name) != _key(what, settings):
+        if what.version in kept and self.published_key(what.graph_name) != _key(what, settings):
             raise ConflictError(
                 f"Version {what.version} of '{what.name}' is deployed with other files or options, and a version is "
                 f"not changed in place. Deploy it as another version, or delete the deployment first."
@@ -300,21 +219,18 @@ class Deployments:
 
     def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("graph")
-        what.bundle.verify(what.variant)
-        folder = work / what.graph_name
-        about = {**what.about, "key": _key(what, settings)}
-        write_graph(_about(what, about), folder, settings.options, settings.instances)
-        known = {f"{what.version}/{Path(file.path).name}": file.sha256 for file in what.variant.files}
-        sent = publish(self.files, what.graph_name, folder, known=known)
-        self._load_graph(what.graph_name, what.version, about["key"])
+        folder, key = work / what.graph_name, _key(what, settings)
+        write_graph(replace(what, about={**what.about, "key": key}), folder, settings.options)
+        sent = publish(self.files, what.graph_name, folder)
+        self._load_graph(what.graph_name, what.version, key)
         self._step("verify")
         OverTheNetwork(self.client, what).check_graph()
         return sent
 
     def _bring_front(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("front")
-        trial, folder = f"{what.graph_name}{_CHECK}", work / "front"
-        write_front(what, folder, settings.options, settings.instances)
+        trial, folder = f"{what.graph_name}{TRIAL}", work / "front"
+        write_front(what, folder, settings.options)
         sent = publish(self.files, what.name, folder, keep=True)
         publish_copy(self.files, what.name, trial, folder)
         config = parse(route_text(what, settings.options))
@@ -372,7 +288,7 @@ class Deployments:
         try:
             yield
         except BaseException as error:
-            trial = f"{what.graph_name}{_CHECK}"
+            trial = f"{what.graph_name}{TRIAL}"
             for model in (trial,) if known else (trial, what.graph_name):
                 with contextlib.suppress(TDeployError):
                     if read_index(self.files, model) is None:
@@ -401,8 +317,8 @@ class Deployments:
         route = self.route(name)
         staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
         for model in self.files.models():
-            version = graph_of(model.removesuffix(_CHECK))
-            if version is None or version[0] != name or (version[1] in staying and not model.endswith(_CHECK)):
+            version = graph_of(model.removesuffix(TRIAL))
+            if version is None or version[0] != name or (version[1] in staying and not model.endswith(TRIAL)):
                 continue
             if read_index(self.files, model) is None:
                 continue  # somebody else's
@@ -415,7 +331,7 @@ class Deployments:
     def _retire(self, name: str, grace: float) -> None:
         """Unload and remove the versions that are not kept."""
         route = self.route(name)
-        old = [model for model in self._graphs(name) if route and (graph_of(model) or ("", 0))[1] not in route.kept]
+        old = [model for model in self.graphs(name) if route and (graph_of(model) or ("", 0))[1] not in route.kept]
         if old:
             self._step("retire")
             time.sleep(grace)
@@ -444,36 +360,10 @@ class Deployments:
         for top in sorted(one for one in tops if one.startswith("library-") and one not in used):
             remove(self.files, name, f"{top}/")
 
-    def _graphs(self, name: str) -> list[str]:
-        models = [model for model in self.files.models() if (graph_of(model) or ("",))[0] == name]
-        return [model for model in models if read_index(self.files, model) is not None]
-
-    def _loaded(self, name: str) -> list[str]:
-        """Return the models of ours that the server has of a deployment, wherever their files are.
-
-        Raises:
-            ConflictError: The name is somebody else's.
-        """
-        found = {one.name for one in self.client.models() if one.state == "READY"}
-        serving = self.serving(name)  # a server lists no model whose folder is gone
-        found |= {name, *self._graphs(name), *(f"{name}.v{version}" for version in (serving.kept if serving else ()))}
-        mine = [one for one in sorted(found) if (graph_of(one.removesuffix(_CHECK)) or (one,))[0] == name]
-        return [one for one in mine if any(key.startswith(OWN) for key in self.client.parameters(one) or {})]
-
-    def _published_key(self, model: str) -> str:
-        content = self.files.read(f"{model}/{CONFIG}")
-        return own_parameters(parse(content.decode())).get("key", "") if content else ""
-
-
-def _about(what: Deployable, about: Mapping[str, str]) -> Deployable:
-    return Deployable(what.bundle, what.variant, what.runtime, what.name, what.version, about)
-
 
 def _key(what: Deployable, settings: Settings) -> str:
     """Return what a version is made of: the same key, the same files and configuration."""
-    manifest = what.bundle.manifest
-    parts = [what.variant.id, what.variant.digest, str(settings.options), str(settings.instances)]
-    parts += [file.sha256 for file in (*manifest.assets, *manifest.golden)]
+    parts = [what.variant.id, what.variant.digest, str(settings.options), to_json(what.bundle.manifest)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
-from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tasks._text import plain_texts
 from mlflow_tdeploy.core.tensors import Array, Arrays
-from mlflow_tdeploy.core.wire import ANSWER, TEXT
+from mlflow_tdeploy.core.wire import ANSWER, TEXT, rows_of
 from mlflow_tdeploy.triton.client import TritonClient, parameters_of
-from mlflow_tdeploy.triton.config import DTYPE_OF, OWN
+from mlflow_tdeploy.triton.config import DTYPE_OF, ours
 
 #: Texts in one request to a deployment whose requests are not joined.
 _ROWS = 256
@@ -74,22 +73,21 @@ def ask(
         ServerError: The server cannot answer.
     """
     config = client.config(name, version)
-    own = {} if config is None else parameters_of(config)
-    if config is None or f"{OWN}task" not in own:
+    own = {} if config is None else ours(parameters_of(config))
+    if config is None or "takes" not in own:
         asked = f" version {version}" if version is not None else ""
         raise NotFoundError(f"The server at {client.connection.url} has no deployment '{name}'{asked} that answers.")
     rows = int(bool(int(config.get("max_batch_size", 0))))
     tensors = {entry["name"]: _Tensor.of(entry, rows) for entry in config["input"]}
-    task = TASKS.get(own[f"{OWN}task"])
     given = _given(inputs)
-    if task.input_kind == "text" and not (given and set(given) <= set(tensors) - {TEXT}):
+    if own["takes"] == "text" and not (given and set(given) <= set(tensors) - {TEXT}):
         rows_at_once = int(config.get("max_batch_size", 0)) or _ROWS
-        texts = np.array([text.encode() for text in plain_texts(inputs)], dtype=object).reshape(-1, 1)
+        texts = rows_of(plain_texts(inputs))
         parts = [
             client.infer(name, {TEXT: texts[begin : begin + rows_at_once]}, version=version, params=params)
             for begin in range(0, len(texts), rows_at_once)
         ]
-        return _answer(task, {one: np.concatenate([part[one] for part in parts]) for one in parts[0]})
+        return _answer(own["answers"], {one: np.concatenate([part[one] for part in parts]) for one in parts[0]})
     arrays = _arrays(name, tensors, inputs, given)
     outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
     got = client.infer(name, arrays, version=version, params=params)
@@ -117,9 +115,9 @@ def _arrays(name: str, tensors: Mapping[str, _Tensor], inputs: Any, given: Itera
     return {one: tensors[one].sent(inputs[one]) for one in names}
 
 
-def _answer(task: type[Task], got: Arrays) -> Any:
-    """Return the answer to texts in the form of the task."""
+def _answer(kind: str, got: Arrays) -> Any:
+    """Return the answer to texts in the form of the task, see :class:`~mlflow_tdeploy.core.tasks.AnswerForm`."""
     if ANSWER not in got:
         return next(iter(got.values()))
     answers = [json.loads(one) for one in got[ANSWER].ravel()]
-    return [np.asarray(one, np.float32) for one in answers] if task.answers_arrays else answers
+    return [np.asarray(one, np.float32) for one in answers] if kind == "nested" else answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.deploy.settings import DeploySettings
@@ -12,6 +13,7 @@ from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.hashing import HashCache
+from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import Deployable, check_name, check_version
 
 #: Copies of a graph on a CPU where nobody says so: one per processor, up to these.
@@ -30,7 +32,7 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
     Raises:
         InvalidInputError: Neither says a name, or the settings contradict the URI.
         NoVariantError: No variant serves there.
-        IntegrityError: Files are damaged, or golden requests become other tokens with the library that is here.
+        IntegrityError: Assets are damaged, or golden requests become other tokens with the library that is here.
     """
     registered = registered_version(uri)
     if registered and settings.version not in (0, registered[1]):
@@ -45,7 +47,6 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
     variant = bundle.variants[chosen.variant]
     if fetch is not None:
         fetch(variant)
-    bundle.verify(variant)
     check_encoding(bundle.task(HashCache()), bundle.golden())
     number = check_version(registered[1] if registered else settings.version or version or 1)
     about = {
@@ -56,9 +57,10 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
     return Deployable(bundle, variant, RUNTIMES.get(chosen.runtime), wanted, number, about), decision
 
 
-def instances(settings: DeploySettings, what: Deployable) -> int:
-    """Return how many copies of a graph a server has on each device where nobody says so."""
-    return 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, settings.host().cores))
+def served(settings: DeploySettings, what: Deployable) -> TritonOptions:
+    """Return how Triton serves a version: as the user says, else with as many copies as suit the server."""
+    suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, settings.host().cores))
+    return replace(settings.options, instances=settings.options.instances or suits)
 
 
 def _plain(name: str) -> str:

@@ -79,9 +79,7 @@ def require_ours(files: RepositoryFiles, model: str) -> Index | None:
     return index
 
 
-def publish(
-    files: RepositoryFiles, model: str, folder: Path, *, known: Mapping[str, str] | None = None, keep: bool = False
-) -> Sent:
+def publish(files: RepositoryFiles, model: str, folder: Path, *, keep: bool = False) -> Sent:
     """Make a model's folder what a folder of this host is; what is there already is not sent again.
 
     Every file appears whole, and the index says last that all are there: after a kill, the next call completes it.
@@ -90,7 +88,6 @@ def publish(
         files: The repository.
         model: Name of the model.
         folder: What it shall hold.
-        known: Hash by path, where it is known.
         keep: Leave other files of the model where they are.
 
     Raises:
@@ -101,8 +98,7 @@ def publish(
     had: Mapping[str, str] = before.files if before is not None else {}
     there = had if before is not None and before.whole else {}
     wanted = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    known = known or {}
-    digests = {path: known.get(path) or record_file(folder, path).sha256 for path in wanted}
+    digests = {path: record_file(folder, path).sha256 for path in wanted}
     changed = [path for path, digest in digests.items() if there.get(path) != digest]
     gone = [] if keep else [path for path in had if path not in wanted]
     if not changed and not gone:

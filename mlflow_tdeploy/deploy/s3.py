@@ -9,7 +9,6 @@ import secrets
 import socket
 import threading
 import time
-import urllib.parse
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -217,15 +216,3 @@ def _client(endpoint: str | None) -> Any:
     )
     session = boto3.session.Session()  # the default one keeps the keys that it was first used with
     return session.client("s3", endpoint_url=endpoint, config=config)
-
-
-def url_for_triton(url: str) -> str:
-    """Return a repository's address as ``--model-repository`` takes it."""
-    endpoint, bucket, prefix = parse_s3(url)
-    path = f"{bucket}/{prefix}".rstrip("/")
-    return f"s3://{endpoint}/{path}" if endpoint else f"s3://{path}"
-
-
-def is_s3(url: str) -> bool:
-    """Tell whether a URL is one of an object store."""
-    return urllib.parse.urlsplit(url).scheme == "s3"

@@ -79,14 +79,10 @@ class DeploySettings:
         for name in [key for key in values if key in own]:
             value, kind = values.pop(name), type(own[name].default)
             found[name] = as_seconds(name, value) if kind is float else parse_value(name, _text(value, kind), kind)
-        try:
-            return cls(**found, options=TritonOptions.of(values))
-        except InvalidInputError as error:
-            if "Unknown Triton option" not in str(error):
-                raise
-            raise InvalidInputError(
-                f"{str(error).replace('Triton option', 'key')} And {', '.join(own)}, {FILE}."
-            ) from error
+        if unknown := [key for key in values if not TritonOptions.knows(key)]:
+            known = ", ".join([*own, FILE, *(one.name for one in dataclasses.fields(TritonOptions)), "parameters.NAME"])
+            raise InvalidInputError(f"Unknown key {shown(unknown[0])}. Known: {known}.")
+        return cls(**found, options=TritonOptions.of(values))
 
     def host(self) -> Fingerprint:
         """Return what is known about the server's host."""

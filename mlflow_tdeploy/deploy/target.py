@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
+from mlflow.utils.proto_json_utils import NumpyEncoder
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.deploy.address import connection_of, files_of
 from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
 from mlflow_tdeploy.deploy.ask import ask
-from mlflow_tdeploy.deploy.choose import choose, instances
+from mlflow_tdeploy.deploy.choose import choose, served
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_seconds
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.store.staging import workspace
@@ -225,8 +225,8 @@ class TDeployDeploymentClient(BaseDeploymentClient):
             if route is None and not create:
                 raise NotFoundError(f"There is no deployment '{name}' in '{found.files.url}'.")
             what, _ = choose(model_uri, settings, name=name, version=_next(found, name))
-            made = Settings(settings.keep, settings.grace, settings.options, instances(settings, what))
-            _tell(found.deploy(what, made, create=create))
+            how = Settings(settings.keep, settings.grace, served(settings, what))
+            _tell(found.deploy(what, how, create=create))
             return {**found.describe(name), "flavor": FLAVOR}
 
 
@@ -235,21 +235,11 @@ class Predictions(PredictionsResponse):
 
     def to_json(self, path: Any = None) -> str | None:
         """Return the answer as JSON, or write it to a file."""
-        text = json.dumps(self, default=_listed)
+        text = json.dumps(self, cls=NumpyEncoder)
         if path is None:
             return text
         Path(path).write_text(text, encoding="utf-8")
         return None
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, np.generic)):
-        return (
-            [one.decode() if isinstance(one, bytes) else one for one in value.tolist()]
-            if value.dtype == object
-            else value.tolist()
-        )
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def _next(found: Deployments, name: str) -> int:
@@ -279,7 +269,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
         seconds = as_seconds("seconds", given.pop("seconds", 0) or 0)
         settings = DeploySettings.of(given)
         what, decision = choose(model_uri, settings, name=name)
-        render(what, folder / "repository", settings.options, instances=instances(settings, what))
+        render(what, folder / "repository", served(settings, what))
         server = find_server()
         with local_triton(folder / "repository", models=[what.graph_name, what.name], server=server) as triton:
             chosen = decision.chosen.variant if decision.chosen else ""

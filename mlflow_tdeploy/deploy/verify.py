@@ -11,8 +11,8 @@ import numpy as np
 from mlflow_tdeploy.core.errors import TDeployError, UnreachableError, VerificationError
 from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
 from mlflow_tdeploy.core.tasks import Task
-from mlflow_tdeploy.core.tensors import Arrays, numpy_dtype
-from mlflow_tdeploy.core.wire import ANSWER, TEXT, pack
+from mlflow_tdeploy.core.tensors import Arrays
+from mlflow_tdeploy.core.wire import ANSWER, TEXT, pack, received, rows_of, sent
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import batch_dim
 from mlflow_tdeploy.triton.repository import Deployable
@@ -77,9 +77,9 @@ class OverTheNetwork:
         finished = self._task.finish(list(self._task.decode(outputs, request.feeds, len(items), params)), params)
         if self._task.input_kind == "text":
             expected = pack(self._task, finished)
-            asked = {TEXT: np.array([item.encode() for item in items], dtype=object).reshape(-1, 1)}
+            asked = {TEXT: rows_of(items)}
         else:
-            expected, asked = finished, self._sent(items[0])
+            expected, asked = finished, sent(items[0], {}, batched=self._batched)
         got = self._client.infer(model, asked, version=self._what.version)
         exact = len(items) == 1 or self._task.input_kind != "text"  # else a batch may have been planned in other parts
         for name, array in expected.items():
@@ -91,18 +91,9 @@ class OverTheNetwork:
 
     def _infer(self, feeds: Arrays) -> Arrays:
         """Run the graph on the server: the signature's dtypes and shapes in and out."""
-        dtypes = self._what.variant.dtypes
-        cast = {name: array.astype(numpy_dtype(dtypes.get(name, array.dtype.name))) for name, array in feeds.items()}
-        got = self._client.infer(self._what.graph_name, self._sent(cast), version=self._what.version)
-        return {
-            spec.name: got[spec.name].reshape(got[spec.name].shape[: len(spec.shape)]).astype(numpy_dtype(spec.dtype))
-            for spec in self._what.bundle.manifest.signature.outputs
-        }
-
-    def _sent(self, arrays: Arrays) -> Arrays:
-        """Return arrays in the form that is sent: with an axis besides that of the rows."""
-        least = 2 if self._batched else 1
-        return {name: array if array.ndim >= least else array[..., None] for name, array in arrays.items()}
+        asked = sent(feeds, self._what.variant.dtypes, batched=self._batched)
+        got = self._client.infer(self._what.graph_name, asked, version=self._what.version)
+        return received(got, self._what.bundle.manifest.signature)
 
 
 def _same(name: str, expected: Any, got: Any) -> bool:

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 from mlflow_tdeploy.core.errors import IntegrityError
+from mlflow_tdeploy.core.manifest import ASSETS as ASSETS
+from mlflow_tdeploy.core.manifest import MANIFEST as MANIFEST
 from mlflow_tdeploy.core.variant import check_relative
 
 ROOT = "tdeploy"
-MANIFEST = "manifest.json"
 VARIANTS = "variants"
 EVIDENCE = "evidence"
 FILES = "files"
 SOURCE = "source"
-ASSETS = "assets"
 GOLDEN = "golden"
 REPORT = "report"
 

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, ServerError, UnreachableError, shown
+from mlflow_tdeploy.core.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    ServerError,
+    TDeployError,
+    UnreachableError,
+    shown,
+)
 from mlflow_tdeploy.core.tensors import Arrays
 
 T = TypeVar("T")
@@ -212,6 +219,7 @@ class TritonClient:
 
     def _call(self, doing: str, call: Callable[[Any, dict[str, Any]], T], timeout: float) -> T:
         """Do something with a fresh client: threads share none, and none waits for a server that has gone."""
+        self._module()  # raises where it is missing
         from tritonclient.utils import InferenceServerException
 
         seconds = self.connection.timeout or timeout
@@ -221,9 +229,11 @@ class TritonClient:
         try:
             with self._client(seconds) as client:
                 return call(client, more)
+        except TDeployError:
+            raise
         except InferenceServerException as error:
             raise self._refusal(doing, error) from error
-        except (TimeoutError, OSError, ssl.SSLError) as error:
+        except OSError as error:
             raise UnreachableError(
                 f"The server at {self.connection.url} cannot {doing}: nobody answers there ({error}). Is it running, "
                 f"and is that its port?"
@@ -287,6 +297,8 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
 def _input(module: Any, name: str, array: np.ndarray[Any, Any]) -> Any:
     from tritonclient.utils import np_to_triton_dtype
 
-    tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+    if (kind := np_to_triton_dtype(array.dtype)) is None:
+        raise InvalidInputError(f"The input '{name}' is {array.dtype}, which Triton does not have. Convert it first.")
+    tensor = module.InferInput(name, list(array.shape), kind)
     tensor.set_data_from_numpy(array)
     return tensor

@@ -83,7 +83,6 @@ def graph_config(
     options: TritonOptions,
     *,
     gpu: bool = False,
-    instances: int = 1,
     warmup: Sequence[Warmup] = (),
     about: Mapping[str, str] | None = None,
 ) -> Any:
@@ -97,7 +96,6 @@ def graph_config(
         backend: What opens it.
         options: What the user says.
         gpu: Whether it runs on one.
-        instances: Copies of it on each device, where the user does not say.
         warmup: Requests to run first.
         about: Parameters of ours, by name: what this is and where it is from.
 
@@ -112,7 +110,7 @@ def graph_config(
     config.max_batch_size = _most_rows(signature, rows, options)
     config.input.extend(_tensor(pb.ModelInput, signature, spec, variant, rows) for spec in signature.inputs)
     config.output.extend(_tensor(pb.ModelOutput, signature, spec, variant, rows) for spec in signature.outputs)
-    _instances(pb, config, gpu, options, options.instances or instances)
+    _instances(pb, config, gpu, options)
     if rows:
         _batching(pb, config, options)
     _optimization(config, variant, backend, options)
@@ -185,9 +183,12 @@ def parse(text: str) -> Any:
 
 def own_parameters(config: Any) -> dict[str, str]:
     """Return the parameters of ours in a configuration, by name without :data:`OWN`."""
-    return {
-        name.removeprefix(OWN): value.string_value for name, value in config.parameters.items() if name.startswith(OWN)
-    }
+    return ours({name: value.string_value for name, value in config.parameters.items()})
+
+
+def ours(parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return those of some parameters that are ours, by name without :data:`OWN`."""
+    return {name.removeprefix(OWN): value for name, value in parameters.items() if name.startswith(OWN)}
 
 
 def _add(tensors: Any, part: Part, **more: Any) -> None:
@@ -232,10 +233,9 @@ def _size(signature: Signature, name: str) -> int:
     return dim.max if dim is not None and dim.min == dim.max else -1
 
 
-def _instances(pb: Any, config: Any, gpu: bool, options: TritonOptions, count: int) -> None:
-    group = config.instance_group.add(
-        count=count, kind=pb.ModelInstanceGroup.KIND_GPU if gpu else pb.ModelInstanceGroup.KIND_CPU
-    )
+def _instances(pb: Any, config: Any, gpu: bool, options: TritonOptions) -> None:
+    kind = pb.ModelInstanceGroup.KIND_GPU if gpu else pb.ModelInstanceGroup.KIND_CPU
+    group = config.instance_group.add(count=max(1, options.instances), kind=kind)
     if options.gpus:
         if not gpu:
             raise InvalidInputError("gpus means nothing for a variant that runs on the CPU. Leave it out.")

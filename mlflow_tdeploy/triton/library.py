@@ -15,8 +15,6 @@ from mlflow_tdeploy.core.errors import ConflictError, MissingDependencyError, Se
 from mlflow_tdeploy.store.disk import own_folder, storage_errors
 from mlflow_tdeploy.store.staging import staged_directory
 
-_CACHES = ("__pycache__",)
-
 
 @functools.cache
 def library() -> Path:

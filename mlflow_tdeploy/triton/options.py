@@ -21,7 +21,8 @@ class TritonOptions:
     """How a model is served: keys of a YAML file or of ``-C``. Zero and empty mean the default, or the model's own.
 
     Attributes:
-        instances: Copies of the graph on each device; 0 for one per GPU, and two on a CPU of several processors.
+        instances: Copies of the graph on each device; one by default, and where the server's processors are known
+            (:func:`mlflow_tdeploy.deploy.choose.served`) two on a CPU of several.
         front_instances: Processes that tokenize and post-process; of two, one can while the other waits for the graph.
         gpus: Which GPUs, by number.
         max_batch_size: Most rows in one run of the graph; the signature's largest batch otherwise.
@@ -88,13 +89,18 @@ class TritonOptions:
             raise InvalidInputError("priority_levels needs default_priority_level: that of a request which names none.")
 
     @classmethod
+    def knows(cls, key: str) -> bool:
+        """Tell whether :meth:`of` takes a key."""
+        return key.startswith("parameters.") or key in {one.name for one in dataclasses.fields(cls)}
+
+    @classmethod
     def of(cls, values: Mapping[str, Any] | None) -> TritonOptions:
         """Make options from a mapping; values may be text, as on a command line, and lists ``"1,2"``.
 
         Raises:
             InvalidInputError: An unknown key, or a value of a wrong type.
         """
-        known = {one.name: getattr(cls(), one.name) for one in dataclasses.fields(cls)}
+        known = {one.name: getattr(cls(), one.name) for one in dataclasses.fields(cls)}  # with their defaults
         found: dict[str, Any] = {}
         for key, value in (values or {}).items():
             name, _, below = str(key).partition(".")

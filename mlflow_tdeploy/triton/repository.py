@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, shown
-from mlflow_tdeploy.core.open_task import MANIFEST
+from mlflow_tdeploy.core.manifest import MANIFEST
+from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime
+from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, TritonBackend
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.disk import link_own_or_copy, storage_errors
 from mlflow_tdeploy.store.layout import safe_path
@@ -107,7 +108,7 @@ def triton_runtime(variant: Variant) -> type[Runtime]:
     raise NoVariantError(f"Variant '{variant.id}' ({variant.format}) is none that a Triton server opens.")
 
 
-def render(what: Deployable, out: Path, options: TritonOptions | None = None, *, instances: int = 1) -> None:
+def render(what: Deployable, out: Path, options: TritonOptions | None = None) -> None:
     """Write a version and the stable name in front of it as a Triton repository.
 
     Files of this package's cache are hard links where that is possible: of a model from a remote store, a repository on
@@ -117,7 +118,6 @@ def render(what: Deployable, out: Path, options: TritonOptions | None = None, *,
         what: The version.
         out: Folder to write; new or empty.
         options: How it is served.
-        instances: Copies of the graph on each device where the options do not say.
 
     Raises:
         InvalidInputError: A name, version or option cannot be used.
@@ -129,18 +129,21 @@ def render(what: Deployable, out: Path, options: TritonOptions | None = None, *,
     options = options or TritonOptions()
     check_name(what.name)
     check_version(what.version)
-    _check_servable(what)
-    what.bundle.verify(what.variant)
     with staged_directory(out) as fresh, storage_errors(f"write '{out}'"):
-        write_graph(what, fresh / what.graph_name, options, instances)
-        write_front(what, fresh / what.name, options, instances)
+        write_graph(what, fresh / what.graph_name, options)
+        write_front(what, fresh / what.name, options)
         (fresh / what.name / CONFIG).write_text(route_text(what, options))
 
 
-def write_graph(what: Deployable, folder: Path, options: TritonOptions, instances: int) -> None:
-    """Write the Triton model that is a version's graph."""
-    backend = what.runtime.triton
-    assert backend is not None
+def write_graph(what: Deployable, folder: Path, options: TritonOptions) -> None:
+    """Write the Triton model that is a version's graph.
+
+    Raises:
+        NoVariantError: Triton does not open the variant.
+        IntegrityError: A file of it was changed.
+    """
+    backend = _backend(what)
+    what.bundle.verify(what.variant)
     files = folder / str(what.version)
     files.mkdir(parents=True)
     top = what.variant.entry.rpartition("/")[0]
@@ -157,14 +160,13 @@ def write_graph(what: Deployable, folder: Path, options: TritonOptions, instance
         backend,
         options,
         gpu=what.runtime.tier == 0,
-        instances=instances,
         warmup=warmup,
         about={"variant": what.variant.id, "digest": what.variant.digest, **what.about},
     )
     (folder / CONFIG).write_text(to_text(config))
 
 
-def write_front(what: Deployable, folder: Path, options: TritonOptions, instances: int) -> None:
+def write_front(what: Deployable, folder: Path, options: TritonOptions) -> None:
     """Write what a version adds to the stable name's model, all but the configuration, which says the route."""
     lib = library()
     for source in sorted(path for path in lib.rglob("*") if path.is_file()):
@@ -186,7 +188,7 @@ def write_front(what: Deployable, folder: Path, options: TritonOptions, instance
         "batched": batch_dim(what.bundle.manifest.signature) is not None,
         "dtypes": dict(what.variant.dtypes),
         "token_budget": options.token_budget or what.variant.token_budget or runtime.token_budget,
-        "workers": options.instances or instances,
+        "workers": max(1, options.instances),
     }
     (own / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     (own / ROUTED).write_text(route_text(what, options))
@@ -195,10 +197,15 @@ def write_front(what: Deployable, folder: Path, options: TritonOptions, instance
 def route_text(what: Deployable, options: TritonOptions) -> str:
     """Return the configuration of the stable name that has requests answered by a version."""
     task = what.bundle.task()
-    return to_text(front_config(what.name, task, [what.version], options, {"task": task.name}))
+    return to_text(front_config(what.name, task, [what.version], options, _about(task)))
 
 
-def _check_servable(what: Deployable) -> None:
+def _about(task: Task) -> dict[str, str]:
+    """Return what a client has to know of a task to ask it as the loader is asked."""
+    return {"task": task.name, "takes": task.input_kind, "answers": task.answer_form().kind}
+
+
+def _backend(what: Deployable) -> TritonBackend:
     if what.variant.dropped:
         raise NoVariantError(f"Variant '{what.variant.id}' is over its budget, so its files were not kept.")
     if what.runtime.triton is None:
@@ -208,6 +215,7 @@ def _check_servable(what: Deployable) -> None:
             f"Variant '{what.variant.id}' takes its weights from another graph, which Triton's TensorRT backend cannot "
             f"do. Build the engine with its weights."
         )
+    return what.runtime.triton
 
 
 def _write_warmup(what: Deployable, folder: Path) -> list[Warmup]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.files import FolderFiles
+from mlflow_tdeploy.triton.client import Connection, TritonClient
+from mlflow_tdeploy.triton.local import local_triton
 from tests.triton.conftest import server  # noqa: F401
 
 KEY, SECRET = "tdeploykey", "tdeploysecretkey"
@@ -56,3 +61,21 @@ def s3_keys(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(scope="module")
+def running(server, tmp_path_factory):  # noqa: F811 - the fixture
+    repository = tmp_path_factory.mktemp("repository")
+    with local_triton(repository, server=server) as triton:
+        yield triton, repository
+
+
+@pytest.fixture
+def target(running):
+    """Yield the deployments of an empty server; all that a test leaves there goes."""
+    triton, repository = running
+    found = Deployments(TritonClient(Connection(f"http://127.0.0.1:{triton.http}")), FolderFiles(repository))
+    yield found
+    for name in ("m", "bert", "bert-large"):
+        with contextlib.suppress(Exception):
+            found.delete(name)

@@ -11,10 +11,17 @@ from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, Storage
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import open_files
 from mlflow_tdeploy.deploy.publish import Sent, publish, publish_copy, read_index, remove
-from mlflow_tdeploy.deploy.s3 import S3Files, parse_s3, url_for_triton
+from mlflow_tdeploy.deploy.s3 import S3Files, parse_s3
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
-from tests.deploy.test_apply import QUICK, STEPS, Killed, changed_weights, factor, linear
+from tests.deploy.versions import QUICK, STEPS, Killed, changed_weights, factor, killed_at, linear
+
+
+def url_for_triton(url):
+    """Return a repository's address as ``--model-repository`` takes it."""
+    endpoint, bucket, prefix = parse_s3(url)
+    path = f"{bucket}/{prefix}".rstrip("/")
+    return f"s3://{endpoint}/{path}" if endpoint else f"s3://{path}"
 
 
 @pytest.fixture
@@ -143,12 +150,7 @@ def test_versions_are_brought_switched_rolled_back_and_removed(target, tmp_path)
 def test_a_kill_before_each_step_is_completed_by_the_next_call(target, tmp_path, monkeypatch, step):
     target.deploy(linear(tmp_path, 7), QUICK)
 
-    def stop(reached):
-        if reached == step:
-            raise Killed
-
-    killed = Deployments(target.client, target.files, on_step=stop)
-    monkeypatch.setattr(killed, "_undone", lambda *_, **__: contextlib.nullcontext())
+    killed = killed_at(target, step)
     with contextlib.suppress(Killed):
         killed.deploy(linear(tmp_path, 8, 2.0), QUICK)
     target.deploy(linear(tmp_path, 8, 2.0), QUICK)

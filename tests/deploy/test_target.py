@@ -122,7 +122,7 @@ def test_arrays_are_asked_for_by_name_as_table_or_alone(client, tmp_path):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"instance": 2}, r"Unknown key 'instance'. Known: .* And version, keep, .*config_file"),
+        ({"instance": 2}, r"Unknown key 'instance'. Known: version, keep, .*config_file, instances, .*parameters.NAME"),
         ({"keep": -1}, "'keep' must not be negative"),
         ({"grace": "soon"}, "'grace' is a number of seconds"),
         ({"device": "tpu"}, "'device' must be cpu or cuda"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.server
 import socket
+import sys
 import threading
 
 import numpy as np
 import pytest
 
-from mlflow_tdeploy.core.errors import InvalidInputError, ServerError, UnreachableError
+from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, ServerError, UnreachableError
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
@@ -129,3 +130,16 @@ def test_ports_have_their_defaults():
     assert Connection("http://host").address == "host:8000"
     assert Connection("grpcs://host").address == "host:8001"
     assert Connection("grpcs://host").secure
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_missing_client_library_is_told_how_to_be_had(scheme, monkeypatch):
+    for name in ("tritonclient", "tritonclient.http", "tritonclient.grpc", "tritonclient.utils"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'mlflow-tdeploy\[triton\]'"):
+        TritonClient(Connection(f"{scheme}://127.0.0.1:1")).live()
+
+
+def test_a_dtype_that_triton_lacks_is_told(client):
+    with pytest.raises(InvalidInputError, match="'x' is complex64, which Triton does not have"):
+        client.infer("m.v7", {"x": np.ones((1, 4), np.complex64)})

@@ -60,7 +60,7 @@ def compare(name: str, config) -> None:
 
 CASES = {
     "text": (TEXT, variant("ort", "cpu", session={"disabled_optimizers": ["SkipLayerNormFusion"]}),
-             ORT, {}, {"instances": 2, "about": {"model_uri": "models:/m/7", "variant": "ort-cpu-fp32"}}),
+             ORT, {"instances": 2}, {"about": {"model_uri": "models:/m/7", "variant": "ort-cpu-fp32"}}),
     "half": (TEXT, variant(dtypes={"sentence_embedding": "float16"}), ORT, {}, {"gpu": True}),
     "mixed": (MIXED, variant(), ORT, {"max_batch_size": 16}, {}),
     "single": (SINGLE, variant(), ORT, {"graph_level": "extended"}, {}),

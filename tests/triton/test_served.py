@@ -181,3 +181,12 @@ def test_only_what_is_wanted_is_sent(served):
     task, _, triton = served
     if task == "text-classification":
         assert set(ask(triton, texts(["cat"]), ["label"])) == {"label"}
+
+
+def test_what_triton_itself_takes_from_a_request_is_no_parameter_of_the_task(served):
+    """A priority, a timeout, an id: Triton's own, also where a client sends them beside parameters of the task."""
+    task, _, triton = served
+    client = http.InferenceServerClient(f"127.0.0.1:{triton.http}")
+    given = tensors(http, request_of(task)[1])
+    client.infer("m", given, request_id="7", timeout=5_000_000, priority=1)
+    client.close()

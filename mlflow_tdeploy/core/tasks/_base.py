@@ -118,8 +118,6 @@ class Task(ABC):
     head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()
     default_budget: ClassVar[Budget]
-    #: Whether the answer to an item is an array of a shape of its own.
-    answers_arrays: ClassVar[bool] = False
     #: What :meth:`metric` returns.
     quality: ClassVar[tuple[str, ...]] = ()
 

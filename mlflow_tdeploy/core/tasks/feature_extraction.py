@@ -19,7 +19,6 @@ class FeatureExtraction(TextTask):
     """Returns one array (1, tokens, width) per text, padding removed."""
 
     name: ClassVar[str] = "feature-extraction"
-    answers_arrays: ClassVar[bool] = True
     head: ClassVar[Head | None] = Head(OUTPUT, axes=("batch", "sequence"), auto_class="AutoModel")
     default_budget: ClassVar[Budget] = VECTOR_BUDGET
 

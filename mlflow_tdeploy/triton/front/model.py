@@ -31,16 +31,16 @@ class TritonPythonModel:
             front = json.load(file)
         sys.dont_write_bytecode = True  # the repository is not the server's to write to
         sys.path.insert(0, os.path.join(args["model_repository"], front["library"]))
+        from mlflow_tdeploy.core import wire
         from mlflow_tdeploy.core.desk import Ask, Desk
         from mlflow_tdeploy.core.errors import InvalidInputError
         from mlflow_tdeploy.core.open_task import open_task
 
-        self._ask, self._wrong_input = Ask, InvalidInputError
+        self._wire, self._ask, self._wrong_input = wire, Ask, InvalidInputError
         task = open_task(folder)
         self._graph, self._version = front["graph"], int(args["model_version"])
-        self._dtypes = front["dtypes"]
-        self._outputs = {one.name: (one.dtype, len(one.shape)) for one in task.signature.outputs}
-        self._least_axes = 2 if front["batched"] else 1
+        self._dtypes, self._batched, self._signature = front["dtypes"], front["batched"], task.signature
+        self._outputs = [one.name for one in task.signature.outputs]
         self._desk = Desk(task, self._infer, token_budget=front["token_budget"], workers=front["workers"])
         self._loop, self._pool = asyncio.new_event_loop(), ThreadPoolExecutor(_MOST_AT_ONCE)
         self._memory = triton.PreferredMemory(triton.TRITONSERVER_MEMORY_CPU, 0)
@@ -77,11 +77,12 @@ class TritonPythonModel:
         return triton.InferenceResponse([triton.Tensor(name, array) for name, array in answer.items()])
 
     async def _infer(self, feeds):
-        inputs = [triton.Tensor(name, self._cast(name, array)) for name, array in feeds.items()]
+        sent = self._wire.sent(feeds, self._dtypes, batched=self._batched)
+        inputs = [triton.Tensor(name, np.ascontiguousarray(array)) for name, array in sent.items()]
         request = triton.InferenceRequest(
             model_name=self._graph,
             model_version=self._version,
-            requested_output_names=list(self._outputs),
+            requested_output_names=self._outputs,
             inputs=inputs,
             preferred_memory=self._memory,
         )
@@ -90,12 +91,4 @@ class TritonPythonModel:
         if response.has_error():
             raise RuntimeError(f"{self._graph}: {response.error().message()}")
         found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-        return {
-            name: found[name].reshape(found[name].shape[:axes]).astype(dtype, copy=False)
-            for name, (dtype, axes) in self._outputs.items()
-        }
-
-    def _cast(self, name, array):
-        # Triton knows no tensor without an axis besides the rows: it is sent with one that the graph does not see
-        whole = array if array.ndim >= self._least_axes else array[..., None]
-        return np.ascontiguousarray(whole, self._dtypes.get(name, array.dtype))
+        return self._wire.received(found, self._signature)

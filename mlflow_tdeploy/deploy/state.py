@@ -1,0 +1,140 @@
+"""What is deployed: read from a server and its repository, every time; nothing else remembers it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from mlflow_tdeploy.core.errors import (
+    ConflictError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    TDeployError,
+)
+from mlflow_tdeploy.deploy.files import RepositoryFiles
+from mlflow_tdeploy.deploy.publish import read_index
+from mlflow_tdeploy.deploy.route import Route
+from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.config import ours, own_parameters, parse
+from mlflow_tdeploy.triton.repository import CONFIG, check_name, graph_of
+
+_log = logging.getLogger("mlflow_tdeploy")
+#: Ends the name of the model in which a version's front is tried.
+TRIAL = ".check"
+
+
+class State:
+    """The deployments of one server and its repository.
+
+    Args:
+        client: The server.
+        files: Its repository, as this host reaches it.
+    """
+
+    def __init__(self, client: TritonClient, files: RepositoryFiles) -> None:
+        self.client = client
+        self.files = files
+
+    def names(self) -> list[str]:
+        """Return the deployments of ours, from the repository."""
+        models = (name for name in self.files.models() if graph_of(name) is None and not name.endswith(TRIAL))
+        found = []
+        for name in models:
+            try:
+                if self.route(name) is not None:
+                    found.append(name)
+            except TDeployError as error:  # one that is damaged says nothing about the others
+                _log.warning("A deployment cannot be read and is left out: %s", error)
+        return found
+
+    def route(self, name: str) -> Route | None:
+        """Return which version answers, as the repository says; None where nothing of ours is deployed.
+
+        Raises:
+            IntegrityError: It says nothing that makes sense.
+        """
+        if read_index(self.files, name) is None:
+            return None
+        content = self.files.read(f"{name}/{CONFIG}")
+        if content is None:
+            return None  # a deployer was killed before the first switch
+        where = f"'{name}/{CONFIG}' in '{self.files.url}'"
+        try:
+            return Route.of(own_parameters(parse(content.decode())), where)
+        except (InvalidInputError, UnicodeDecodeError) as error:
+            raise IntegrityError(f"{where} is damaged, so what serves is not known: {error}") from error
+
+    def serving(self, name: str) -> Route | None:
+        """Return which version answers, as the server says; None where the name is not loaded.
+
+        Raises:
+            ConflictError: A model that is not ours answers to the name.
+        """
+        found = self.client.parameters(name)
+        if found is None:
+            return None
+        own = ours(found)
+        if "active" not in own:
+            raise ConflictError(
+                f"The server at {self.client.connection.url} has a model '{name}' that was not deployed by "
+                f"mlflow-tdeploy. Deploy under another name."
+            )
+        return Route.of(own, f"'{name}' at {self.client.connection.url}")
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return what is known about a deployment.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        route = self.required(name)
+        graph = self.files.read(f"{name}.v{route.active}/{CONFIG}")
+        own = own_parameters(parse(graph.decode())) if graph else {}
+        serving = self.serving(name) if self.client.live() else None
+        return {
+            "name": name,
+            "version": route.active,
+            "previous": list(route.previous),
+            "ahead": list(route.ahead),
+            "ready": serving is not None and serving.active == route.active,
+            "deployed": route.changed,
+            "by": route.by,
+            "server": self.client.connection.url,
+            "repository": self.files.url,
+            **own,
+        }
+
+    def required(self, name: str) -> Route:
+        """Return the route of a deployment that has to be there.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        route = self.route(check_name(name))
+        if route is None:
+            having = ", ".join(self.names()) or "none"
+            raise NotFoundError(f"There is no deployment '{name}' in '{self.files.url}'. There are: {having}.")
+        return route
+
+    def graphs(self, name: str) -> list[str]:
+        """Return the graphs of ours that the repository has of a deployment."""
+        models = [model for model in self.files.models() if (graph_of(model) or ("",))[0] == name]
+        return [model for model in models if read_index(self.files, model) is not None]
+
+    def loaded(self, name: str) -> list[str]:
+        """Return the models of ours that the server has of a deployment, wherever their files are.
+
+        Raises:
+            ConflictError: The name is somebody else's.
+        """
+        found = {one.name for one in self.client.models() if one.state == "READY"}
+        serving = self.serving(name)  # a server lists no model whose folder is gone
+        found |= {name, *self.graphs(name), *(f"{name}.v{version}" for version in (serving.kept if serving else ()))}
+        mine = [one for one in sorted(found) if (graph_of(one.removesuffix(TRIAL)) or (one,))[0] == name]
+        return [one for one in mine if ours(self.client.parameters(one) or {})]
+
+    def published_key(self, model: str) -> str:
+        """Return what a published graph was made of; empty where it is not there."""
+        content = self.files.read(f"{model}/{CONFIG}")
+        return own_parameters(parse(content.decode())).get("key", "") if content else ""
