@@ -168,7 +168,7 @@ class Score:
         return self._task.metric(finished, [self._labels[index] for index in order])
 
 
-def largest_corner(parameters: int, signature: Signature | None = None) -> int:
+def largest_corner(parameters: int, signature: Signature) -> int:
     """Return how many elements the largest corner may have.
 
     Args:
@@ -176,12 +176,8 @@ def largest_corner(parameters: int, signature: Signature | None = None) -> int:
         signature: Of the model, whose answers may take more memory than its work takes time (a vocabulary a token).
     """
     largest = MAX_CORNER if parameters <= 0 else max(MIN_CORNER, min(MAX_CORNER, int(CORNER_WORK / parameters)))
-    widths = (
-        [math.prod(size for size in spec.shape if isinstance(size, int)) for spec in signature.outputs]
-        if signature
-        else []
-    )
-    return max(FEWEST, min(largest, ANSWER_NUMBERS // max(1, *widths, 1)))
+    widest = max(math.prod(size for size in spec.shape if isinstance(size, int)) for spec in signature.outputs)
+    return max(FEWEST, min(largest, ANSWER_NUMBERS // max(1, widest)))
 
 
 def corner_sizes(signature: Signature, at: At, largest: int) -> list[dict[str, int]]:

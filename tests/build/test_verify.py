@@ -378,7 +378,7 @@ def test_corner_sizes_never_leave_the_range():
 
 
 def test_largest_corner_shrinks_when_the_model_grows():
-    assert largest_corner(0) == 32768
-    assert largest_corner(22_700_000) >= 64 * 256  # all-MiniLM-L6-v2 is checked at its whole range
-    assert largest_corner(110_000_000) < largest_corner(22_700_000)
-    assert largest_corner(10**12) == 2048
+    assert largest_corner(0, text_signature()) == 32768
+    assert largest_corner(22_700_000, text_signature()) >= 64 * 256  # all-MiniLM-L6-v2 is checked at its whole range
+    assert largest_corner(110_000_000, text_signature()) < largest_corner(22_700_000, text_signature())
+    assert largest_corner(10**12, text_signature()) == 2048

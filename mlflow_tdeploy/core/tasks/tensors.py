@@ -95,8 +95,8 @@ class Tensors(Task):
     def made_up_blindly(self, items: Sequence[Any] = ()) -> list[str]:
         """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""
         whole = [spec.name for spec in self.signature.inputs if numpy_dtype(spec.dtype).kind in "iu"]
-        shown_ = {name for name in whole if any(item[name].any() for item in items)}
-        return [name for name in whole if name not in {*self.config.integer_ranges, *shown_} and "mask" not in name]
+        told = {name for name in whole if any(item[name].any() for item in items)}
+        return [name for name in whole if name not in {*self.config.integer_ranges, *told} and "mask" not in name]
 
     def _arrays(self, inputs: Any) -> Arrays:
         if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: one column per input
