@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlflow_tdeploy.cli._common import clean_errors
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.triton.background import Running
+    from mlflow_tdeploy.triton.listening import Listening
+
+_MODELS = click.option("--model", "models", multiple=True, help="Load only this model; several times. All by default.")
 
 
 @click.group()
@@ -27,7 +35,7 @@ def install() -> None:
 
 @triton.command()
 @click.argument("repository", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--model", "models", multiple=True, help="Load only this model; several times. All by default.")
+@_MODELS
 @click.option("--seconds", type=float, help="End after so long; on Ctrl-C by default.")
 def run(repository: Path, models: tuple[str, ...], seconds: float | None) -> None:
     """Serve a Triton REPOSITORY on free ports of 127.0.0.1 until Ctrl-C."""
@@ -38,11 +46,7 @@ def run(repository: Path, models: tuple[str, ...], seconds: float | None) -> Non
     with clean_errors():
         server, wanted = find_server(), models or tuple(model_names(repository))
         with local_triton(repository, models=wanted, server=server) as running:
-            click.echo(f"server     {server.description}")
-            click.echo(f"models     {', '.join(wanted)}")
-            click.echo(f"http       {running.url}")
-            click.echo(f"grpc       127.0.0.1:{running.grpc}")
-            click.echo(f"metrics    http://127.0.0.1:{running.metrics}/metrics")
+            _show(server.description, wanted, running)
             end = None if seconds is None else time.monotonic() + seconds
             try:
                 while running.process.poll() is None and (end is None or time.monotonic() < end):
@@ -51,3 +55,80 @@ def run(repository: Path, models: tuple[str, ...], seconds: float | None) -> Non
                 click.echo("stopping")
             if running.process.poll() is not None:
                 raise click.ClickException(f"Triton ended by itself: {running.last_error() or 'it does not say why'}")
+
+
+@triton.command()
+@click.argument("repository", type=click.Path(file_okay=False, path_type=Path))
+@_MODELS
+@click.option(
+    "--ports",
+    nargs=3,
+    type=click.IntRange(1, 65535),
+    default=None,
+    help="For HTTP, gRPC and metrics. 8000 8001 8002 by default, or free ones where one of them is taken.",
+)
+def start(repository: Path, models: tuple[str, ...], ports: tuple[int, int, int] | None) -> None:
+    """Start a server that lasts for a REPOSITORY, on 127.0.0.1; the folder is made where there is none.
+
+    Deployments to it need no TRITON_MODEL_REPO: which repository a server of this host has is known.
+    """
+    from mlflow_tdeploy.build.triton_repository import model_names
+    from mlflow_tdeploy.store.disk import storage_errors
+    from mlflow_tdeploy.triton import background
+
+    with clean_errors():
+        with storage_errors(f"make '{repository}'"):
+            repository.mkdir(parents=True, exist_ok=True)
+        wanted = models or (tuple(model_names(repository)) if any(repository.iterdir()) else ())
+        found = background.start(repository, models=wanted, ports=ports or ())
+        _show(found.server, wanted, found.listening)
+        click.echo(f"repository {found.repository}")
+        click.echo(f"log        {found.log}")
+        click.echo(f"deploy to  -t tdeploy://127.0.0.1:{found.http}")
+        click.echo(f"end it     tdeploy triton stop --port {found.http}")
+
+
+@triton.command()
+@click.option("--port", type=int, help="Its port for HTTP; needed where there are several.")
+@click.option("--all", "every", is_flag=True, help="All that were started here.")
+def stop(port: int | None, every: bool) -> None:
+    """End a server that was started to last; its repository stays as it is."""
+    from mlflow_tdeploy.triton import background
+
+    with clean_errors():
+        for one in background.running() if every else [background.chosen(port)]:
+            background.stop(one)
+            click.echo(f"stopped    {one.listening.url} ({one.repository})")
+
+
+@triton.command()
+def status() -> None:
+    """Show the servers that were started to last, what they have loaded, and those that ended by themselves."""
+    from mlflow_tdeploy.triton import background
+
+    with clean_errors():
+        found = background.running()
+        if not found:
+            click.echo("No server was started here.")
+        for one in found:
+            _show_state(one)
+
+
+def _show(server: str, models: Sequence[str], where: Listening) -> None:
+    click.echo(f"server     {server}")
+    click.echo(f"models     {', '.join(models) or 'none yet'}")
+    click.echo(f"http       {where.url}")
+    click.echo(f"grpc       127.0.0.1:{where.grpc}")
+    click.echo(f"metrics    http://127.0.0.1:{where.metrics}/metrics")
+
+
+def _show_state(one: Running) -> None:
+    where = one.listening
+    if not one.alive:
+        click.echo(f"ended      {where.url} ({one.repository}): {where.last_error() or 'it does not say why'}")
+        return
+    entries = where.ask("v2/repository/index", {})
+    ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
+    _show(one.server, ready, where)
+    click.echo(f"repository {one.repository}")
+    click.echo(f"since      {one.since}, process {one.pid}")

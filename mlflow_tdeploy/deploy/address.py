@@ -8,12 +8,14 @@ from collections.abc import Mapping
 
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.deploy.files import RepositoryFiles, open_files
+from mlflow_tdeploy.triton.background import Running, started_at
 from mlflow_tdeploy.triton.client import Connection
 
 #: Environment variables; the first two as in NVIDIA's plugin.
 URL, REPOSITORY, TOKEN, CA, TIMEOUT = "TRITON_URL", "TRITON_MODEL_REPO", "TRITON_TOKEN", "TRITON_CA", "TRITON_TIMEOUT"
 _QUERY = ("protocol", "repository")
 _PROTOCOLS = ("http", "https", "grpc", "grpcs")
+_HERE = ("127.0.0.1", "localhost")
 
 
 def connection_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> Connection:
@@ -43,17 +45,29 @@ def connection_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> C
 def files_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> RepositoryFiles:
     """Return the server's repository, as this host reaches it.
 
+    Args:
+        target_uri: As for :func:`connection_of`; ``…?repository=/models`` says it.
+        environ: Environment variables; ``TRITON_MODEL_REPO`` says it otherwise. Of a server that ``tdeploy triton
+            start`` started on this host it is known.
+
     Raises:
         InvalidInputError: Nobody says where it is.
     """
     _, query = _parsed(target_uri)
-    where = query.get("repository") or environ.get(REPOSITORY)
+    local = server_here(connection_of(target_uri, environ))
+    where = query.get("repository") or environ.get(REPOSITORY) or (local.repository if local else "")
     if not where:
         raise InvalidInputError(
             f"Nobody says where the server's model repository is: set {REPOSITORY}, or use a target such as "
             f"tdeploy://host:8000?repository=/models."
         )
     return open_files(where)
+
+
+def server_here(connection: Connection) -> Running | None:
+    """Return what is known of a server that ``tdeploy triton start`` started on this host; None for any other."""
+    host, _, port = connection.address.rpartition(":")
+    return started_at(int(port)) if host in _HERE else None
 
 
 def _parsed(target_uri: str) -> tuple[urllib.parse.SplitResult, dict[str, str]]:

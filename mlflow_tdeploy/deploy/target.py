@@ -18,14 +18,14 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.utils.proto_json_utils import NumpyEncoder
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
-from mlflow_tdeploy.deploy.address import connection_of, files_of
+from mlflow_tdeploy.deploy.address import connection_of, files_of, server_here
 from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
 from mlflow_tdeploy.deploy.ask import ask
 from mlflow_tdeploy.deploy.choose import choose, served
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_seconds
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.store.staging import workspace
-from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.repository import check_name, render
 
 __all__ = ["TDeployDeploymentClient", "run_local", "target_help"]
@@ -44,7 +44,8 @@ class TDeployDeploymentClient(BaseDeploymentClient):
     def __init__(self, target_uri: str) -> None:
         super().__init__(target_uri)
         with mlflow_errors():
-            self._client = TritonClient(connection_of(target_uri))
+            connection = connection_of(target_uri)
+            self._client = TritonClient(connection, lambda: _last_error(connection))
 
     def create_deployment(
         self,
@@ -240,6 +241,12 @@ class Predictions(PredictionsResponse):
             return text
         Path(path).write_text(text, encoding="utf-8")
         return None
+
+
+def _last_error(connection: Connection) -> str:
+    """Return the last error in the log of a server of this host; empty where that cannot be known."""
+    local = server_here(connection)
+    return local.listening.last_error() if local else ""
 
 
 def _next(found: Deployments, name: str) -> int:

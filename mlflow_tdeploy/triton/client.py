@@ -102,10 +102,12 @@ class TritonClient:
 
     Args:
         connection: Where it is.
+        log: Returns the last error in the server's log, where that can be read: it often says more than the answer.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, log: Callable[[], str] | None = None) -> None:
         self.connection = connection
+        self._log = log or (lambda: "")
         self._grpc = connection.scheme.startswith("grpc")
         self._headers = {"authorization": f"Bearer {connection.token}"} if connection.token else {}
 
@@ -131,7 +133,16 @@ class TritonClient:
         Raises:
             ServerError: It cannot be loaded.
         """
-        self._call(f"load '{model}'", lambda client, more: client.load_model(model, **more), timeout)
+        before = self._log()
+        try:
+            self._call(f"load '{model}'", lambda client, more: client.load_model(model, **more), timeout)
+        except UnreachableError:
+            raise
+        except ServerError as error:
+            said = self._log()
+            if said in ("", before) or said in str(error):
+                raise
+            raise ServerError(f"{error} (its log: {said})") from error
 
     def unload(self, model: str) -> None:
         """Unload a model; requests that it has are answered first. One that is not loaded is fine."""
@@ -245,7 +256,7 @@ class TritonClient:
             ) from error
 
     def _refusal(self, doing: str, error: Any) -> Exception:
-        said, status = str(error.message()), str(error.status() or "")
+        said, status = str(error.message()).strip(), str(error.status() or "")
         if doing.startswith(_ANSWER) and status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return InvalidInputError(f"The server at {self.connection.url} cannot {doing}: {said}")
         if status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED") and "poll" not in said:

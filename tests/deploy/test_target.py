@@ -20,6 +20,8 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.triton import background
+from mlflow_tdeploy.triton.client import Connection
 from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import WEIGHTS, make_bundle
 from tests.core.text_assets import LABELS
@@ -282,3 +284,21 @@ def test_render_writes_a_repository(words, tmp_path):
     wrong = CliRunner().invoke(main, ["render", "models:/words/1", "--out", str(tmp_path / "new"), "-C", "instances"])
     assert "not of the form key=value" in wrong.output
     assert not (tmp_path / "new").exists()
+
+
+def test_of_a_server_started_here_the_repository_and_the_log_are_known(server, tracking, tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_MODEL_REPO", raising=False)
+    monkeypatch.delenv("TRITON_URL", raising=False)
+    (tmp_path / "models").mkdir()
+    started = background.start(tmp_path / "models")
+    try:
+        client = get_deploy_client(f"tdeploy://127.0.0.1:{started.http}")
+        model = make_bundle(tmp_path / "made")
+        made = client.create_deployment("m", str(model), config=SAVED)
+        assert (made["ready"], made["repository"]) == (True, str(tmp_path / "models"))
+        assert client.predict("m", {"x": np.ones((1, 4), np.float32)})["predictions"]
+        monkeypatch.setattr(Connection, "address", f"127.0.0.1:{started.grpc + 1}")
+        with pytest.raises(MlflowException, match="Nobody says where the server's model repository is"):
+            client.list_deployments()
+    finally:
+        background.stop(started)

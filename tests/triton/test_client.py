@@ -55,6 +55,19 @@ def test_a_model_is_loaded_asked_and_unloaded(client):
     client.unload("never")
 
 
+def test_what_the_log_says_besides_is_said_too(client, triton):
+    said = iter(["an older error", "libcudart.so.12 is missing", "the same", "the same"])
+    client._log = lambda: next(said)
+    with pytest.raises(ServerError, match=r"cannot load 'broken': .* \(its log: libcudart.so.12 is missing\)"):
+        client.load("broken")
+    with pytest.raises(ServerError) as caught:
+        client.load("broken")
+    assert "its log" not in str(caught.value)
+    client._log = triton.last_error
+    with pytest.raises(ServerError, match="broken"):
+        client.load("broken")
+
+
 def test_what_the_server_refuses_is_said_in_its_words(client):
     with pytest.raises(ServerError, match="cannot load 'broken': .*broken"):
         client.load("broken")

@@ -1,0 +1,220 @@
+"""Triton servers of this host that outlive the command that started them, and what is remembered of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, SessionError, StorageError, TDeployError
+from mlflow_tdeploy.core.evidence import now
+from mlflow_tdeploy.core.records import from_json, to_json
+from mlflow_tdeploy.store.disk import cache_home, own_folder, storage_errors
+from mlflow_tdeploy.triton.home import Server, find_server
+from mlflow_tdeploy.triton.listening import Listening
+from mlflow_tdeploy.triton.local import START_S, STOP_S, free_shared_memory, launch
+
+#: Triton's own ports for HTTP, gRPC and metrics, which clients ask when nobody says others.
+USUAL_PORTS = (8000, 8001, 8002)
+_RECORD = ".json"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that was started to last.
+
+    Attributes:
+        http: Port for HTTP on 127.0.0.1.
+        grpc: Port for gRPC.
+        metrics: Port for metrics.
+        pid: Its process.
+        born: When that began, in ticks since the host did: another process may have the number later.
+        repository: What it serves.
+        log: File of what it writes.
+        region: Begins the names of what it has in shared memory.
+        since: When it was started, UTC in ISO format.
+        server: What it is.
+    """
+
+    http: int
+    grpc: int
+    metrics: int
+    pid: int
+    born: int
+    repository: str
+    log: str
+    region: str
+    since: str
+    server: str
+
+    @property
+    def listening(self) -> Listening:
+        """Where it listens."""
+        return Listening(self.http, self.grpc, self.metrics, Path(self.log))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return _born(self.pid) == self.born
+
+
+def start(
+    repository: Path | str,
+    *,
+    models: Iterable[str] = (),
+    ports: Sequence[int] = (),
+    server: Server | None = None,
+    seconds: float = START_S,
+) -> Running:
+    """Start a server on 127.0.0.1 that outlives this process, until :func:`stop`.
+
+    Args:
+        repository: Folder of models, or the address of one in an object store as Triton writes it.
+        models: Those to load at the start.
+        ports: For HTTP, gRPC and metrics; Triton's usual ones otherwise, or free ones where one of them is taken.
+        server: Which server; the one of this host when None.
+        seconds: How long it may take to be ready.
+
+    Raises:
+        ConflictError: A server that was started here has that repository, or one of the ports.
+        MissingDependencyError: There is no server on this host.
+        SessionError: It cannot start: nothing of it is left.
+        StorageError: Nothing can be remembered on this host.
+    """
+    server, where = server or find_server(), _absolute(repository)
+    others = [one for one in running() if one.alive]
+    for other in others:
+        if other.repository == where:
+            raise ConflictError(f"'{where}' is served at {other.listening.url} already. Stop that one first.")
+        if taken := set(ports) & {other.http, other.grpc, other.metrics}:
+            raise ConflictError(f"Port {min(taken)} is that of another server. Stop it, or choose another port.")
+    folder = _folder()
+    usual = not ports and all(map(_is_free, USUAL_PORTS))
+    log = folder / f"{os.getpid()}-{time.time_ns()}.log"
+    how: dict[str, Any] = {"models": list(models), "server": server, "seconds": seconds, "lasting": True}
+    try:
+        try:
+            made = launch(where, log, ports=USUAL_PORTS if usual else ports, **how)
+        except SessionError:
+            if not usual or all(map(_is_free, USUAL_PORTS)):
+                raise
+            made = launch(where, log, **how)  # somebody was quicker
+    except BaseException:
+        log.unlink(missing_ok=True)
+        raise
+    found = Running(
+        made.http, made.grpc, made.metrics, made.process.pid, _born(made.process.pid) or 0, where, str(log),
+        made.region, now(), server.description,
+    )  # fmt: skip
+    try:
+        with storage_errors(f"write below '{folder}'"):
+            _record(found).write_text(to_json(found), encoding="utf-8")
+    except BaseException:
+        made.stop()
+        log.unlink(missing_ok=True)
+        raise
+    return found
+
+
+def running() -> list[Running]:
+    """Return the servers that were started here and not stopped, by port; some may have ended by themselves."""
+    found = []
+    for path in sorted(_folder().glob(f"*{_RECORD}")):
+        with contextlib.suppress(TDeployError, OSError):  # one that is not whole is nobody's
+            found.append(from_json(Running, path.read_text(encoding="utf-8"), path.name))
+    return sorted(found, key=lambda one: one.http)
+
+
+def started_at(port: int) -> Running | None:
+    """Return the server that was started here and listens on a port; None where there is none."""
+    return next((one for one in running() if one.alive and port in (one.http, one.grpc)), None)
+
+
+def stop(which: Running) -> None:
+    """End a server and remove what is remembered of it, and what it left in shared memory; twice is fine.
+
+    Raises:
+        SessionError: It is somebody else's process, or does not end.
+    """
+    if which.alive:
+        _end(which)
+    free_shared_memory(which.region)
+    Path(which.log).unlink(missing_ok=True)
+    _record(which).unlink(missing_ok=True)
+
+
+def chosen(port: int | None) -> Running:
+    """Return the server that is meant by its port for HTTP, or the only one there is.
+
+    Raises:
+        NotFoundError: There is none, or it is not clear which.
+    """
+    found = running()
+    if port is not None:
+        found = [one for one in found if one.http == port]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        at = f" at port {port}" if port is not None else ""
+        raise NotFoundError(f"No server was started here{at}. 'tdeploy triton start REPOSITORY' starts one.")
+    raise NotFoundError(f"Say which: there are servers at the ports {', '.join(str(one.http) for one in found)}.")
+
+
+def _end(which: Running) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                os.kill(which.pid, number)
+            except PermissionError as error:
+                raise SessionError(f"Process {which.pid} is somebody else's and cannot be ended.") from error
+        end = time.monotonic() + STOP_S
+        while time.monotonic() < end:
+            if not which.alive:
+                return
+            time.sleep(0.02)
+    raise SessionError(f"Triton (process {which.pid}) does not end.")
+
+
+def _born(pid: int) -> int | None:
+    """Return when a process began (field 22 of proc(5)'s stat); None for one that is not, or only is to be reaped."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])
+    except (OSError, LookupError, ValueError):
+        return None
+
+
+def _folder() -> Path:
+    folder = own_folder("triton") / "started"
+    if not folder.is_relative_to(cache_home()):
+        raise StorageError(
+            f"'{cache_home()}' cannot be written, so a server that lasts could not be found again. Set "
+            f"TDEPLOY_CACHE_DIR to a folder of yours, or use 'tdeploy triton run'."
+        )
+    with storage_errors(f"make '{folder}'"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _record(which: Running) -> Path:
+    return _folder() / f"{which.pid}-{which.born}{_RECORD}"
+
+
+def _absolute(repository: Path | str) -> str:
+    return str(repository) if "://" in str(repository) else str(Path(repository).absolute())
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,91 @@
+"""A Triton server that listens on this host: its address, its own words, the end of its log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.errors import SessionError
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where a server of this host listens.
+
+    Attributes:
+        http: Port for HTTP on 127.0.0.1.
+        grpc: Port for gRPC.
+        metrics: Port for metrics.
+        log: What it writes.
+    """
+
+    http: int
+    grpc: int
+    metrics: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.http}"
+
+    def ask(self, path: str, body: Any = None, timeout: float = 60.0) -> Any:
+        """Send a request of the HTTP protocol (``v2/…``) and return its JSON answer.
+
+        Args:
+            path: What comes after the address.
+            body: What to send, as JSON; None for a GET.
+            timeout: Seconds.
+
+        Raises:
+            SessionError: The server refuses; the message holds its own words, and its log where that says more.
+        """
+        try:
+            status, text = self._exchange(path, None if body is None else json.dumps(body), timeout)
+        except OSError as error:
+            raise SessionError(f"Triton does not answer '{path}': {error}. {self.last_error()}".strip()) from error
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise SessionError(self._refusal(path, text.decode(errors="replace")))
+        return json.loads(text) if text else None
+
+    def _exchange(self, path: str, body: str | None, timeout: float) -> tuple[int, bytes]:
+        connection = HTTPConnection("127.0.0.1", self.http, timeout=timeout)
+        try:
+            connection.request("GET" if body is None else "POST", f"/{path}", body)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers and every model that it was asked to load is there."""
+        try:
+            return self._exchange("v2/health/ready", None, 1.0)[0] == HTTPStatus.OK
+        except (OSError, HTTPException):  # nobody, or another program
+            return False
+
+    def load(self, model: str) -> None:
+        """Load a model, or load it anew.
+
+        Raises:
+            SessionError: It cannot be loaded.
+        """
+        self.ask(f"v2/repository/models/{model}/load", {})
+
+    def _refusal(self, path: str, said: str) -> str:
+        with contextlib.suppress(ValueError):
+            said = json.loads(said).get("error", said)
+        more = self.last_error()
+        return f"Triton refuses '{path}': {said}" + (f" (its log: {more})" if more and more not in said else "")
+
+    def last_error(self) -> str:
+        """Return the last error in its log, without time and place; empty for none."""
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        last = next((line for line in reversed(lines) if line.startswith(("E", "error: "))), "")
+        return (last.partition("] ")[2] if last.startswith("E") else last.removeprefix("error: ")).strip().strip('"')

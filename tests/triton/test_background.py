@@ -1,0 +1,136 @@
+"""Servers that outlive the command that started them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, SessionError, StorageError
+from mlflow_tdeploy.triton import background
+from tests.bundles import WEIGHTS, linear_graph
+from tests.triton.test_local import CONFIG
+
+
+@pytest.fixture
+def repository(tmp_path):
+    root = tmp_path / "repository"
+    linear_graph(root / "linear" / "1" / "model.onnx", WEIGHTS)
+    (root / "linear" / "config.pbtxt").write_text(CONFIG)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _none_left(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    yield
+    for one in background.running():
+        background.stop(one)
+
+
+def tdeploy(*arguments):
+    """Run the command in a process of its own, which is gone then; return its lines by their first word."""
+    command = [sys.executable, "-m", "mlflow_tdeploy.cli", "triton", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(None, 1) for line in done.stdout.splitlines())
+
+
+def left(region):
+    return [name for name in os.listdir("/dev/shm") if name.startswith(region)]
+
+
+def test_a_server_outlives_the_command_and_is_ended_by_another(repository):
+    made = tdeploy("start", repository)
+    (found,) = background.running()
+    assert found.alive
+    assert made["http"] == found.listening.url
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1.0] * 4}
+    (output,) = found.listening.ask("v2/models/linear/infer", {"inputs": [tensor]})["outputs"]
+    np.testing.assert_allclose(output["data"], np.ones(4, np.float32) @ WEIGHTS, rtol=1e-6)
+    shown = tdeploy("status")
+    assert (shown["models"], shown["repository"]) == ("linear", str(repository))
+    assert left(found.region)
+    assert tdeploy("stop") == {"stopped": f"{found.listening.url} ({repository})"}
+    assert not found.alive
+    assert not left(found.region)
+    assert not Path(found.log).exists()
+    assert background.running() == []
+    assert "No server was started here" in CliRunner().invoke(main, ["triton", "status"]).output
+    background.stop(found)  # twice is fine
+
+
+def test_a_folder_is_made_and_several_servers_are_told_apart(tmp_path):
+    first = background.start(_made(tmp_path / "a"))
+    second = background.start(_made(tmp_path / "b"))
+    assert not {first.http, first.grpc, first.metrics} & {second.http, second.grpc, second.metrics}
+    assert [background.started_at(one.grpc) for one in (first, second)] == [first, second]
+    with pytest.raises(NotFoundError, match="Say which"):
+        background.chosen(None)
+    assert background.chosen(second.http) == second
+    with pytest.raises(ConflictError, match="is served at .* already"):
+        background.start(tmp_path / "a")
+    with pytest.raises(ConflictError, match=f"Port {first.http} is that of another server"):
+        background.start(_made(tmp_path / "c"), ports=(first.http, 1, 2))
+    background.stop(first)
+    assert background.running() == [second]
+    with pytest.raises(NotFoundError, match=f"No server was started here at port {first.http}"):
+        background.chosen(first.http)
+
+
+def test_a_server_that_ended_by_itself_is_told_and_cleared_away(repository):
+    found = background.start(repository, models=["linear"])
+    os.kill(found.pid, 9)
+    _wait_until(lambda: not found.alive)
+    assert background.started_at(found.http) is None
+    shown = CliRunner().invoke(main, ["triton", "status"])
+    assert shown.output.startswith(f"ended      {found.listening.url}")
+    stopped = CliRunner().invoke(main, ["triton", "stop", "--all"])
+    assert stopped.exit_code == 0
+    assert background.running() == []
+    assert not left(found.region)
+
+
+def test_a_server_that_cannot_start_leaves_nothing(repository, tmp_path):
+    (repository / "linear" / "1" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(SessionError, match=r"while it started: .*"):
+        background.start(repository, models=["linear"])
+    assert background.running() == []
+    assert not list((tmp_path / "cache").rglob("*.log"))
+
+
+def test_another_process_with_the_number_of_one_that_ended_is_left_alone(repository):
+    found = background.start(repository)
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as other:
+        background.stop(dataclasses.replace(found, pid=other.pid))
+        assert other.poll() is None
+        other.stdin.close()
+    assert found.alive
+
+
+def test_where_nothing_can_be_remembered_no_server_is_started(repository, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="TDEPLOY_CACHE_DIR"):
+        background.start(repository)
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def _made(folder):
+    folder.mkdir()
+    return folder
+
+
+def _wait_until(done, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
