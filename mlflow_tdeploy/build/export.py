@@ -243,6 +243,20 @@ def _finish(model: ir.Model, signature: Signature, opset: int) -> None:
             raise ExportError(f"The graph's {kind}s are {found}, the signature's are {[spec.name for spec in specs]}.")
         for spec, value in zip(specs, values, strict=True):
             _name_shape(kind, spec, value, signature)
+    _rename_clashes(model.graph)
+
+
+def _rename_clashes(graph: ir.Graph) -> None:
+    """Give values inside a graph other names than its inputs and outputs have.
+
+    torch's exporter names values after operators, and inputs as it is told: an input 'cat' meets that of a Concat.
+    """
+    ends = [*graph.inputs, *graph.outputs]
+    taken = {value.name for value in ends}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in taken and not any(value is end for end in ends):
+                value.name = f"{value.name}_inside"
 
 
 def _name_shape(kind: str, spec: TensorSpec, value: ir.Value, signature: Signature) -> None:

@@ -80,6 +80,7 @@ class ReferenceAnswers:
         InvalidInputError: Its answer to an item is not finite.
 
     Attributes:
+        skipped: Sizes of corners that were left out: the model fails at them, and may.
         not_compared: How many rows of corners it has no finite answer for; variants are not held against those.
     """
 
@@ -87,16 +88,17 @@ class ReferenceAnswers:
         self.task = task
         self.data = data
         self._store = _Store(folder)
-        cases = []
+        cases, skipped = [], []
         for case in _cases(task, data, largest_corner(parameters, task.signature)):
             try:
                 self._store.append(_asked(reference, case))
             except BuildError:
                 if not case.optional:
                     raise
+                skipped.append(case.shape)
                 continue
             cases.append(case)
-        self.cases = tuple(cases)
+        self.cases, self.skipped = tuple(cases), tuple(dict.fromkeys(skipped))
         self.not_compared = self._without_finite_answer()
         score = Score(task, data)
         for case, outputs in self:
@@ -199,7 +201,8 @@ def _shrunk(signature: Signature, whole: Mapping[str, int], kept: str, largest: 
     for name in sizes:
         if name != kept:
             rest = math.prod(size for other, size in sizes.items() if other != name)
-            sizes[name] = max(signature.dim(name).min, min(sizes[name], largest // rest))
+            step = _step(signature, name)
+            sizes[name] = max(signature.dim(name).min, min(sizes[name], largest // rest // step * step))
     return sizes
 
 
@@ -303,17 +306,10 @@ def _asked(reference: Infer, case: Case) -> Arrays:
         raise
     except Exception as error:
         raise BuildError(
-            f"The source model fails at {case.shape}, a size within the ranges of its signature. Narrow them, for "
-            f"example shapes={_narrower(case)}, or mend the model. It said: {type(error).__name__}: {first_line(error)}"
+            f"The source model fails at {case.shape}, a size within the ranges of its signature, on values like those "
+            f"of its example. Narrow the ranges with shapes=…, give bounds that are multiples of what the model needs, "
+            f"or mend the model. It said: {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-def _narrower(case: Case) -> dict[str, tuple[int, ...]]:
-    """Return ranges of the longest dimension that end at half of what was too much."""
-    sizes = {name: int(size) for name, size in (part.split("=") for part in case.shape.split(",") if "=" in part)}
-    name = max(sizes, key=lambda one: sizes[one], default="")
-    half = max(1, sizes.get(name, 2) // 2)
-    return {name: (1, half, half)} if name else {}
 
 
 class _Store(Sequence[Arrays]):

@@ -116,6 +116,8 @@ class Workshop:
         with self.step("reference answers") as detail:
             answers = ReferenceAnswers(self.task, self.data, reference, self.work / "reference", parameters=parameters)
             detail.append(f"{len(self.data.items)} items ({self.data.name}), {', '.join(answers.corner_shapes)}")
+            if answers.skipped:
+                detail.append(f"not at {', '.join(answers.skipped)}, where the model fails")
             if answers.not_compared:
                 detail.append(f"{answers.not_compared} rows of them without a finite answer, not compared")
             if why := answers.unrepeatable(reference, self.budget):
@@ -218,10 +220,13 @@ def _run(recipe: type[Recipe], context: RecipeContext) -> Graph:
     except (TDeployError, OSError, MemoryError):
         raise
     except Exception as error:
-        raise BuildError(f"The recipe of '{recipe.id}' failed: {type(error).__name__}: {brief(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # libraries wrap what happened in what they were doing
+            cause = cause.__cause__
+        raise BuildError(f"The recipe of '{recipe.id}' failed: {type(cause).__name__}: {brief(cause)}") from error
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Return an error's message as one line of bearable length."""
     return " ".join(str(error).split())[:400] or type(error).__name__
 

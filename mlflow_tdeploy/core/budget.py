@@ -207,7 +207,7 @@ def _checked(limit: Limit) -> Limit:
 SPREAD = Limit("max_spread_error", "<=", 0.8)
 #: A part that is gone is off by 1, one with its sign turned by 2.
 PART = Limit("max_part_error", "<=", 0.7)
-#: What is predicted (a price, a temperature) keeps 94 % of its variance.
+#: What is predicted (a price, a temperature; each of fewer than 32 targets) keeps 94 % of its variance.
 MEAN = Limit(MEAN_SPREAD, "<=", 0.25)
 #: Direction, length and what tells them apart: what answers that are vectors have to keep.
 VECTOR_BUDGET = Budget((Limit("worst_cosine", ">=", 0.99), Limit("max_norm_difference", "<=", 0.1), SPREAD))

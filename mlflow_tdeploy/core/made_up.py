@@ -5,6 +5,7 @@ What was given is taken at its word: its rows are drawn as they are, nothing lea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from mlflow_tdeploy.core.tensors import Array, Arrays, TensorSpec, numpy_dtype
 _FEW, _VARIED = 8, 0.25
 #: Rows are drawn from so many items.
 _MOST_ITEMS = 256
+
+_MASK = re.compile(r"masks?(?![a-z])")
 
 Shape = tuple[int, ...]
 
@@ -48,13 +51,43 @@ def make_up(
         shape, own = shapes[spec.name], known.get(spec.name)
         if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
-        if "mask" in spec.name:
+        if is_mask(spec.name):
             feeds[spec.name] = _mask(spec, shape, own, places, ragged=ragged, random=random)
         elif own is None or _is_looked_up(spec, tables):
             feeds[spec.name] = _random(spec, shape, tables, random)
         else:
             feeds[spec.name] = _drawn(spec, shape, own, places, random)
     return feeds
+
+
+def is_mask(name: str) -> bool:
+    """Tell whether an input is a mask by its name: ``attention_mask``, ``masks``, ``mask_1``, not ``masked_image``."""
+    return _MASK.search(name) is not None
+
+
+def within(
+    feeds: Arrays, specs: Sequence[TensorSpec], positions: Mapping[str, str], lengths: Mapping[str, str]
+) -> Arrays:
+    """Return a request whose positions and lengths are within the dimension that they are of.
+
+    Args:
+        feeds: A request.
+        specs: The inputs.
+        positions: Of inputs of whole numbers, the dimension in which they are positions, from 0 on.
+        lengths: The dimension of which they are lengths, up to its size.
+    """
+    sizes = {
+        axis: size
+        for spec in specs
+        for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        if isinstance(axis, str)
+    }
+    found = dict(feeds)
+    most = {name: sizes[dim] - 1 for name, dim in positions.items()}
+    most.update((name, sizes[dim]) for name, dim in lengths.items())
+    for name, largest in most.items():
+        found[name] = np.minimum(feeds[name], largest).astype(feeds[name].dtype)
+    return found
 
 
 def _joined(items: Sequence[Mapping[str, Array]], random: np.random.Generator) -> Mapping[str, Array]:
@@ -72,7 +105,7 @@ def _joined(items: Sequence[Mapping[str, Array]], random: np.random.Generator) -
 
 def _says_something(item: Mapping[str, Array]) -> bool:
     """Tell whether floats are more than one and the same number throughout each input: zeros, ones, or many others."""
-    floats = [array for name, array in item.items() if array.dtype.kind not in "iub" and "mask" not in name]
+    floats = [array for name, array in item.items() if array.dtype.kind not in "iub" and not is_mask(name)]
     return not floats or any(
         array.min() != array.max() or (array.flat[0] not in (0, 1) and array.size < _FEW) for array in floats
     )
@@ -80,7 +113,7 @@ def _says_something(item: Mapping[str, Array]) -> bool:
 
 def _is_blank(spec: TensorSpec, own: Array, tables: Mapping[str, int]) -> bool:
     """Tell whether whole numbers are there to be traced: zeros, or one number throughout of a table of known size."""
-    if own.dtype.kind not in "iu" or "mask" in spec.name:
+    if own.dtype.kind not in "iu" or is_mask(spec.name):
         return False
     return not own.any() or (spec.name in tables and bool((own == own.flat[0]).all()))
 

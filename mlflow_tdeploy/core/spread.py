@@ -17,6 +17,8 @@ _CONSTANT, _STEADY = 2e-6, (0.01, 0.1)
 #: same in all: a quiet one is held against the median. What is quieter is something of its own (a score beside boxes in
 #: pixels), and so is each of a few columns.
 _MANY, _ALIKE = 32, 0.05
+#: One of many that keeps less than this share of its spread never changes any more, which noise never does to it.
+_DEAD = 0.01
 #: What something of its own is held against at least, of many columns: this share of its size (a saturated tanh).
 _OF_MANY = 0.01
 #: Columns that are exactly 0 in so many of the rows (codes, terms: few answer for a row) are of a kind, too.
@@ -31,7 +33,7 @@ _LARGEST = 1e300
 
 @dataclass
 class _Columns:
-    """Running sums of each column: how many numbers, their mean, squared deviations, squares, squared errors, zeros."""
+    """Running sums of each column of the reference, and the variant's mean and squared deviations."""
 
     count: Array
     mean: Array
@@ -39,29 +41,38 @@ class _Columns:
     squares: Array
     errors: Array
     zeros: Array
+    new_mean: Array
+    new_deviations: Array
 
     @classmethod
     def of(cls, ref: Array, new: Array, known: Array) -> _Columns:
         ref, new = np.where(known, ref, 0.0), np.where(known, new, 0.0)
         count = known.sum(axis=0).astype(np.float64)
-        mean = ref.sum(axis=0) / np.maximum(count, 1.0)
-        apart = np.where(known, ref - mean, 0.0)
-        sums = ((apart**2).sum(axis=0), (ref**2).sum(axis=0), ((new - ref) ** 2).sum(axis=0))
-        return cls(count, mean, *sums, (known & (ref == 0)).sum(axis=0))
+        (mean, apart), (new_mean, new_apart) = (_about_mean(one, known, count) for one in (ref, new))
+        sums = (apart, (ref**2).sum(axis=0), ((new - ref) ** 2).sum(axis=0), (known & (ref == 0)).sum(axis=0))
+        return cls(count, mean, *sums, new_mean, new_apart)
 
     def joined(self, other: _Columns) -> _Columns:
         """Return the sums of both, whose deviations are from the mean of all (Chan, Golub and LeVeque 1983)."""
-        count, step = self.count + other.count, other.mean - self.mean
+        count = self.count + other.count
         share = other.count / np.maximum(count, 1.0)
-        apart = step**2 * self.count * share
+        step, new_step = other.mean - self.mean, other.new_mean - self.new_mean
         return _Columns(
             count,
             self.mean + step * share,
-            self.deviations + other.deviations + apart,
+            self.deviations + other.deviations + step**2 * self.count * share,
             self.squares + other.squares,
             self.errors + other.errors,
             self.zeros + other.zeros,
+            self.new_mean + new_step * share,
+            self.new_deviations + other.new_deviations + new_step**2 * self.count * share,
         )
+
+
+def _about_mean(rows: Array, known: Array, count: Array) -> tuple[Array, Array]:
+    """Return mean and summed squared deviations of each column."""
+    mean = rows.sum(axis=0) / np.maximum(count, 1.0)
+    return mean, (np.where(known, rows - mean, 0.0) ** 2).sum(axis=0)
 
 
 class Spread:
@@ -69,7 +80,8 @@ class Spread:
 
     Both as root of the mean square over all rows, so order and batches do not matter; the worst column counts. An
     answer that never changes has 1 or more, one of other rows about 1.4, and noise the share that it is of the spread.
-    Of many columns a quiet one is held against the median of all; what does not spread at all, against its own size.
+    Of many columns a quiet one is held against the median of all, unless it never changes any more; what does not
+    spread at all, against its own size.
     """
 
     def __init__(self) -> None:
@@ -101,6 +113,10 @@ class Spread:
         """Return the root of the mean square of the columns' spread errors; 0 where too few rows were added to tell."""
         return max((float(np.sqrt((one**2).mean())) for one in self._errors(0.0) if len(one)), default=0.0)
 
+    def worst_of_few(self) -> float:
+        """Return the worst column's spread error where columns are few: what each says is then something of its own."""
+        return max((float(one.max(initial=0.0)) for one in self._errors(0.0) if len(one) < _MANY), default=0.0)
+
     def _errors(self, least: float) -> list[Array]:
         return [_error(columns, least) for columns in self._columns.values()]
 
@@ -114,8 +130,19 @@ def _error(columns: _Columns, least: float) -> Array:
     spread, errors, size = (sums[enough] / count for sums in (columns.deviations, columns.errors, columns.squares))
     if not (spread.any() and np.isfinite(size).all() and np.isfinite(errors).all()):
         return np.empty(0)  # nothing to tell apart, or beyond what can be squared: cosine and length say enough
-    floor = np.maximum(_floor(spread, size, columns.zeros[enough] / count), max(least**2, ABSOLUTE**2))
-    return np.asarray(np.minimum(np.sqrt(errors / np.maximum(spread, floor)), _LARGEST))
+    silent, least = columns.zeros[enough] / count, max(least**2, ABSOLUTE**2)
+    floor = np.maximum(_floor(spread, size, silent), least)
+    found = np.sqrt(errors / np.maximum(spread, floor))
+    dead = (columns.new_deviations[enough] / count <= _DEAD**2 * spread) & _of_a_kind(spread, size, silent)
+    found = np.where(dead & (spread > least), np.maximum(found, 1.0), found)
+    return np.asarray(np.minimum(found, _LARGEST))
+
+
+def _of_a_kind(spread: Array, size: Array, silent: Array) -> Array:
+    """Tell which of many columns are held against the median of all, though they say something by themselves."""
+    lively = spread > _CONSTANT**2 * size
+    usual = float(np.median(spread[lively])) if lively.any() else 0.0
+    return lively & (len(spread) >= _MANY) & (spread >= _ALIKE**2 * usual) & (silent < _SILENT)
 
 
 def _floor(spread: Array, size: Array, silent: Array) -> Array:

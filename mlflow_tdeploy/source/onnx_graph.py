@@ -27,6 +27,7 @@ from mlflow_tdeploy.source._onnx_signature import (
 )
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
+from mlflow_tdeploy.source._positions import integer_positions
 from mlflow_tdeploy.source._shapes import check_shapes, make_dims
 from mlflow_tdeploy.source._tokenizer import (
     check_parity,
@@ -109,8 +110,10 @@ class OnnxSource(Source):
             self.signature.bind(options.example)
         self.task, self.task_config = TASK, ({"integer_ranges": ranges} if ranges else {})
         if options.example is not None:
-            self.examples = (dict(options.example),)
-            self._probe(dict(options.example))
+            example = dict(options.example)
+            self.examples = (example,)
+            self._probe(example)
+            self.task_config |= integer_positions(self.signature, example, self.reference, ranges)
 
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
         """Read task and signature for a graph that takes token ids."""

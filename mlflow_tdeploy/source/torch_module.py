@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tensors import DTYPES, Array, Arrays, Dim, Signature, TensorSpec, dim_step
 from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._options import Options
+from mlflow_tdeploy.source._positions import integer_positions, resized
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, check_shapes, identifier, make_dims
+from mlflow_tdeploy.source._tables import integer_ranges
 from mlflow_tdeploy.source.base import Source
 
 TASK = "tensors"
@@ -27,11 +29,12 @@ class TorchModuleSource(Source):
     def __init__(self, record: SourceRecord, signature: Signature, module: torch.nn.Module, example: Arrays) -> None:
         self.record = record
         self.task = TASK
-        ranges = integer_ranges(module, example, [spec.name for spec in signature.outputs])
-        self.task_config = {"integer_ranges": ranges} if ranges else {}
         self.examples = (example,)
         self.signature = signature
         self._module = module
+        ranges = integer_ranges(module, example, [spec.name for spec in signature.outputs])
+        self.task_config = {"integer_ranges": ranges} if ranges else {}
+        self.task_config |= integer_positions(signature, example, self.reference, ranges)
 
     def reference(self, feeds: Arrays) -> Arrays:
         """Run the module on the CPU; half-precision weights in fp32."""
@@ -179,29 +182,6 @@ def check_example(example: Any, what: str) -> Arrays:
     return arrays
 
 
-def integer_ranges(module: torch.nn.Module, example: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, int]:
-    """Return the size of the table for each input of whole numbers that a module looks up as it is."""
-    whole = {name: array for name, array in example.items() if array.dtype.kind in "iu"}
-    found: dict[str, int] = {}
-
-    def looked_up(table: Any, inputs: Sequence[Any], named: Mapping[str, Any]) -> None:
-        asked = next(iter((*inputs, *named.values())), None)
-        ids = asked.detach().cpu().numpy() if isinstance(asked, torch.Tensor) else None
-        for name, array in whole.items():
-            if ids is not None and np.array_equal(ids, array):
-                found[name] = min(found.get(name, table.num_embeddings), table.num_embeddings)
-
-    tables = [one for one in module.modules() if isinstance(one, torch.nn.Embedding)] if whole else []
-    hooks = [table.register_forward_pre_hook(looked_up, with_kwargs=True) for table in tables]
-    try:
-        if tables:
-            run_module(module, dict(example), outputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
 def named_outputs(result: Any) -> dict[str, torch.Tensor]:
     """Return what a module returned, by name: a mapping's keys, ``output_0`` … otherwise.
 
@@ -293,7 +273,7 @@ def _at_another_size(
     for step in steps:
         other = size + step
         try:
-            return other, _run(wrapper, _resized(example, inputs, dim.name, other), f"with {dim.name}={other}")
+            return other, _run(wrapper, resized(example, inputs, dim.name, other), f"with {dim.name}={other}")
         except InvalidInputError:
             if step == steps[-1]:
                 raise
@@ -316,17 +296,6 @@ def _name_changed(
             shape[axis] = dim if same else identifier(f"{output}_{axis}")
 
 
-def _resized(example: Arrays, inputs: tuple[TensorSpec, ...], dim: str, size: int) -> Arrays:
-    """Repeat or cut the example along a dimension."""
-    resized = dict(example)
-    for spec in inputs:
-        for axis, name in enumerate(spec.shape):
-            if name == dim:
-                array = resized[spec.name]
-                resized[spec.name] = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
-    return resized
-
-
 def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
     try:
@@ -342,6 +311,7 @@ def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
         raise
     except Exception as error:  # whatever a user's code meets
         raise InvalidInputError(
-            f"{type(wrapper.inner).__name__} fails {when}: {type(error).__name__}: {first_line(error)}. It is called "
-            f"with keywords ({', '.join(feeds)}); fix a size that must not vary with shapes={{'<input>.<axis>': size}}."
+            f"{type(wrapper.inner).__name__} fails {when}: {type(error).__name__}: {first_line(error).rstrip('.')}. It "
+            f"is called with keywords ({', '.join(feeds)}). Use shapes={{'<input>.<axis>': size}} to fix a size that "
+            f"must not vary, a name instead of a size for one that does, bounds that are multiples of what it needs."
         ) from error

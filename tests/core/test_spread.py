@@ -47,6 +47,34 @@ def test_a_small_column_of_its_own_unit_must_tell_answers_apart(name):
         assert not SPREAD.allows(error(right, wrong)), value
 
 
+@pytest.mark.parametrize("quiet", [0.06, 0.14, 0.5])
+def test_a_quiet_one_of_many_columns_may_be_noisy_and_must_not_die(quiet):
+    scales = np.ones(64)
+    scales[5] = quiet
+    right = RANDOM.standard_normal((200, 64)) * scales
+    assert SPREAD.allows(error(right, right + 0.3 * RANDOM.standard_normal(right.shape)))
+    for value in (0.0, right[:, 5].mean(), 0.3):
+        wrong = right.copy()
+        wrong[:, 5] = value
+        assert error(right, wrong) >= 1.0
+        parts = Spread()  # the same in batches
+        for start in range(0, 200, 7):
+            parts.add(right[start : start + 7], wrong[start : start + 7])
+        assert parts.error() == pytest.approx(error(right, wrong))
+
+
+def test_few_columns_are_judged_one_by_one():
+    right = RANDOM.standard_normal((200, 10))
+    wrong = right.copy()
+    wrong[:, 0] += 0.6 * RANDOM.standard_normal(200)
+    spread = Spread()
+    spread.add(right, wrong)
+    assert spread.worst_of_few() > 0.5 > 0.25 > spread.mean()
+    many = Spread()
+    many.add(np.tile(right, 4), np.tile(wrong, 4))
+    assert many.worst_of_few() == 0.0
+
+
 @pytest.mark.parametrize("columns", [8, 768])
 @pytest.mark.parametrize("constant", [0.0, 10.01, 37.3, 1000.5])
 def test_a_constant_column_may_be_rounded_and_must_stay(columns, constant):

@@ -143,7 +143,7 @@ def test_resolve_says_at_which_size_when_the_module_cannot_vary():
         def forward(self, x):
             return x.reshape(2, 8)
 
-    with pytest.raises(InvalidInputError, match=r"Fixed fails with batch=3.*fix a size"):
+    with pytest.raises(InvalidInputError, match=r"Fixed fails with batch=3.*to fix a size"):
         resolve(Fixed(), example={"x": np.zeros((2, 8), np.float32)})
 
 

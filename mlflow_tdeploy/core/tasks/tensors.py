@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.budget import MEAN, PART, SPREAD, VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import EXACT_SHARE, MEAN_SPREAD, VALUE_SHARE, Choices, Comparison, Parts, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
-from mlflow_tdeploy.core.made_up import make_up
+from mlflow_tdeploy.core.made_up import is_mask, make_up, within
 from mlflow_tdeploy.core.masks import without_answer
 from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
@@ -25,9 +25,13 @@ class TensorsConfig:
 
     Attributes:
         integer_ranges: For inputs of whole numbers: how many rows the table has that the graph looks them up in.
+        positions: For inputs of whole numbers: the dimension in which they are positions, such as the ends of edges.
+        lengths: The dimension of which they are lengths.
     """
 
     integer_ranges: Mapping[str, int] = field(default_factory=dict)
+    positions: Mapping[str, str] = field(default_factory=dict)
+    lengths: Mapping[str, str] = field(default_factory=dict)
 
 
 @TASKS.register("tensors")
@@ -90,13 +94,15 @@ class Tensors(Task):
             for spec in self.signature.inputs
         }
         random, tables = np.random.default_rng(seed), self.config.integer_ranges
-        return make_up(self.signature.inputs, shapes, items or (), tables, ragged=ragged, random=random)
+        feeds = make_up(self.signature.inputs, shapes, items or (), tables, ragged=ragged, random=random)
+        return within(feeds, self.signature.inputs, self.config.positions, self.config.lengths)
 
     def made_up_blindly(self, items: Sequence[Any] = ()) -> list[str]:
         """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""
         whole = [spec.name for spec in self.signature.inputs if numpy_dtype(spec.dtype).kind in "iu"]
         told = {name for name in whole if any(item[name].any() for item in items)}
-        return [name for name in whole if name not in {*self.config.integer_ranges, *told} and "mask" not in name]
+        known = {*self.config.integer_ranges, *self.config.positions, *self.config.lengths, *told}
+        return [name for name in whole if name not in known and not is_mask(name)]
 
     def _arrays(self, inputs: Any) -> Arrays:
         if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: one column per input
@@ -177,7 +183,8 @@ class _TensorComparison(Comparison):
         found = merged(self._rows.values())
         spreads = [*(one.spread for one in self._rows.values()), *self._axes.values()]
         found[SPREAD.metric] = max((one.error() for one in spreads), default=0.0)
-        found[MEAN_SPREAD] = max((one.mean() for one in spreads), default=0.0)
+        means = [*(one.mean() for one in spreads), *(one.spread.worst_of_few() for one in self._rows.values())]
+        found[MEAN_SPREAD] = max(means, default=0.0)
         found[PART.metric] = max((one.error() for one in self._parts.values()), default=0.0)
         shares = (
             min((one.share() for one in self._choices.values()), default=1.0),
@@ -192,7 +199,7 @@ def _named(size: str | int) -> bool:
 
 def _has_items(array: Array, inputs: Arrays) -> bool:
     """Tell whether an output has a number per item, whatever its axis is called: as many as each input has rows."""
-    return {len(one) for one in inputs.values() if one.ndim} == {len(array)}
+    return array.ndim > 0 and {len(one) for one in inputs.values() if one.ndim} == {len(array)}
 
 
 def _as_array(name: str, value: Any, dtype: str) -> Array:

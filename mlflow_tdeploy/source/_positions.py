@@ -1,0 +1,87 @@
+"""Which inputs of whole numbers are positions within a dimension of the others, such as lengths or a graph's edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+
+from mlflow_tdeploy.core.made_up import is_mask, within
+from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec
+
+
+def integer_positions(
+    signature: Signature,
+    example: Mapping[str, Array],
+    infer: Callable[[Arrays], object],
+    known: Collection[str] = (),
+) -> dict[str, dict[str, str]]:
+    """Return the dimension that bounds the values of each input that a model takes only within it.
+
+    Found by trying: with the dimension at its smallest the model fails on the example's values, and takes them once
+    they are within it.
+
+    Args:
+        signature: The model's.
+        example: A request.
+        infer: Runs the model; raises what it likes where it fails.
+        known: Inputs of which other things are known.
+
+    Returns:
+        ``positions`` (from 0 on) and ``lengths`` (up to the size), each from input to dimension; without what is empty.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for spec in signature.inputs:
+        array = example[spec.name]
+        if array.dtype.kind not in "iu" or spec.name in known or is_mask(spec.name) or array.size == 0:
+            continue
+        for dim in _sizes(signature, example):
+            if kind := _bounds(signature, example, infer, spec.name, dim):
+                found.setdefault(kind, {})[spec.name] = dim
+                break
+    return found
+
+
+def _bounds(
+    signature: Signature, example: Mapping[str, Array], infer: Callable[[Arrays], object], name: str, dim: str
+) -> str:
+    """Return how a dimension bounds an input; empty where it does not."""
+    size, least = _sizes(signature, example)[dim], signature.dim(dim).min
+    cut = resized(example, signature.inputs, dim, least)
+    if int(cut[name].max(initial=0)) < least or int(example[name].max()) > size:
+        return ""
+    if _runs(infer, cut):
+        return ""
+    own, kinds = {name: dim}, ("positions",) if example[name].min() < 1 else ("lengths", "positions")
+    for kind in kinds:
+        if _runs(infer, within(cut, signature.inputs, **{"positions": {}, "lengths": {}, kind: own})):
+            return kind
+    return ""
+
+
+def _sizes(signature: Signature, example: Mapping[str, Array]) -> dict[str, int]:
+    """Return the named dimensions and their sizes in the example."""
+    found: dict[str, int] = {}
+    for spec in signature.inputs:
+        sizes = zip(spec.shape, example[spec.name].shape, strict=True)
+        found |= {axis: size for axis, size in sizes if isinstance(axis, str)}
+    return found
+
+
+def resized(example: Mapping[str, Array], inputs: Sequence[TensorSpec], dim: str, size: int) -> Arrays:
+    """Return the example, repeated or cut along a dimension."""
+    found = dict(example)
+    for spec in inputs:
+        for axis, name in enumerate(spec.shape):
+            if name == dim:
+                array = found[spec.name]
+                found[spec.name] = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
+    return found
+
+
+def _runs(infer: Callable[[Arrays], object], feeds: Arrays) -> bool:
+    try:
+        infer(feeds)
+    except Exception:  # a model raises what it likes
+        return False
+    return True
