@@ -73,8 +73,15 @@ def texts_of(array: Array) -> list[str]:
 
 
 def rows_of(texts: Sequence[str]) -> Array:
-    """Return texts as a tensor of bytes, one a row: (items, 1)."""
-    return np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
+    """Return texts as a tensor of bytes, one a row: (items, 1).
+
+    Raises:
+        InvalidInputError: One is no valid Unicode.
+    """
+    try:
+        return np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"A text is no valid Unicode and cannot be sent: {error}.") from error
 
 
 def sent(arrays: Arrays, dtypes: Mapping[str, str], *, batched: bool) -> Arrays:

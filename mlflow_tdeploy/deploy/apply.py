@@ -24,6 +24,7 @@ from pathlib import Path
 
 from mlflow_tdeploy.core.errors import (
     ConflictError,
+    IntegrityError,
     NotFoundError,
     ServerError,
     TDeployError,
@@ -31,9 +32,10 @@ from mlflow_tdeploy.core.errors import (
 )
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.records import to_json
-from mlflow_tdeploy.deploy.files import RepositoryFiles
+from mlflow_tdeploy.deploy.files import Held, RepositoryFiles
 from mlflow_tdeploy.deploy.publish import (
     Sent,
+    missing,
     publish,
     publish_copy,
     read_index,
@@ -113,6 +115,7 @@ class Deployments(State):
         self, client: TritonClient, files: RepositoryFiles, on_step: Callable[[str], None] | None = None
     ) -> None:
         super().__init__(client, files)
+        self._held: Held = lambda: None
         self._step = on_step or (lambda step: _log.info("Deployment: %s", step))
 
     def deploy(self, what: Deployable, settings: Settings, *, create: bool = False) -> Deployed:
@@ -131,9 +134,10 @@ class Deployments(State):
         started = time.perf_counter()
         check_name(what.name)
         self.client.require_live()
-        with self.files.lease(what.name):
+        with self._changing(what.name):
             require_ours(self.files, what.name)
             serving, route = self.serving(what.name), self.route(what.name)
+            self.require_same(what.name, serving)
             if create and route is not None:
                 raise ConflictError(
                     f"'{what.name}' is deployed already: version {route.active} answers. Use update, or another name."
@@ -142,7 +146,7 @@ class Deployments(State):
             before = route.active if route else None
             if self._is_there(what, serving, route, settings):
                 return Deployed(what.name, what.version, before, False, Sent(), time.perf_counter() - started)
-            sent = self._bring(what, settings, route)
+            sent = self._bring(what, settings, route, serving)
             self._retire(what.name, settings.grace)
         return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
 
@@ -158,21 +162,21 @@ class Deployments(State):
         started = time.perf_counter()
         check_name(name)
         self.client.require_live()
-        with self.files.lease(name):
+        with self._changing(name):
             route, serving = self.required(name), self.serving(name)
+            self.require_same(name, serving)
             before = serving.active if serving else None
-            wanted = version if version is not None else next(iter(route.previous), None)
-            if version is None and before != route.active:
-                wanted = route.active
+            wanted = version if version is not None else route.back_from(before)
             if wanted is None or wanted not in route.kept:
                 kept = ", ".join(str(one) for one in route.kept if one != route.active) or "none"
                 raise NotFoundError(f"'{name}' has no version {wanted or 'before'} to go back to. Kept are: {kept}.")
-            if wanted != before:
-                self._step("load")
-                self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
+            self._step("load")
+            changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
+            if not wanted == before == route.active:
                 self._step("switch")
                 self._switch(name, route, route.moved(wanted, now(), _user()))
-        return Deployed(name, wanted, before, wanted != before, Sent(), time.perf_counter() - started)
+                changed = True
+        return Deployed(name, wanted, before, changed, Sent(), time.perf_counter() - started)
 
     def delete(self, name: str) -> bool:
         """Remove a deployment: its models from the server, and exactly their files; False where there was none.
@@ -183,28 +187,40 @@ class Deployments(State):
         """
         check_name(name)
         self.client.require_live()
-        with self.files.lease(name):
-            loaded = self.loaded(name)
-            if require_ours(self.files, name) is None and not self.graphs(name) and not loaded:
+        with self._changing(name):
+            loaded, published = self.loaded(name), [*self.graphs(name), *self.tried(name)]
+            if require_ours(self.files, name) is None and not published and not loaded:
                 return False
             for model in sorted(loaded, key=lambda one: one != name):  # the name first
                 self._step(f"unload {model}")
                 self.client.unload(model)
-            for model in (*self.graphs(name), name):
+                self._drained(name)  # its graph answers what it still has
+            for model in (*published, name):
                 self._step(f"remove {model}")
                 remove(self.files, model)
             return True
+
+    @contextlib.contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """Be the only one to change a deployment, and notice once that is over."""
+        with self.files.lease(name) as held:
+            self._held = held
+            try:
+                yield
+            finally:
+                self._held = lambda: None
 
     def _is_there(self, what: Deployable, serving: Route | None, route: Route | None, settings: Settings) -> bool:
         """Tell whether a version answers already, with the same files and options."""
         if serving is None or route is None or not serving.active == route.active == what.version:
             return False
-        found = self.client.parameters(what.graph_name, what.version) or {}
-        return found.get(f"{OWN}key") == _key(what, settings) and _is_whole(self.files, what.graph_name)
+        same = self.loaded_key(what.graph_name, what.version) == _key(what, settings)
+        return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
 
-    def _bring(self, what: Deployable, settings: Settings, route: Route | None) -> Sent:
-        kept = route.kept if route else ()
-        if what.version in kept and self.published_key(what.graph_name) != _key(what, settings):
+    def _bring(self, what: Deployable, settings: Settings, route: Route | None, serving: Route | None) -> Sent:
+        kept = {*(route.kept if route else ()), *(serving.kept if serving else ())}
+        made_of = {self.published_key(what.graph_name), self.loaded_key(what.graph_name, what.version)}
+        if what.version in kept and made_of - {"", _key(what, settings)}:
             raise ConflictError(
                 f"Version {what.version} of '{what.name}' is deployed with other files or options, and a version is "
                 f"not changed in place. Deploy it as another version, or delete the deployment first."
@@ -245,8 +261,11 @@ class Deployments(State):
 
     def _switch(self, name: str, old: Route | None, new: Route) -> None:
         """Write a route and load it; where that fails, the old one is written and loaded again."""
-        before = self.files.read(f"{name}/{CONFIG}")
-        config = parse((self.files.read(f"{name}/{new.active}/{ROUTED}") or b"").decode())
+        before, content = self.files.read(f"{name}/{CONFIG}"), self.files.read(f"{name}/{new.active}/{ROUTED}")
+        if content is None:
+            raise IntegrityError(f"'{name}/{new.active}/{ROUTED}' is gone from '{self.files.url}': deploy it again.")
+        self._held()
+        config = parse(content.decode())
         for key, value in new.parameters().items():
             config.parameters[f"{OWN}{key}"].string_value = value
         write_file(self.files, name, CONFIG, to_text(config).encode())
@@ -269,10 +288,12 @@ class Deployments(State):
                     self.client.load(name)
             raise
 
-    def _load_graph(self, model: str, version: int, key: str) -> None:
+    def _load_graph(self, model: str, version: int, key: str) -> bool:
         """Load a graph, unless the server has this very one: another may be left of a deployer that was killed."""
-        if (self.client.parameters(model, version) or {}).get(f"{OWN}key") != key:
-            self._load(model, version)
+        if self.loaded_key(model, version) == key:
+            return False
+        self._load(model, version)
+        return True
 
     def _load(self, model: str, version: int) -> None:
         self.client.load(model)
@@ -369,7 +390,7 @@ def _key(what: Deployable, settings: Settings) -> str:
 
 def _is_whole(files: RepositoryFiles, model: str) -> bool:
     index = read_index(files, model)
-    return index is not None and index.whole
+    return index is not None and index.whole and not missing(files, model)
 
 
 def _user() -> str:

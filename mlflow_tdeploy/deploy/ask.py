@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, TDeployError, shown
 from mlflow_tdeploy.core.tasks._text import plain_texts
 from mlflow_tdeploy.core.tensors import Array, Arrays
 from mlflow_tdeploy.core.wire import ANSWER, TEXT, rows_of
@@ -18,6 +18,8 @@ from mlflow_tdeploy.triton.config import DTYPE_OF, ours
 
 #: Texts in one request to a deployment whose requests are not joined.
 _ROWS = 256
+#: So many versions may come while one call is answered.
+_SWITCHES = 4
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,40 @@ def ask(
         InvalidInputError: The request cannot be used.
         ServerError: The server cannot answer.
     """
+    for _ in range(_SWITCHES):
+        config, active = _answering(client, name, version)
+        try:
+            return _asked(client, name, config, inputs, active, params)
+        except TDeployError:
+            if version is not None or _answering(client, name, None)[1] == active:
+                raise  # else another version has come meanwhile, and no answer is made of two
+    config, active = _answering(client, name, version)
+    return _asked(client, name, config, inputs, active, params)
+
+
+def _answering(client: TritonClient, name: str, version: int | None) -> tuple[dict[str, Any], int]:
+    """Return a deployment's configuration and the version that answers, or the one that is asked for."""
     config = client.config(name, version)
     own = {} if config is None else ours(parameters_of(config))
     if config is None or "takes" not in own:
         asked = f" version {version}" if version is not None else ""
         raise NotFoundError(f"The server at {client.connection.url} has no deployment '{name}'{asked} that answers.")
-    rows = int(bool(int(config.get("max_batch_size", 0))))
+    if version is None:  # a repository that was rendered has a version, and no route
+        rendered = config.get("version_policy", {}).get("specific", {}).get("versions", [0])
+        version = int(own.get("active") or rendered[-1])
+    return config, version
+
+
+def _asked(
+    client: TritonClient,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Any,
+    version: int,
+    params: Mapping[str, Any] | None,
+) -> Any:
+    """Ask one version, with as many requests as it takes."""
+    own, rows = ours(parameters_of(config)), int(int(config.get("max_batch_size", 0)) > 0)
     tensors = {entry["name"]: _Tensor.of(entry, rows) for entry in config["input"]}
     given = _given(inputs)
     if own["takes"] == "text" and not (given and set(given) <= set(tensors) - {TEXT}):

@@ -39,7 +39,8 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
         raise InvalidInputError(
             f"'{uri}' is version {registered[1]}, and version={settings.version} says another one. Leave it out."
         )
-    bundle, fetch = open_records(locate(uri))
+    # an alias is followed once: it may be moved meanwhile
+    bundle, fetch = open_records(locate(f"models:/{registered[0]}/{registered[1]}" if registered else uri))
     decision = decide_bundle(bundle, settings.host(), settings.policy(bundle), triton=True)
     chosen = decision.chosen
     if chosen is None:

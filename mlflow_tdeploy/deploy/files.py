@@ -6,21 +6,25 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, shown
 from mlflow_tdeploy.core.variant import check_relative
 from mlflow_tdeploy.store.disk import link_or_copy, storage_errors, temporary
+from mlflow_tdeploy.store.process import runs, this_process
 
-#: Folder in a repository with what is no model: leases. Triton takes it for none, as its name begins with a dot.
-OWN_FOLDER = ".tdeploy"
+#: Begins the names of leases: files beside the models' folders, as Triton takes every folder for a model.
+LEASE = ".lease-"
 #: A lease that nobody has renewed for so long is a dead deployer's.
 LEASE_S = 120.0
+
+
+Held = Callable[[], None]
 
 
 class RepositoryFiles(ABC):
@@ -62,8 +66,11 @@ class RepositoryFiles(ABC):
         """Return the names of the models' folders."""
 
     @abstractmethod
-    def lease(self, name: str, seconds: float = LEASE_S) -> contextlib.AbstractContextManager[None]:
+    def lease(self, name: str, seconds: float = LEASE_S) -> contextlib.AbstractContextManager[Held]:
         """Let one deployer at a time change a deployment.
+
+        Yields:
+            Raises ConflictError once the lease is another one's: its holder was taken for dead, and must stop.
 
         Raises:
             ConflictError: Another one is at it, on whichever host.
@@ -78,7 +85,7 @@ class FolderFiles(RepositoryFiles):
     """
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(os.path.abspath(root))
+        self.root = Path(os.path.abspath(os.path.expanduser(root)))
         self.url = str(self.root)
 
     def read(self, path: str) -> bytes | None:
@@ -130,23 +137,26 @@ class FolderFiles(RepositoryFiles):
         return sorted(entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
     @contextlib.contextmanager
-    def lease(self, name: str, seconds: float = LEASE_S) -> Iterator[None]:
+    def lease(self, name: str, seconds: float = LEASE_S) -> Iterator[Held]:
         """Hold a file that only one deployer can make; one that a dead deployer has left is taken over."""
-        path = self._place(f"{OWN_FOLDER}/{name}.lease")
-        who = {"host": socket.gethostname(), "pid": os.getpid(), "id": secrets.token_hex(8)}
+        own = f"{LEASE}{name}"
+        path, content = self._place(own), json.dumps({**this_process(), "id": secrets.token_hex(8)})
         with storage_errors(f"write '{path}'"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._take(path, name, json.dumps(who), seconds)
+            self._take(path, name, content, seconds)
+
+        def held() -> None:
+            if self.read(own) != content.encode():
+                raise lost(name, self.url)
+
         done = threading.Event()
         threading.Thread(target=_renew, args=(path, done, seconds / 4), daemon=True, name="tdeploy-lease").start()
         try:
-            yield
+            yield held
         finally:
             done.set()
-            if self.read(f"{OWN_FOLDER}/{name}.lease") == json.dumps(who).encode():
+            if self.read(own) == content.encode():
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
 
     def _take(self, path: Path, name: str, content: str, seconds: float) -> None:
         for _ in range(2):
@@ -218,16 +228,18 @@ def _holder(path: Path) -> Mapping[str, str] | None:
         return {"host": "?", "pid": "?"}
 
 
-def _is_alive(holder: Mapping[str, str], path: Path, seconds: float) -> bool:
-    """Tell whether a lease's holder may still be at it: its process runs, or, on another host, the lease is young."""
-    if holder["host"] == socket.gethostname():
-        try:
-            os.kill(int(holder["pid"]), 0)
-            return True
-        except (ProcessLookupError, ValueError):
-            return False
-        except PermissionError:
-            return True
+def lost(name: str, url: str) -> ConflictError:
+    """Return the error for who is no longer the one to change a deployment."""
+    return ConflictError(
+        f"Another deployer has taken over '{name}' in '{url}', as this one had not been heard of for too long. What it "
+        f"was about to change is left as it is."
+    )
+
+
+def _is_alive(holder: Mapping[str, Any], path: Path, seconds: float) -> bool:
+    """Tell whether a lease's holder may still be at it: its process runs, or, elsewhere, the lease is young."""
+    if (alive := runs(holder)) is not None:
+        return alive
     with contextlib.suppress(OSError):
         return time.time() - path.stat().st_mtime < seconds
     return False

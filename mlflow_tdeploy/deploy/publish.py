@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError
@@ -21,12 +21,14 @@ class Index:
     """What a model's folder holds.
 
     Attributes:
-        files: Hash by path.
+        files: Hash by path; empty for a file that may change.
         whole: Whether all of them are there.
+        sizes: Bytes by path, of those that do not change.
     """
 
     files: Mapping[str, str]
     whole: bool
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def read_index(files: RepositoryFiles, model: str) -> Index | None:
         return None
     try:
         found = json.loads(content)
-        return Index({str(path): str(digest) for path, digest in found["files"].items()}, found["whole"] is True)
+        listed = {str(path): str(digest) for path, digest in found["files"].items()}
+        sizes = {str(path): int(size) for path, size in found.get("sizes", {}).items()}
+        return Index(listed, found["whole"] is True, sizes)
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         raise IntegrityError(
             f"'{model}/{INDEX}' in '{files.url}' is damaged ({error}): whose files these are is not known. Remove the "
@@ -96,14 +100,17 @@ def publish(files: RepositoryFiles, model: str, folder: Path, *, keep: bool = Fa
     """
     before = require_ours(files, model)
     had: Mapping[str, str] = before.files if before is not None else {}
-    there = had if before is not None and before.whole else {}
+    lacking = set(missing(files, model))
+    there = {path: digest for path, digest in had.items() if path not in lacking}
+    there = there if before is not None and before.whole else {}
     wanted = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sizes = {**(before.sizes if before else {}), **{path: file.stat().st_size for path, file in wanted.items()}}
     digests = {path: record_file(folder, path).sha256 for path in wanted}
     changed = [path for path, digest in digests.items() if there.get(path) != digest]
     gone = [] if keep else [path for path in had if path not in wanted]
     if not changed and not gone:
         return Sent()
-    _write_index(files, model, {**had, **digests}, whole=False)
+    _write_index(files, model, {**had, **digests}, sizes, whole=False)
     if before is not None and not before.whole:
         _sweep(files, model)
     for path in changed:
@@ -111,8 +118,17 @@ def publish(files: RepositoryFiles, model: str, folder: Path, *, keep: bool = Fa
     for path in gone:
         files.remove(f"{model}/{path}")
     after = {path: digest for path, digest in {**had, **digests}.items() if path not in gone}
-    _write_index(files, model, after, whole=True)
-    return Sent(len(changed), sum(wanted[path].stat().st_size for path in changed))
+    _write_index(files, model, after, sizes, whole=True)
+    return Sent(len(changed), sum(sizes[path] for path in changed))
+
+
+def missing(files: RepositoryFiles, model: str) -> list[str]:
+    """Return the files that a model's index names and that are not there, or of another size."""
+    index = read_index(files, model)
+    if index is None:
+        return []
+    there = files.below(model)
+    return [path for path in index.files if path not in there or there[path] != index.sizes.get(path, there[path])]
 
 
 def publish_copy(files: RepositoryFiles, source: str, model: str, folder: Path) -> None:
@@ -132,10 +148,10 @@ def publish_copy(files: RepositoryFiles, source: str, model: str, folder: Path) 
     index = read_index(files, source) or Index({}, whole=False)
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
     listed = {path: index.files[path] for path in paths}
-    _write_index(files, model, listed, whole=False)
+    _write_index(files, model, listed, index.sizes, whole=False)
     for path in paths:
         files.copy(f"{source}/{path}", f"{model}/{path}")
-    _write_index(files, model, listed, whole=True)
+    _write_index(files, model, listed, index.sizes, whole=True)
 
 
 def _sweep(files: RepositoryFiles, model: str) -> None:
@@ -157,12 +173,12 @@ def remove(files: RepositoryFiles, model: str, below: str = "") -> None:
     gone = [path for path in index.files if path.startswith(below)]
     rest = {path: digest for path, digest in index.files.items() if path not in gone}
     if below:
-        _write_index(files, model, index.files, whole=False)
+        _write_index(files, model, index.files, index.sizes, whole=False)
     made = [path for path in files.below(model) if path.startswith(below) and path != INDEX]
     for path in dict.fromkeys([*gone, *made]):  # what the server has made of them (__pycache__), and a killed deployer
         files.remove(f"{model}/{path}")
     if below:
-        _write_index(files, model, rest, whole=True)
+        _write_index(files, model, rest, index.sizes, whole=True)
     else:
         files.remove(f"{model}/{INDEX}")
 
@@ -170,11 +186,15 @@ def remove(files: RepositoryFiles, model: str, below: str = "") -> None:
 def write_file(files: RepositoryFiles, model: str, path: str, content: bytes) -> None:
     """Write a small file of a model that may change, such as its configuration, and have the index name it."""
     index = require_ours(files, model) or Index({}, whole=True)
-    if path not in index.files:
-        _write_index(files, model, {**index.files, path: ""}, whole=index.whole)
+    if index.files.get(path) != "":
+        sizes = {name: size for name, size in index.sizes.items() if name != path}
+        _write_index(files, model, {**index.files, path: ""}, sizes, whole=index.whole)
     files.write(f"{model}/{path}", content)
 
 
-def _write_index(files: RepositoryFiles, model: str, listed: Mapping[str, str], *, whole: bool) -> None:
-    content = json.dumps({"files": dict(sorted(listed.items())), "whole": whole}, indent=1) + "\n"
+def _write_index(
+    files: RepositoryFiles, model: str, listed: Mapping[str, str], sizes: Mapping[str, int], *, whole: bool
+) -> None:
+    known = {path: sizes[path] for path in sorted(listed) if path in sizes}
+    content = json.dumps({"files": dict(sorted(listed.items())), "sizes": known, "whole": whole}, indent=1) + "\n"
     files.write(f"{model}/{INDEX}", content.encode())

@@ -33,6 +33,18 @@ class Route:
         """Every version that is to stay."""
         return (self.active, *self.previous, *self.ahead)
 
+    def back_from(self, serving: int | None) -> int | None:
+        """Return the version to go back to where nobody says which; None where there is none.
+
+        Args:
+            serving: The version that the server answers with; another one than :attr:`active` after a kill.
+        """
+        if serving is not None and serving in self.ahead:
+            return self.active  # going back was interrupted
+        if serving is not None and serving in self.previous:
+            return serving  # bringing a version was interrupted: the one before answers still
+        return next(iter(self.previous), None)
+
     def switched(self, version: int, keep: int, changed: str, by: str) -> Route:
         """Return the route to another version, with as many kept as wanted."""
         rest = tuple(one for one in self.kept if one != version)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +16,13 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, MissingDependencyError, StorageError, shown
 from mlflow_tdeploy.core.variant import check_relative
-from mlflow_tdeploy.deploy.files import LEASE_S, OWN_FOLDER, RepositoryFiles
+from mlflow_tdeploy.deploy.files import LEASE, LEASE_S, Held, RepositoryFiles, lost
+from mlflow_tdeploy.store.process import this_process
 
 _MISSING = ("NoSuchKey", "404", "NotFound")
 _PART, _LARGEST_COPY = 16 << 20, 5 << 30
 _ATTEMPTS = 5
+_LEASE_ID = re.compile("[0-9a-f]{16}")
 #: Seconds to reach the store, and for each of its answers.
 _CONNECT_S, _READ_S = 10, 60
 
@@ -120,51 +122,58 @@ class S3Files(RepositoryFiles):
         return sorted(name for name in names if name and not name.startswith("."))
 
     @contextlib.contextmanager
-    def lease(self, name: str, seconds: float = LEASE_S) -> Iterator[None]:
+    def lease(self, name: str, seconds: float = LEASE_S) -> Iterator[Held]:
         """Hold an object of one's own; who sees another one that is young gives way, so that never two go on.
 
         Works on any store that lists what was written; of two that begin at the same moment both may give way.
         """
-        folder = f"{OWN_FOLDER}/{name}.lease"
-        own = f"{secrets.token_hex(8)}"
-        who = {"host": socket.gethostname(), "pid": os.getpid()}
-        self.write(f"{folder}/{own}", json.dumps(who).encode())
+        start = f"{LEASE}{name}."
+        own = f"{start}{secrets.token_hex(8)}"
+        content = json.dumps(this_process()).encode()
+        self.write(own, content)
+
+        def held() -> None:
+            if self.read(own) is None:
+                raise lost(name, self.url)
+
         done = threading.Event()
         try:
-            if others := self._young(folder, own, seconds):
-                held = json.loads(self.read(f"{folder}/{others[0]}") or b"{}")
+            if others := self._young(start, own, seconds):
+                other = json.loads(self.read(others[0]) or b"{}")
                 raise ConflictError(
-                    f"'{name}' in '{self.url}' is being changed by process {held.get('pid', '?')} on "
-                    f"{held.get('host', '?')}. Wait until that is done, or {seconds:.0f} s if it has died."
+                    f"'{name}' in '{self.url}' is being changed by process {other.get('pid', '?')} on "
+                    f"{other.get('host', '?')}. Wait until that is done, or {seconds:.0f} s if it has died."
                 )
-            renew = (f"{folder}/{own}", json.dumps(who).encode(), done, seconds / 4)
+            renew = (own, content, done, seconds / 4)
             threading.Thread(target=self._renew, args=renew, daemon=True, name="tdeploy-lease").start()
-            yield
+            yield held
         finally:
             done.set()
             with contextlib.suppress(StorageError):
-                self.remove(f"{folder}/{own}")
+                self.remove(own)
 
-    def _young(self, folder: str, own: str, seconds: float) -> list[str]:
+    def _young(self, start: str, own: str, seconds: float) -> list[str]:
         """Return the leases of others that somebody has renewed lately, by the store's clock; old ones are removed."""
         with self._errors("list leases"):
-            answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=f"{self._key(folder)}/")
+            answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._key(start))
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
         now = parsedate_to_datetime(headers["date"]).timestamp() if "date" in headers else time.time()
         found = []
         for one in answer.get("Contents", ()):
             name = one["Key"].rpartition("/")[2]
-            if name == own:
-                continue
+            if name == own or not _LEASE_ID.fullmatch(name.removeprefix(start)):
+                continue  # a lease of 'm.large' begins as one of 'm' does
             if now - one["LastModified"].timestamp() < seconds:
                 found.append(name)
             else:
-                self.remove(f"{folder}/{name}")
+                self.remove(name)
         return found
 
     def _renew(self, path: str, content: bytes, done: threading.Event, every: float) -> None:
         while not done.wait(every):
             with contextlib.suppress(StorageError):
+                if self.read(path) is None:
+                    return  # somebody took this deployer for dead
                 self.write(path, content)
         with contextlib.suppress(StorageError):  # where it was written again after it was removed
             self.remove(path)

@@ -97,7 +97,9 @@ class State:
             "version": route.active,
             "previous": list(route.previous),
             "ahead": list(route.ahead),
-            "ready": serving is not None and serving.active == route.active,
+            "ready": serving is not None
+            and serving.active == route.active
+            and self.client.ready(f"{name}.v{route.active}", route.active),
             "deployed": route.changed,
             "by": route.by,
             "server": self.client.connection.url,
@@ -133,6 +135,33 @@ class State:
         found |= {name, *self.graphs(name), *(f"{name}.v{version}" for version in (serving.kept if serving else ()))}
         mine = [one for one in sorted(found) if (graph_of(one.removesuffix(TRIAL)) or (one,))[0] == name]
         return [one for one in mine if ours(self.client.parameters(one) or {})]
+
+    def require_same(self, name: str, serving: Route | None) -> None:
+        """Make sure that a server answers with what the repository has: else the two do not belong together.
+
+        Raises:
+            ConflictError: It answers with a version that the repository does not have, or has with other files.
+        """
+        if serving is None:
+            return
+        model = f"{name}.v{serving.active}"
+        has, loaded = self.published_key(model), self.loaded_key(model, serving.active)
+        if not has or loaded not in ("", has):
+            raise ConflictError(
+                f"The server at {self.client.connection.url} answers to '{name}' with version {serving.active}, and "
+                f"'{self.files.url}' {'has it with other files' if has else 'does not have it'}: is that the server's "
+                f"repository? A repository is for one server. If its files were lost, delete the deployment first."
+            )
+
+    def loaded_key(self, model: str, version: int) -> str:
+        """Return what a graph that the server has loaded was made of; empty where it is not loaded."""
+        return ours(self.client.parameters(model, version) or {}).get("key", "")
+
+    def tried(self, name: str) -> list[str]:
+        """Return the models of ours in which versions of a deployment were tried, left by a killed deployer."""
+        models = [one for one in self.files.models() if one.endswith(TRIAL)]
+        mine = [one for one in models if (graph_of(one.removesuffix(TRIAL)) or ("",))[0] == name]
+        return [one for one in mine if read_index(self.files, one) is not None]
 
     def published_key(self, model: str) -> str:
         """Return what a published graph was made of; empty where it is not there."""

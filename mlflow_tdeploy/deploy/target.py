@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.utils.proto_json_utils import NumpyEncoder
 
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, TDeployError
 from mlflow_tdeploy.deploy.address import connection_of, files_of, server_here
 from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
 from mlflow_tdeploy.deploy.ask import ask
@@ -26,7 +26,7 @@ from mlflow_tdeploy.deploy.settings import DeploySettings, as_seconds
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import Connection, TritonClient
-from mlflow_tdeploy.triton.repository import check_name, render
+from mlflow_tdeploy.triton.repository import check_name, check_version, render
 
 __all__ = ["TDeployDeploymentClient", "run_local", "target_help"]
 
@@ -137,8 +137,13 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         """
         _refuse_endpoint(endpoint)
         with mlflow_errors():
-            found = self._deployments()
-            return [found.describe(name) for name in found.names()]
+            found, described = self._deployments(), []
+            for name in found.names():
+                try:
+                    described.append(found.describe(name))
+                except TDeployError as error:  # one that is damaged says nothing about the others
+                    _log.warning("Deployment '%s' cannot be described and is left out: %s", name, error)
+            return described
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
         """Return name, version, variant, why that one, readiness, when and by whom it was deployed.
@@ -181,6 +186,8 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         with mlflow_errors():
             if deployment_name is None:
                 raise InvalidInputError("predict needs the name of a deployment.")
+            if version is not None:
+                check_version(version)
             return Predictions(
                 predictions=ask(self._client, check_name(deployment_name), inputs, version=version, params=params)
             )

@@ -16,6 +16,7 @@ from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, SessionErro
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.records import from_json, to_json
 from mlflow_tdeploy.store.disk import cache_home, own_folder, storage_errors
+from mlflow_tdeploy.store.process import born
 from mlflow_tdeploy.triton.home import Server, find_server
 from mlflow_tdeploy.triton.listening import Listening
 from mlflow_tdeploy.triton.local import START_S, STOP_S, free_shared_memory, launch
@@ -61,7 +62,7 @@ class Running:
     @property
     def alive(self) -> bool:
         """Whether it still runs."""
-        return _born(self.pid) == self.born
+        return born(self.pid) == self.born
 
 
 def start(
@@ -109,7 +110,7 @@ def start(
         log.unlink(missing_ok=True)
         raise
     found = Running(
-        made.http, made.grpc, made.metrics, made.process.pid, _born(made.process.pid) or 0, where, str(log),
+        made.http, made.grpc, made.metrics, made.process.pid, born(made.process.pid) or 0, where, str(log),
         made.region, now(), server.description,
     )  # fmt: skip
     try:
@@ -179,15 +180,6 @@ def _end(which: Running) -> None:
                 return
             time.sleep(0.02)
     raise SessionError(f"Triton (process {which.pid}) does not end.")
-
-
-def _born(pid: int) -> int | None:
-    """Return when a process began (field 22 of proc(5)'s stat); None for one that is not, or only is to be reaped."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])
-    except (OSError, LookupError, ValueError):
-        return None
 
 
 def _folder() -> Path:

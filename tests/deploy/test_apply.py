@@ -26,7 +26,7 @@ from mlflow_tdeploy.store.hashing import record_file
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import linear_graph
-from tests.deploy.versions import QUICK, factor, linear, there
+from tests.deploy.versions import QUICK, Killed, factor, killed_at, linear, there
 from tests.triton.deployables import bundle_of, deployable
 
 
@@ -255,3 +255,101 @@ def test_other_labels_are_another_version(target, tmp_path):
         target.deploy(deployable(other, version=7), QUICK)
     target.deploy(deployable(other, version=8), QUICK)
     assert set(target.client.infer("m", {TEXT: rows_of(["cat"])})["label"].ravel()) <= {b"x", b"y", b"z"}
+
+
+@pytest.fixture
+def elsewhere(target, tmp_path):
+    """The same server, with a repository that is not its own."""
+    return Deployments(target.client, FolderFiles(tmp_path / "elsewhere"))
+
+
+def test_a_repository_that_is_not_the_servers_changes_nothing_there(target, elsewhere, tmp_path):
+    for version in (7, 8):
+        target.deploy(linear(tmp_path, version, float(version)), QUICK)
+    for call in (
+        lambda: elsewhere.deploy(linear(tmp_path, 8), QUICK, create=True),
+        lambda: elsewhere.deploy(linear(tmp_path, 9, 9.0), QUICK),
+    ):
+        with pytest.raises(ConflictError, match=r"answers to 'm' with version 8, and .*elsewhere' does not have it"):
+            call()
+    assert factor(target) == 8
+    assert target.describe("m")["ready"]
+    assert elsewhere.files.models() == []
+
+
+def test_what_the_server_answers_with_is_not_changed_though_the_route_knows_it_no_more(target, tmp_path):
+    """The deployer of 8 was killed between writing the route and loading it, and nothing is kept."""
+    none_kept = dataclasses.replace(QUICK, keep=0)
+    target.deploy(linear(tmp_path, 7), none_kept)
+    written = (target.files.root / "m" / "config.pbtxt").read_text()
+    target.files.write("m/config.pbtxt", written.replace('string_value: "7"', 'string_value: "8"').encode())
+    assert target.route("m").kept == (8,)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConflictError, match="with other files or options"):
+        target.deploy(linear(tmp_path / "other", 7, 3.0), none_kept)
+    assert factor(target) == 1
+    assert target.deploy(linear(tmp_path, 7), none_kept).version == 7  # that very one is
+    assert target.route("m").kept == (7,)
+
+
+def test_a_file_that_is_gone_is_sent_again(target, tmp_path):
+    target.deploy(linear(tmp_path, 7), QUICK)
+    (target.files.root / "m.v7" / "7" / "model.onnx").unlink()
+    assert target.deploy(linear(tmp_path, 7), QUICK).sent.files == 1
+    assert not target.deploy(linear(tmp_path, 7), QUICK).changed
+    target.client.unload("m.v7")
+    target.client.load("m.v7")
+    assert factor(target) == 1
+
+
+def test_what_is_not_loaded_is_not_ready_and_is_loaded_by_going_to_it(target, tmp_path):
+    target.deploy(linear(tmp_path, 7), QUICK)
+    target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    target.client.unload("m.v8")
+    assert not target.describe("m")["ready"]
+    assert target.rollback("m", 8).changed
+    assert target.describe("m")["ready"]
+    assert factor(target) == 2
+
+
+def test_going_back_after_a_restart_goes_back(target, tmp_path):
+    for version in (7, 8):
+        target.deploy(linear(tmp_path, version, float(version)), QUICK)
+    for model in ("m", "m.v7", "m.v8"):
+        target.client.unload(model)
+    assert target.rollback("m").version == 7
+    assert factor(target) == 7
+
+
+def test_what_was_tried_goes_with_the_deployment(target, tmp_path):
+    with pytest.raises(Killed):
+        killed_at(target, "answers").deploy(linear(tmp_path, 7), QUICK)
+    assert "m.v7.check" in target.files.models()
+    assert target.delete("m")
+    assert target.files.models() == []
+    assert not target.delete("m")
+
+
+def test_who_lost_the_lease_changes_no_route(target, tmp_path):
+    target.deploy(linear(tmp_path, 7), QUICK)
+
+    def lose(step):
+        if step == "switch":
+            (target.files.root / ".lease-m").write_text("another's")
+
+    late = Deployments(target.client, target.files, on_step=lose)
+    with pytest.raises(ConflictError, match="Another deployer has taken over 'm'"):
+        late.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    (target.files.root / ".lease-m").unlink()
+    assert factor(target) == 1
+    assert target.route("m").active == 7
+
+
+def test_triton_starts_with_all_models_while_one_is_changed(server, tmp_path):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    with local_triton(repository, server=server) as triton:
+        target = Deployments(TritonClient(Connection(f"http://127.0.0.1:{triton.http}")), FolderFiles(repository))
+        target.deploy(linear(tmp_path, 7), QUICK)
+    with target.files.lease("m"), local_triton(repository, models=["*"], server=server) as triton:
+        assert triton.ready

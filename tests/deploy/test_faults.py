@@ -219,6 +219,9 @@ def test_a_graph_that_a_killed_deployer_has_loaded_is_not_taken_for_another(targ
     for name in target.files.models():  # somebody empties the repository under the server
         for path in target.files.below(name):
             target.files.remove(f"{name}/{path}")
+    with pytest.raises(ConflictError, match="does not have it: is that the server's repository"):
+        target.deploy(linear(tmp_path / "c", 7, 3.0), QUICK)
+    assert target.delete("m")
     target.deploy(linear(tmp_path / "c", 7, 3.0), QUICK)
     assert factor(target) == 3
 

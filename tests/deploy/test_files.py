@@ -15,6 +15,7 @@ from mlflow_tdeploy.deploy.files import FolderFiles, open_files
 from mlflow_tdeploy.deploy.publish import (
     INDEX,
     Sent,
+    missing,
     publish,
     publish_copy,
     read_index,
@@ -22,6 +23,7 @@ from mlflow_tdeploy.deploy.publish import (
     require_ours,
     write_file,
 )
+from mlflow_tdeploy.store.process import this_process
 
 
 @pytest.fixture
@@ -181,7 +183,7 @@ def test_one_deployer_at_a_time(files):
         pass
     with files.lease("m"):
         pass
-    assert not (files.root / ".tdeploy").exists()
+    assert list(files.root.iterdir()) == []
 
 
 def test_the_lease_of_a_dead_process_is_taken_over(files):
@@ -190,15 +192,15 @@ def test_the_lease_of_a_dead_process_is_taken_over(files):
         "with FolderFiles(sys.argv[1]).lease('m'): os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(files.root)], check=True)
-    assert (files.root / ".tdeploy" / "m.lease").exists()
+    assert (files.root / ".lease-m").exists()
     with files.lease("m"):
         pass
 
 
 @pytest.mark.parametrize(("age", "free"), [(10, False), (1000, True)])
 def test_the_lease_of_another_host_is_waited_for_while_it_is_young(files, age, free):
-    path = files.root / ".tdeploy" / "m.lease"
-    path.parent.mkdir(parents=True)
+    path = files.root / ".lease-m"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
     os.utime(path, (time.time() - age, time.time() - age))
     if free:
@@ -209,8 +211,53 @@ def test_the_lease_of_another_host_is_waited_for_while_it_is_young(files, age, f
             pass
 
 
+@pytest.mark.parametrize("world", [{}, {"boot": "another start"}, {"world": "another container"}])
+def test_a_process_of_the_same_number_elsewhere_says_nothing(files, world):
+    """A restarted container has its host name and its numbers again: only age tells then."""
+    path = files.root / ".lease-m"
+    files.root.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**this_process(), **world}))
+    old = time.time() - 1000
+    os.utime(path, (old, old))
+    if not world:  # this very process, which is at it still
+        with pytest.raises(ConflictError, match=f"process {os.getpid()}"), files.lease("m"):
+            pass
+        return
+    with files.lease("m"):
+        pass
+    path.write_text(json.dumps({**this_process(), "pid": 1 << 22, **world}))
+    with pytest.raises(ConflictError), files.lease("m"):
+        pass
+
+
+def test_who_lost_a_lease_is_told(files):
+    with files.lease("m") as held:
+        held()
+        (files.root / ".lease-m").write_text("another's")
+        with pytest.raises(ConflictError, match="Another deployer has taken over 'm'"):
+            held()
+    assert (files.root / ".lease-m").read_text() == "another's"
+
+
+def test_what_is_missing_is_sent_again(files, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("aaa")
+    (folder / "b").write_text("bbb")
+    publish(files, "m", folder)
+    assert missing(files, "m") == []
+    (files.root / "m" / "a").unlink()
+    (files.root / "m" / "b").unlink()
+    (files.root / "m" / "b").write_text("cut")  # of the same size: only hashes tell, and nobody reads it
+    assert missing(files, "m") == ["a"]
+    (files.root / "m" / "b").write_text("c")
+    assert missing(files, "m") == ["a", "b"]
+    assert publish(files, "m", folder).files == 2
+    assert (files.root / "m" / "b").read_text() == "bbb"
+
+
 def test_a_lease_is_renewed_as_long_as_its_holder_lives(files):
-    path = files.root / ".tdeploy" / "m.lease"
+    path = files.root / ".lease-m"
     with files.lease("m", seconds=0.2):
         os.utime(path, (0, 0))
         end = time.monotonic() + 10
@@ -229,8 +276,8 @@ def test_two_that_find_a_dead_lease_do_not_both_take_it(files):
     """The slower one must not take the lease that the faster one has made meanwhile for the dead one."""
     from mlflow_tdeploy.deploy.files import _taken_away
 
-    path = files.root / ".tdeploy" / "m.lease"
-    path.parent.mkdir(parents=True)
+    path = files.root / ".lease-m"
+    path.parent.mkdir(parents=True, exist_ok=True)
     dead, alive = {"host": "h", "pid": 1}, {"host": "h", "pid": 2}
     path.write_text(json.dumps(alive))
     assert not _taken_away(path, dead)

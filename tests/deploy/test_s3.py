@@ -97,12 +97,21 @@ def test_one_deployer_at_a_time(files):
 
 
 def test_an_old_lease_is_taken_over(files):
-    files.write(".tdeploy/m.lease/0123", b'{"host": "elsewhere", "pid": 1}')
+    lease, other = ".lease-m.0123456789abcdef", ".lease-m.large.0123456789abcdef"
+    files.write(other, b"{}")  # another deployment's
+    files.write(lease, b'{"host": "elsewhere", "pid": 1}')
     with pytest.raises(ConflictError, match="process 1 on elsewhere"), files.lease("m"):
         pass
     with files.lease("m", seconds=-1):
-        pass
-    assert files.below(".tdeploy") == {}
+        assert files.read(lease) is None
+    with files.lease("m") as held:
+        held()
+        names = {one["Key"].rpartition("/")[2] for one in files._list(files._key(".lease-m."))}
+        (own,) = names - {other}
+        files.remove(own)
+        with pytest.raises(ConflictError, match="Another deployer has taken over 'm'"):
+            held()
+    assert files.read(other) == b"{}"
 
 
 def test_what_the_store_refuses_is_told(s3_server, s3_keys, monkeypatch):

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.triton import background
-from mlflow_tdeploy.triton.client import Connection
+from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import WEIGHTS, make_bundle
 from tests.core.text_assets import LABELS
@@ -302,3 +302,57 @@ def test_of_a_server_started_here_the_repository_and_the_log_are_known(server, t
             client.list_deployments()
     finally:
         background.stop(started)
+
+
+def test_one_answer_is_of_one_version_though_another_comes_meanwhile(client, words, monkeypatch):
+    """Many texts go in several requests; between two of them the version changes, and with it the task."""
+    client.create_deployment("words", "models:/words/1", config=SAVED)
+    client.update_deployment("words", "models:/words/2", config=SAVED)
+    real, asked = TritonClient.infer, []
+
+    def infer(self, model, *arguments, **named):
+        if len(asked) == 1:
+            asked.append("switched")
+            client.rollback_deployment("words")
+        asked.append(model)
+        return real(self, model, *arguments, **named)
+
+    monkeypatch.setattr(TritonClient, "infer", infer)
+    answers = client.predict("words", ["cat"] * 2500)["predictions"]
+    assert len(answers) == 2500
+    assert {one["label"] for one in answers} <= set(LABELS)
+    assert "switched" in asked
+
+
+def test_an_alias_that_moves_meanwhile_is_followed_once(client, words, monkeypatch):
+    from mlflow_tdeploy.deploy import choose
+
+    real, registry = choose.locate, mlflow.MlflowClient()
+
+    def locate(uri):
+        registry.set_registered_model_alias("words", "champion", 1)
+        return real(uri)
+
+    monkeypatch.setattr(choose, "locate", locate)
+    made = client.create_deployment("words", "models:/words@champion", config=SAVED)
+    assert (made["version"], made["model_uri"]) == (2, "models:/words/2")
+    assert client.predict("words", ["good"])["predictions"].shape[0] == 1  # an embedding
+
+
+def test_a_deployment_that_is_damaged_is_left_out_of_the_list(client, words, triton):
+    for name in ("words", "others"):
+        client.create_deployment(name, "models:/words/1", config=SAVED)
+    config = triton[1] / "others.v1" / "config.pbtxt"
+    whole = config.read_bytes()
+    config.write_bytes(b"garbage: 1")
+    assert [one["name"] for one in client.list_deployments()] == ["words"]
+    config.write_bytes(whole)
+
+
+@pytest.mark.parametrize("version", [True, -1])
+def test_a_version_that_is_none_is_refused(client, words, version):
+    client.create_deployment("words", "models:/words/1", config=SAVED)
+    with pytest.raises(MlflowException, match="A version is a whole number"):
+        client.predict("words", ["cat"], version=version)
+    with pytest.raises(MlflowException, match="no valid Unicode"):
+        client.predict("words", ["\ud800"])
