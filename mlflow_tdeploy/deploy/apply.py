@@ -236,7 +236,8 @@ class Deployments(State):
     def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("graph")
         folder, key = work / what.graph_name, _key(what, settings)
-        write_graph(replace(what, about={**what.about, "key": key}), folder, settings.options)
+        about = {**what.about, "key": key, "instances": str(settings.options.instances)}
+        write_graph(replace(what, about=about), folder, settings.options)
         sent = publish(self.files, what.graph_name, folder)
         self._load_graph(what.graph_name, what.version, key)
         self._step("verify")

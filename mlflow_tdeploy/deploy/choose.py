@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.deploy.settings import DeploySettings
@@ -20,7 +22,9 @@ from mlflow_tdeploy.triton.repository import Deployable, check_name, check_versi
 _MOST_INSTANCES = 2
 
 
-def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int = 0) -> tuple[Deployable, Decision]:
+def choose(
+    uri: str, settings: DeploySettings, *, name: str = "", version: int = 0, config: str = "{}"
+) -> tuple[Deployable, Decision]:
     """Return the version that a URI stands for with the variant that suits a server, whose files are here then.
 
     Args:
@@ -28,6 +32,7 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
         settings: What is said about the server and the choice.
         name: Name to deploy under; the registered model's otherwise.
         version: Number to use where neither the URI nor the settings say one.
+        config: What was said, as JSON, to be remembered.
 
     Raises:
         InvalidInputError: Neither says a name, or the settings contradict the URI.
@@ -53,14 +58,23 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
     about = {
         "model_uri": f"models:/{registered[0]}/{registered[1]}" if registered else str(uri),
         "decision": _brief(decision),
+        "config": config,
     }
     wanted = check_name(name or _plain(registered[0] if registered else ""))
     return Deployable(bundle, variant, RUNTIMES.get(chosen.runtime), wanted, number, about), decision
 
 
-def served(settings: DeploySettings, what: Deployable) -> TritonOptions:
-    """Return how Triton serves a version: as the user says, else with as many copies as suit the server."""
+def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any] | None = None) -> TritonOptions:
+    """Return how Triton serves a version: as the user says, else with as many copies as suit the server.
+
+    Args:
+        settings: What the user says.
+        what: The version.
+        before: What is deployed: the same variant keeps its copies, whichever host it is updated from.
+    """
     suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, settings.host().cores))
+    if before and before.get("variant") == what.variant.id and not settings.cores:
+        suits = int(before.get("instances") or suits)
     return replace(settings.options, instances=settings.options.instances or suits)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from mlflow_tdeploy.triton.options import TritonOptions
 
 #: Key under which a file with more of them can be named.
 FILE = "config_file"
+#: What is said for one call, and not for those that come after it.
+_OF_ONE_CALL = ("version", "strict")
 _DEVICES = ("", "cpu", "cuda")
 
 
@@ -71,9 +74,7 @@ class DeploySettings:
             InvalidInputError: An unknown key or a value of a wrong type.
             NotFoundError: There is no such file.
         """
-        given = dict(config or {})
-        file = given.pop(FILE, None)
-        values = {**(_read(file) if file else {}), **given}
+        values = said(config)
         own = {one.name: one for one in dataclasses.fields(cls) if one.name != "options"}
         found: dict[str, Any] = {}
         for name in [key for key in values if key in own]:
@@ -100,6 +101,23 @@ class DeploySettings:
         """Return what is insisted on for a model: here, in the environment, or saved with it."""
         said = {"variant": self.variant or None, "runtime": self.runtime or None, "strict": self.strict or None}
         return policy_of(bundle, said)
+
+
+def said(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what somebody says, with what is in a file that is named there.
+
+    Raises:
+        InvalidInputError: The file cannot be read.
+        NotFoundError: There is no such file.
+    """
+    given = dict(config or {})
+    file = given.pop(FILE, None)
+    return {**(_read(file) if file else {}), **given}
+
+
+def as_record(config: Mapping[str, Any]) -> str:
+    """Return what was said about a deployment, but for what is of one call only, as JSON."""
+    return json.dumps({key: value for key, value in sorted(config.items()) if key not in _OF_ONE_CALL}, default=str)
 
 
 def _text(value: Any, kind: type) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 from typing import Any
 
@@ -22,6 +24,14 @@ from mlflow_tdeploy.triton.repository import CONFIG, check_name, graph_of
 _log = logging.getLogger("mlflow_tdeploy")
 #: Ends the name of the model in which a version's front is tried.
 TRIAL = ".check"
+
+
+def _record(text: str) -> dict[str, Any]:
+    """Return what was said about a deployment; nothing where that is no record."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 class State:
@@ -105,6 +115,7 @@ class State:
             "server": self.client.connection.url,
             "repository": self.files.url,
             **own,
+            "config": _record(own.get("config", "")),
         }
 
     def required(self, name: str) -> Route:

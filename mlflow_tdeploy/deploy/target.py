@@ -22,7 +22,7 @@ from mlflow_tdeploy.deploy.address import connection_of, files_of, server_here
 from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
 from mlflow_tdeploy.deploy.ask import ask
 from mlflow_tdeploy.deploy.choose import choose, served
-from mlflow_tdeploy.deploy.settings import DeploySettings, as_seconds
+from mlflow_tdeploy.deploy.settings import DeploySettings, as_record, as_seconds, said
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import Connection, TritonClient
@@ -87,7 +87,7 @@ class TDeployDeploymentClient(BaseDeploymentClient):
             name: Name of the deployment.
             model_uri: The model; None for the one that is deployed.
             flavor: ``tdeploy``, or None.
-            config: As for :meth:`create_deployment`.
+            config: As for :meth:`create_deployment`; what is not said is as it was said for the version that answers.
             endpoint: Not used: Triton has none.
 
         Raises:
@@ -228,12 +228,14 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         _refuse_endpoint(endpoint)
         with mlflow_errors():
             _check_flavor(flavor)
-            settings, found = DeploySettings.of(config), self._deployments()
-            route = found.route(check_name(name))
-            if route is None and not create:
+            found, values = self._deployments(), said(config)
+            before = found.describe(name) if found.route(check_name(name)) and not create else {}
+            if not before and not create:
                 raise NotFoundError(f"There is no deployment '{name}' in '{found.files.url}'.")
-            what, _ = choose(model_uri, settings, name=name, version=_next(found, name))
-            how = Settings(settings.keep, settings.grace, served(settings, what))
+            values = {**before.get("config", {}), **values}  # what was said once counts until something else is said
+            settings = DeploySettings.of(values)
+            what, _ = choose(model_uri, settings, name=name, version=_next(found, name), config=as_record(values))
+            how = Settings(settings.keep, settings.grace, served(settings, what, before))
             _tell(found.deploy(what, how, create=create))
             return {**found.describe(name), "flavor": FLAVOR}
 

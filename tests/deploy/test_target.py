@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -356,3 +357,32 @@ def test_a_version_that_is_none_is_refused(client, words, version):
         client.predict("words", ["cat"], version=version)
     with pytest.raises(MlflowException, match="no valid Unicode"):
         client.predict("words", ["\ud800"])
+
+
+def test_what_was_said_once_counts_for_later_versions(client, words, triton, tmp_path):
+    def queue(version):
+        return "max_queue_size: 7" in (triton[1] / f"words.v{version}" / "config.pbtxt").read_text()
+
+    said = {**SAVED, "max_queue_size": "7", "variant": "onnx-fp32"}
+    made = client.create_deployment("words", "models:/words/1", config=said)
+    assert made["config"] == {**said, "grace": 0}
+    assert client.update_deployment("words")["deployed"] == made["deployed"]  # nothing to do
+    updated = client.update_deployment("words", "models:/words/2")
+    assert (updated["variant"], queue(1), queue(2)) == ("onnx-fp32", True, True)
+    (tmp_path / "serving.yaml").write_text("variant: ''\nmax_queue_size: 0\n")
+    client.delete_deployment("words")
+    client.create_deployment("words", "models:/words/1", config=said)
+    lifted = client.update_deployment(
+        "words", "models:/words/2", config={"config_file": str(tmp_path / "serving.yaml")}
+    )
+    assert (lifted["variant"], queue(2)) == ("ort-cpu-int8", False)
+    assert lifted["config"]["max_queue_size"] == 0
+
+
+def test_copies_stay_whichever_host_updates(client, words, monkeypatch):
+    from mlflow_tdeploy.runtime import probe
+
+    made = client.create_deployment("words", "models:/words/1", config=SAVED)
+    here = probe.host()
+    monkeypatch.setattr(probe, "host", lambda: dataclasses.replace(here, cores=1))
+    assert client.update_deployment("words", "models:/words/1")["deployed"] == made["deployed"]
