@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +99,7 @@ class Desk:
         try:
             outputs = await self._infer(feeds)
             wanted = asks[place].outputs or tuple(outputs)
-            found[place] = {name: array for name, array in outputs.items() if name in wanted}
+            found[place] = _some({name: array for name, array in outputs.items() if name in wanted}, wanted, outputs)
         except Exception as error:  # whatever the graph's server says is this request's answer
             found[place] = error
 
@@ -117,7 +117,9 @@ class Desk:
             return
         for one, answer in zip(texts, answers, strict=True):
             try:
-                found[one.place] = pack(self._task, self._task.finish(answer, one.params), one.ask.outputs)
+                finished = self._task.finish(answer, one.params)
+                packed = pack(self._task, finished, one.ask.outputs)
+                found[one.place] = _some(packed, one.ask.outputs, packed or pack(self._task, finished))
             except Exception as error:
                 found[one.place] = error
 
@@ -152,3 +154,17 @@ class Desk:
             if key not in decoded:
                 decoded[key] = self._task.decode(outputs, feeds, len(batch), params)
             answers[index] = decoded[key][row]
+
+
+def _some(answer: Arrays, wanted: Sequence[str], has: Iterable[str]) -> Arrays:
+    """Return an answer that holds something of what is wanted.
+
+    Raises:
+        InvalidInputError: It holds nothing: a client would take it for a success.
+    """
+    if not answer:
+        raise InvalidInputError(
+            f"This request has no output {', '.join(map(shown, wanted))}; with its parameters the answer is "
+            f"{', '.join(has)}."
+        )
+    return answer

@@ -346,9 +346,9 @@ class Deployments(State):
                 continue  # somebody else's
             self._step(f"clean {model}")
             self.client.unload(model)
-            remove(self.files, model)
             if version[1] not in staying:
                 remove(self.files, name, f"{version[1]}/")
+            remove(self.files, model)  # last: it tells the next call that there is something to remove
 
     def _retire(self, name: str, grace: float) -> None:
         """Unload and remove the versions that are not kept."""
@@ -360,8 +360,8 @@ class Deployments(State):
             self._drained(name)
         for model in old:
             self.client.unload(model)
-            remove(self.files, model)
             remove(self.files, name, f"{(graph_of(model) or ('', 0))[1]}/")
+            remove(self.files, model)
         if old and route:
             self._remove_libraries(name, route)
 

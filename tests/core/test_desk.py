@@ -123,3 +123,19 @@ def test_texts_are_one_a_row():
     assert texts_of(np.array([["é".encode()], [b"b"]], dtype=object)) == ["é", "b"]
     with pytest.raises(InvalidInputError, match="one text per row"):
         texts_of(np.array([[b"a", b"b"]], dtype=object))
+
+
+def test_an_answer_without_what_is_wanted_is_an_error(task):
+    """With top_k=2 there are several labels a text, so only JSON: a client that wants 'label' must not get nothing."""
+    asks = [
+        Ask(text("cat"), {"top_k": 2}, ("label",)),
+        Ask(text("cat"), {"top_k": 2}, ("label", "score", ANSWER)),
+        Ask(text("cat"), {}, ("logits",)),
+        Ask({"input_ids": np.ones((1, 2), np.int64), "attention_mask": np.ones((1, 2), np.int64)}, {}, ("label",)),
+    ]
+    first, second, third, fourth = asyncio.run(Desk(task, Graph()).answer(asks))
+    assert isinstance(first, InvalidInputError)
+    assert "has no output 'label'; with its parameters the answer is answer" in str(first)
+    assert list(second) == [ANSWER]
+    assert "has no output 'logits'" in str(third)
+    assert "has no output 'label'; with its parameters the answer is logits" in str(fourth)
