@@ -208,12 +208,7 @@ def _shrunk(signature: Signature, whole: Mapping[str, int], kept: str, largest: 
 
 def batch_text(signature: Signature, feeds: Arrays) -> str:
     """Return the named sizes of a batch, for example ``batch=8,sequence=128``."""
-    sizes: dict[str, int] = {}
-    for spec in signature.inputs:
-        for size, got in zip(spec.shape, feeds[spec.name].shape, strict=False):
-            if isinstance(size, str):
-                sizes.setdefault(size, got)
-    return shape_text(sizes)
+    return shape_text(signature.sizes(feeds))
 
 
 def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
@@ -305,10 +300,13 @@ def _asked(reference: Infer, case: Case) -> Arrays:
     except TDeployError:
         raise
     except Exception as error:
+        said = f"It said: {type(error).__name__}: {first_line(error)}"
+        if case.part == "items":
+            raise BuildError(f"The source model fails on a request that was given ({case.shape}). {said}") from error
         raise BuildError(
-            f"The source model fails at {case.shape}, a size within the ranges of its signature, on values like those "
-            f"of its example. Narrow the ranges with shapes=…, give bounds that are multiples of what the model needs, "
-            f"or mend the model. It said: {type(error).__name__}: {first_line(error)}"
+            f"The source model fails at {case.shape}, a size within the ranges of its signature, on made-up values. "
+            f"Narrow the ranges with shapes=…, give bounds that are multiples of what the model needs, or show with "
+            f"example=… what it takes. {said}"
         ) from error
 
 

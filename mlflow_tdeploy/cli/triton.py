@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,14 +46,7 @@ def run(repository: Path, models: tuple[str, ...], seconds: float | None) -> Non
         server, wanted = find_server(), models or tuple(model_names(repository))
         with local_triton(repository, models=wanted, server=server) as running:
             _show(server.description, wanted, running)
-            end = None if seconds is None else time.monotonic() + seconds
-            try:
-                while running.process.poll() is None and (end is None or time.monotonic() < end):
-                    time.sleep(0.2)
-            except KeyboardInterrupt:
-                click.echo("stopping")
-            if running.process.poll() is not None:
-                raise click.ClickException(f"Triton ended by itself: {running.last_error() or 'it does not say why'}")
+            running.wait(seconds)
 
 
 @triton.command()
@@ -79,7 +71,8 @@ def start(repository: Path, models: tuple[str, ...], ports: tuple[int, int, int]
     with clean_errors():
         with storage_errors(f"make '{repository}'"):
             repository.mkdir(parents=True, exist_ok=True)
-        wanted = models or (tuple(model_names(repository)) if any(repository.iterdir()) else ())
+        empty = not any(entry.is_dir() for entry in repository.iterdir())  # a lease may lie there
+        wanted = models or (() if empty else tuple(model_names(repository)))
         found = background.start(repository, models=wanted, ports=ports or ())
         _show(found.server, wanted, found.listening)
         click.echo(f"repository {found.repository}")

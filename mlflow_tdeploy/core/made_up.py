@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.tensors import Array, Arrays, TensorSpec, numpy_dtype
+from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec, numpy_dtype
 
 #: Of fewer rows than these, numbers with a fraction vary by up to this share, within the range of all of the input.
 _FEW, _VARIED = 8, 0.25
@@ -65,23 +65,16 @@ def is_mask(name: str) -> bool:
     return _MASK.search(name) is not None
 
 
-def within(
-    feeds: Arrays, specs: Sequence[TensorSpec], positions: Mapping[str, str], lengths: Mapping[str, str]
-) -> Arrays:
+def within(feeds: Arrays, signature: Signature, positions: Mapping[str, str], lengths: Mapping[str, str]) -> Arrays:
     """Return a request whose positions and lengths are within the dimension that they are of.
 
     Args:
         feeds: A request.
-        specs: The inputs.
+        signature: The model's.
         positions: Of inputs of whole numbers, the dimension in which they are positions, from 0 on.
         lengths: The dimension of which they are lengths, up to its size.
     """
-    sizes = {
-        axis: size
-        for spec in specs
-        for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
+    sizes = signature.sizes(feeds)
     found = dict(feeds)
     most = {name: sizes[dim] - 1 for name, dim in positions.items()}
     most.update((name, sizes[dim]) for name, dim in lengths.items())

@@ -131,29 +131,23 @@ def _error(columns: _Columns, least: float) -> Array:
     if not (spread.any() and np.isfinite(size).all() and np.isfinite(errors).all()):
         return np.empty(0)  # nothing to tell apart, or beyond what can be squared: cosine and length say enough
     silent, least = columns.zeros[enough] / count, max(least**2, ABSOLUTE**2)
-    floor = np.maximum(_floor(spread, size, silent), least)
+    lively = spread > _CONSTANT**2 * size
+    usual = float(np.median(spread[lively])) if lively.any() else 0.0
+    alike = (spread >= _ALIKE**2 * usual) & (len(spread) >= _MANY)
+    floor = np.maximum(_floor(spread, size, silent, lively, usual, alike), least)
     found = np.sqrt(errors / np.maximum(spread, floor))
-    dead = (columns.new_deviations[enough] / count <= _DEAD**2 * spread) & _of_a_kind(spread, size, silent)
+    dead = lively & alike & (silent < _SILENT) & (columns.new_deviations[enough] / count <= _DEAD**2 * spread)
     found = np.where(dead & (spread > least), np.maximum(found, 1.0), found)
     return np.asarray(np.minimum(found, _LARGEST))
 
 
-def _of_a_kind(spread: Array, size: Array, silent: Array) -> Array:
-    """Tell which of many columns are held against the median of all, though they say something by themselves."""
-    lively = spread > _CONSTANT**2 * size
-    usual = float(np.median(spread[lively])) if lively.any() else 0.0
-    return lively & (len(spread) >= _MANY) & (spread >= _ALIKE**2 * usual) & (silent < _SILENT)
-
-
-def _floor(spread: Array, size: Array, silent: Array) -> Array:
+def _floor(spread: Array, size: Array, silent: Array, lively: Array, usual: float, alike: Array) -> Array:
     """Return what each column is held against at least; all numbers are squares, but for the share of zeros."""
-    lively = spread > _CONSTANT**2 * size
-    usual = float(np.median(spread[lively])) if lively.any() else 0.0
     floor = np.full_like(spread, min(_NOTHING**2 * usual, _TINY**2))
     if len(spread) >= _MANY:
-        floor = np.where(spread >= _ALIKE**2 * usual, usual, np.maximum(floor, _OF_MANY**2 * size))
+        floor = np.where(alike, usual, np.maximum(floor, _OF_MANY**2 * size))
     sparse = silent >= _SILENT
     if sparse.sum() >= _MANY and (sparse & lively).any():
         floor = np.where(sparse, np.maximum(floor, spread[sparse & lively].mean()), floor)
     steady = np.maximum(_STEADY[0] ** 2 * size, _STEADY[1] ** 2 * usual)
-    return np.where(spread <= _CONSTANT**2 * size, np.maximum(floor, steady), floor)
+    return np.where(lively, floor, np.maximum(floor, steady))

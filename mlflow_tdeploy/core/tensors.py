@@ -200,6 +200,15 @@ class Signature:
                 self._check_size(spec, axis, size, got, sizes)
         return sizes
 
+    def sizes(self, arrays: Mapping[str, Array]) -> dict[str, int]:
+        """Return the size of every named dimension of inputs that need not be within its range."""
+        found: dict[str, int] = {}
+        for spec in self.inputs:
+            for axis, size in zip(spec.shape, arrays[spec.name].shape, strict=True):
+                if isinstance(axis, str):
+                    found.setdefault(axis, size)
+        return found
+
     def _check_names(self, arrays: Mapping[str, Array]) -> None:
         expected = {spec.name for spec in self.inputs}
         form = f"This model takes: {', '.join(map(str, self.inputs))}."

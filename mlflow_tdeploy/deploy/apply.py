@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.core.errors import (
@@ -31,8 +30,8 @@ from mlflow_tdeploy.core.errors import (
     VerificationError,
 )
 from mlflow_tdeploy.core.evidence import now
-from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.deploy.files import Held, RepositoryFiles
+from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.publish import (
     Sent,
     missing,
@@ -44,16 +43,16 @@ from mlflow_tdeploy.deploy.publish import (
     write_file,
 )
 from mlflow_tdeploy.deploy.route import Route
-from mlflow_tdeploy.deploy.state import TRIAL, State
+from mlflow_tdeploy.deploy.state import State, owner
 from mlflow_tdeploy.deploy.verify import OverTheNetwork
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import OWN, parse, to_text
-from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import (
     CONFIG,
     FACTS,
     ROUTED,
+    TRIAL,
     Deployable,
     check_name,
     graph_of,
@@ -64,42 +63,6 @@ from mlflow_tdeploy.triton.repository import (
 
 _log = logging.getLogger("mlflow_tdeploy")
 _READY_S, _DRAIN_S, _PAUSE_S = 60.0, 120.0, 0.02
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How deployments are changed.
-
-    Attributes:
-        keep: Versions that stay loaded for going back to.
-        grace: Seconds that a version which is not kept stays after the switch, for requests that it has.
-        options: How Triton serves the model.
-    """
-
-    keep: int = 1
-    grace: float = 1.0
-    options: TritonOptions = field(default_factory=TritonOptions)
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """What a call has done.
-
-    Attributes:
-        name: The deployment.
-        version: The version that answers now.
-        before: The version that answered before; None for a new deployment.
-        changed: Whether anything was changed.
-        sent: What was moved.
-        seconds: How long it took.
-    """
-
-    name: str
-    version: int
-    before: int | None
-    changed: bool
-    sent: Sent
-    seconds: float
 
 
 class Deployments(State):
@@ -194,7 +157,8 @@ class Deployments(State):
             for model in sorted(loaded, key=lambda one: one != name):  # the name first
                 self._step(f"unload {model}")
                 self.client.unload(model)
-                self._drained(name)  # its graph answers what it still has
+                if model == name:
+                    self._drained(name)  # its graphs answer what it still has
             for model in (*published, name):
                 self._step(f"remove {model}")
                 remove(self.files, model)
@@ -214,13 +178,13 @@ class Deployments(State):
         """Tell whether a version answers already, with the same files and options."""
         if serving is None or route is None or not serving.active == route.active == what.version:
             return False
-        same = self.loaded_key(what.graph_name, what.version) == _key(what, settings)
+        same = self.loaded_key(what.graph_name, what.version) == key_of(what, settings)
         return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
 
     def _bring(self, what: Deployable, settings: Settings, route: Route | None, serving: Route | None) -> Sent:
         kept = {*(route.kept if route else ()), *(serving.kept if serving else ())}
         made_of = {self.published_key(what.graph_name), self.loaded_key(what.graph_name, what.version)}
-        if what.version in kept and made_of - {"", _key(what, settings)}:
+        if what.version in kept and made_of - {"", key_of(what, settings)}:
             raise ConflictError(
                 f"Version {what.version} of '{what.name}' is deployed with other files or options, and a version is "
                 f"not changed in place. Deploy it as another version, or delete the deployment first."
@@ -235,7 +199,7 @@ class Deployments(State):
 
     def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("graph")
-        folder, key = work / what.graph_name, _key(what, settings)
+        folder, key = work / what.graph_name, key_of(what, settings)
         about = {**what.about, "key": key, "instances": str(settings.options.instances)}
         write_graph(replace(what, about=about), folder, settings.options)
         sent = publish(self.files, what.graph_name, folder)
@@ -279,7 +243,9 @@ class Deployments(State):
                     f"'{self.files.url}': is that the server's repository?"
                 )
         except BaseException:
-            if before is None or old is None:
+            if self._is_lost():
+                pass  # what is there is another deployer's
+            elif before is None or old is None:
                 self.files.remove(f"{name}/{CONFIG}")
                 with contextlib.suppress(TDeployError):
                     self.client.unload(name)
@@ -289,9 +255,17 @@ class Deployments(State):
                     self.client.load(name)
             raise
 
+    def _is_lost(self) -> bool:
+        """Tell whether another deployer has taken over, to whom everything belongs then."""
+        try:
+            self._held()
+        except ConflictError:
+            return True
+        return False
+
     def _load_graph(self, model: str, version: int, key: str) -> bool:
         """Load a graph, unless the server has this very one: another may be left of a deployer that was killed."""
-        if self.loaded_key(model, version) == key:
+        if key and self.loaded_key(model, version) == key:
             return False
         self._load(model, version)
         return True
@@ -310,6 +284,8 @@ class Deployments(State):
         try:
             yield
         except BaseException as error:
+            if self._is_lost():
+                raise
             trial = f"{what.graph_name}{TRIAL}"
             for model in (trial,) if known else (trial, what.graph_name):
                 with contextlib.suppress(TDeployError):
@@ -340,7 +316,7 @@ class Deployments(State):
         staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
         for model in self.files.models():
             version = graph_of(model.removesuffix(TRIAL))
-            if version is None or version[0] != name or (version[1] in staying and not model.endswith(TRIAL)):
+            if version is None or owner(model) != name or (version[1] in staying and not model.endswith(TRIAL)):
                 continue
             if read_index(self.files, model) is None:
                 continue  # somebody else's
@@ -358,6 +334,7 @@ class Deployments(State):
             self._step("retire")
             time.sleep(grace)
             self._drained(name)
+            self._held()
         for model in old:
             self.client.unload(model)
             remove(self.files, name, f"{(graph_of(model) or ('', 0))[1]}/")
@@ -381,12 +358,6 @@ class Deployments(State):
         tops = {path.partition("/")[0] for path in (index.files if index else ())}
         for top in sorted(one for one in tops if one.startswith("library-") and one not in used):
             remove(self.files, name, f"{top}/")
-
-
-def _key(what: Deployable, settings: Settings) -> str:
-    """Return what a version is made of: the same key, the same files and configuration."""
-    parts = [what.variant.id, what.variant.digest, str(settings.options), to_json(what.bundle.manifest)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def _is_whole(files: RepositoryFiles, model: str) -> bool:

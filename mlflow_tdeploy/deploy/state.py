@@ -19,11 +19,9 @@ from mlflow_tdeploy.deploy.publish import read_index
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import ours, own_parameters, parse
-from mlflow_tdeploy.triton.repository import CONFIG, check_name, graph_of
+from mlflow_tdeploy.triton.repository import CONFIG, TRIAL, check_name, graph_of
 
 _log = logging.getLogger("mlflow_tdeploy")
-#: Ends the name of the model in which a version's front is tried.
-TRIAL = ".check"
 
 
 def _record(text: str) -> dict[str, Any]:
@@ -32,6 +30,12 @@ def _record(text: str) -> dict[str, Any]:
         found = json.loads(text)
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def owner(model: str) -> str:
+    """Return the deployment that a Triton model is of by its name: ``m`` for ``m.v7``, ``m.v7.check`` and ``m``."""
+    found = graph_of(model.removesuffix(TRIAL))
+    return found[0] if found else model
 
 
 class State:
@@ -132,8 +136,7 @@ class State:
 
     def graphs(self, name: str) -> list[str]:
         """Return the graphs of ours that the repository has of a deployment."""
-        models = [model for model in self.files.models() if (graph_of(model) or ("",))[0] == name]
-        return [model for model in models if read_index(self.files, model) is not None]
+        return [one for one in self._published(name) if graph_of(one)]
 
     def loaded(self, name: str) -> list[str]:
         """Return the models of ours that the server has of a deployment, wherever their files are.
@@ -144,7 +147,7 @@ class State:
         found = {one.name for one in self.client.models() if one.state == "READY"}
         serving = self.serving(name)  # a server lists no model whose folder is gone
         found |= {name, *self.graphs(name), *(f"{name}.v{version}" for version in (serving.kept if serving else ()))}
-        mine = [one for one in sorted(found) if (graph_of(one.removesuffix(TRIAL)) or (one,))[0] == name]
+        mine = [one for one in sorted(found) if owner(one) == name]
         return [one for one in mine if ours(self.client.parameters(one) or {})]
 
     def require_same(self, name: str, serving: Route | None) -> None:
@@ -170,8 +173,10 @@ class State:
 
     def tried(self, name: str) -> list[str]:
         """Return the models of ours in which versions of a deployment were tried, left by a killed deployer."""
-        models = [one for one in self.files.models() if one.endswith(TRIAL)]
-        mine = [one for one in models if (graph_of(one.removesuffix(TRIAL)) or ("",))[0] == name]
+        return [one for one in self._published(name) if one.endswith(TRIAL)]
+
+    def _published(self, name: str) -> list[str]:
+        mine = [one for one in self.files.models() if owner(one) == name]
         return [one for one in mine if read_index(self.files, one) is not None]
 
     def published_key(self, model: str) -> str:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import signal
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.utils.proto_json_utils import NumpyEncoder
 
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, TDeployError
+from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 from mlflow_tdeploy.deploy.address import connection_of, files_of, server_here
 from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
 from mlflow_tdeploy.deploy.ask import ask
@@ -71,7 +67,7 @@ class TDeployDeploymentClient(BaseDeploymentClient):
             MlflowException: The name is taken (RESOURCE_ALREADY_EXISTS), the version answers otherwise on the server
                 than where it was logged (INVALID_STATE), or the server cannot load it. Then nothing of it is left.
         """
-        return self._deploy(name, model_uri, flavor, config, endpoint, create=True)
+        return self._deploy(name, model_uri, flavor, config, endpoint, None)
 
     def update_deployment(
         self,
@@ -95,8 +91,8 @@ class TDeployDeploymentClient(BaseDeploymentClient):
                 on.
         """
         with mlflow_errors():
-            described = self._deployments().describe(name)
-        return self._deploy(name, model_uri or described["model_uri"], flavor, config, endpoint, create=False)
+            before = self._deployments().describe(name)
+        return self._deploy(name, model_uri or before["model_uri"], flavor, config, endpoint, before)
 
     def rollback_deployment(self, name: str, version: int | None = None) -> dict[str, Any]:
         """Have the version answer that did before, or another one that is kept; nothing is published.
@@ -222,21 +218,18 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         flavor: str | None,
         config: Mapping[str, Any] | None,
         endpoint: str | None,
-        *,
-        create: bool,
+        before: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
+        """Deploy a version in place of the one that is described, or as the first one where there is none."""
         _refuse_endpoint(endpoint)
         with mlflow_errors():
             _check_flavor(flavor)
-            found, values = self._deployments(), said(config)
-            before = found.describe(name) if found.route(check_name(name)) and not create else {}
-            if not before and not create:
-                raise NotFoundError(f"There is no deployment '{name}' in '{found.files.url}'.")
-            values = {**before.get("config", {}), **values}  # what was said once counts until something else is said
+            # what was said once counts until something else is said
+            found, values = self._deployments(), {**(before or {}).get("config", {}), **said(config)}
             settings = DeploySettings.of(values)
-            what, _ = choose(model_uri, settings, name=name, version=_next(found, name), config=as_record(values))
+            what, _ = choose(model_uri, settings, name=name, version=_next(before), config=as_record(values))
             how = Settings(settings.keep, settings.grace, served(settings, what, before))
-            _tell(found.deploy(what, how, create=create))
+            _tell(found.deploy(what, how, create=before is None))
             return {**found.describe(name), "flavor": FLAVOR}
 
 
@@ -258,10 +251,9 @@ def _last_error(connection: Connection) -> str:
     return local.listening.last_error() if local else ""
 
 
-def _next(found: Deployments, name: str) -> int:
+def _next(before: Mapping[str, Any] | None) -> int:
     """Return a number for a model that has none of its own."""
-    route = found.route(name)
-    return max(route.kept) + 1 if route else 1
+    return max(before["version"], *before["previous"], *before["ahead"], 0) + 1 if before else 1
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
@@ -294,19 +286,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
                 f"gRPC at 127.0.0.1:{triton.grpc}, until Ctrl-C. {server.description}",
                 flush=True,
             )
-            end = time.monotonic() + seconds if seconds else None
-            ended = _told_to_end()
-            with contextlib.suppress(KeyboardInterrupt):
-                while triton.process.poll() is None and not ended and (end is None or time.monotonic() < end):
-                    time.sleep(0.1)
-
-
-def _told_to_end() -> list[int]:
-    """Return a list that is not empty once this process was told to end (SIGTERM, as by a supervisor)."""
-    told: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    return told
+            triton.wait(seconds or None)
 
 
 def target_help() -> str:

@@ -35,7 +35,7 @@ def integer_positions(
         array = example[spec.name]
         if array.dtype.kind not in "iu" or spec.name in known or is_mask(spec.name) or array.size == 0:
             continue
-        for dim in _sizes(signature, example):
+        for dim in signature.sizes(example):
             if kind := _bounds(signature, example, infer, spec.name, dim):
                 found.setdefault(kind, {})[spec.name] = dim
                 break
@@ -46,26 +46,17 @@ def _bounds(
     signature: Signature, example: Mapping[str, Array], infer: Callable[[Arrays], object], name: str, dim: str
 ) -> str:
     """Return how a dimension bounds an input; empty where it does not."""
-    size, least = _sizes(signature, example)[dim], signature.dim(dim).min
+    size, least = signature.sizes(example)[dim], signature.dim(dim).min
     cut = resized(example, signature.inputs, dim, least)
     if int(cut[name].max(initial=0)) < least or int(example[name].max()) > size:
         return ""
-    if _runs(infer, cut):
+    if runs(infer, cut):
         return ""
     own, kinds = {name: dim}, ("positions",) if example[name].min() < 1 else ("lengths", "positions")
     for kind in kinds:
-        if _runs(infer, within(cut, signature.inputs, **{"positions": {}, "lengths": {}, kind: own})):
+        if runs(infer, within(cut, signature, **{"positions": {}, "lengths": {}, kind: own})):
             return kind
     return ""
-
-
-def _sizes(signature: Signature, example: Mapping[str, Array]) -> dict[str, int]:
-    """Return the named dimensions and their sizes in the example."""
-    found: dict[str, int] = {}
-    for spec in signature.inputs:
-        sizes = zip(spec.shape, example[spec.name].shape, strict=True)
-        found |= {axis: size for axis, size in sizes if isinstance(axis, str)}
-    return found
 
 
 def resized(example: Mapping[str, Array], inputs: Sequence[TensorSpec], dim: str, size: int) -> Arrays:
@@ -79,7 +70,8 @@ def resized(example: Mapping[str, Array], inputs: Sequence[TensorSpec], dim: str
     return found
 
 
-def _runs(infer: Callable[[Arrays], object], feeds: Arrays) -> bool:
+def runs(infer: Callable[[Arrays], object], feeds: Arrays) -> bool:
+    """Tell whether a model takes a request."""
     try:
         infer(feeds)
     except Exception:  # a model raises what it likes

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,22 @@ class LocalTriton(Listening):
     process: subprocess.Popen[bytes]
     region: str
 
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until this process is told to end (Ctrl-C, or SIGTERM as by a supervisor), or for so long.
+
+        Args:
+            seconds: How long at most; None for ever.
+
+        Raises:
+            SessionError: The server ended by itself.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        with _told_to_end() as told, contextlib.suppress(KeyboardInterrupt):
+            while not told and (end is None or time.monotonic() < end):
+                if self.process.poll() is not None:
+                    raise SessionError(f"Triton ended by itself: {self.last_error() or 'it does not say why'}")
+                time.sleep(0.1)
+
     def stop(self) -> None:
         """End it, and what it left in shared memory; ending it twice is fine."""
         if self.process.poll() is None:
@@ -50,6 +67,20 @@ class LocalTriton(Listening):
                 self.process.kill()
                 self.process.wait()
         free_shared_memory(self.region)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[list[int]]:
+    """Yield a list that is not empty once this process was told to end by SIGTERM; who listened before does again."""
+    told: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield told  # only the main thread may listen
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_shared_memory(region: str) -> None:

@@ -28,6 +28,8 @@ from mlflow_tdeploy.triton.options import TritonOptions
 CONFIG = "config.pbtxt"
 #: In a version's folder of the stable name: what its front needs to know, and the configuration to answer with it.
 FACTS, ROUTED = "front.json", "route.pbtxt"
+#: Ends the name of the model in which a version's front is tried.
+TRIAL = ".check"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _GRAPH_NAME = re.compile(r"(.+)\.v([1-9][0-9]*)")
 _FRONT = Path(__file__).parent / "front" / "model.py"
@@ -72,9 +74,9 @@ def check_name(name: str) -> str:
             f"Invalid deployment name {shown(name)}: use 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-', starting with a "
             f"letter or digit; no '/' and no '..'."
         )
-    if name.endswith(".check"):
+    if name.endswith(TRIAL):
         raise InvalidInputError(
-            f"Invalid deployment name {shown(name)}: names that end in '.check' are for trying versions."
+            f"Invalid deployment name {shown(name)}: names that end in '{TRIAL}' are for trying versions."
         )
     if _GRAPH_NAME.fullmatch(name):
         raise InvalidInputError(

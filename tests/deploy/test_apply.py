@@ -15,6 +15,7 @@ from mlflow_tdeploy.core.errors import (
     ConflictError,
     IntegrityError,
     NotFoundError,
+    ServerError,
 )
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.wire import TEXT, rows_of
@@ -340,9 +341,20 @@ def test_who_lost_the_lease_changes_no_route(target, tmp_path):
     late = Deployments(target.client, target.files, on_step=lose)
     with pytest.raises(ConflictError, match="Another deployer has taken over 'm'"):
         late.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    assert "m.v8" in target.files.models()  # it may be the other one's by now
     (target.files.root / ".lease-m").unlink()
     assert factor(target) == 1
     assert target.route("m").active == 7
+
+
+def test_a_kept_version_whose_files_are_lost_is_not_switched_to(target, tmp_path):
+    for version in (7, 8):
+        target.deploy(linear(tmp_path, version, float(version)), QUICK)
+    target.client.unload("m.v7")
+    shutil.rmtree(target.files.root / "m.v7")
+    with pytest.raises(ServerError, match="cannot load 'm.v7'"):
+        target.rollback("m")
+    assert factor(target) == 8
 
 
 def test_triton_starts_with_all_models_while_one_is_changed(server, tmp_path):

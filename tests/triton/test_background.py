@@ -68,6 +68,12 @@ def test_a_server_outlives_the_command_and_is_ended_by_another(repository):
     background.stop(found)  # twice is fine
 
 
+def test_a_lease_in_an_empty_repository_is_no_model(tmp_path):
+    folder = _made(tmp_path / "models")
+    (folder / ".lease-m").write_text("{}")
+    assert tdeploy("start", folder)["models"] == "none yet"
+
+
 def test_a_folder_is_made_and_several_servers_are_told_apart(tmp_path):
     first = background.start(_made(tmp_path / "a"))
     second = background.start(_made(tmp_path / "b"))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,6 +165,20 @@ def test_install_says_so_when_the_folder_holds_something_else(tmp_path):
     (tmp_path / "own" / "mine").touch()
     with pytest.raises(ConflictError, match="holds no Triton"):
         home.install(tmp_path / "own")
+
+
+def test_waiting_ends_when_told_and_says_when_the_server_ended_by_itself(server, repository):
+    before = signal.getsignal(signal.SIGTERM)
+    with local_triton(repository, server=server) as triton:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        started = time.monotonic()
+        triton.wait(60)
+        assert time.monotonic() - started < 30
+        assert signal.getsignal(signal.SIGTERM) == before
+        triton.wait(0.01)
+        triton.process.kill()
+        with pytest.raises(SessionError, match="Triton ended by itself"):
+            triton.wait(60)
 
 
 def test_an_interrupt_while_a_server_starts_leaves_none(server, repository, monkeypatch):

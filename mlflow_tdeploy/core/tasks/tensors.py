@@ -95,7 +95,7 @@ class Tensors(Task):
         }
         random, tables = np.random.default_rng(seed), self.config.integer_ranges
         feeds = make_up(self.signature.inputs, shapes, items or (), tables, ragged=ragged, random=random)
-        return within(feeds, self.signature.inputs, self.config.positions, self.config.lengths)
+        return within(feeds, self.signature, self.config.positions, self.config.lengths)
 
     def made_up_blindly(self, items: Sequence[Any] = ()) -> list[str]:
         """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""

@@ -1,0 +1,53 @@
+"""What a call to bring a version shall do, and what it has done."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from mlflow_tdeploy.core.records import to_json
+from mlflow_tdeploy.deploy.publish import Sent
+from mlflow_tdeploy.triton.options import TritonOptions
+from mlflow_tdeploy.triton.repository import Deployable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How deployments are changed.
+
+    Attributes:
+        keep: Versions that stay loaded for going back to.
+        grace: Seconds that a version which is not kept stays after the switch, for requests that it has.
+        options: How Triton serves the model.
+    """
+
+    keep: int = 1
+    grace: float = 1.0
+    options: TritonOptions = field(default_factory=TritonOptions)
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a call has done.
+
+    Attributes:
+        name: The deployment.
+        version: The version that answers now.
+        before: The version that answered before; None for a new deployment.
+        changed: Whether anything was changed.
+        sent: What was moved.
+        seconds: How long it took.
+    """
+
+    name: str
+    version: int
+    before: int | None
+    changed: bool
+    sent: Sent
+    seconds: float
+
+
+def key_of(what: Deployable, settings: Settings) -> str:
+    """Return what a version is made of: the same key, the same files and configuration."""
+    parts = [what.variant.id, what.variant.digest, str(settings.options), to_json(what.bundle.manifest)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
