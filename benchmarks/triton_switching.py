@@ -81,7 +81,7 @@ def _small(work: Path, version: int, factor: float) -> tuple[Any, Any]:
     """Return a version of a model of one matrix product, told by its answers."""
     from mlflow_tdeploy.deploy.apply import Settings
     from mlflow_tdeploy.store.bundle import Bundle
-    from mlflow_tdeploy.triton.repository import Deployable, triton_runtime
+    from mlflow_tdeploy.triton.bundle_version import BundleVersion, triton_runtime
 
     folder = work / "small" / str(version)
     if not folder.exists():
@@ -103,4 +103,4 @@ def _small(work: Path, version: int, factor: float) -> tuple[Any, Any]:
             mlflow_tdeploy.save_model(model, folder, precisions=["fp32"])
     bundle = Bundle.open(folder)
     variant = bundle.variants["onnx-fp32"]
-    return Deployable(bundle, variant, triton_runtime(variant), "small", version, {}), Settings(grace=0.5)
+    return BundleVersion("small", version, {}, bundle, variant, triton_runtime(variant)), Settings(grace=0.5)

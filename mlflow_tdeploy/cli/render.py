@@ -24,9 +24,9 @@ def render(uri: str, out: Path, name: str, pairs: tuple[str, ...], config_file: 
     with clean_errors():
         config = dict(_pair(text) for text in pairs)
         settings = DeploySettings.of({**config, **({FILE: config_file} if config_file else {})})
-        what, _ = choose(uri, settings, name=name)
+        what = choose(uri, settings, name=name)
         repository.render(what, out, served(settings, what))
-        click.echo(f"variant    {what.variant.id}: {what.about['decision'].partition(';')[0]}")
+        click.echo(f"variant    {what.about['variant']}: {what.about['decision'].partition(';')[0]}")
         click.echo(f"graph      {out / what.graph_name}")
         click.echo(f"name       {out / what.name}, version {what.version}")
 

@@ -44,22 +44,12 @@ from mlflow_tdeploy.deploy.publish import (
 )
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.state import State, owner
-from mlflow_tdeploy.deploy.verify import OverTheNetwork
+from mlflow_tdeploy.deploy.verify import check_front, check_graph
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import OWN, parse, to_text
-from mlflow_tdeploy.triton.repository import (
-    CONFIG,
-    FACTS,
-    ROUTED,
-    TRIAL,
-    Deployable,
-    check_name,
-    graph_of,
-    route_text,
-    write_front,
-    write_graph,
-)
+from mlflow_tdeploy.triton.names import CONFIG, FACTS, ROUTED, TRIAL, check_name, graph_of
+from mlflow_tdeploy.triton.repository import Deployable
 
 _log = logging.getLogger("mlflow_tdeploy")
 _READY_S, _DRAIN_S, _PAUSE_S = 60.0, 120.0, 0.02
@@ -201,25 +191,25 @@ class Deployments(State):
         self._step("graph")
         folder, key = work / what.graph_name, key_of(what, settings)
         about = {**what.about, "key": key, "instances": str(settings.options.instances)}
-        write_graph(replace(what, about=about), folder, settings.options)
+        replace(what, about=about).write_graph(folder, settings.options)
         sent = publish(self.files, what.graph_name, folder)
         self._load_graph(what.graph_name, what.version, key)
         self._step("verify")
-        OverTheNetwork(self.client, what).check_graph()
+        check_graph(self.client, what)
         return sent
 
     def _bring_front(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("front")
         trial, folder = f"{what.graph_name}{TRIAL}", work / "front"
-        write_front(what, folder, settings.options)
+        what.write_front(folder, settings.options)
         sent = publish(self.files, what.name, folder, keep=True)
         publish_copy(self.files, what.name, trial, folder)
-        config = parse(route_text(what, settings.options))
+        config = parse(what.route_text(settings.options))
         config.name = trial
         write_file(self.files, trial, CONFIG, to_text(config).encode())
         self._load(trial, what.version)
         self._step("answers")
-        OverTheNetwork(self.client, what).check_front(trial)
+        check_front(self.client, what, trial)
         self.client.unload(trial)
         remove(self.files, trial)
         return sent

@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, TDeployError, shown
 from mlflow_tdeploy.core.tasks._text import plain_texts
 from mlflow_tdeploy.core.tensors import Array, Arrays
-from mlflow_tdeploy.core.wire import ANSWER, TEXT, rows_of
+from mlflow_tdeploy.core.wire import ANSWER, STRING, TEXT, rows_of
 from mlflow_tdeploy.triton.client import TritonClient, parameters_of
 from mlflow_tdeploy.triton.config import DTYPE_OF, ours
 
@@ -37,6 +37,9 @@ class _Tensor:
 
     def sent(self, value: Any) -> Array:
         """Return a value as it is sent."""
+        if self.dtype == STRING:
+            array = _as_bytes(value)
+            return array[..., None] if array.ndim < self.axes else array
         try:
             array = np.asarray(value.tolist() if hasattr(value, "tolist") else value)
             exact = array.astype(self.dtype)
@@ -122,6 +125,15 @@ def _asked(
     outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
     got = client.infer(name, arrays, version=version, params=params)
     return {one: outputs[one].received(array) for one, array in got.items()}
+
+
+def _as_bytes(value: Any) -> Array:
+    """Return texts or bytes as an array of bytes, of the same shape."""
+    array = np.asarray(value.tolist() if hasattr(value, "tolist") else value, object)
+    flat = [one if isinstance(one, bytes) else str(one).encode("utf-8", "replace") for one in array.ravel()]
+    found = np.empty(len(flat), object)
+    found[:] = flat
+    return found.reshape(array.shape)
 
 
 def _given(inputs: Any) -> list[str]:

@@ -8,24 +8,28 @@ from dataclasses import replace
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.deploy.found import LoggedBundle, find
 from mlflow_tdeploy.deploy.settings import DeploySettings
-from mlflow_tdeploy.registry_io import locate, open_records, registered_version
+from mlflow_tdeploy.registry_io import locate, registered_version
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.hashing import HashCache
+from mlflow_tdeploy.triton.bundle_version import BundleVersion
+from mlflow_tdeploy.triton.names import check_name, check_version
 from mlflow_tdeploy.triton.options import TritonOptions
-from mlflow_tdeploy.triton.repository import Deployable, check_name, check_version
+from mlflow_tdeploy.triton.ready_version import ReadyVersion
+from mlflow_tdeploy.triton.repository import Deployable
 
 #: Copies of a graph on a CPU where nobody says so: one per processor, up to these.
 _MOST_INSTANCES = 2
 
 
 def choose(
-    uri: str, settings: DeploySettings, *, name: str = "", version: int = 0, config: str = "{}"
-) -> tuple[Deployable, Decision]:
-    """Return the version that a URI stands for with the variant that suits a server, whose files are here then.
+    uri: str, settings: DeploySettings, *, name: str = "", version: int = 0, config: str = "{}", flavor: str = ""
+) -> Deployable:
+    """Return the version that a URI stands for, of a bundle with the variant that suits a server; its files are here.
 
     Args:
         uri: The model, see :func:`mlflow_tdeploy.extend_model`.
@@ -33,9 +37,11 @@ def choose(
         name: Name to deploy under; the registered model's otherwise.
         version: Number to use where neither the URI nor the settings say one.
         config: What was said, as JSON, to be remembered.
+        flavor: What to take the model for, see :mod:`mlflow_tdeploy.deploy.found`; empty for what it is.
 
     Raises:
-        InvalidInputError: Neither says a name, or the settings contradict the URI.
+        InvalidInputError: Neither says a name, or the settings contradict the URI or the model.
+        NotFoundError: There is nothing that can be deployed.
         NoVariantError: No variant serves there.
         IntegrityError: Assets are damaged, or golden requests become other tokens with the library that is here.
     """
@@ -44,24 +50,32 @@ def choose(
         raise InvalidInputError(
             f"'{uri}' is version {registered[1]}, and version={settings.version} says another one. Leave it out."
         )
+    wanted = check_name(name or _plain(registered[0] if registered else ""))
+    number = check_version(registered[1] if registered else settings.version or version or 1)
     # an alias is followed once: it may be moved meanwhile
-    bundle, fetch = open_records(locate(f"models:/{registered[0]}/{registered[1]}" if registered else uri))
+    pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
+    found = find(locate(pinned), flavor, settings.shapes)
+    about = {"model_uri": pinned, "config": config, "flavor": found.flavor}
+    if isinstance(found, LoggedBundle):
+        return _of_bundle(found, settings, wanted, number, about)
+    about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}
+    return ReadyVersion(wanted, number, about, found.folder)
+
+
+def _of_bundle(
+    found: LoggedBundle, settings: DeploySettings, name: str, number: int, about: Mapping[str, str]
+) -> BundleVersion:
+    bundle = found.bundle
     decision = decide_bundle(bundle, settings.host(), settings.policy(bundle), triton=True)
     chosen = decision.chosen
     if chosen is None:
         raise decision.none_left()
     variant = bundle.variants[chosen.variant]
-    if fetch is not None:
-        fetch(variant)
+    if found.fetch is not None:
+        found.fetch(variant)
     check_encoding(bundle.task(HashCache()), bundle.golden())
-    number = check_version(registered[1] if registered else settings.version or version or 1)
-    about = {
-        "model_uri": f"models:/{registered[0]}/{registered[1]}" if registered else str(uri),
-        "decision": _brief(decision),
-        "config": config,
-    }
-    wanted = check_name(name or _plain(registered[0] if registered else ""))
-    return Deployable(bundle, variant, RUNTIMES.get(chosen.runtime), wanted, number, about), decision
+    more = {"variant": variant.id, "decision": _brief(decision)}
+    return BundleVersion(name, number, {**about, **more}, bundle, variant, RUNTIMES.get(chosen.runtime))
 
 
 def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any] | None = None) -> TritonOptions:
@@ -72,6 +86,8 @@ def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any]
         what: The version.
         before: What is deployed: the same variant keeps its copies, whichever host it is updated from.
     """
+    if not isinstance(what, BundleVersion):
+        return settings.options
     suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, settings.host().cores))
     if before and before.get("variant") == what.variant.id and not settings.cores:
         suits = int(before.get("instances") or suits)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.deploy.publish import Sent
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import Deployable
@@ -49,5 +48,4 @@ class Deployed:
 
 def key_of(what: Deployable, settings: Settings) -> str:
     """Return what a version is made of: the same key, the same files and configuration."""
-    parts = [what.variant.id, what.variant.digest, str(settings.options), to_json(what.bundle.manifest)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(what.made_of(settings.options).encode()).hexdigest()[:32]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from mlflow_tdeploy.triton.options import TritonOptions
 
 #: Key under which a file with more of them can be named.
 FILE = "config_file"
+#: Key of ranges, by dimension.
+SHAPES = "shapes"
 #: What is said for one call, and not for those that come after it.
 _OF_ONE_CALL = ("version", "strict")
 _DEVICES = ("", "cpu", "cuda")
@@ -42,6 +45,7 @@ class DeploySettings:
         variant: Only this variant.
         runtime: Only what stands for this runtime.
         strict: Fail rather than serve another variant than the first choice.
+        shapes: Ranges of the dimensions of a plain ONNX graph, which says none.
         options: How Triton serves the model.
     """
 
@@ -55,6 +59,7 @@ class DeploySettings:
     variant: str = ""
     runtime: str = ""
     strict: bool = False
+    shapes: Mapping[str, Any] = field(default_factory=dict)
     options: TritonOptions = field(default_factory=TritonOptions)
 
     def __post_init__(self) -> None:
@@ -75,13 +80,15 @@ class DeploySettings:
             NotFoundError: There is no such file.
         """
         values = said(config)
-        own = {one.name: one for one in dataclasses.fields(cls) if one.name != "options"}
-        found: dict[str, Any] = {}
+        own = {one.name: one for one in dataclasses.fields(cls) if one.name not in ("options", SHAPES)}
+        found: dict[str, Any] = {SHAPES: _shapes(values.pop(SHAPES, None))}
         for name in [key for key in values if key in own]:
             value, kind = values.pop(name), type(own[name].default)
             found[name] = as_seconds(name, value) if kind is float else parse_value(name, _text(value, kind), kind)
         if unknown := [key for key in values if not TritonOptions.knows(key)]:
-            known = ", ".join([*own, FILE, *(one.name for one in dataclasses.fields(TritonOptions)), "parameters.NAME"])
+            known = ", ".join(
+                [*own, SHAPES, FILE, *(one.name for one in dataclasses.fields(TritonOptions)), "parameters.NAME"]
+            )
             raise InvalidInputError(f"Unknown key {shown(unknown[0])}. Known: {known}.")
         return cls(**found, options=TritonOptions.of(values))
 
@@ -118,6 +125,23 @@ def said(config: Mapping[str, Any] | None) -> dict[str, Any]:
 def as_record(config: Mapping[str, Any]) -> str:
     """Return what was said about a deployment, but for what is of one call only, as JSON."""
     return json.dumps({key: value for key, value in sorted(config.items()) if key not in _OF_ONE_CALL}, default=str)
+
+
+def _shapes(value: Any) -> dict[str, Any]:
+    """Return ranges by dimension, also from JSON.
+
+    Raises:
+        InvalidInputError: They are none.
+    """
+    found = value or {}
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = json.loads(found)
+    if not isinstance(found, Mapping):
+        raise InvalidInputError(
+            f"'{SHAPES}' is a mapping from dimension to range, such as {{\"batch\": [1, 8, 64]}}, got {shown(value)}."
+        )
+    return {str(name): range_ for name, range_ in found.items()}
 
 
 def _text(value: Any, kind: type) -> Any:

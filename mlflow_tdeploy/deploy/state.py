@@ -19,7 +19,7 @@ from mlflow_tdeploy.deploy.publish import read_index
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import ours, own_parameters, parse
-from mlflow_tdeploy.triton.repository import CONFIG, TRIAL, check_name, graph_of
+from mlflow_tdeploy.triton.names import CONFIG, TRIAL, check_name, graph_of
 
 _log = logging.getLogger("mlflow_tdeploy")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from mlflow.utils.proto_json_utils import NumpyEncoder
 
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 from mlflow_tdeploy.deploy.address import connection_of, files_of, server_here
-from mlflow_tdeploy.deploy.apply import Deployed, Deployments, Settings
+from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.ask import ask
 from mlflow_tdeploy.deploy.choose import choose, served
+from mlflow_tdeploy.deploy.found import FLAVORS
+from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_record, as_seconds, said
-from mlflow_tdeploy.registry_io import mlflow_errors
+from mlflow_tdeploy.registry_io import mlflow_errors, registered_version
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import Connection, TritonClient
-from mlflow_tdeploy.triton.repository import check_name, check_version, render
+from mlflow_tdeploy.triton.names import check_name, check_version
+from mlflow_tdeploy.triton.repository import render
 
 __all__ = ["TDeployDeploymentClient", "run_local", "target_help"]
 
-FLAVOR = "tdeploy"
 _log = logging.getLogger("mlflow_tdeploy")
 
 
@@ -56,12 +59,12 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         Args:
             name: Name of the deployment.
             model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``runs:/…``, a folder, …
-            flavor: ``tdeploy``, or None.
+            flavor: ``tdeploy``, ``onnx`` or ``triton``; None for what the model is.
             config: Keys of :class:`DeploySettings` and :class:`TritonOptions`; an unknown one is an error.
             endpoint: Not used: Triton has none.
 
         Returns:
-            What :meth:`get_deployment` returns, and ``flavor``.
+            What :meth:`get_deployment` returns.
 
         Raises:
             MlflowException: The name is taken (RESOURCE_ALREADY_EXISTS), the version answers otherwise on the server
@@ -82,7 +85,7 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         Args:
             name: Name of the deployment.
             model_uri: The model; None for the one that is deployed.
-            flavor: ``tdeploy``, or None.
+            flavor: As for :meth:`create_deployment`.
             config: As for :meth:`create_deployment`; what is not said is as it was said for the version that answers.
             endpoint: Not used: Triton has none.
 
@@ -223,14 +226,18 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         """Deploy a version in place of the one that is described, or as the first one where there is none."""
         _refuse_endpoint(endpoint)
         with mlflow_errors():
-            _check_flavor(flavor)
+            taken_for = _checked(flavor)
             # what was said once counts until something else is said
             found, values = self._deployments(), {**(before or {}).get("config", {}), **said(config)}
             settings = DeploySettings.of(values)
-            what, _ = choose(model_uri, settings, name=name, version=_next(before), config=as_record(values))
+            record = as_record(values)
+            what = choose(model_uri, settings, name=name, version=_next(before), config=record, flavor=taken_for)
             how = Settings(settings.keep, settings.grace, served(settings, what, before))
+            unnumbered = before is not None and not settings.version and what.version == _next(before)
+            if before and unnumbered and before.get("key") == key_of(what, how) and not registered_version(model_uri):
+                what = replace(what, version=before["version"])  # the folder as it is answers already
             _tell(found.deploy(what, how, create=before is None))
-            return {**found.describe(name), "flavor": FLAVOR}
+            return found.describe(name)
 
 
 class Predictions(PredictionsResponse):
@@ -262,7 +269,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
     Args:
         name: Name of the deployment.
         model_uri: The model.
-        flavor: ``tdeploy``, or None.
+        flavor: ``tdeploy``, ``onnx`` or ``triton``; None for what the model is.
         config: As for ``create``; ``seconds`` ends it by itself.
 
     Raises:
@@ -272,17 +279,16 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
     from mlflow_tdeploy.triton.local import local_triton
 
     with mlflow_errors(), workspace() as folder:
-        _check_flavor(flavor)
+        taken_for = _checked(flavor)
         given = dict(config or {})
         seconds = as_seconds("seconds", given.pop("seconds", 0) or 0)
         settings = DeploySettings.of(given)
-        what, decision = choose(model_uri, settings, name=name)
+        what = choose(model_uri, settings, name=name, flavor=taken_for)
         render(what, folder / "repository", served(settings, what))
-        server = find_server()
+        server, variant = find_server(), what.about["variant"]
         with local_triton(folder / "repository", models=[what.graph_name, what.name], server=server) as triton:
-            chosen = decision.chosen.variant if decision.chosen else ""
             print(  # noqa: T201 - what the command is for
-                f"'{name}' version {what.version} ({chosen}) answers at {triton.url}/v2/models/{name}/infer and by "
+                f"'{name}' version {what.version} ({variant}) answers at {triton.url}/v2/models/{name}/infer and by "
                 f"gRPC at 127.0.0.1:{triton.grpc}, until Ctrl-C. {server.description}",
                 flush=True,
             )
@@ -308,9 +314,15 @@ def _tell(done: Deployed) -> None:
     )
 
 
-def _check_flavor(flavor: str | None) -> None:
-    if flavor not in (None, "", FLAVOR):
-        raise InvalidInputError(f"The target tdeploy deploys the flavor '{FLAVOR}', got '{flavor}'.")
+def _checked(flavor: str | None) -> str:
+    """Return a flavor that can be deployed; empty for what the model is.
+
+    Raises:
+        InvalidInputError: It is another one.
+    """
+    if flavor not in (None, "", *FLAVORS):
+        raise InvalidInputError(f"The target tdeploy deploys the flavors {', '.join(FLAVORS)}, got '{flavor}'.")
+    return flavor or ""
 
 
 def _refuse_endpoint(endpoint: str | None) -> None:

@@ -13,12 +13,33 @@ from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.wire import ANSWER, TEXT, pack, received, rows_of, sent
+from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import batch_dim
 from mlflow_tdeploy.triton.repository import Deployable
 
 #: The same graph on the same server gives the same numbers, but for what a batch of another size rounds.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-5
+
+
+def check_graph(client: TritonClient, what: Deployable) -> None:
+    """Have a version's graph answer the golden requests that were logged with it; none belong to a Triton model.
+
+    Raises:
+        VerificationError: An answer is another one.
+    """
+    if isinstance(what, BundleVersion):
+        OverTheNetwork(client, what).check_graph()
+
+
+def check_front(client: TritonClient, what: Deployable, model: str) -> None:
+    """Have a version's front answer them, in a model of its own.
+
+    Raises:
+        VerificationError: Tokens or answers are others.
+    """
+    if isinstance(what, BundleVersion):
+        OverTheNetwork(client, what).check_front(model)
 
 
 class OverTheNetwork:
@@ -29,7 +50,7 @@ class OverTheNetwork:
         what: The version.
     """
 
-    def __init__(self, client: TritonClient, what: Deployable) -> None:
+    def __init__(self, client: TritonClient, what: BundleVersion) -> None:
         self._client = client
         self._what = what
         self._task: Task = what.bundle.task()

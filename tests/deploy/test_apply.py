@@ -197,12 +197,12 @@ def test_switching_under_load_loses_no_request_and_asks_no_version_before_it_is_
 def test_a_library_goes_with_the_last_version_that_uses_it(target, tmp_path, monkeypatch):
     """Another version of this package brings another library; each version keeps its own."""
 
-    from mlflow_tdeploy.triton import repository
+    from mlflow_tdeploy.triton import bundle_version
     from mlflow_tdeploy.triton.library import library
 
     other = tmp_path / "library-0123456789abcdef"
     shutil.copytree(library(), other)
-    monkeypatch.setattr(repository, "library", lambda: other)
+    monkeypatch.setattr(bundle_version, "library", lambda: other)
     target.deploy(linear(tmp_path, 7), QUICK)
     monkeypatch.undo()
 

@@ -63,25 +63,25 @@ def test_a_front_with_another_tokenizer_than_the_graph_is_found(target, tmp_path
     """What the server tokenizes is what counts: here its library reads another vocabulary."""
     from mlflow_tdeploy.build.golden import golden_requests
     from mlflow_tdeploy.build.verify_data import VerifyData
-    from mlflow_tdeploy.deploy import apply
     from mlflow_tdeploy.runtime.model import open_model
+    from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
     bundle = bundle_of("sentence-embedding", tmp_path / "model")
     with open_model(tmp_path / "model") as model:
         data = VerifyData.of(["a dog", "the cat"] * 8).for_task(bundle.task())
         golden = golden_requests(bundle.task(), data, model.infer)
     monkeypatch.setattr(Bundle, "golden", lambda self: golden)
-    original = apply.write_front
+    original = BundleVersion.write_front
 
-    def other(what, folder, *arguments):
-        original(what, folder, *arguments)
+    def other(what, folder, options):
+        original(what, folder, options)
         front = folder / str(what.version) / "manifest.json"
         text = front.read_text().replace('"max_length": 8', '"max_length": 1')
         front.unlink()
         front.write_text(text)
 
     target.deploy(deployable(bundle, version=7), QUICK)
-    monkeypatch.setattr(apply, "write_front", other)
+    monkeypatch.setattr(BundleVersion, "write_front", other)
     with pytest.raises(VerificationError, match="with another 'sentence_embedding' than its graph: the tokenizer"):
         target.deploy(deployable(bundle, version=8), QUICK)
     assert target.describe("m")["version"] == 7

@@ -179,7 +179,7 @@ def test_options_come_from_a_file_and_from_who_calls(client, words, tmp_path):
 
 
 def test_other_flavors_and_endpoints_are_refused(client, words):
-    with pytest.raises(MlflowException, match="deploys the flavor 'tdeploy', got 'sklearn'"):
+    with pytest.raises(MlflowException, match="deploys the flavors tdeploy, onnx, triton, got 'sklearn'"):
         client.create_deployment("words", "models:/words/1", flavor="sklearn")
     for call in (
         client.list_endpoints,

@@ -10,7 +10,7 @@ import torch
 
 import mlflow_tdeploy
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.triton.repository import Deployable, triton_runtime
+from mlflow_tdeploy.triton.bundle_version import BundleVersion, triton_runtime
 from tests.flavor.text_bundles import make_text_bundle
 
 #: Requests of each task, in the forms that ``predict`` takes; each longer than a batch of the graph.
@@ -45,7 +45,7 @@ def bundle_of(task: str, target: Path) -> Bundle:
 
 def deployable(
     bundle: Bundle, *, name: str = "m", version: int = 7, variant_id: str = "onnx-fp32", **about: Any
-) -> Deployable:
+) -> BundleVersion:
     """Return a version of it."""
     variant = bundle.variants[variant_id]
-    return Deployable(bundle, variant, triton_runtime(variant), name, version, about)
+    return BundleVersion(name, version, about, bundle, variant, triton_runtime(variant))

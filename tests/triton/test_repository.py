@@ -18,8 +18,9 @@ from mlflow_tdeploy.core.open_task import open_task
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.triton.config import own_parameters, parse
 from mlflow_tdeploy.triton.library import library
+from mlflow_tdeploy.triton.names import check_name, check_version, graph_of
 from mlflow_tdeploy.triton.options import TritonOptions
-from mlflow_tdeploy.triton.repository import check_name, check_version, graph_of, render
+from mlflow_tdeploy.triton.repository import render
 from tests.bundles import WEIGHTS, make_bundle
 from tests.flavor.text_bundles import make_text_bundle
 from tests.triton.deployables import deployable

@@ -1,0 +1,228 @@
+"""What a model's location holds that may be deployed: a bundle, an ONNX graph as MLflow logs it, a Triton model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, NotFoundError, TDeployError, first_line
+from mlflow_tdeploy.core.hardware import installed_version
+from mlflow_tdeploy.registry_io import Location, open_records
+from mlflow_tdeploy.registry_io.folder import MODEL, bring, flavors_of, listed, state_of
+from mlflow_tdeploy.store.bundle import Bundle, Fetch
+from mlflow_tdeploy.store.layout import ROOT
+from mlflow_tdeploy.store.prune import used, views_home
+from mlflow_tdeploy.store.staging import staged_directory, workspace
+from mlflow_tdeploy.triton.names import CONFIG
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.core.tensors import Arrays, Signature
+    from mlflow_tdeploy.source.base import Source
+
+#: What can be deployed, by the name of its flavor.
+TDEPLOY, ONNX, TRITON = FLAVORS = ("tdeploy", "onnx", "triton")
+_log = logging.getLogger("mlflow_tdeploy")
+
+
+@dataclass(frozen=True)
+class LoggedBundle:
+    """A model that is logged as a bundle, or of whose ONNX graph one was made.
+
+    Attributes:
+        flavor: ``tdeploy`` or ``onnx``.
+        bundle: Its records.
+        fetch: What brings the files of a variant; None where they are here.
+    """
+
+    flavor: str
+    bundle: Bundle
+    fetch: Fetch | None = None
+
+
+@dataclass(frozen=True)
+class ReadyFolder:
+    """A model that is written for Triton.
+
+    Attributes:
+        folder: Its own folder, with its ``config.pbtxt``.
+    """
+
+    folder: Path
+    flavor: str = TRITON
+
+
+def find(location: Location, flavor: str, shapes: Mapping[str, Any]) -> LoggedBundle | ReadyFolder:
+    """Return what a location holds.
+
+    Args:
+        location: The model.
+        flavor: What to take it for; empty for what it is.
+        shapes: Ranges of an ONNX graph's dimensions, which the graph itself does not say.
+
+    Raises:
+        NotFoundError: It holds nothing that can be deployed, or not what it is to be taken for.
+        InvalidInputError: The graph or the Triton model cannot be used, or the ranges do not belong to a graph.
+    """
+    if flavor in ("", TDEPLOY):
+        try:
+            bundle, fetch = open_records(location)
+        except NotFoundError:
+            if flavor:
+                raise
+        else:
+            _refuse_shapes(shapes, "A logged model has them")
+            return LoggedBundle(TDEPLOY, bundle, fetch)
+    files = listed(location)
+    flavors = flavors_of(files, location)
+    flavor = flavor or _flavor_of(location, files, flavors)
+    if flavor == ONNX:
+        return LoggedBundle(ONNX, _bundle_of_graph(location, files, flavors, shapes))
+    _refuse_shapes(shapes, f"A Triton model has them in its {CONFIG}")
+    return ReadyFolder(_model_folder(location, files))
+
+
+def _refuse_shapes(shapes: Mapping[str, Any], why: str) -> None:
+    if shapes:
+        raise InvalidInputError(f"shapes is for plain ONNX graphs. {why}: leave it out.")
+
+
+def _flavor_of(location: Location, files: Mapping[str, str], flavors: Mapping[str, Any]) -> str:
+    """Tell what files are.
+
+    Raises:
+        NotFoundError: They are nothing that can be deployed.
+    """
+    for one in (ONNX, TRITON):
+        if one in flavors:
+            return one
+    if not flavors and _models(files):
+        return TRITON
+    if not flavors and _graphs(files):
+        return ONNX
+    having = f"It was logged with the flavors {', '.join(sorted(flavors))}" if flavors else "It has no MLmodel"
+    raise NotFoundError(
+        f"'{location.uri}' holds no bundle, no ONNX model and no Triton model. {having}: log it with "
+        f"mlflow.tdeploy.log_model."
+    )
+
+
+def _graphs(files: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in files if name.endswith(".onnx") and "/" not in name)
+
+
+def _above_number(path: PurePosixPath) -> list[PurePosixPath]:
+    """Return the folder whose numbered version a file is of; at most one level down."""
+    place = next((place for place, part in enumerate(path.parts[:-1][:2]) if part.isdecimal()), None)
+    return [] if place is None else [PurePosixPath(*path.parts[:place])]
+
+
+def _models(files: Mapping[str, str]) -> list[str]:
+    """Return the folders that are Triton models, as they lie in a model's folder; ``.`` for that itself."""
+    paths = [PurePosixPath(name) for name in files]
+    found = {str(path.parent) for path in paths if path.name == CONFIG and len(path.parts) <= 2}
+    numbered = {str(above) for path in paths for above in _above_number(path)}
+    return sorted(found | numbered)
+
+
+def _model_folder(location: Location, files: dict[str, str]) -> Path:
+    """Return the folder of the only Triton model, on this host.
+
+    Raises:
+        NotFoundError: There is none.
+        InvalidInputError: There are several: which of them answers would be a guess, and their names are in each other.
+    """
+    models = _models(files)
+    if not models:
+        raise NotFoundError(
+            f"'{location.uri}' holds no Triton model: neither it nor a folder in it has a {CONFIG} or a numbered "
+            f"version."
+        )
+    if len(models) > 1:
+        raise InvalidInputError(
+            f"'{location.uri}' holds the Triton models {', '.join(models)}, and a deployment is one of them: their "
+            f"configurations name each other. Log each by itself."
+        )
+    if location.local is not None:
+        return location.local / models[0]
+    return _kept(state_of(location, files), lambda fresh: bring(location, fresh)) / MODEL / models[0]
+
+
+def _bundle_of_graph(
+    location: Location, files: dict[str, str], flavors: Mapping[str, Any], shapes: Mapping[str, Any]
+) -> Bundle:
+    """Return a bundle of an ONNX graph as it is, which is made once on a host and found again.
+
+    Raises:
+        NotFoundError: There is no graph, or no telling which.
+        InvalidInputError: It cannot be used.
+    """
+    graphs = [str(flavors[ONNX]["data"])] if flavors.get(ONNX, {}).get("data") else _graphs(files)
+    if len(graphs) != 1 or graphs[0] not in files:
+        raise NotFoundError(
+            f"'{location.uri}' holds no ONNX model that could be deployed: there should be one graph, and there is "
+            f"{', '.join(graphs) or 'none'}. Log it with mlflow.onnx.log_model, or better, mlflow.tdeploy.log_model."
+        )
+
+    def make(fresh: Path) -> None:
+        from mlflow_tdeploy.build.pipeline import BuildOptions, build_bundle
+        from mlflow_tdeploy.store.writer import BundleDraft
+
+        with workspace() as work, contextlib.closing(_read(bring(location, work), graphs[0], shapes)) as graph:
+            build_bundle(graph, BundleDraft(fresh / ROOT), BuildOptions(precisions=(), measure=False))
+
+    made_by = installed_version("mlflow-tdeploy") or ""
+    return Bundle.open(_kept(state_of(location, files, made_by, graphs[0], repr(sorted(shapes.items()))), make))
+
+
+def _read(folder: Path, name: str, shapes: Mapping[str, Any]) -> Source:
+    """Read a graph, with the example that was logged with it where that is one of its requests."""
+    from mlflow_tdeploy.source.resolve import resolve
+
+    graph = resolve(folder / name, task="tensors", shapes=dict(shapes))
+    example = _example(folder, graph.signature)
+    if example is None:
+        return graph
+    graph.close()
+    return resolve(folder / name, task="tensors", shapes=dict(shapes), example=example)
+
+
+def _example(folder: Path, signature: Signature) -> Arrays | None:
+    """Return a request that was logged as MLflow's input example; None where there is none that the graph takes."""
+    from mlflow.models import Model
+
+    try:
+        given: Any = Model.load(str(folder)).load_input_example(str(folder))
+    except Exception as error:  # a file of MLflow's that is missing, damaged, or of a form of its own
+        _log.debug("There is no example to try the graph with: %s", error)
+        return None
+    if given is None:
+        return None
+    if not hasattr(given, "keys"):
+        given = {signature.inputs[0].name: given}
+    try:
+        found = {spec.name: np.asarray(list(given[spec.name]), spec.dtype) for spec in signature.inputs}
+        signature.bind(found)
+    except (KeyError, TypeError, ValueError, TDeployError) as error:
+        _log.warning("The graph is tried without the example that was logged with it: %s", first_line(error))
+        return None
+    return found
+
+
+def _kept(key: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder of this host's cache, made where it is not there yet."""
+    view = views_home() / key
+    if not view.is_dir():
+        try:
+            with staged_directory(view) as fresh:
+                make(fresh)
+        except ConflictError:
+            if not view.is_dir():
+                raise  # else another process was as far
+    used(view)
+    return view

@@ -1,0 +1,58 @@
+"""How the models of a deployment are called in a Triton repository, and the files in them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
+
+CONFIG = "config.pbtxt"
+#: In a version's folder of the stable name: what its front needs to know, and the configuration to answer with it.
+FACTS, ROUTED = "front.json", "route.pbtxt"
+#: Ends the name of the model in which a version's front is tried.
+TRIAL = ".check"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_GRAPH_NAME = re.compile(r"(.+)\.v([1-9][0-9]*)")
+#: Triton's versions are positive numbers of 63 bits.
+_LARGEST = 2**63 - 1
+
+
+def check_name(name: str) -> str:
+    """Return a deployment's name, if it can be one.
+
+    Raises:
+        InvalidInputError: It is no plain folder name, or ends as the name of a version does.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name or name.endswith("."):
+        raise InvalidInputError(
+            f"Invalid deployment name {shown(name)}: use 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-', starting with a "
+            f"letter or digit; no '/' and no '..'."
+        )
+    if name.endswith(TRIAL):
+        raise InvalidInputError(
+            f"Invalid deployment name {shown(name)}: names that end in '{TRIAL}' are for trying versions."
+        )
+    if _GRAPH_NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"Invalid deployment name {shown(name)}: '{name}' is what version {name.rpartition('.v')[2]} of "
+            f"'{name.rpartition('.v')[0]}' is called. Choose another one."
+        )
+    return name
+
+
+def check_version(version: int) -> int:
+    """Return a version, if Triton can have it.
+
+    Raises:
+        InvalidInputError: It is no positive number.
+    """
+    if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= _LARGEST:
+        raise InvalidInputError(f"A version is a whole number from 1 on, got {shown(version)}.")
+    return version
+
+
+def graph_of(model: str) -> tuple[str, int] | None:
+    """Return stable name and version of a Triton model that is a version's graph by its name, or None."""
+    found: Any = _GRAPH_NAME.fullmatch(model)
+    return (found[1], int(found[2])) if found else None

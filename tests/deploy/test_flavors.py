@@ -1,0 +1,265 @@
+"""What others have logged, deployed as it is: plain ONNX graphs and models that are written for Triton."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
+from onnx import TensorProto, helper, numpy_helper
+
+from mlflow_tdeploy.deploy import found
+from mlflow_tdeploy.triton.local import local_triton
+from tests.bundles import WEIGHTS
+
+SAVED = {"grace": 0}
+X = np.array([[1, 2, 3, 4], [0, 1, 0, 1]], np.float32)
+
+#: A model of Triton's Python backend that has only texts, and says which version it is.
+SHOUT = '''
+import pathlib
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        here = pathlib.Path(__file__).parent
+        self.mark = (here / "mark.txt").read_bytes() + (here.parent / "labels.txt").read_bytes()
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            texts = pb_utils.get_input_tensor_by_name(request, "TEXT").as_numpy()
+            loud = np.vectorize(lambda one: one.upper() + self.mark, otypes=[object])(texts)
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("LOUD", loud)]))
+        return answers
+'''
+SHOUT_CONFIG = """
+name: "anything"
+backend: "python"
+max_batch_size: 4
+input { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }
+output { name: "LOUD" data_type: TYPE_STRING dims: [ 1 ] }
+instance_group { count: 1 kind: KIND_CPU }
+"""
+
+
+@pytest.fixture(scope="module")
+def triton(server, tmp_path_factory):
+    repository = tmp_path_factory.mktemp("repository")
+    with local_triton(repository, server=server) as running:
+        yield running, repository
+
+
+@pytest.fixture
+def client(triton, tracking, monkeypatch):
+    running, repository = triton
+    monkeypatch.setenv("TRITON_MODEL_REPO", str(repository))
+    monkeypatch.setenv("TRITON_URL", f"127.0.0.1:{running.http}")
+    found = get_deploy_client("tdeploy")
+    yield found
+    for one in found.list_deployments():
+        found.delete_deployment(one["name"])
+    assert not list(repository.iterdir())
+
+
+def graph(factor: float = 1.0, hidden: int = 4) -> onnx.ModelProto:
+    """Return a graph whose weights are large enough to lie beside it."""
+    weights = WEIGHTS * np.float32(factor)
+    made = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", hidden])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", weights.shape[1]])],
+        [numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def external(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Have every weight saved beside the graph, as large ones are."""
+    onnx.external_data_helper.convert_model_to_external_data(model, size_threshold=0, location="weights.bin")
+    return model
+
+
+def ready(folder: Path, mark: str = "!", number: int = 3, config: str = SHOUT_CONFIG) -> Path:
+    """Write a model as somebody writes it for Triton: labels beside its version, an older version, an empty folder."""
+    for version, text in ((number - 1, "old"), (number, mark)):
+        (folder / str(version)).mkdir(parents=True)
+        (folder / str(version) / "model.py").write_text(SHOUT)
+        (folder / str(version) / "mark.txt").write_text(text)
+    (folder / str(number) / "assets").mkdir()
+    (folder / "labels.txt").write_text("?")
+    (folder / "config.pbtxt").write_text(config)
+    return folder
+
+
+def log_folder(folder: Path, name: str) -> str:
+    """Log a folder as artifacts and return its URI."""
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(folder), name)
+    return f"runs:/{run.info.run_id}/{name}"
+
+
+def test_an_onnx_model_of_mlflow_is_deployed_with_its_external_data(client, triton):
+    for factor in (1.0, 2.0):
+        mlflow.onnx.log_model(external(graph(factor)), name="linear", registered_model_name="linear")
+    made = client.create_deployment("linear", "models:/linear/1", config=SAVED)
+    assert (made["flavor"], made["version"], made["variant"], made["ready"]) == ("onnx", 1, "onnx-fp32", True)
+    assert len(list((triton[1] / "linear.v1" / "1").iterdir())) == 2  # the graph and its weights
+    np.testing.assert_allclose(client.predict("linear", {"x": X})["predictions"]["y"], X @ WEIGHTS, rtol=1e-5)
+    updated = client.update_deployment("linear", "models:/linear/2", flavor="onnx")
+    assert (updated["version"], updated["previous"]) == (2, [1])
+    np.testing.assert_allclose(client.predict("linear", X)["predictions"]["y"], X @ WEIGHTS * 2, rtol=1e-5)
+    assert client.rollback_deployment("linear")["version"] == 1
+
+
+def test_a_graph_is_read_once_and_found_again(client, monkeypatch):
+    mlflow.onnx.log_model(graph(), name="linear", registered_model_name="linear")
+    client.create_deployment("linear", "models:/linear/1", config=SAVED)
+    monkeypatch.setattr(found, "_read", lambda *_: pytest.fail("read again"))
+    before = client.get_deployment("linear")
+    assert client.update_deployment("linear", "models:/linear/1") == before
+
+
+def test_ranges_of_a_graph_are_said_where_it_is_deployed(client, tmp_path):
+    onnx.save(graph(), tmp_path / "linear.onnx")
+    uri = log_folder(tmp_path, "files")  # no MLmodel
+    config = {**SAVED, "shapes": '{"batch": [1, 2, 100]}'}
+    assert client.create_deployment("linear", uri, config=config)["version"] == 1
+    assert int(client._client.config("linear.v1")["max_batch_size"]) == 100
+    many = np.ones((100, 4), np.float32)
+    assert client.predict("linear", {"x": many})["predictions"]["y"].shape == (100, 3)
+    with pytest.raises(MlflowException, match="shapes names 'rows'"):
+        client.update_deployment("linear", uri, config={"shapes": {"rows": [1, 2]}})
+    with pytest.raises(MlflowException, match="'shapes' is a mapping from dimension to range"):
+        client.update_deployment("linear", uri, config={"shapes": "1,2"})
+    assert client.get_deployment("linear")["ready"]
+
+
+def test_an_example_that_was_logged_is_what_the_graph_is_tried_with(client):
+    """Ids of an embedding of ten rows, behind a subtraction that hides whose ids they are."""
+    table = np.arange(20, dtype=np.float32).reshape(10, 2)
+    made = helper.make_graph(
+        [helper.make_node("Sub", ["ids", "hundred"], ["row"]), helper.make_node("Gather", ["table", "row"], ["y"])],
+        "lookup",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.array(100), "hundred")],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    example = {"ids": np.array([100, 103, 109])}
+    mlflow.onnx.log_model(model, name="lookup", registered_model_name="lookup", input_example=example)
+    client.create_deployment("lookup", "models:/lookup/1", config=SAVED)
+    np.testing.assert_allclose(client.predict("lookup", {"ids": [102]})["predictions"]["y"], table[[2]])
+
+
+def test_a_triton_model_is_deployed_as_it_is(client, triton, tmp_path):
+    ready(tmp_path / "one" / "shout", "!")
+    ready(tmp_path / "two" / "shout", "!!")
+    uri = log_folder(tmp_path / "one", "triton")
+    made = client.create_deployment("shout", uri, flavor="triton", config=SAVED)
+    assert (made["flavor"], made["version"], made["variant"], made["ready"]) == ("triton", 1, "triton", True)
+    answers = client.predict("shout", {"TEXT": [["hé"], ["b"]]})["predictions"]["LOUD"]
+    assert answers.ravel()[1] == b"B!?"
+    assert (triton[1] / "shout.v1" / "1" / "assets").is_dir()
+    assert "old" not in [path.read_text() for path in (triton[1] / "shout.v1").rglob("mark.txt")]
+    assert client.update_deployment("shout", uri)["version"] == 1  # the same files: nothing to do
+    updated = client.update_deployment("shout", str(tmp_path / "two"))
+    assert (updated["version"], updated["previous"]) == (2, [1])
+    assert client.predict("shout", {"TEXT": [["b"]]})["predictions"]["LOUD"].ravel()[0] == b"B!!?"
+    assert client.predict("shout", ["b"])["predictions"]["LOUD"].ravel()[0] == b"B!!?"
+    assert client.rollback_deployment("shout")["version"] == 1
+    assert client.predict("shout", {"TEXT": [["b"]]})["predictions"]["LOUD"].ravel()[0] == b"B!?"
+
+
+def test_the_plugin_of_nvidia_logs_a_folder_beside_an_mlmodel(client, tmp_path):
+    ready(tmp_path / "model" / "shout")
+    (tmp_path / "model" / "MLmodel").write_text("flavors:\n  triton:\n    data: shout\nrun_id: a\n")
+    assert client.create_deployment("shout", str(tmp_path / "model"), config=SAVED)["flavor"] == "triton"
+
+
+def test_switching_between_triton_models_loses_no_request(client, tmp_path):
+    one, two = ready(tmp_path / "one", "!"), ready(tmp_path / "two", "!!")
+    client.create_deployment("shout", str(one), config=SAVED)
+    stop, seen, failed = threading.Event(), set(), []
+
+    def ask():
+        while not stop.is_set():
+            try:
+                seen.add(client._client.infer("shout", {"TEXT": np.array([[b"a"]], object)})["LOUD"].ravel()[0])
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for folder in (two, one, two):
+        client.update_deployment("shout", str(folder))
+    client.rollback_deployment("shout")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert seen == {b"A!?", b"A!!?"}
+
+
+def test_a_bundle_may_follow_a_triton_model_and_the_other_way_round(client, tmp_path):
+    onnx.save(graph(), tmp_path / "linear.onnx")
+    folder = ready(tmp_path / "shout")
+    client.create_deployment("m", str(folder), config=SAVED)
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+    shutil.copy(tmp_path / "linear.onnx", graphs)
+    assert client.update_deployment("m", str(graphs))["flavor"] == "onnx"
+    np.testing.assert_allclose(client.predict("m", X)["predictions"]["y"], X @ WEIGHTS, rtol=1e-5)
+    assert client.rollback_deployment("m")["flavor"] == "triton"
+    assert client.predict("m", ["b"])["predictions"]["LOUD"].ravel()[0] == b"B!?"
+
+
+def test_what_cannot_be_deployed_says_why_and_leaves_nothing(client, triton, tmp_path):
+    two = tmp_path / "two"
+    ready(two / "a"), ready(two / "b")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "readme.txt").write_text("nothing")
+    sklearn = tmp_path / "sklearn"
+    sklearn.mkdir()
+    (sklearn / "MLmodel").write_text("flavors:\n  sklearn: {}\n  python_function: {}\n")
+    silent = ready(tmp_path / "silent", config='backend: "python"\n')
+    broken = ready(tmp_path / "broken", config="input {")
+    fails = ready(tmp_path / "fails")
+    (fails / "3" / "model.py").write_text("raise ValueError('not today')")
+    linked = ready(tmp_path / "linked")
+    (linked / "3" / "link.txt").symlink_to("/etc/hostname")
+    for path, given, why in (
+        (two, {}, "holds the Triton models a, b"),
+        (empty, {}, "holds no bundle, no ONNX model and no Triton model. It has no MLmodel"),
+        (empty, {"flavor": "onnx"}, "there should be one graph, and there is none"),
+        (empty, {"flavor": "triton"}, "holds no Triton model"),
+        (sklearn, {}, "It was logged with the flavors python_function, sklearn"),
+        (silent, {}, "does not say inputs and outputs"),
+        (broken, {}, "This is no configuration of Triton"),
+        (fails, {}, "not today"),
+        (linked, {}, "is a link"),
+        (ready(tmp_path / "good"), {"config": {"instances": 2}}, "leave options of serving out"),
+        (tmp_path / "good", {"config": {"shapes": {"batch": [1, 2]}}}, "shapes is for plain ONNX graphs"),
+        (tmp_path / "good", {"flavor": "tdeploy"}, "No bundle at"),
+    ):
+        with pytest.raises(MlflowException, match=why):
+            client.create_deployment("m", str(path), **given)
+        assert not list(triton[1].iterdir()), path
+
+
+def test_tables_of_columns_reach_a_graph(client, tmp_path):
+    onnx.save(graph(), tmp_path / "linear.onnx")
+    client.create_deployment("linear", str(tmp_path), config=SAVED)
+    table = pd.DataFrame({"x": [row.tolist() for row in X]})
+    np.testing.assert_allclose(client.predict("linear", table)["predictions"]["y"], X @ WEIGHTS, rtol=1e-5)
