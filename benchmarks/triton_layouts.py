@@ -14,8 +14,7 @@ from pathlib import Path
 from mlflow_tdeploy.core.hardware import usable_cores
 
 TOKENIZER_MODEL = """
-import os, sys
-sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
+import os
 import numpy as np
 import triton_python_backend_utils as triton
 from tokenizers import Tokenizer
@@ -41,8 +40,7 @@ class TritonPythonModel:
         return responses
 """
 EMPTY_MODEL = """
-import os, sys
-sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
+import os
 import numpy as np
 import triton_python_backend_utils as triton
 

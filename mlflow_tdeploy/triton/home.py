@@ -9,9 +9,11 @@ import importlib.resources
 import os
 import platform
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
+import venv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,9 +138,26 @@ def environment(server: Server) -> dict[str, str]:
         libraries = [str(server.wheel / "nvidia_pytriton.libs"), str(sysconfig.get_config_var("LIBDIR"))]
         found["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *filter(None, [found.get("LD_LIBRARY_PATH")])])
         # the stub starts the python3 that it finds: it must be this one, with this one's packages
-        found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", "")])
-        found["TDEPLOY_TRITON_NUMPY"] = str(server.numpy)
+        found["PATH"] = os.pathsep.join([str(_interpreter(server) / "bin"), found.get("PATH", "")])
     return found
+
+
+@functools.cache
+def _interpreter(server: Server) -> Path:
+    """Return a virtual environment of this Python with all packages that are here, but for the numpy that works there.
+
+    With numpy 2, that server's Python backend returns no output, and models of users import it, too.
+    """
+    wheel, here = server.wheel or Path(), site.getsitepackages()
+    lines = [str(server.numpy), *(f"import site; site.addsitedir({folder!r})" for folder in here)]
+    key = hashlib.sha256("\n".join([sys.executable, *lines]).encode()).hexdigest()[:8]
+    target = wheel.parent / f"python-{_python()}-{key}"
+    if target.is_dir():
+        return target
+    with contextlib.suppress(ConflictError), staged_directory(target) as fresh:  # another process may be as far
+        venv.create(fresh, symlinks=True)
+        (fresh / "lib" / f"python{_python()}" / "site-packages" / "tdeploy.pth").write_text("\n".join(lines) + "\n")
+    return target
 
 
 def backends(server: Server) -> Path | None:

@@ -23,7 +23,7 @@ SAVED = {"grace": 0}
 X = np.array([[1, 2, 3, 4], [0, 1, 0, 1]], np.float32)
 
 #: A model of Triton's Python backend that has only texts, and says which version it is.
-SHOUT = '''
+SHOUT = """
 import pathlib
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -41,7 +41,7 @@ class TritonPythonModel:
             loud = np.vectorize(lambda one: one.upper() + self.mark, otypes=[object])(texts)
             answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("LOUD", loud)]))
         return answers
-'''
+"""
 SHOUT_CONFIG = """
 name: "anything"
 backend: "python"
@@ -73,7 +73,7 @@ def client(triton, tracking, monkeypatch):
 
 def graph(factor: float = 1.0, hidden: int = 4) -> onnx.ModelProto:
     """Return a graph whose weights are large enough to lie beside it."""
-    weights = WEIGHTS * np.float32(factor)
+    weights = np.vstack([WEIGHTS * np.float32(factor), np.zeros((hidden - 4, 3), np.float32)])
     made = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])], "linear",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", hidden])],
@@ -81,12 +81,6 @@ def graph(factor: float = 1.0, hidden: int = 4) -> onnx.ModelProto:
         [numpy_helper.from_array(weights, "w")],
     )  # fmt: skip
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def external(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Have every weight saved beside the graph, as large ones are."""
-    onnx.external_data_helper.convert_model_to_external_data(model, size_threshold=0, location="weights.bin")
-    return model
 
 
 def ready(folder: Path, mark: str = "!", number: int = 3, config: str = SHOUT_CONFIG) -> Path:
@@ -110,14 +104,15 @@ def log_folder(folder: Path, name: str) -> str:
 
 def test_an_onnx_model_of_mlflow_is_deployed_with_its_external_data(client, triton):
     for factor in (1.0, 2.0):
-        mlflow.onnx.log_model(external(graph(factor)), name="linear", registered_model_name="linear")
+        mlflow.onnx.log_model(graph(factor, 400), name="linear", registered_model_name="linear")
     made = client.create_deployment("linear", "models:/linear/1", config=SAVED)
     assert (made["flavor"], made["version"], made["variant"], made["ready"]) == ("onnx", 1, "onnx-fp32", True)
     assert len(list((triton[1] / "linear.v1" / "1").iterdir())) == 2  # the graph and its weights
-    np.testing.assert_allclose(client.predict("linear", {"x": X})["predictions"]["y"], X @ WEIGHTS, rtol=1e-5)
+    wide = np.hstack([X, np.ones((2, 396), np.float32)])
+    np.testing.assert_allclose(client.predict("linear", {"x": wide})["predictions"]["y"], X @ WEIGHTS, rtol=1e-5)
     updated = client.update_deployment("linear", "models:/linear/2", flavor="onnx")
     assert (updated["version"], updated["previous"]) == (2, [1])
-    np.testing.assert_allclose(client.predict("linear", X)["predictions"]["y"], X @ WEIGHTS * 2, rtol=1e-5)
+    np.testing.assert_allclose(client.predict("linear", wide)["predictions"]["y"], X @ WEIGHTS * 2, rtol=1e-5)
     assert client.rollback_deployment("linear")["version"] == 1
 
 
@@ -130,8 +125,9 @@ def test_a_graph_is_read_once_and_found_again(client, monkeypatch):
 
 
 def test_ranges_of_a_graph_are_said_where_it_is_deployed(client, tmp_path):
-    onnx.save(graph(), tmp_path / "linear.onnx")
-    uri = log_folder(tmp_path, "files")  # no MLmodel
+    (tmp_path / "graphs").mkdir()
+    onnx.save(graph(), tmp_path / "graphs" / "linear.onnx")
+    uri = log_folder(tmp_path / "graphs", "files")  # no MLmodel
     config = {**SAVED, "shapes": '{"batch": [1, 2, 100]}'}
     assert client.create_deployment("linear", uri, config=config)["version"] == 1
     assert int(client._client.config("linear.v1")["max_batch_size"]) == 100

@@ -4,14 +4,10 @@ A stock Triton has all that it needs: the serving core and its tokenizer library
 https://github.com/triton-inference-server/python_backend
 """
 
-import os
-import sys
-
-if os.environ.get("TDEPLOY_TRITON_NUMPY"):  # a Triton that comes without numpy: with numpy 2 it returns no output
-    sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
-
 import asyncio
 import json
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

@@ -1,17 +1,12 @@
 """A Python-based backend that opens ONNX graphs for a Triton that comes without its own ONNX Runtime backend.
 
 It is for trying repositories out where only the wheel of Triton is to be had; its speed says nothing about NVIDIA's
-backend. Triton runs it in a process of its own, which finds numpy 1 where ``TDEPLOY_TRITON_NUMPY`` says: with numpy 2
-the Python backend of that Triton cannot return an output.
+backend. Triton runs it in a process of its own.
 https://github.com/triton-inference-server/backend/blob/main/docs/python_based_backends.md
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.environ["TDEPLOY_TRITON_NUMPY"])
-
 import json
+import os
 
 import numpy as np
 import onnxruntime
