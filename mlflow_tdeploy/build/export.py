@@ -110,10 +110,23 @@ def _first_that_works(
             failures.append(f"{name}: {_reason(error)}")
         else:
             return name, model, failures
+    inner = getattr(module, "inner", module)
     raise ExportError(
-        f"{type(module).__name__} could not be exported to ONNX opset {opset}. {' | '.join(failures)}. "
-        "Check that the module runs on the example inputs and that every range of the signature is allowed "
-        "by the model (positions, sequence length), or log an ONNX graph instead."
+        f"{type(inner).__name__} could not be exported to ONNX opset {opset} by torch. {' | '.join(failures)}. "
+        f"{_advice(inner)}"
+    )
+
+
+def _advice(module: torch.nn.Module) -> str:
+    """Say what to do about a module that torch does not export."""
+    if any(isinstance(one, torch.nn.RNNBase) for one in module.modules()):
+        return (
+            "A recurrent layer on packed sequences (pack_padded_sequence) is exported only with an initial state that "
+            "is passed: rnn(packed, (h0, c0)) with zeros of the batch's size."
+        )
+    return (
+        "Check that every range of the signature is allowed by the model (positions, sequence length); what torch "
+        "itself does not export has to be written in another way, or logged as an ONNX graph that was made elsewhere."
     )
 
 

@@ -61,7 +61,8 @@ def plan_variants(
     order: list[type[Recipe]] = []
     for variant_id in sorted(wanted):
         _add(variant_id, possible, given, order)
-    explicit = frozenset(wanted) if precisions is not None else frozenset(required)
+    asked = {found for name in precisions or () for found in _insisted(name)}
+    explicit = frozenset((wanted & asked) | set(required))
     return Plan(tuple(order), frozenset(wanted | set(given)), explicit)
 
 
@@ -98,6 +99,14 @@ def _named(name: str, possible: dict[str, type[Recipe]], given: Collection[str])
             f"nor can be exported here. Give that graph, or log the model from its torch module."
         )
     return found & set(possible)
+
+
+def _insisted(name: str) -> set[str]:
+    """Return the recipes whose failure is one: of a precision not those that make a faster form of another of it."""
+    if name in RECIPES:
+        return {name}
+    same = {one.id for one in RECIPES if one.precision == name}
+    return {one for one in same if RECIPES.get(one).parent not in same}
 
 
 def recipes_of(name: str) -> set[str]:

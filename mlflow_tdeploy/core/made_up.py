@@ -65,14 +65,21 @@ def is_mask(name: str) -> bool:
     return _MASK.search(name) is not None
 
 
-def within(feeds: Arrays, signature: Signature, positions: Mapping[str, str], lengths: Mapping[str, str]) -> Arrays:
-    """Return a request whose positions and lengths are within the dimension that they are of.
+def within(
+    feeds: Arrays,
+    signature: Signature,
+    positions: Mapping[str, str],
+    lengths: Mapping[str, str],
+    ordered: Mapping[str, int] | None = None,
+) -> Arrays:
+    """Return a request whose positions and lengths are within the dimension that they are of, what is ordered in order.
 
     Args:
         feeds: A request.
         signature: The model's.
         positions: Of inputs of whole numbers, the dimension in which they are positions, from 0 on.
         lengths: The dimension of which they are lengths, up to its size.
+        ordered: Inputs of numbers that never fall, and what each begins with.
     """
     sizes = signature.sizes(feeds)
     found = dict(feeds)
@@ -80,6 +87,9 @@ def within(feeds: Arrays, signature: Signature, positions: Mapping[str, str], le
     most.update((name, sizes[dim]) for name, dim in lengths.items())
     for name, largest in most.items():
         found[name] = np.minimum(feeds[name], largest).astype(feeds[name].dtype)
+    for name, first in (ordered or {}).items():
+        found[name] = np.sort(found[name])
+        found[name][:1] = first
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ def integer_positions(
     example: Mapping[str, Array],
     infer: Callable[[Arrays], object],
     known: Collection[str] = (),
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, Any]]:
     """Return the dimension that bounds the values of each input that a model takes only within it.
 
     Found by trying: with the dimension at its smallest the model fails on the example's values, and takes them once
@@ -28,13 +29,16 @@ def integer_positions(
         known: Inputs of which other things are known.
 
     Returns:
-        ``positions`` (from 0 on) and ``lengths`` (up to the size), each from input to dimension; without what is empty.
+        ``positions`` (from 0 on) and ``lengths`` (up to the size), each from input to dimension, and ``ordered``: what
+        an input of numbers that may not fall begins with; without what is empty.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for spec in signature.inputs:
         array = example[spec.name]
         if array.dtype.kind not in "iu" or spec.name in known or is_mask(spec.name) or array.size == 0:
             continue
+        if _never_falls(array) and not runs(infer, {**example, spec.name: array[::-1].copy()}):
+            found.setdefault("ordered", {})[spec.name] = int(array[0])
         for dim in signature.sizes(example):
             if kind := _bounds(signature, example, infer, spec.name, dim):
                 found.setdefault(kind, {})[spec.name] = dim
@@ -54,9 +58,14 @@ def _bounds(
         return ""
     own, kinds = {name: dim}, ("positions",) if example[name].min() < 1 else ("lengths", "positions")
     for kind in kinds:
-        if runs(infer, within(cut, signature, **{"positions": {}, "lengths": {}, kind: own})):
+        if runs(infer, within(cut, signature, *((own, {}) if kind == "positions" else ({}, own)))):
             return kind
     return ""
+
+
+def _never_falls(array: Array) -> bool:
+    """Tell whether numbers are a row of some that never fall, such as offsets."""
+    return array.ndim == 1 and bool((array[1:] >= array[:-1]).all()) and array.size > 1 and bool(array[0] != array[-1])
 
 
 def resized(example: Mapping[str, Array], inputs: Sequence[TensorSpec], dim: str, size: int) -> Arrays:
@@ -66,7 +75,10 @@ def resized(example: Mapping[str, Array], inputs: Sequence[TensorSpec], dim: str
         for axis, name in enumerate(spec.shape):
             if name == dim:
                 array = found[spec.name]
-                found[spec.name] = np.take(array, np.arange(size) % array.shape[axis], axis=axis)
+                places = np.arange(size) % array.shape[axis]
+                if array.dtype.kind in "iu" and _never_falls(array):
+                    places = np.sort(places)  # they may be offsets
+                found[spec.name] = np.take(array, places, axis=axis)
     return found
 
 

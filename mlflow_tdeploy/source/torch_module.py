@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ class TorchModuleSource(Source):
 
     def reference(self, feeds: Arrays) -> Arrays:
         """Run the module on the CPU; half-precision weights in fp32."""
-        return run_module(self._module, feeds, [spec.name for spec in self.signature.outputs])
+        with _one_path():
+            return run_module(self._module, feeds, [spec.name for spec in self.signature.outputs])
 
     @property
     def module(self) -> torch.nn.Module:
@@ -296,10 +298,25 @@ def _name_changed(
             shape[axis] = dim if same else identifier(f"{output}_{axis}")
 
 
+@contextlib.contextmanager
+def _one_path() -> Iterator[None]:
+    """Have torch's own Transformer layers compute as they are exported.
+
+    Their fast path for inference leaves out padded positions, whose answers are others then (nested tensors, see
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.TransformerEncoder.html).
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_path():
             outputs = wrapper.outputs(**tensors)
         if other := [name for name, tensor in outputs.items() if tensor.dtype == torch.bfloat16]:
             raise InvalidInputError(

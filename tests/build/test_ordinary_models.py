@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from mlflow_tdeploy.core.evidence import latest_accuracy
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
+from mlflow_tdeploy.store.bundle import Bundle
 
 RANDOM = np.random.default_rng(0)
 
@@ -170,3 +176,117 @@ def test_a_size_that_the_model_cannot_take_is_still_refused(tmp_path):
             shapes={"x.1": "time", "time": (8, 20, 64)},
             precisions=["fp32"],
         )
+
+
+def test_torchs_own_encoder_is_held_against_what_it_computes_at_padded_positions_too(tmp_path):
+    """Its fast path leaves padded positions out; nobody reads them, and the export is right."""
+
+    class Tagger(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.out = torch.nn.Embedding(100, 16), torch.nn.Linear(16, 9)
+            layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.encoder = torch.nn.TransformerEncoder(layer, 2)
+
+        def forward(self, ids, pad_mask):
+            return self.out(self.encoder(self.embedding(ids), src_key_padding_mask=pad_mask))
+
+    torch.manual_seed(0)
+    example = {
+        "ids": np.random.default_rng(0).integers(0, 100, (3, 10)),
+        "pad_mask": np.arange(10)[None] >= np.array([[10], [4], [7]]),
+    }
+    shapes = {"ids.1": "seq", "pad_mask.1": "seq", "seq": (1, 10, 64)}
+    before = torch.backends.mha.get_fastpath_enabled()
+    mlflow_tdeploy.save_model(
+        Tagger(), tmp_path / "m", task="tensors", example=example, precisions=["fp32"], shapes=shapes
+    )
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    assert latest(tmp_path / "m", "onnx-fp32").metrics["worst_cosine"] > 0.999
+
+
+def test_offsets_stay_in_order(tmp_path):
+    """The classifier of PyTorch's tutorial: texts in one row, and where each begins."""
+
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.out = torch.nn.EmbeddingBag(100, 8), torch.nn.Linear(8, 3)
+
+        def forward(self, text, offsets):
+            return self.out(self.embedding(text, offsets))
+
+    torch.manual_seed(0)
+    module = Classifier()
+    example = {"text": np.random.default_rng(0).integers(0, 100, 30), "offsets": np.array([0, 10, 20])}
+    shapes = {"text.0": "tokens", "tokens": (8, 30, 200)}
+    mlflow_tdeploy.save_model(
+        module, tmp_path / "m", task="tensors", example=example, precisions=["fp32"], shapes=shapes
+    )
+    assert Bundle.open(tmp_path / "m").manifest.task_config["ordered"] == {"offsets": 0}
+    asked = {"text": np.arange(50) % 100, "offsets": np.array([0, 1, 7, 40])}
+    with torch.inference_mode():
+        expected = module.eval()(*map(torch.from_numpy, asked.values())).numpy()
+    with mlflow_tdeploy.load_model(str(tmp_path / "m")) as model:
+        (answer,) = model.predict(asked).values()
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
+
+
+def latest(model, variant):
+    return latest_accuracy(Bundle.open(model).evidence(variant))
+
+
+class Recommender(torch.nn.Module):
+    """The best five of a row's candidates, of which rows may have fewer."""
+
+    def __init__(self):
+        super().__init__()
+        self.users, self.items = torch.nn.Embedding(500, 16), torch.nn.Embedding(300, 16)
+
+    def forward(self, user, candidates, mask):
+        scores = (self.users(user)[:, None] * self.items(candidates)).sum(-1).masked_fill(~mask, float("-inf"))
+        best, places = scores.topk(5)
+        return {"scores": best, "item": candidates.gather(1, places)}
+
+
+def test_a_choice_behind_a_masked_score_is_none(tmp_path):
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    example = {
+        "user": random.integers(0, 500, 8),
+        "candidates": random.integers(0, 300, (8, 12)),
+        "mask": np.arange(12)[None] < np.array([12, 3, 7, 5, 12, 9, 2, 4])[:, None],
+    }
+    mlflow_tdeploy.save_model(Recommender(), tmp_path / "m", task="tensors", example=example, precisions=["fp32"])
+    assert latest(tmp_path / "m", "onnx-fp32").metrics["exact_share"] == 1.0
+
+
+def test_choices_that_say_something_count_though_others_are_masked():
+    specs = (TensorSpec("scores", "float32", ("batch", 3)), TensorSpec("item", "int64", ("batch", 3)))
+    signature = Signature((Dim("batch", 1, 4, 8),), (TensorSpec("x", "float32", ("batch",)),), specs)
+    scores = np.tile(np.array([[2.0, 1.0, -np.inf]], np.float32), (8, 1))
+    item = np.tile(np.array([[5, 4, 0]]), (8, 1))
+    for place, share in ((2, 1.0), (1, 0.5)):
+        other = item.copy()
+        other[:, place] += 1
+        comparison = TASKS.get("tensors")({}, signature, Path()).comparison()
+        comparison.add({"scores": scores, "item": item}, {"scores": scores, "item": other}, {"x": np.ones(8)})
+        assert comparison.metrics()["exact_share"] == share
+
+
+def test_packed_sequences_without_a_state_say_what_to_write(tmp_path):
+    class Packed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.rnn = torch.nn.Embedding(100, 16), torch.nn.LSTM(16, 16, batch_first=True)
+
+        def forward(self, ids, lengths):
+            packed = torch.nn.utils.rnn.pack_padded_sequence(
+                self.embedding(ids), lengths, batch_first=True, enforce_sorted=False
+            )
+            return self.rnn(packed)[1][0][-1]
+
+    example = {"ids": np.ones((6, 12), np.int64) * np.arange(1, 13), "lengths": np.array([12, 5, 3, 9, 12, 1])}
+    with pytest.raises(MlflowException, match=r"Packed could not be exported .* with an initial state that is passed"):
+        mlflow_tdeploy.save_model(Packed(), tmp_path / "m", task="tensors", example=example, precisions=["fp32"])
+    assert not (tmp_path / "m").exists()

@@ -64,3 +64,10 @@ def test_plan_variants_says_what_is_missing_when_a_variant_cannot_be_made():
 def test_plan_variants_refuses_a_plain_string():
     with pytest.raises(InvalidInputError, match="is a list"):
         plan_variants("fp32", given=(), exportable=True)
+
+
+def test_of_a_precision_the_faster_form_of_another_may_fail():
+    assert plan_variants(["fp32"], given=(), exportable=True).explicit == {"onnx-fp32"}
+    assert plan_variants(["ort-cpu-fp32"], given=(), exportable=True).explicit == {"ort-cpu-fp32"}
+    assert plan_variants(["int8"], given=(), exportable=True).explicit == {"ort-cpu-int8"}
+    assert plan_variants(None, given=(), exportable=True).explicit == frozenset()

@@ -27,11 +27,13 @@ class TensorsConfig:
         integer_ranges: For inputs of whole numbers: how many rows the table has that the graph looks them up in.
         positions: For inputs of whole numbers: the dimension in which they are positions, such as the ends of edges.
         lengths: The dimension of which they are lengths.
+        ordered: Inputs of whole numbers that never fall, such as the offsets of bags, and what each begins with.
     """
 
     integer_ranges: Mapping[str, int] = field(default_factory=dict)
     positions: Mapping[str, str] = field(default_factory=dict)
     lengths: Mapping[str, str] = field(default_factory=dict)
+    ordered: Mapping[str, int] = field(default_factory=dict)
 
 
 @TASKS.register("tensors")
@@ -95,7 +97,7 @@ class Tensors(Task):
         }
         random, tables = np.random.default_rng(seed), self.config.integer_ranges
         feeds = make_up(self.signature.inputs, shapes, items or (), tables, ragged=ragged, random=random)
-        return within(feeds, self.signature, self.config.positions, self.config.lengths)
+        return within(feeds, self.signature, self.config.positions, self.config.lengths, self.config.ordered)
 
     def made_up_blindly(self, items: Sequence[Any] = ()) -> list[str]:
         """Return the inputs of whole numbers of which nothing is known: masks are ones and zeros."""
@@ -151,6 +153,10 @@ class _TensorComparison(Comparison):
         self._vary = {
             spec.name for spec in signature.outputs if len(spec.shape) > 2 and any(map(_named, spec.shape[1:]))
         }
+        floats = [spec for spec in signature.outputs if numpy_dtype(spec.dtype).kind not in "biu" and spec.shape]
+        self._scores = {
+            spec.name: [one.name for one in floats if one.shape == spec.shape] for spec in signature.outputs
+        }
         self._rows: dict[str, Rows] = {}
         self._parts: defaultdict[str, Parts] = defaultdict(Parts)
         self._axes: defaultdict[tuple[str, int], Spread] = defaultdict(Spread)
@@ -159,7 +165,8 @@ class _TensorComparison(Comparison):
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
         for name, array in reference.items():
             if array.dtype.kind in "biu":
-                self._choices[name].add(array, got[name])
+                told = self._told(name, reference)
+                self._choices[name].add(array[told], got[name][told])
                 continue
             if array.size == 0:
                 continue
@@ -168,6 +175,16 @@ class _TensorComparison(Comparison):
             compared.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
             if array.ndim > 2:
                 self._add_parts(name, array, got[name])
+
+    def _told(self, name: str, reference: Arrays) -> Array:
+        """Return which whole numbers say something: behind a masked score of the same place any choice is as good."""
+        found = np.ones(reference[name].shape, bool)
+        for other in self._scores.get(name, ()):
+            scores = reference[other]
+            if scores.shape == found.shape and scores.size:
+                rows = scores.astype(np.float64).reshape(len(scores), -1)
+                found &= ~without_answer(rows, scores.dtype).reshape(found.shape)
+        return found
 
     def _add_parts(self, name: str, ref: Array, got: Array) -> None:
         flat = ref.astype(np.float64).reshape(len(ref), -1)  # as rows: a mask is one beside the rest of its item
