@@ -164,7 +164,7 @@ def _spec(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[str | int, ...] |
     if dtype not in DTYPES:
         raise InvalidInputError(
             f"The graph's '{value.name}' is {raw or 'no tensor'}: inputs and outputs must be tensors of "
-            f"{', '.join(DTYPES)}."
+            f"{', '.join(DTYPES)}. {_without(raw)}"
         )
     if not kind.HasField("shape"):
         return value.name, dtype, None
@@ -173,6 +173,13 @@ def _spec(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[str | int, ...] |
         dtype,
         tuple(axis_name(value.name, i, d.dim_param or d.dim_value) for i, d in enumerate(kind.shape.dim)),
     )
+
+
+def _without(kind: str) -> str:
+    """Say how such a graph is usually made without that."""
+    if kind:
+        return "A classifier of scikit-learn returns numbers where it was fitted on numbers: encode its labels first."
+    return "skl2onnx leaves the maps out with options={'zipmap': False}."
 
 
 def axis_name(tensor: str, axis: int, size: str | int | None) -> str | int:

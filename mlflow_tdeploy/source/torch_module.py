@@ -202,10 +202,15 @@ def named_outputs(result: Any) -> dict[str, torch.Tensor]:
     for name, value in outputs.items():
         if not isinstance(value, torch.Tensor):
             raise InvalidInputError(
-                f"The module returns {type(value).__name__} as '{name}': a graph returns tensors. Wrap the module in "
-                f"one that returns a tensor, a tuple or a dict of tensors."
+                f"The module returns {type(value).__name__} as '{name}': a graph returns tensors. {_instead(name)}"
             )
     return outputs
+
+
+def _instead(name: str) -> str:
+    if name == "past_key_values":
+        return "Set its config.use_cache = False, which leaves that out."
+    return "Wrap the module in one that returns a tensor, a tuple or a dict of tensors."
 
 
 def _place(key: object, example: Mapping[str, Array]) -> tuple[str, int]:

@@ -290,3 +290,15 @@ def test_packed_sequences_without_a_state_say_what_to_write(tmp_path):
     with pytest.raises(MlflowException, match=r"Packed could not be exported .* with an initial state that is passed"):
         mlflow_tdeploy.save_model(Packed(), tmp_path / "m", task="tensors", example=example, precisions=["fp32"])
     assert not (tmp_path / "m").exists()
+
+
+def test_a_cache_that_is_returned_says_how_to_leave_it_out(tmp_path):
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    example = {"input_ids": np.arange(8).reshape(2, 4)}
+    with pytest.raises(MlflowException, match="config.use_cache = False"):
+        mlflow_tdeploy.save_model(model, tmp_path / "m", task="tensors", example=example, precisions=["fp32"])
+    model.config.use_cache = False
+    mlflow_tdeploy.save_model(model, tmp_path / "m", task="tensors", example=example, precisions=["fp32"])
