@@ -143,9 +143,19 @@ def _given(inputs: Any) -> list[str]:
     return [str(name) for name in inputs] if isinstance(inputs, Mapping) else []
 
 
+def _values(table: Any, axes: int) -> Array:
+    """Return a table as the only input there is, as mlflow.onnx passes it on: a row each, a column a number."""
+    array = np.asarray(table.to_numpy())
+    if array.dtype == object and array.shape[1] == 1:
+        array = np.asarray(table.iloc[:, 0].tolist())
+    return array[:, 0] if array.ndim == axes + 1 and array.shape[1] == 1 else array
+
+
 def _arrays(name: str, tensors: Mapping[str, _Tensor], inputs: Any, given: Iterable[str]) -> Arrays:
     known = list(tensors)
     names = list(given)
+    if hasattr(inputs, "columns") and len(known) == 1 and known[0] not in names:
+        names, inputs = [], _values(inputs, tensors[known[0]].axes)
     if not names:
         if len(known) != 1:
             raise InvalidInputError(

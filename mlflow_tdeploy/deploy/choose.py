@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.deploy.found import LoggedBundle, find
-from mlflow_tdeploy.deploy.settings import DeploySettings
+from mlflow_tdeploy.deploy.settings import SHAPES, DeploySettings
 from mlflow_tdeploy.registry_io import locate, registered_version
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Decision
@@ -54,7 +54,7 @@ def choose(
     number = check_version(registered[1] if registered else settings.version or version or 1)
     # an alias is followed once: it may be moved meanwhile
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
-    found = find(locate(pinned), flavor, settings.shapes)
+    found = find(locate(pinned), flavor, settings.shapes, insist=SHAPES in settings.now)
     about = {"model_uri": pinned, "config": config, "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
         return _of_bundle(found, settings, wanted, number, about)
@@ -87,7 +87,7 @@ def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any]
         before: What is deployed: the same variant keeps its copies, whichever host it is updated from.
     """
     if not isinstance(what, BundleVersion):
-        return settings.options
+        return settings.options if settings.options_said() else TritonOptions()
     suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, settings.host().cores))
     if before and before.get("variant") == what.variant.id and not settings.cores:
         suits = int(before.get("instances") or suits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ import numpy as np
 from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, NotFoundError, TDeployError, first_line
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.registry_io import Location, open_records
-from mlflow_tdeploy.registry_io.folder import MODEL, bring, flavors_of, listed, state_of
+from mlflow_tdeploy.registry_io.folder import MODEL, bring, content_of, flavors_of, listed, state_of
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.layout import ROOT
 from mlflow_tdeploy.store.prune import used, views_home
@@ -57,13 +58,16 @@ class ReadyFolder:
     flavor: str = TRITON
 
 
-def find(location: Location, flavor: str, shapes: Mapping[str, Any]) -> LoggedBundle | ReadyFolder:
+def find(
+    location: Location, flavor: str, shapes: Mapping[str, Any], *, insist: bool = True
+) -> LoggedBundle | ReadyFolder:
     """Return what a location holds.
 
     Args:
         location: The model.
         flavor: What to take it for; empty for what it is.
         shapes: Ranges of an ONNX graph's dimensions, which the graph itself does not say.
+        insist: Whether they are refused where they belong to nothing; else they are left out.
 
     Raises:
         NotFoundError: It holds nothing that can be deployed, or not what it is to be taken for.
@@ -76,18 +80,18 @@ def find(location: Location, flavor: str, shapes: Mapping[str, Any]) -> LoggedBu
             if flavor:
                 raise
         else:
-            _refuse_shapes(shapes, "A logged model has them")
+            _refuse_shapes(insist and shapes, "A logged model has them")
             return LoggedBundle(TDEPLOY, bundle, fetch)
     files = listed(location)
     flavors = flavors_of(files, location)
     flavor = flavor or _flavor_of(location, files, flavors)
     if flavor == ONNX:
         return LoggedBundle(ONNX, _bundle_of_graph(location, files, flavors, shapes))
-    _refuse_shapes(shapes, f"A Triton model has them in its {CONFIG}")
+    _refuse_shapes(insist and shapes, f"A Triton model has them in its {CONFIG}")
     return ReadyFolder(_model_folder(location, files))
 
 
-def _refuse_shapes(shapes: Mapping[str, Any], why: str) -> None:
+def _refuse_shapes(shapes: object, why: str) -> None:
     if shapes:
         raise InvalidInputError(f"shapes is for plain ONNX graphs. {why}: leave it out.")
 
@@ -150,7 +154,9 @@ def _model_folder(location: Location, files: dict[str, str]) -> Path:
         )
     if location.local is not None:
         return location.local / models[0]
-    return _kept(state_of(location, files), lambda fresh: bring(location, fresh)) / MODEL / models[0]
+    with workspace() as work:  # a store says no more of a file than its size: what it has now is fetched
+        came = bring(location, work)
+        return _kept(content_of(came), lambda fresh: shutil.copytree(came, fresh / MODEL)) / MODEL / models[0]
 
 
 def _bundle_of_graph(
@@ -173,11 +179,14 @@ def _bundle_of_graph(
         from mlflow_tdeploy.build.pipeline import BuildOptions, build_bundle
         from mlflow_tdeploy.store.writer import BundleDraft
 
-        with workspace() as work, contextlib.closing(_read(bring(location, work), graphs[0], shapes)) as graph:
+        with contextlib.closing(_read(folder, graphs[0], shapes)) as graph:
             build_bundle(graph, BundleDraft(fresh / ROOT), BuildOptions(precisions=(), measure=False))
 
-    made_by = installed_version("mlflow-tdeploy") or ""
-    return Bundle.open(_kept(state_of(location, files, made_by, graphs[0], repr(sorted(shapes.items()))), make))
+    how = [installed_version("mlflow-tdeploy") or "", graphs[0], repr(sorted(shapes.items()))]
+    with workspace() as work:
+        folder = bring(location, work)  # a store says no more of a file than its size: what it has now is fetched
+        key = state_of(location, files, *how) if location.local is not None else content_of(folder, *how)
+        return Bundle.open(_kept(key, make))
 
 
 def _read(folder: Path, name: str, shapes: Mapping[str, Any]) -> Source:
@@ -203,13 +212,14 @@ def _example(folder: Path, signature: Signature) -> Arrays | None:
         return None
     if given is None:
         return None
-    if not hasattr(given, "keys"):
-        given = {signature.inputs[0].name: given}
+    only = signature.inputs[0].name
+    if len(signature.inputs) == 1 and (not hasattr(given, "keys") or only not in given):
+        given = {only: given.to_numpy() if hasattr(given, "to_numpy") else given}  # as mlflow.onnx passes a table on
     try:
         found = {spec.name: np.asarray(list(given[spec.name]), spec.dtype) for spec in signature.inputs}
         signature.bind(found)
     except (KeyError, TypeError, ValueError, TDeployError) as error:
-        _log.warning("The graph is tried without the example that was logged with it: %s", first_line(error))
+        _log.warning("The graph is tried without the example that was logged with it: %r", first_line(error))
         return None
     return found
 

@@ -46,6 +46,7 @@ class DeploySettings:
         runtime: Only what stands for this runtime.
         strict: Fail rather than serve another variant than the first choice.
         shapes: Ranges of the dimensions of a plain ONNX graph, which says none.
+        now: Keys that are said in this call; the others are remembered, and count where they mean something.
         options: How Triton serves the model.
     """
 
@@ -60,6 +61,7 @@ class DeploySettings:
     runtime: str = ""
     strict: bool = False
     shapes: Mapping[str, Any] = field(default_factory=dict)
+    now: frozenset[str] = frozenset()
     options: TritonOptions = field(default_factory=TritonOptions)
 
     def __post_init__(self) -> None:
@@ -72,15 +74,16 @@ class DeploySettings:
             raise InvalidInputError(f"'device' must be cpu or cuda, got {shown(self.device)}.")
 
     @classmethod
-    def of(cls, config: Mapping[str, Any] | None) -> DeploySettings:
-        """Read settings; those in a file come after those that are said directly.
+    def of(cls, config: Mapping[str, Any] | None, remembered: Mapping[str, Any] | None = None) -> DeploySettings:
+        """Read settings; those in a file come after those that are said directly, those that are remembered last.
 
         Raises:
             InvalidInputError: An unknown key or a value of a wrong type.
             NotFoundError: There is no such file.
         """
-        values = said(config)
-        own = {one.name: one for one in dataclasses.fields(cls) if one.name not in ("options", SHAPES)}
+        current = said(config)
+        values = {**(remembered or {}), **current}
+        own = {one.name: one for one in dataclasses.fields(cls) if one.name not in ("options", "now", SHAPES)}
         found: dict[str, Any] = {SHAPES: _shapes(values.pop(SHAPES, None))}
         for name in [key for key in values if key in own]:
             value, kind = values.pop(name), type(own[name].default)
@@ -90,7 +93,11 @@ class DeploySettings:
                 [*own, SHAPES, FILE, *(one.name for one in dataclasses.fields(TritonOptions)), "parameters.NAME"]
             )
             raise InvalidInputError(f"Unknown key {shown(unknown[0])}. Known: {known}.")
-        return cls(**found, options=TritonOptions.of(values))
+        return cls(**found, now=frozenset(current), options=TritonOptions.of(values))
+
+    def options_said(self) -> bool:
+        """Tell whether this call says how Triton serves the model."""
+        return any(TritonOptions.knows(key) for key in self.now)
 
     def host(self) -> Fingerprint:
         """Return what is known about the server's host."""

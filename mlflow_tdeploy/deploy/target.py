@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
@@ -228,9 +229,9 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         with mlflow_errors():
             taken_for = _checked(flavor)
             # what was said once counts until something else is said
-            found, values = self._deployments(), {**(before or {}).get("config", {}), **said(config)}
-            settings = DeploySettings.of(values)
-            record = as_record(values)
+            found, remembered = self._deployments(), (before or {}).get("config", {})
+            settings = DeploySettings.of(config, remembered)
+            record = as_record({**remembered, **said(config)})
             what = choose(model_uri, settings, name=name, version=_next(before), config=record, flavor=taken_for)
             how = Settings(settings.keep, settings.grace, served(settings, what, before))
             unnumbered = before is not None and not settings.version and what.version == _next(before)
@@ -245,11 +246,22 @@ class Predictions(PredictionsResponse):
 
     def to_json(self, path: Any = None) -> str | None:
         """Return the answer as JSON, or write it to a file."""
-        text = json.dumps(self, cls=NumpyEncoder)
+        text = json.dumps(_readable(dict(self)), cls=NumpyEncoder)
         if path is None:
             return text
         Path(path).write_text(text, encoding="utf-8")
         return None
+
+
+def _readable(value: Any) -> Any:
+    """Return an answer with its texts as such, of which a server makes bytes."""
+    if isinstance(value, Mapping):
+        return {key: _readable(one) for key, one in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return _readable(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_readable(one) for one in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _last_error(connection: Connection) -> str:

@@ -13,6 +13,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError, first_line
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.disk import storage_errors
+from mlflow_tdeploy.store.hashing import record_tree
 from mlflow_tdeploy.store.staging import workspace
 
 #: Name of the folder that a model is fetched to.
@@ -62,6 +63,12 @@ def state_of(location: Location, names: dict[str, str], *more: str) -> str:
     """Return a key of a model's files as they are; a file that is changed here gives another one."""
     parts = [location.root, *more, *(f"{name} {state}" for name, state in sorted(names.items()))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def content_of(folder: Path, *more: str) -> str:
+    """Return a key of a folder's files by what is in them."""
+    records = [f"{one.path} {one.sha256}" for one in record_tree(folder.parent, folder.name)]
+    return hashlib.sha256("\0".join([*more, *records]).encode()).hexdigest()[:32]
 
 
 def bring(location: Location, into: Path) -> Path:

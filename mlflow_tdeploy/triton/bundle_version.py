@@ -160,6 +160,8 @@ def _write_warmup(what: BundleVersion, folder: Path) -> list[Warmup]:
         for name, array in _of_one_row(feeds, rows).items():
             folder.mkdir(exist_ok=True)
             file = f"{index}-{re.sub(r'[^A-Za-z0-9_]', '_', name)}"
+            while (folder / file).exists():  # another input's, whose name differs in what a file's cannot have
+                file += "_"
             (folder / file).write_bytes(np.ascontiguousarray(array).tobytes())
             inputs[name] = (array.dtype.name, array.shape, file)
         count = min(len(next(iter(feeds.values()))), signature.dim(rows).max) if rows else 0

@@ -217,7 +217,12 @@ def _most_rows(signature: Signature, rows: str | None, options: TritonOptions) -
 def _tensor(kind: Any, signature: Signature, spec: TensorSpec, variant: Variant, rows: str | None) -> Any:
     dims = _dims(signature, spec, rows)
     tensor = kind(name=spec.name, data_type=_TYPES[variant.dtypes.get(spec.name, spec.dtype)], dims=dims or (1,))
-    if not dims:  # Triton knows no tensor without an axis: it is sent with one that the graph does not see
+    if not dims and rows is None:
+        raise InvalidInputError(
+            f"'{spec.name}' is a single number of a whole request, and Triton has no tensors without an axis where "
+            f"requests are not joined. Give it one in the model, such as y.reshape(1)."
+        )
+    if not dims:  # it is sent with one that the graph does not see
         tensor.reshape.SetInParent()
     return tensor
 

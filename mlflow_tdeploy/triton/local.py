@@ -25,6 +25,8 @@ from mlflow_tdeploy.triton.listening import Listening
 _LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton puts it
 _ATTEMPTS = 3
+#: Seconds that a Python process of the server may take to start: usually less than one, 30 where nobody says so.
+_STUB_S = 300
 #: Seconds until a server that was told to end is killed, and until one that starts must be ready.
 STOP_S, START_S = 10.0, 60.0
 
@@ -181,7 +183,9 @@ def _command(server: Server, repository: str, models: list[str], ports: Sequence
     }  # fmt: skip
     if (folder := backends(server)) is not None:
         options["backend-directory"] = str(folder)
-    arguments = [f"--{name}={value}" for name, value in options.items()]
+    # where a busy host needs longer than this for a Python process, the server waits for it for ever
+    patience = f"--backend-config=python,stub-timeout-seconds={_STUB_S}"
+    arguments = [patience, *(f"--{name}={value}" for name, value in options.items())]
     arguments += [f"--load-model={name}" for name in models]
     return [str(server.binary), *arguments, "--disable-auto-complete-config"]
 

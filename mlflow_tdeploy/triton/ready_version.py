@@ -114,6 +114,11 @@ class ReadyVersion(Deployable):
                 f"The {CONFIG} in '{self.folder}' does not say inputs and outputs. A server that has loaded the model "
                 f"shows them under v2/models/NAME/config: write them there."
             )
+        if both := {one.name for one in config.input} & {one.name for one in config.output}:
+            raise InvalidInputError(
+                f"The Triton model in '{self.folder}' takes and answers '{min(both)}' under one name, which no "
+                f"ensemble in front of it can: its tensors have a name each. Call one of them otherwise."
+            )
         config.ClearField("version_policy")
         for name in [one for one in config.parameters if one.startswith(OWN)]:
             del config.parameters[name]

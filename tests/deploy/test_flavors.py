@@ -258,3 +258,94 @@ def test_tables_of_columns_reach_a_graph(client, tmp_path):
     client.create_deployment("linear", str(tmp_path), config=SAVED)
     table = pd.DataFrame({"x": [row.tolist() for row in X]})
     np.testing.assert_allclose(client.predict("linear", table)["predictions"]["y"], X @ WEIGHTS, rtol=1e-5)
+
+
+def test_an_input_and_an_output_of_one_name_are_refused(client, tmp_path):
+    """An ensemble cannot have both: it would be loaded, and never answer."""
+    client.create_deployment("m", str(ready(tmp_path / "good")), config=SAVED)
+    config = SHOUT_CONFIG.replace('"LOUD"', '"TEXT"')
+    with pytest.raises(MlflowException, match="takes and answers 'TEXT' under one name"):
+        client.update_deployment("m", str(ready(tmp_path / "same", config=config)))
+    assert client.predict("m", ["b"])["predictions"]["LOUD"].ravel()[0] == b"B!?"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "triton"])
+def test_what_a_remote_store_has_now_is_what_is_deployed(client, tmp_path, monkeypatch, kind):
+    """Files of the same size may be logged again to the same place; a store does not say when."""
+    monkeypatch.setattr("mlflow_tdeploy.registry_io.location.Location.local", None)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    answers = []
+    for value in (1.0, 2.0):
+        if kind == "onnx":
+            onnx.save(graph(value), folder / "linear.onnx")
+        else:
+            shutil.rmtree(folder)
+            ready(folder, mark=str(value))
+        if not answers:
+            client.create_deployment("m", folder.as_uri(), config=SAVED)
+        else:
+            client.update_deployment("m", folder.as_uri())
+        (answer,) = client.predict("m", X if kind == "onnx" else ["b"])["predictions"].values()
+        answers.append(answer.ravel()[0])
+    assert answers[0] != answers[1]
+    before = client.get_deployment("m")
+    assert client.update_deployment("m", folder.as_uri()) == before  # nothing is new
+
+
+def test_a_number_without_an_axis_is_refused_before_anything_is_sent(client, triton, tmp_path):
+    made = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], "sum",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+    )  # fmt: skip
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "sum.onnx")
+    with pytest.raises(MlflowException, match="'y' is a single number of a whole request"):
+        client.create_deployment("m", str(tmp_path))
+    assert not list(triton[1].iterdir())
+
+
+def test_settings_that_mean_nothing_to_the_next_flavor_are_left_out(client, tmp_path):
+    (tmp_path / "graphs").mkdir()
+    onnx.save(graph(), tmp_path / "graphs" / "linear.onnx")
+    config = {**SAVED, "shapes": {"batch": [1, 2, 100]}, "instances": 2}
+    client.create_deployment("m", str(tmp_path / "graphs"), config=config)
+    shout = ready(tmp_path / "shout")
+    assert client.update_deployment("m", str(shout))["flavor"] == "triton"
+    assert client.update_deployment("m", str(tmp_path / "graphs"))["config"]["shapes"] == {"batch": [1, 2, 100]}
+    assert int(client._client.config("m.v3")["max_batch_size"]) == 100
+    with pytest.raises(MlflowException, match="leave options of serving out"):
+        client.update_deployment("m", str(shout), config={"instances": 3})
+
+
+def test_texts_come_and_go_as_mlflows_command_line_reads_and_writes_them(client, tmp_path):
+    client.create_deployment("m", str(ready(tmp_path / "shout")), config=SAVED)
+    for asked in (pd.DataFrame(["a", "é"]), pd.DataFrame({"TEXT": ["a", "é"]}), ["a", "é"]):
+        assert client.predict("m", asked).to_json() == '{"predictions": {"LOUD": [["A!?"], ["\\u00e9!?"]]}}'
+
+
+def test_a_table_of_numbers_is_the_only_input_of_a_graph(client, tmp_path):
+    table = pd.DataFrame(X, columns=list("abcd"))
+    mlflow.onnx.log_model(graph(), name="linear", registered_model_name="linear", input_example=table)
+    client.create_deployment("linear", "models:/linear/1", config=SAVED)
+    for asked in (table, pd.DataFrame(X.tolist())):
+        answer = client.predict("linear", asked)["predictions"]["y"]
+        np.testing.assert_allclose(answer, X @ WEIGHTS, rtol=1e-5)
+
+
+def test_inputs_whose_names_differ_in_signs_only_are_warmed_up_each(client, tmp_path):
+    made = helper.make_graph(
+        [helper.make_node("Cast", ["x_1"], ["f"], to=TensorProto.FLOAT), helper.make_node("Mul", ["x.1", "f"], ["y"])],
+        "two",
+        [
+            helper.make_tensor_value_info("x.1", TensorProto.FLOAT, ["n", 4]),
+            helper.make_tensor_value_info("x_1", TensorProto.INT64, ["n", 1]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "two.onnx")
+    client.create_deployment("m", str(tmp_path), config=SAVED)
+    asked = {"x.1": X, "x_1": np.array([[2], [3]])}
+    np.testing.assert_allclose(client.predict("m", asked)["predictions"]["y"], X * [[2], [3]])
