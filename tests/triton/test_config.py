@@ -39,7 +39,7 @@ MIXED = Signature(
 )
 SINGLE = Signature(
     (),
-    (TensorSpec("image", "uint8", (1, 224, 224, 3)), TensorSpec("scale", "float32", ())),
+    (TensorSpec("image", "uint8", (1, 224, 224, 3)), TensorSpec("scale", "float32", (1,))),
     (TensorSpec("boxes", "float32", (100, 4)),),
 )
 
@@ -175,3 +175,10 @@ def test_text_that_is_no_configuration_is_refused():
     with pytest.raises(InvalidInputError, match="no configuration of Triton"):
         parse("name: [")
     assert messages().ModelConfig(name="m") == parse('name: "m"')
+
+
+def test_a_number_without_an_axis_is_refused_where_requests_are_not_joined():
+    """Triton's own words come when it is loaded: scalar tensors are not supported."""
+    inputs = (SINGLE.inputs[0], TensorSpec("scale", "float32", ()))
+    with pytest.raises(InvalidInputError, match="'scale' is a single number of a whole request"):
+        graph_config("m.v7", 7, Signature(SINGLE.dims, inputs, SINGLE.outputs), variant(), ORT, TritonOptions())
