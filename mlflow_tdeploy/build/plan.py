@@ -53,15 +53,17 @@ def plan_variants(
     """
     required = {*required, *_parents(parents, given, exportable)}
     possible = {recipe.id: recipe for recipe in RECIPES if _possible(recipe, given, exportable)}
+    asked: set[str] = set()
     if precisions is None:
         wanted = {one.id for one in possible.values() if one.default or (gpu and one.device == "cuda")}
     else:
-        wanted = {found for name in _names(precisions) for found in _named(name, possible, given)}
+        named = {name: _named(name, possible, given) for name in _names(precisions)}
+        wanted = set().union(*named.values())
+        asked = {one for name, found in named.items() for one in found if one == name or not _faster(one, found)}
     wanted |= set(required)
     order: list[type[Recipe]] = []
     for variant_id in sorted(wanted):
         _add(variant_id, possible, given, order)
-    asked = {found for name in precisions or () for found in _insisted(name)}
     explicit = frozenset((wanted & asked) | set(required))
     return Plan(tuple(order), frozenset(wanted | set(given)), explicit)
 
@@ -101,12 +103,9 @@ def _named(name: str, possible: dict[str, type[Recipe]], given: Collection[str])
     return found & set(possible)
 
 
-def _insisted(name: str) -> set[str]:
-    """Return the recipes whose failure is one: of a precision not those that make a faster form of another of it."""
-    if name in RECIPES:
-        return {name}
-    same = {one.id for one in RECIPES if one.precision == name}
-    return {one for one in same if RECIPES.get(one).parent not in same}
+def _faster(recipe_id: str, same: Collection[str]) -> bool:
+    """Tell whether a recipe makes a faster form of another one of the same precision: that one serves without it."""
+    return RECIPES.get(recipe_id).parent in same
 
 
 def recipes_of(name: str) -> set[str]:

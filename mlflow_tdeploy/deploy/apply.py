@@ -97,8 +97,11 @@ class Deployments(State):
                 )
             self._clean(what.name, what.version, serving)
             before = route.active if route else None
-            if self._is_there(what, serving, route, settings):
-                return Deployed(what.name, what.version, before, False, Sent(), time.perf_counter() - started)
+            if route and self._is_there(what, serving, route, settings):
+                said = route.config != settings.config
+                if said:  # that is for the next version: nothing is loaded
+                    self._write_route(what.name, replace(route, config=settings.config))
+                return Deployed(what.name, what.version, before, said, Sent(), time.perf_counter() - started)
             sent = self._bring(what, settings, route, serving)
             self._retire(what.name, settings.grace)
         return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
@@ -183,7 +186,7 @@ class Deployments(State):
             sent = self._bring_graph(what, settings, work)
             sent += self._bring_front(what, settings, work)
             self._step("switch")
-            new = (route or Route(what.version)).switched(what.version, settings.keep, now(), _user())
+            new = (route or Route(what.version)).switched(what.version, settings.keep, now(), _user(), settings.config)
             self._switch(what.name, route, new)
         return sent
 
@@ -216,14 +219,8 @@ class Deployments(State):
 
     def _switch(self, name: str, old: Route | None, new: Route) -> None:
         """Write a route and load it; where that fails, the old one is written and loaded again."""
-        before, content = self.files.read(f"{name}/{CONFIG}"), self.files.read(f"{name}/{new.active}/{ROUTED}")
-        if content is None:
-            raise IntegrityError(f"'{name}/{new.active}/{ROUTED}' is gone from '{self.files.url}': deploy it again.")
-        self._held()
-        config = parse(content.decode())
-        for key, value in new.parameters().items():
-            config.parameters[f"{OWN}{key}"].string_value = value
-        write_file(self.files, name, CONFIG, to_text(config).encode())
+        before = self.files.read(f"{name}/{CONFIG}")
+        self._write_route(name, new)
         try:
             self._load(name, new.active)
             serving = self.serving(name)
@@ -244,6 +241,17 @@ class Deployments(State):
                 with contextlib.suppress(TDeployError):
                     self.client.load(name)
             raise
+
+    def _write_route(self, name: str, route: Route) -> None:
+        """Write the stable name's configuration: that of the version which answers, and what a route says."""
+        content = self.files.read(f"{name}/{route.active}/{ROUTED}")
+        if content is None:
+            raise IntegrityError(f"'{name}/{route.active}/{ROUTED}' is gone from '{self.files.url}': deploy it again.")
+        self._held()
+        config = parse(content.decode())
+        for key, value in route.parameters().items():
+            config.parameters[f"{OWN}{key}"].string_value = value
+        write_file(self.files, name, CONFIG, to_text(config).encode())
 
     def _is_lost(self) -> bool:
         """Tell whether another deployer has taken over, to whom everything belongs then."""

@@ -26,9 +26,7 @@ from mlflow_tdeploy.triton.repository import Deployable
 _MOST_INSTANCES = 2
 
 
-def choose(
-    uri: str, settings: DeploySettings, *, name: str = "", version: int = 0, config: str = "{}", flavor: str = ""
-) -> Deployable:
+def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int = 0, flavor: str = "") -> Deployable:
     """Return the version that a URI stands for, of a bundle with the variant that suits a server; its files are here.
 
     Args:
@@ -36,7 +34,6 @@ def choose(
         settings: What is said about the server and the choice.
         name: Name to deploy under; the registered model's otherwise.
         version: Number to use where neither the URI nor the settings say one.
-        config: What was said, as JSON, to be remembered.
         flavor: What to take the model for, see :mod:`mlflow_tdeploy.deploy.found`; empty for what it is.
 
     Raises:
@@ -55,7 +52,7 @@ def choose(
     # an alias is followed once: it may be moved meanwhile
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
     found = find(locate(pinned), flavor, settings.shapes, insist=SHAPES in settings.now)
-    about = {"model_uri": pinned, "config": config, "flavor": found.flavor}
+    about = {"model_uri": pinned, "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
         return _of_bundle(found, settings, wanted, number, about)
     about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}

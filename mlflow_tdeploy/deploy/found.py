@@ -73,17 +73,19 @@ def find(
         NotFoundError: It holds nothing that can be deployed, or not what it is to be taken for.
         InvalidInputError: The graph or the Triton model cannot be used, or the ranges do not belong to a graph.
     """
+    missing: NotFoundError | None = None
     if flavor in ("", TDEPLOY):
         try:
             bundle, fetch = open_records(location)
-        except NotFoundError:
-            if flavor:
-                raise
+        except NotFoundError as error:
+            missing = error
         else:
             _refuse_shapes(insist and shapes, "A logged model has them")
             return LoggedBundle(TDEPLOY, bundle, fetch)
     files = listed(location)
-    flavors = flavors_of(files, location)
+    flavors = flavors_of(location, files)
+    if missing and (flavor or TDEPLOY in flavors):
+        raise missing  # it should have had one
     flavor = flavor or _flavor_of(location, files, flavors)
     if flavor == ONNX:
         return LoggedBundle(ONNX, _bundle_of_graph(location, files, flavors, shapes))

@@ -18,11 +18,13 @@ class Settings:
         keep: Versions that stay loaded for going back to.
         grace: Seconds that a version which is not kept stays after the switch, for requests that it has.
         options: How Triton serves the model.
+        config: What was said, as JSON, to be remembered with the deployment.
     """
 
     keep: int = 1
     grace: float = 1.0
     options: TritonOptions = field(default_factory=TritonOptions)
+    config: str = "{}"
 
 
 @dataclass(frozen=True)

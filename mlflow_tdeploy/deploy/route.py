@@ -20,6 +20,7 @@ class Route:
         ahead: Those that were gone back from, the nearest first; kept until another version comes.
         changed: When it was changed, UTC in ISO format.
         by: Who changed it.
+        config: What was said about the deployment, as JSON.
     """
 
     active: int
@@ -27,6 +28,7 @@ class Route:
     changed: str = ""
     by: str = ""
     ahead: tuple[int, ...] = ()
+    config: str = "{}"
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -45,16 +47,16 @@ class Route:
             return serving  # bringing a version was interrupted: the one before answers still
         return next(iter(self.previous), None)
 
-    def switched(self, version: int, keep: int, changed: str, by: str) -> Route:
+    def switched(self, version: int, keep: int, changed: str, by: str, config: str) -> Route:
         """Return the route to another version, with as many kept as wanted."""
         rest = tuple(one for one in self.kept if one != version)
-        return Route(version, rest[:keep], changed, by)
+        return Route(version, rest[:keep], changed, by, (), config)
 
     def moved(self, version: int, changed: str, by: str) -> Route:
         """Return the route to a version that is kept; what is kept stays so, in the order of age."""
         line = (*reversed(self.previous), self.active, *self.ahead)
         place = line.index(version)
-        return Route(version, tuple(reversed(line[:place])), changed, by, line[place + 1 :])
+        return Route(version, tuple(reversed(line[:place])), changed, by, line[place + 1 :], self.config)
 
     def parameters(self) -> dict[str, str]:
         """Return it as parameters of a configuration."""
@@ -64,6 +66,7 @@ class Route:
             "previous": json.dumps(self.previous),
             "changed": self.changed,
             "by": self.by,
+            "config": self.config,
         }
 
     @classmethod
@@ -78,7 +81,7 @@ class Route:
                 tuple(int(one) for one in json.loads(parameters.get(key) or "[]")) for key in ("previous", "ahead")
             )
             changed, by = (str(parameters.get(key, "")) for key in ("changed", "by"))
-            return cls(int(parameters["active"]), previous, changed, by, ahead)
+            return cls(int(parameters["active"]), previous, changed, by, ahead, str(parameters.get("config") or "{}"))
         except (LookupError, ValueError, TypeError) as error:
             raise IntegrityError(
                 f"{where} says no route ({error!r}), so what serves is not known. Delete the deployment and create "

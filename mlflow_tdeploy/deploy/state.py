@@ -119,7 +119,7 @@ class State:
             "server": self.client.connection.url,
             "repository": self.files.url,
             **own,
-            "config": _record(own.get("config", "")),
+            "config": _record(route.config),
         }
 
     def required(self, name: str) -> Route:

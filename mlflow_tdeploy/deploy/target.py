@@ -87,7 +87,7 @@ class TDeployDeploymentClient(BaseDeploymentClient):
             name: Name of the deployment.
             model_uri: The model; None for the one that is deployed.
             flavor: As for :meth:`create_deployment`.
-            config: As for :meth:`create_deployment`; what is not said is as it was said for the version that answers.
+            config: As for :meth:`create_deployment`; what is not said is as it was said last.
             endpoint: Not used: Triton has none.
 
         Raises:
@@ -232,8 +232,8 @@ class TDeployDeploymentClient(BaseDeploymentClient):
             found, remembered = self._deployments(), (before or {}).get("config", {})
             settings = DeploySettings.of(config, remembered)
             record = as_record({**remembered, **said(config)})
-            what = choose(model_uri, settings, name=name, version=_next(before), config=record, flavor=taken_for)
-            how = Settings(settings.keep, settings.grace, served(settings, what, before))
+            what = choose(model_uri, settings, name=name, version=_next(before), flavor=taken_for)
+            how = Settings(settings.keep, settings.grace, served(settings, what, before), record)
             unnumbered = before is not None and not settings.version and what.version == _next(before)
             if before and unnumbered and before.get("key") == key_of(what, how) and not registered_version(model_uri):
                 what = replace(what, version=before["version"])  # the folder as it is answers already
@@ -244,6 +244,10 @@ class TDeployDeploymentClient(BaseDeploymentClient):
 class Predictions(PredictionsResponse):
     """A deployment's answer: ``{"predictions": …}``, whose arrays become lists where it is made JSON."""
 
+    def get_predictions(self, predictions_format: str = "dataframe", dtype: Any = None) -> Any:
+        """Return the answer as a table, of several axes a row each, or as an array; see MLflow's own."""
+        return PredictionsResponse(predictions=_rows(self["predictions"])).get_predictions(predictions_format, dtype)
+
     def to_json(self, path: Any = None) -> str | None:
         """Return the answer as JSON, or write it to a file."""
         text = json.dumps(_readable(dict(self)), cls=NumpyEncoder)
@@ -251,6 +255,13 @@ class Predictions(PredictionsResponse):
             return text
         Path(path).write_text(text, encoding="utf-8")
         return None
+
+
+def _rows(value: Any) -> Any:
+    """Return named arrays with what a row has in each as one value, as a table holds it."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: list(one) if isinstance(one, np.ndarray) and one.ndim > 1 else one for name, one in value.items()}
 
 
 def _readable(value: Any) -> Any:

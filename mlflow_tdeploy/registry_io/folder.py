@@ -20,12 +20,12 @@ from mlflow_tdeploy.store.staging import workspace
 MODEL = "model"
 
 
-def flavors_of(names: dict[str, str], location: Location) -> dict[str, Any]:
+def flavors_of(location: Location, names: dict[str, str]) -> dict[str, Any]:
     """Return the flavors in a model's ``MLmodel``, and what each says of itself; none where there is no such file.
 
     Args:
-        names: What :func:`listed` returned.
         location: The model.
+        names: What :func:`listed` returned.
 
     Raises:
         IntegrityError: The file is damaged.

@@ -131,24 +131,27 @@ class ReadyVersion(Deployable):
             NotFoundError: It has no version.
             IntegrityError: There is a link in it: where that leads is not the model's to say.
         """
-        numbers = [int(one.name) for one in self.folder.iterdir() if one.is_dir() and one.name.isdecimal()]
-        if not numbers:
-            raise NotFoundError(f"'{self.folder}' has no numbered folder with a version of the model.")
-        found: dict[str, str] = {}
+        newest, found = self._newest(), dict[str, str]()
         for current, folders, names in os.walk(self.folder):
             for path in (Path(current, name) for name in (*folders, *names)):
                 if path.is_symlink() or not (path.is_dir() or path.is_file()):
                     raise IntegrityError(f"'{path}' is a link or no plain file. Put the file itself there.")
             there = [Path(current, name).relative_to(self.folder) for name in names]
-            found |= {self._place(path, max(numbers)): path.as_posix() for path in there if path.as_posix() != CONFIG}
+            found |= {self._place(path, newest): path.as_posix() for path in there if path.as_posix() != CONFIG}
         found.pop("", None)
         return found
 
     def _empty(self) -> list[str]:
         """Return its empty folders, as they are called as a version of ours."""
-        numbers = [int(one.name) for one in self.folder.iterdir() if one.is_dir() and one.name.isdecimal()]
+        newest = self._newest()
         empty = [Path(current).relative_to(self.folder) for current, *below in os.walk(self.folder) if not any(below)]
-        return [place for place in (self._place(path, max(numbers)) for path in empty) if place]
+        return [place for place in (self._place(path, newest) for path in empty) if place]
+
+    def _newest(self) -> int:
+        numbers = [int(one.name) for one in self.folder.iterdir() if one.is_dir() and one.name.isdecimal()]
+        if not numbers:
+            raise NotFoundError(f"'{self.folder}' has no numbered folder with a version of the model.")
+        return max(numbers)
 
     def _place(self, path: Path, newest: int) -> str:
         """Return where something lies in a version of ours; empty for other versions: the newest is deployed."""

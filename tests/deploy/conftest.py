@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from mlflow.deployments import get_deploy_client
 
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import FolderFiles
@@ -68,6 +69,19 @@ def running(server, tmp_path_factory):  # noqa: F811 - the fixture
     repository = tmp_path_factory.mktemp("repository")
     with local_triton(repository, server=server) as triton:
         yield triton, repository
+
+
+@pytest.fixture
+def client(running, tracking, monkeypatch):
+    """MLflow's client of that server; what a test deploys goes, and nothing of it stays."""
+    triton, repository = running
+    monkeypatch.setenv("TRITON_MODEL_REPO", str(repository))
+    monkeypatch.setenv("TRITON_URL", f"127.0.0.1:{triton.http}")
+    found = get_deploy_client("tdeploy")
+    yield found
+    for one in found.list_deployments():
+        found.delete_deployment(one["name"])
+    assert not [path for path in repository.iterdir() if path.is_dir()]
 
 
 @pytest.fixture

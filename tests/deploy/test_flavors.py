@@ -11,12 +11,10 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_tdeploy.deploy import found
-from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import WEIGHTS
 
 SAVED = {"grace": 0}
@@ -50,25 +48,6 @@ input { name: "TEXT" data_type: TYPE_STRING dims: [ 1 ] }
 output { name: "LOUD" data_type: TYPE_STRING dims: [ 1 ] }
 instance_group { count: 1 kind: KIND_CPU }
 """
-
-
-@pytest.fixture(scope="module")
-def triton(server, tmp_path_factory):
-    repository = tmp_path_factory.mktemp("repository")
-    with local_triton(repository, server=server) as running:
-        yield running, repository
-
-
-@pytest.fixture
-def client(triton, tracking, monkeypatch):
-    running, repository = triton
-    monkeypatch.setenv("TRITON_MODEL_REPO", str(repository))
-    monkeypatch.setenv("TRITON_URL", f"127.0.0.1:{running.http}")
-    found = get_deploy_client("tdeploy")
-    yield found
-    for one in found.list_deployments():
-        found.delete_deployment(one["name"])
-    assert not list(repository.iterdir())
 
 
 def graph(factor: float = 1.0, hidden: int = 4) -> onnx.ModelProto:
@@ -156,7 +135,7 @@ def test_an_example_that_was_logged_is_what_the_graph_is_tried_with(client):
     np.testing.assert_allclose(client.predict("lookup", {"ids": [102]})["predictions"]["y"], table[[2]])
 
 
-def test_a_triton_model_is_deployed_as_it_is(client, triton, tmp_path):
+def test_a_triton_model_is_deployed_as_it_is(client, running, tmp_path):
     ready(tmp_path / "one" / "shout", "!")
     ready(tmp_path / "two" / "shout", "!!")
     uri = log_folder(tmp_path / "one", "triton")
@@ -164,8 +143,8 @@ def test_a_triton_model_is_deployed_as_it_is(client, triton, tmp_path):
     assert (made["flavor"], made["version"], made["variant"], made["ready"]) == ("triton", 1, "triton", True)
     answers = client.predict("shout", {"TEXT": [["hé"], ["b"]]})["predictions"]["LOUD"]
     assert answers.ravel()[1] == b"B!?"
-    assert (triton[1] / "shout.v1" / "1" / "assets").is_dir()
-    assert "old" not in [path.read_text() for path in (triton[1] / "shout.v1").rglob("mark.txt")]
+    assert (running[1] / "shout.v1" / "1" / "assets").is_dir()
+    assert "old" not in [path.read_text() for path in (running[1] / "shout.v1").rglob("mark.txt")]
     assert client.update_deployment("shout", uri)["version"] == 1  # the same files: nothing to do
     updated = client.update_deployment("shout", str(tmp_path / "two"))
     assert (updated["version"], updated["previous"]) == (2, [1])
@@ -219,15 +198,19 @@ def test_a_bundle_may_follow_a_triton_model_and_the_other_way_round(client, tmp_
     assert client.predict("m", ["b"])["predictions"]["LOUD"].ravel()[0] == b"B!?"
 
 
-def test_what_cannot_be_deployed_says_why_and_leaves_nothing(client, triton, tmp_path):
+def test_what_cannot_be_deployed_says_why_and_leaves_nothing(client, running, tmp_path):
     two = tmp_path / "two"
-    ready(two / "a"), ready(two / "b")
+    for name in ("a", "b"):
+        ready(two / name)
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "readme.txt").write_text("nothing")
     sklearn = tmp_path / "sklearn"
     sklearn.mkdir()
     (sklearn / "MLmodel").write_text("flavors:\n  sklearn: {}\n  python_function: {}\n")
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    (lost / "MLmodel").write_text("flavors:\n  tdeploy: {}\n")
     silent = ready(tmp_path / "silent", config='backend: "python"\n')
     broken = ready(tmp_path / "broken", config="input {")
     fails = ready(tmp_path / "fails")
@@ -247,10 +230,11 @@ def test_what_cannot_be_deployed_says_why_and_leaves_nothing(client, triton, tmp
         (ready(tmp_path / "good"), {"config": {"instances": 2}}, "leave options of serving out"),
         (tmp_path / "good", {"config": {"shapes": {"batch": [1, 2]}}}, "shapes is for plain ONNX graphs"),
         (tmp_path / "good", {"flavor": "tdeploy"}, "No bundle at"),
+        (lost, {}, "No bundle at"),
     ):
         with pytest.raises(MlflowException, match=why):
             client.create_deployment("m", str(path), **given)
-        assert not list(triton[1].iterdir()), path
+        assert not list(running[1].iterdir()), path
 
 
 def test_tables_of_columns_reach_a_graph(client, tmp_path):
@@ -293,7 +277,7 @@ def test_what_a_remote_store_has_now_is_what_is_deployed(client, tmp_path, monke
     assert client.update_deployment("m", folder.as_uri()) == before  # nothing is new
 
 
-def test_a_number_without_an_axis_is_refused_before_anything_is_sent(client, triton, tmp_path):
+def test_a_number_without_an_axis_is_refused_before_anything_is_sent(client, running, tmp_path):
     made = helper.make_graph(
         [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], "sum",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
@@ -303,7 +287,7 @@ def test_a_number_without_an_axis_is_refused_before_anything_is_sent(client, tri
     onnx.save(model, tmp_path / "sum.onnx")
     with pytest.raises(MlflowException, match="'y' is a single number of a whole request"):
         client.create_deployment("m", str(tmp_path))
-    assert not list(triton[1].iterdir())
+    assert not list(running[1].iterdir())
 
 
 def test_settings_that_mean_nothing_to_the_next_flavor_are_left_out(client, tmp_path):

@@ -23,30 +23,11 @@ import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.triton import background
 from mlflow_tdeploy.triton.client import Connection, TritonClient
-from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import WEIGHTS, make_bundle
 from tests.core.text_assets import LABELS
 from tests.flavor.text_bundles import embed, make_text_bundle
 
 SAVED = {"grace": 0}
-
-
-@pytest.fixture(scope="module")
-def triton(server, tmp_path_factory):
-    repository = tmp_path_factory.mktemp("repository")
-    with local_triton(repository, server=server) as running:
-        yield running, repository
-
-
-@pytest.fixture
-def client(triton, tracking, monkeypatch):
-    running, repository = triton
-    monkeypatch.setenv("TRITON_MODEL_REPO", str(repository))
-    monkeypatch.setenv("TRITON_URL", f"127.0.0.1:{running.http}")
-    found = get_deploy_client("tdeploy")
-    yield found
-    for one in found.list_deployments():
-        found.delete_deployment(one["name"])
 
 
 @pytest.fixture
@@ -93,9 +74,9 @@ def test_a_registered_version_is_created_updated_rolled_back_and_deleted(client,
         assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
 
 
-def test_predict_over_every_protocol_takes_params_and_a_version(client, words, triton, monkeypatch):
+def test_predict_over_every_protocol_takes_params_and_a_version(client, words, running, monkeypatch):
     client.create_deployment("words", "models:/words/1", config=SAVED)
-    for uri in (f"tdeploy://127.0.0.1:{triton[0].http}", f"tdeploy://127.0.0.1:{triton[0].grpc}?protocol=grpc"):
+    for uri in (f"tdeploy://127.0.0.1:{running[0].http}", f"tdeploy://127.0.0.1:{running[0].grpc}?protocol=grpc"):
         asked = get_deploy_client(uri)
         best = asked.predict("words", ["cat"], params={"top_k": 2}, version=1)["predictions"]
         assert len(best[0]) == 2
@@ -340,10 +321,10 @@ def test_an_alias_that_moves_meanwhile_is_followed_once(client, words, monkeypat
     assert client.predict("words", ["good"])["predictions"].shape[0] == 1  # an embedding
 
 
-def test_a_deployment_that_is_damaged_is_left_out_of_the_list(client, words, triton):
+def test_a_deployment_that_is_damaged_is_left_out_of_the_list(client, words, running):
     for name in ("words", "others"):
         client.create_deployment(name, "models:/words/1", config=SAVED)
-    config = triton[1] / "others.v1" / "config.pbtxt"
+    config = running[1] / "others.v1" / "config.pbtxt"
     whole = config.read_bytes()
     config.write_bytes(b"garbage: 1")
     assert [one["name"] for one in client.list_deployments()] == ["words"]
@@ -359,9 +340,9 @@ def test_a_version_that_is_none_is_refused(client, words, version):
         client.predict("words", ["\ud800"])
 
 
-def test_what_was_said_once_counts_for_later_versions(client, words, triton, tmp_path):
+def test_what_was_said_once_counts_for_later_versions(client, words, running, tmp_path):
     def queue(version):
-        return "max_queue_size: 7" in (triton[1] / f"words.v{version}" / "config.pbtxt").read_text()
+        return "max_queue_size: 7" in (running[1] / f"words.v{version}" / "config.pbtxt").read_text()
 
     said = {**SAVED, "max_queue_size": "7", "variant": "onnx-fp32"}
     made = client.create_deployment("words", "models:/words/1", config=said)
@@ -377,6 +358,23 @@ def test_what_was_said_once_counts_for_later_versions(client, words, triton, tmp
     )
     assert (lifted["variant"], queue(2)) == ("ort-cpu-int8", False)
     assert lifted["config"]["max_queue_size"] == 0
+
+
+def test_what_is_said_to_the_version_that_answers_counts_for_the_next(client, words):
+    made = client.create_deployment("words", "models:/words/1", config=SAVED)
+    assert client.update_deployment("words", config={"keep": 0})["config"] == {"grace": 0, "keep": 0}
+    again = client.get_deployment("words")
+    assert (again["deployed"], again["version"], again["ready"]) == (made["deployed"], 1, True)
+    updated = client.update_deployment("words", "models:/words/2")
+    assert (updated["version"], updated["previous"]) == (2, [])
+    assert client.update_deployment("words", config={"keep": 3})["config"]["keep"] == 3
+
+
+def test_an_answer_is_a_table_too(client, tmp_path):
+    client.create_deployment("linear", str(make_bundle(tmp_path / "model")), config=SAVED)
+    answer = client.predict("linear", np.ones((2, 4), np.float32))
+    table = answer.get_predictions()
+    np.testing.assert_allclose(np.stack(table["y"]), np.ones((2, 4), np.float32) @ WEIGHTS, rtol=1e-5)
 
 
 def test_copies_stay_whichever_host_updates(client, words, monkeypatch):
