@@ -241,7 +241,7 @@ def _version(model: Path, version: int, variant: str, name: str = "minilm") -> t
     from mlflow_tdeploy.deploy.settings import DeploySettings
 
     said = DeploySettings.of({"variant": variant, "version": version})
-    what, _ = choose(str(model), said, name=name)
+    what = choose(str(model), said, name=name)
     return what, Settings(grace=0.0, options=served(said, what))
 
 
