@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from benchmarks.load import run
-from benchmarks.triton import CLIENTS, _load_figures
+from benchmarks.triton import CLIENTS, VARIANT, _load_figures, _version
 from benchmarks.triton_layouts import write_transformer_deploy
 
 
@@ -62,6 +62,12 @@ def test_figures_are_ratios_of_rates_and_a_failure_is_a_missed_goal():
     assert values == pytest.approx([3.0, 2.0, 1.2, 6.0, 4.0])
     assert figures["requests that failed under load"].value == 3
     assert figures["requests that failed under load"].met is False
+
+
+def test_what_is_deployed_is_the_variant_to_compare(minilm_bundle):
+    what, settings = _version(minilm_bundle, 2, VARIANT)
+    assert (what.name, what.version, what.variant.id) == ("minilm", 2, VARIANT)
+    assert settings.options.instances >= 1
 
 
 def test_the_layout_to_compare_with_batches_nothing(tmp_path):

@@ -26,8 +26,9 @@ def test_quickstart_does_what_the_readme_says(tmp_path):
     difference = re.search(r"over HTTP; largest difference to step 3: (\S+)", out)
     assert difference is not None
     assert float(difference.group(1)) < 1e-5
-    assert re.search(r"ort-cpu-fp32 +ort-cpu +serves", out)
+    (serving,) = re.findall(r"(\S+) +ort-cpu +serves", out)
+    assert serving in ("onnx-fp32", "ort-cpu-fp32")  # the faster one of this run
     assert re.search(r"ort-cpu-int8 +- +unsupported .* over budget: worst_cosine is 0\.98", out)
-    assert "version 1, variant ort-cpu-fp32, golden requests answered, ready" in out
+    assert f"version 1, variant {serving}, golden requests answered, ready" in out
     assert len(re.findall(r"plain tritonclient: (?:http|grpc) sentence_embedding \(3, 384\)", out)) == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]  # everything it writes is below
