@@ -30,6 +30,7 @@ from mlflow_tdeploy.core.errors import (
     VerificationError,
 )
 from mlflow_tdeploy.core.evidence import now
+from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.deploy.files import Held, RepositoryFiles
 from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.publish import (
@@ -43,16 +44,17 @@ from mlflow_tdeploy.deploy.publish import (
     write_file,
 )
 from mlflow_tdeploy.deploy.route import Route
-from mlflow_tdeploy.deploy.state import State, owner
+from mlflow_tdeploy.deploy.server_host import ask_host
+from mlflow_tdeploy.deploy.state import State
 from mlflow_tdeploy.deploy.verify import check_front, check_graph
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import OWN, parse, to_text
-from mlflow_tdeploy.triton.names import CONFIG, FACTS, ROUTED, TRIAL, check_name, graph_of
+from mlflow_tdeploy.triton.names import CONFIG, FACTS, ROUTED, TRIAL, check_name, graph_of, owner
 from mlflow_tdeploy.triton.repository import Deployable
 
 _log = logging.getLogger("mlflow_tdeploy")
-_READY_S, _DRAIN_S, _PAUSE_S = 60.0, 120.0, 0.02
+_DRAIN_S, _PAUSE_S = 120.0, 0.1
 
 
 class Deployments(State):
@@ -88,16 +90,10 @@ class Deployments(State):
         check_name(what.name)
         self.client.require_live()
         with self._changing(what.name):
-            require_ours(self.files, what.name)
-            serving, route = self.serving(what.name), self.route(what.name)
-            self.require_same(what.name, serving)
-            if create and route is not None:
-                raise ConflictError(
-                    f"'{what.name}' is deployed already: version {route.active} answers. Use update, or another name."
-                )
+            serving, route = self._found(what.name, create=create)
             self._clean(what.name, what.version, serving)
             before = route.active if route else None
-            if route and self._is_there(what, serving, route, settings):
+            if route and self.answers(what, settings):
                 said = route.config != settings.config
                 if said:  # that is for the next version: nothing is loaded
                     self._write_route(what.name, replace(route, config=settings.config))
@@ -105,6 +101,31 @@ class Deployments(State):
             sent = self._bring(what, settings, route, serving)
             self._retire(what.name, settings.grace)
         return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
+
+    def host(self, name: str, *, create: bool = False) -> Fingerprint:
+        """Return what the server's host is, as a model says that is loaded for it, under a deployment's lease.
+
+        Args:
+            name: The deployment that it is asked for.
+            create: Fail where the name is deployed already.
+
+        Raises:
+            ConflictError: The name is taken.
+            ServerError: The server cannot load that model, or is not there.
+        """
+        self.client.require_live()
+        with self._changing(check_name(name)):
+            self._found(name, create=create)
+            self._step("host")
+            return ask_host(self.client, self.files, name)
+
+    def answers(self, what: Deployable, settings: Settings) -> bool:
+        """Tell whether a version answers already, with the same files and options."""
+        serving, route = self.serving(what.name), self.route(what.name)
+        if serving is None or route is None or not serving.active == route.active == what.version:
+            return False
+        same = self.loaded_key(what.graph_name, what.version) == key_of(what, settings)
+        return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
 
     def rollback(self, name: str, version: int | None = None) -> Deployed:
         """Have the version answer that did before, or another one that is kept, such as one that was gone back from.
@@ -167,12 +188,16 @@ class Deployments(State):
             finally:
                 self._held = lambda: None
 
-    def _is_there(self, what: Deployable, serving: Route | None, route: Route | None, settings: Settings) -> bool:
-        """Tell whether a version answers already, with the same files and options."""
-        if serving is None or route is None or not serving.active == route.active == what.version:
-            return False
-        same = self.loaded_key(what.graph_name, what.version) == key_of(what, settings)
-        return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
+    def _found(self, name: str, *, create: bool) -> tuple[Route | None, Route | None]:
+        """Return what the server and the repository say of a name that may be changed."""
+        require_ours(self.files, name)
+        serving, route = self.serving(name), self.route(name)
+        self.require_same(name, serving)
+        if create and route is not None:
+            raise ConflictError(
+                f"'{name}' is deployed already: version {route.active} answers. Use update, or another name."
+            )
+        return serving, route
 
     def _bring(self, what: Deployable, settings: Settings, route: Route | None, serving: Route | None) -> Sent:
         kept = {*(route.kept if route else ()), *(serving.kept if serving else ())}
@@ -210,7 +235,7 @@ class Deployments(State):
         config = parse(what.route_text(settings.options))
         config.name = trial
         write_file(self.files, trial, CONFIG, to_text(config).encode())
-        self._load(trial, what.version)
+        self.client.bring_up(trial, what.version)
         self._step("answers")
         check_front(self.client, what, trial)
         self.client.unload(trial)
@@ -222,7 +247,7 @@ class Deployments(State):
         before = self.files.read(f"{name}/{CONFIG}")
         self._write_route(name, new)
         try:
-            self._load(name, new.active)
+            self.client.bring_up(name, new.active)
             serving = self.serving(name)
             if serving is None or serving.active != new.active:
                 raise ServerError(
@@ -265,16 +290,8 @@ class Deployments(State):
         """Load a graph, unless the server has this very one: another may be left of a deployer that was killed."""
         if key and self.loaded_key(model, version) == key:
             return False
-        self._load(model, version)
+        self.client.bring_up(model, version)
         return True
-
-    def _load(self, model: str, version: int) -> None:
-        self.client.load(model)
-        end = time.monotonic() + _READY_S
-        while not self.client.ready(model, version):
-            if time.monotonic() > end:
-                raise ServerError(f"'{model}' was loaded and is not ready after {_READY_S:.0f} s.")
-            time.sleep(_PAUSE_S)
 
     @contextlib.contextmanager
     def _undone(self, what: Deployable, *, known: bool) -> Iterator[None]:
@@ -312,15 +329,16 @@ class Deployments(State):
         """
         route = self.route(name)
         staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
-        for model in self.files.models():
+        mine = [model for model in self.files.models() if owner(model) == name and model != name]
+        for model in mine:
             version = graph_of(model.removesuffix(TRIAL))
-            if version is None or owner(model) != name or (version[1] in staying and not model.endswith(TRIAL)):
+            if version and version[1] in staying and not model.endswith(TRIAL):
                 continue
             if read_index(self.files, model) is None:
                 continue  # somebody else's
             self._step(f"clean {model}")
             self.client.unload(model)
-            if version[1] not in staying:
+            if version and version[1] not in staying:
                 remove(self.files, name, f"{version[1]}/")
             remove(self.files, model)  # last: it tells the next call that there is something to remove
 
@@ -346,7 +364,7 @@ class Deployments(State):
         while time.monotonic() < end:
             if not any(one.name == name and one.state == "UNLOADING" for one in self.client.models()):
                 return
-            time.sleep(_PAUSE_S * 5)
+            time.sleep(_PAUSE_S)
 
     def _remove_libraries(self, name: str, route: Route) -> None:
         """Remove the libraries that no version which is kept uses: those of an older version of this package."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.records import to_plain
 from mlflow_tdeploy.deploy.found import LoggedBundle, find
 from mlflow_tdeploy.deploy.settings import SHAPES, DeploySettings
 from mlflow_tdeploy.registry_io import locate, registered_version
@@ -26,7 +29,15 @@ from mlflow_tdeploy.triton.repository import Deployable
 _MOST_INSTANCES = 2
 
 
-def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int = 0, flavor: str = "") -> Deployable:
+def choose(
+    uri: str,
+    settings: DeploySettings,
+    *,
+    name: str = "",
+    version: int = 0,
+    flavor: str = "",
+    host: Callable[[], Fingerprint | None] = lambda: None,
+) -> Deployable:
     """Return the version that a URI stands for, of a bundle with the variant that suits a server; its files are here.
 
     Args:
@@ -35,6 +46,7 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
         name: Name to deploy under; the registered model's otherwise.
         version: Number to use where neither the URI nor the settings say one.
         flavor: What to take the model for, see :mod:`mlflow_tdeploy.deploy.found`; empty for what it is.
+        host: Returns what the server says that its host is, None for one like this; asked where there is a choice.
 
     Raises:
         InvalidInputError: Neither says a name, or the settings contradict the URI or the model.
@@ -54,16 +66,16 @@ def choose(uri: str, settings: DeploySettings, *, name: str = "", version: int =
     found = find(locate(pinned), flavor, settings.shapes, insist=SHAPES in settings.now)
     about = {"model_uri": pinned, "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
-        return _of_bundle(found, settings, wanted, number, about)
+        return _of_bundle(found, settings, settings.host(host()), wanted, number, about)
     about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}
     return ReadyVersion(wanted, number, about, found.folder)
 
 
 def _of_bundle(
-    found: LoggedBundle, settings: DeploySettings, name: str, number: int, about: Mapping[str, str]
+    found: LoggedBundle, settings: DeploySettings, host: Fingerprint, name: str, number: int, about: Mapping[str, str]
 ) -> BundleVersion:
     bundle = found.bundle
-    decision = decide_bundle(bundle, settings.host(), settings.policy(bundle), triton=True)
+    decision = decide_bundle(bundle, host, settings.policy(bundle), triton=True)
     chosen = decision.chosen
     if chosen is None:
         raise decision.none_left()
@@ -71,8 +83,8 @@ def _of_bundle(
     if found.fetch is not None:
         found.fetch(variant)
     check_encoding(bundle.task(HashCache()), bundle.golden())
-    more = {"variant": variant.id, "decision": _brief(decision)}
-    return BundleVersion(name, number, {**about, **more}, bundle, variant, RUNTIMES.get(chosen.runtime))
+    more = {"variant": variant.id, "decision": _brief(decision), "host": json.dumps(to_plain(host))}
+    return BundleVersion(name, number, {**about, **more}, bundle, variant, RUNTIMES.get(chosen.runtime), host)
 
 
 def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any] | None = None) -> TritonOptions:
@@ -85,7 +97,7 @@ def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any]
     """
     if not isinstance(what, BundleVersion):
         return settings.options if settings.options_said() else TritonOptions()
-    suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, settings.host().cores))
+    suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, what.host.cores))
     if before and before.get("variant") == what.variant.id and not settings.cores:
         suits = int(before.get("instances") or suits)
     return replace(settings.options, instances=settings.options.instances or suits)

@@ -38,10 +38,10 @@ class DeploySettings:
         version: The number to deploy under, for a model that is no registered version.
         keep: Versions that stay loaded for going back to.
         grace: Seconds that a version which is not kept stays after the switch.
-        device: What the server has: ``cpu`` or ``cuda``; what this host has otherwise.
+        device: What the server has: ``cpu`` or ``cuda``; what it says itself otherwise.
         compute_capability: Of the server's GPU, for example ``9.0``.
         tensorrt: Version of TensorRT in the server, for engines.
-        cores: Processors of the server; those of this host otherwise.
+        cores: Processors of the server.
         variant: Only this variant.
         runtime: Only what stands for this runtime.
         strict: Fail rather than serve another variant than the first choice.
@@ -99,17 +99,16 @@ class DeploySettings:
         """Tell whether this call says how Triton serves the model."""
         return any(TritonOptions.knows(key) for key in self.now)
 
-    def host(self) -> Fingerprint:
-        """Return what is known about the server's host."""
-        here = probe.host()
-        cores = self.cores or here.cores
-        if self.device == "cpu":
-            return dataclasses.replace(here, gpu=None, cores=cores)
-        if self.device == "cuda":
-            gpu = Gpu("declared", self.compute_capability or "0.0")
-            software = {**here.software, **({"tensorrt": self.tensorrt} if self.tensorrt else {})}
-            return dataclasses.replace(here, gpu=gpu, software=software, cores=cores)
-        return dataclasses.replace(here, cores=cores)
+    def host(self, reported: Fingerprint | None = None) -> Fingerprint:
+        """Return what a server's host is: as it was said, the rest as reported, or as this host is.
+
+        Args:
+            reported: What the server says.
+        """
+        found = reported or probe.host()
+        software = {**found.software, **({"tensorrt": self.tensorrt} if self.tensorrt else {})}
+        gpu = {"": found.gpu, "cpu": None, "cuda": Gpu("declared", self.compute_capability or "0.0")}[self.device]
+        return dataclasses.replace(found, gpu=gpu, software=software, cores=self.cores or found.cores)
 
     def policy(self, bundle: Bundle) -> Policy:
         """Return what is insisted on for a model: here, in the environment, or saved with it."""

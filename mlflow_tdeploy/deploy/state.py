@@ -19,7 +19,7 @@ from mlflow_tdeploy.deploy.publish import read_index
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import ours, own_parameters, parse
-from mlflow_tdeploy.triton.names import CONFIG, TRIAL, check_name, graph_of
+from mlflow_tdeploy.triton.names import CONFIG, TRIAL, check_name, graph_of, owner
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -30,12 +30,6 @@ def _record(text: str) -> dict[str, Any]:
         found = json.loads(text)
         return found if isinstance(found, dict) else {}
     return {}
-
-
-def owner(model: str) -> str:
-    """Return the deployment that a Triton model is of by its name: ``m`` for ``m.v7``, ``m.v7.check`` and ``m``."""
-    found = graph_of(model.removesuffix(TRIAL))
-    return found[0] if found else model
 
 
 class State:
@@ -119,6 +113,7 @@ class State:
             "server": self.client.connection.url,
             "repository": self.files.url,
             **own,
+            "host": _record(own.get("host", "")),
             "config": _record(route.config),
         }
 
@@ -172,7 +167,7 @@ class State:
         return ours(self.client.parameters(model, version) or {}).get("key", "")
 
     def tried(self, name: str) -> list[str]:
-        """Return the models of ours in which versions of a deployment were tried, left by a killed deployer."""
+        """Return the models of ours that were there for a moment, left by a killed deployer."""
         return [one for one in self._published(name) if one.endswith(TRIAL)]
 
     def _published(self, name: str) -> list[str]:

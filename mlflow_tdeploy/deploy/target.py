@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.ask import ask
 from mlflow_tdeploy.deploy.choose import choose, served
 from mlflow_tdeploy.deploy.found import FLAVORS
-from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
-from mlflow_tdeploy.deploy.settings import DeploySettings, as_record, as_seconds, said
-from mlflow_tdeploy.registry_io import mlflow_errors, registered_version
+from mlflow_tdeploy.deploy.plan import Deployed
+from mlflow_tdeploy.deploy.settings import DeploySettings, as_seconds
+from mlflow_tdeploy.deploy.wanted import Wanted
+from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.names import check_name, check_version
@@ -228,16 +228,9 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         _refuse_endpoint(endpoint)
         with mlflow_errors():
             taken_for = _checked(flavor)
-            # what was said once counts until something else is said
-            found, remembered = self._deployments(), (before or {}).get("config", {})
-            settings = DeploySettings.of(config, remembered)
-            record = as_record({**remembered, **said(config)})
-            what = choose(model_uri, settings, name=name, version=_next(before), flavor=taken_for)
-            how = Settings(settings.keep, settings.grace, served(settings, what, before), record)
-            unnumbered = before is not None and not settings.version and what.version == _next(before)
-            if before and unnumbered and before.get("key") == key_of(what, how) and not registered_version(model_uri):
-                what = replace(what, version=before["version"])  # the folder as it is answers already
-            _tell(found.deploy(what, how, create=before is None))
+            found = self._deployments()
+            wanted = Wanted(found, name, model_uri, taken_for, dict(config or {}), before)
+            _tell(found.deploy(*wanted.for_server(), create=before is None))
             return found.describe(name)
 
 
@@ -279,11 +272,6 @@ def _last_error(connection: Connection) -> str:
     """Return the last error in the log of a server of this host; empty where that cannot be known."""
     local = server_here(connection)
     return local.listening.last_error() if local else ""
-
-
-def _next(before: Mapping[str, Any] | None) -> int:
-    """Return a number for a model that has none of its own."""
-    return max(before["version"], *before["previous"], *before["ahead"], 0) + 1 if before else 1
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:

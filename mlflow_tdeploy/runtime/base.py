@@ -159,6 +159,12 @@ class Runtime(ABC):
         """Return the runtime's version; empty where it is missing. Imports nothing."""
         return installed_version(*self.distributions) or ""
 
+    def version_on(self, host: Fingerprint) -> str:
+        """Return the runtime's version on a host that says what it has, else the one that is installed here."""
+        if not host.software:
+            return self.version()
+        return next((host.software[name] for name in self.distributions if name in host.software), "")
+
     @abstractmethod
     def probe(self, host: Fingerprint, variant: Variant) -> Compat:
         """Say how well a variant fits this runtime on a host, without opening it."""

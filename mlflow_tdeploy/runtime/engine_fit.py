@@ -29,7 +29,7 @@ class EngineHost:
         os: Operating system and machine, for example ``linux-x86_64``.
         gpu: The GPU, if there is one.
         module: The TensorRT that is installed: ``tensorrt`` or ``tensorrt_rtx``.
-        version: Its version.
+        version: Its version, which may leave out the last number; empty where it is not known.
     """
 
     os: str
@@ -65,7 +65,9 @@ def _platform(engine: EngineRecord, host: EngineHost) -> Compat | None:
 
 
 def _version(engine: EngineRecord, host: EngineHost) -> Compat | None:
-    if engine.version == host.version:
+    if not host.version:
+        return Compat(Fit.UNSUPPORTED, f"built with {engine.module} {engine.version}, and this host's is not known")
+    if engine.version == host.version or engine.version.startswith(f"{host.version}."):
         return None
     made, here = version_numbers(engine.version), version_numbers(host.version)
     said = f"built with {engine.module} {engine.version}, this host has {host.version}"

@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow_tdeploy.core import gpu_driver
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu, host_cpu, installed_version
 from mlflow_tdeploy.runtime.base import RUNTIMES
 
@@ -23,29 +24,7 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 _LIBRARIES = ("transformers", "tokenizers", "numpy", "mlflow")
 _DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 _TIMEOUT = 60.0
-
-#: Asks the CUDA driver API (https://docs.nvidia.com/cuda/cuda-driver-api) and prints JSON.
-_GPU_SCRIPT = """
-import ctypes, json, re
-cuda = ctypes.CDLL("libcuda.so.1")
-if cuda.cuInit(0): raise SystemExit("cuInit failed: no usable driver or device")
-def number(call, *arguments):
-    value = ctypes.c_int(); error = call(ctypes.byref(value), *arguments)
-    if error: raise SystemExit(f"CUDA driver error {error}")
-    return value.value
-if not number(cuda.cuDeviceGetCount): raise SystemExit("no CUDA device")
-device = ctypes.c_int(number(cuda.cuDeviceGet, 0))
-name = ctypes.create_string_buffer(256); cuda.cuDeviceGetName(name, 256, device)
-memory = ctypes.c_size_t(); cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-major, minor = (number(cuda.cuDeviceGetAttribute, attribute, device) for attribute in (75, 76))
-latest = number(cuda.cuDriverGetVersion)
-try:
-    said = re.search(r"[ ]([0-9]{3}[.][0-9.]+)[ ]", open("/proc/driver/nvidia/version").read())
-except OSError:
-    said = None
-print(json.dumps({"name": name.value.decode(), "compute_capability": f"{major}.{minor}", "memory": memory.value,
-                  "driver": said[1] if said else "", "cuda": f"{latest // 1000}.{latest % 1000 // 10}"}))
-"""
+_GPU_SCRIPT = Path(gpu_driver.__file__)
 
 _RUNTIME_SCRIPT = (
     "import sys\nfrom mlflow_tdeploy.runtime.base import RUNTIMES\nprint(RUNTIMES.get(sys.argv[1])().self_test())"
@@ -92,7 +71,7 @@ def gpu() -> tuple[Gpu | None, str]:
         return None, "CUDA_VISIBLE_DEVICES hides every device"
     if not any(Path(node).exists() for node in _DEVICE_NODES):
         return None, "no NVIDIA device on this host"
-    result = run_child(_GPU_SCRIPT)
+    result = run_child(_GPU_SCRIPT.read_text(encoding="utf-8"))
     if not result.ok:
         return None, result.reason
     return Gpu(**json.loads(result.output.splitlines()[-1])), ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_tdeploy.core.errors import NoVariantError
+from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.manifest import MANIFEST
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.tasks import Task
@@ -36,11 +37,13 @@ class BundleVersion(Deployable):
         bundle: The model; the variant's files are there.
         variant: What serves.
         runtime: What would open it on a host like the server.
+        host: What the server's host is, as far as it is known.
     """
 
     bundle: Bundle
     variant: Variant
     runtime: type[Runtime]
+    host: Fingerprint
 
     def made_of(self, options: TritonOptions) -> str:
         """Return what is served and how: nothing of when, where and with what else it was logged."""

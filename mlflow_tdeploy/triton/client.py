@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _ANSWER = "answer for"
 _INSTALL = "pip install 'mlflow-tdeploy[triton]'"
 #: Seconds for what takes no time, and for a model to load.
 QUICK_S, LOAD_S = 30.0, 600.0
+#: Seconds until a model that was loaded has to answer, and between asking for that.
+_READY_S, _PAUSE_S = 60.0, 0.02
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,19 @@ class TritonClient:
             if said in ("", before) or said in str(error):
                 raise
             raise ServerError(f"{error} (its log: {said})") from error
+
+    def bring_up(self, model: str, version: int) -> None:
+        """Load a model, and wait until a version of it answers.
+
+        Raises:
+            ServerError: It cannot be loaded, or does not answer for a minute.
+        """
+        self.load(model)
+        end = time.monotonic() + _READY_S
+        while not self.ready(model, version):
+            if time.monotonic() > end:
+                raise ServerError(f"'{model}' was loaded and is not ready after {_READY_S:.0f} s.")
+            time.sleep(_PAUSE_S)
 
     def unload(self, model: str) -> None:
         """Unload a model; requests that it has are answered first. One that is not loaded is fine."""

@@ -10,8 +10,9 @@ from mlflow_tdeploy.core.errors import InvalidInputError, shown
 CONFIG = "config.pbtxt"
 #: In a version's folder of the stable name: what its front needs to know, and the configuration to answer with it.
 FACTS, ROUTED = "front.json", "route.pbtxt"
-#: Ends the name of the model in which a version's front is tried.
+#: Ends the name of the model in which a version's front is tried, and of the one that says what the host is.
 TRIAL = ".check"
+_HOST = f".host{TRIAL}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _GRAPH_NAME = re.compile(r"(.+)\.v([1-9][0-9]*)")
 #: Triton's versions are positive numbers of 63 bits.
@@ -50,6 +51,19 @@ def check_version(version: int) -> int:
     if isinstance(version, bool) or not isinstance(version, int) or not 1 <= version <= _LARGEST:
         raise InvalidInputError(f"A version is a whole number from 1 on, got {shown(version)}.")
     return version
+
+
+def host_model_of(name: str) -> str:
+    """Return the name of the model that is asked what the host is, for a deployment."""
+    return f"{name}{_HOST}"
+
+
+def owner(model: str) -> str:
+    """Return the deployment that a Triton model is of by its name: ``m`` for ``m.v7``, ``m.v7.check`` and ``m``."""
+    if model.endswith(_HOST):
+        return model.removesuffix(_HOST)
+    found = graph_of(model.removesuffix(TRIAL))
+    return found[0] if found else model
 
 
 def graph_of(model: str) -> tuple[str, int] | None:

@@ -380,7 +380,7 @@ def test_an_answer_is_a_table_too(client, tmp_path):
 def test_copies_stay_whichever_host_updates(client, words, monkeypatch):
     from mlflow_tdeploy.runtime import probe
 
-    made = client.create_deployment("words", "models:/words/1", config=SAVED)
+    made = client.create_deployment("words", "models:/words/1", config={**SAVED, "device": "cpu"})
     here = probe.host()
     monkeypatch.setattr(probe, "host", lambda: dataclasses.replace(here, cores=1))
     assert client.update_deployment("words", "models:/words/1")["deployed"] == made["deployed"]

@@ -44,6 +44,9 @@ CASES = [
     ("same capability, a newer GPU", PLAN, SAME, HOST, {"gpu": L4}, Fit.REBUILD, "capability 8.9"),
     # TensorRT: versions
     ("a later build", PLAN, {}, HOST, {"version": "10.16.1.12"}, Fit.REBUILD, "this host has 10.16.1.12"),
+    ("all but the build is known", PLAN, {}, HOST, {"version": "10.16.1"}, Fit.OPTIMAL, "this kind"),
+    ("another patch, the build is not known", PLAN, {}, HOST, {"version": "10.16.11"}, Fit.REBUILD, "has 10.16.11"),
+    ("an unknown version", PLAN, {}, HOST, {"version": ""}, Fit.UNSUPPORTED, "this host's is not known"),
     ("an earlier version", PLAN, {}, HOST, {"version": "10.9.0.34"}, Fit.REBUILD, "this host has 10.9.0.34"),
     ("compatible, a later minor version", PLAN, COMPATIBLE, HOST, {"version": "10.17.0.1"}, Fit.OPTIMAL, "this kind"),
     ("compatible, the next major version", PLAN, COMPATIBLE, HOST, {"version": "11.4.0.106"}, Fit.OPTIMAL, "this kind"),

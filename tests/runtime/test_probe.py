@@ -49,12 +49,21 @@ def test_gpu_survives_a_driver_that_kills_the_process(monkeypatch, tmp_path):
     node.touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(probe, "_DEVICE_NODES", (str(node),))
-    monkeypatch.setattr(probe, "_GPU_SCRIPT", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    driver = tmp_path / "driver.py"
+    driver.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(probe, "_GPU_SCRIPT", driver)
     probe.gpu.cache_clear()
     try:
         assert probe.gpu() == (None, "killed by SIGSEGV")
     finally:
         probe.gpu.cache_clear()
+
+
+@pytest.mark.skipif(probe.gpu()[0] is not None, reason="there is a GPU")
+def test_a_host_without_a_driver_says_so_in_a_line():
+    result = probe.run_child(probe._GPU_SCRIPT.read_text())
+    assert not result.ok
+    assert "libcuda.so.1" in result.reason
 
 
 @pytest.mark.parametrize("name", RUNTIMES.names())

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.engine import EngineRecord
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import Evidence
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
@@ -151,6 +152,28 @@ def test_decide_refuses_unknown_names():
         choose(ALL, policy=Policy(variant="int9"))
     with pytest.raises(InvalidInputError, match="Unknown runtime 'trt9'.*ort-cpu"):
         choose(ALL, policy=Policy(runtime="trt9"))
+
+
+@pytest.mark.parametrize(
+    ("has", "variant_id", "why"),
+    [
+        ({"tensorrt": "10.8.0.43"}, "trt-fp32-sm90", "this kind"),
+        ({"tensorrt": "10.8.0"}, "trt-fp32-sm90", "this kind"),
+        ({"tensorrt": "10.9.0.34"}, "onnx-fp32", "this host has 10.9.0.34"),
+        ({"python": "3.12.3"}, "onnx-fp32", "this host's is not known"),
+    ],
+)
+def test_what_a_server_has_decides_for_it_and_not_what_is_installed_here(has, variant_id, why):
+    """No TensorRT is needed here for a plan to go to a server that has it."""
+    gpu = Gpu("NVIDIA H100", "9.0", 80 << 30, "570.86.10", "12.8")
+    made = EngineRecord("tensorrt", "10.8.0.43", "linux-x86_64", gpu.name, "9.0", gpu.driver, gpu.cuda)
+    plan = variant("trt-fp32-sm90", format="trt", device="cuda", engine=made)
+    host = dataclasses.replace(HOST, gpu=gpu, software=has)
+    records = {one.id: [accuracy(one.id)] for one in (FP32, plan)}
+    decision = decide(MANIFEST, {FP32.id: FP32, plan.id: plan}, records, host, triton=True)
+    assert decision.chosen.variant == variant_id
+    (said,) = [c.reason for c in decision.candidates if c.variant == plan.id]
+    assert why in said
 
 
 def test_decide_names_what_a_host_lacks():

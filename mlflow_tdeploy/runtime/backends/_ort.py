@@ -124,11 +124,11 @@ def too_old(variant: Variant, version: str, fit: Fit) -> Compat | None:
 
     Args:
         variant: The variant.
-        version: This host's version.
+        version: The host's version; empty where that is not known.
         fit: What the fit would be otherwise.
     """
     needed = variant.requires.get("onnxruntime", "")
-    if not needed or fit is Fit.UNSUPPORTED or _numbers(version) >= _numbers(needed):
+    if not needed or not version or fit is Fit.UNSUPPORTED or _numbers(version) >= _numbers(needed):
         return None
     return Compat(Fit.UNSUPPORTED, f"needs onnxruntime >= {needed}, this host has {version}", otherwise=fit)
 

@@ -42,7 +42,7 @@ class OrtCpu(Runtime):
         if variant.device not in ("any", "cpu"):
             return Compat(Fit.UNSUPPORTED, f"made for {'CUDA' if variant.device == 'cuda' else variant.device}")
         found = _compat(host, variant)
-        return too_old(variant, self.version(), found.fit) or found
+        return too_old(variant, self.version_on(host), found.fit) or found
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Open the graph with the CPU provider only."""

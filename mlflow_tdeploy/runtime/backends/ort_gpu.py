@@ -76,7 +76,7 @@ class OrtCuda(Runtime):
         if variant.device not in ("any", "cuda"):
             return Compat(Fit.UNSUPPORTED, f"made for {'the CPU' if variant.device == 'cpu' else variant.device}")
         found = self._fit(variant)
-        return too_old(variant, self.version(), found.fit) or found
+        return too_old(variant, self.version_on(host), found.fit) or found
 
     def _fit(self, variant: Variant) -> Compat:
         if variant.device == "cuda":

@@ -58,7 +58,7 @@ class TensorRt(Runtime):
                 f"the plan brings program code (VERSION_COMPATIBLE): set {HOST_CODE}=1 where it is trusted, or build "
                 f"it with EXCLUDE_LEAN_RUNTIME",
             )
-        return engine_fit(variant.engine, EngineHost(host.os, host.gpu, self.module, self.version()))
+        return engine_fit(variant.engine, EngineHost(host.os, host.gpu, self.module, self.version_on(host)))
 
     def open(self, root: Path, variant: Variant, signature: Signature, options: SessionOptions) -> Session:
         """Deserialize the engine on the GPU. A process without a device must not come here: TensorRT may crash."""
