@@ -25,6 +25,8 @@ _ATTEMPTS = 5
 _LEASE_ID = re.compile("[0-9a-f]{16}")
 #: Seconds to reach the store, and for each of its answers.
 _CONNECT_S, _READ_S = 10, 60
+#: In a lease whose holder has seen no other one; seconds that the first of several waits for the others.
+_HELD, _CLAIM_S, _PAUSE_S = "held", 10.0, 0.1
 
 
 def parse_s3(url: str) -> tuple[str | None, str, str]:
@@ -125,12 +127,13 @@ class S3Files(RepositoryFiles):
     def lease(self, name: str, seconds: float = LEASE_S) -> Iterator[Held]:
         """Hold an object of one's own; who sees another one that is young gives way, so that never two go on.
 
-        Works on any store that lists what was written; of two that begin at the same moment both may give way.
+        Works on any store that lists what was written. Of those that begin at the same moment, of whom none holds it
+        yet, the one whose name is the first stays and waits for the others to give way.
         """
         start = f"{LEASE}{name}."
         own = f"{start}{secrets.token_hex(8)}"
-        content = json.dumps(this_process()).encode()
-        self.write(own, content)
+        content = json.dumps({**this_process(), _HELD: True}).encode()
+        self.write(own, json.dumps(this_process()).encode())
 
         def held() -> None:
             if self.read(own) is None:
@@ -138,12 +141,8 @@ class S3Files(RepositoryFiles):
 
         done = threading.Event()
         try:
-            if others := self._young(start, own, seconds):
-                other = json.loads(self.read(others[0]) or b"{}")
-                raise ConflictError(
-                    f"'{name}' in '{self.url}' is being changed by process {other.get('pid', '?')} on "
-                    f"{other.get('host', '?')}. Wait until that is done, or {seconds:.0f} s if it has died."
-                )
+            self._wait(name, start, own, seconds)
+            self.write(own, content)
             renew = (own, content, done, seconds / 4)
             threading.Thread(target=self._renew, args=renew, daemon=True, name="tdeploy-lease").start()
             yield held
@@ -151,6 +150,26 @@ class S3Files(RepositoryFiles):
             done.set()
             with contextlib.suppress(StorageError):
                 self.remove(own)
+
+    def _wait(self, name: str, start: str, own: str, seconds: float) -> None:
+        """Wait until nobody else wants the lease; give way to who has it, or came at the same moment and is the first.
+
+        Raises:
+            ConflictError: Another one has it, or comes first.
+        """
+        end = time.monotonic() + _CLAIM_S
+        while others := self._young(start, own, seconds):
+            claims = {one: json.loads(content) for one in others if (content := self.read(one)) is not None}
+            if not claims:
+                continue  # they have given way meanwhile
+            having = next((one for one in claims.values() if one.get(_HELD)), None)
+            if having or min(claims) < own or time.monotonic() > end:
+                other = having or claims[min(claims)]
+                raise ConflictError(
+                    f"'{name}' in '{self.url}' is being changed by process {other.get('pid', '?')} on "
+                    f"{other.get('host', '?')}. Wait until that is done, or {seconds:.0f} s if it has died."
+                )
+            time.sleep(_PAUSE_S)
 
     def _young(self, start: str, own: str, seconds: float) -> list[str]:
         """Return the leases of others that somebody has renewed lately, by the store's clock; old ones are removed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 import pytest
 
@@ -96,10 +97,41 @@ def test_one_deployer_at_a_time(files):
         pass
 
 
+def test_of_those_that_begin_at_the_same_moment_one_goes_on(files):
+    """Each has written its own before any looks for others."""
+    count = 4
+    written, rounds = threading.Barrier(count), 5
+
+    class Together(S3Files):
+        def _wait(self, *lease):
+            written.wait(30)
+            super()._wait(*lease)
+
+    def take(got, lost, done):
+        try:
+            with Together(files.url).lease("m"):
+                got.append(True)
+                done.wait(30)
+        except ConflictError as error:
+            lost.append(str(error))
+        if len(got) + len(lost) == count:
+            done.set()
+
+    for _ in range(rounds):
+        got, lost, done = [], [], threading.Event()
+        threads = [threading.Thread(target=take, args=(got, lost, done)) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert (len(got), len(lost)) == (1, count - 1)
+        assert all("is being changed by process" in one for one in lost)
+
+
 def test_an_old_lease_is_taken_over(files):
     lease, other = ".lease-m.0123456789abcdef", ".lease-m.large.0123456789abcdef"
     files.write(other, b"{}")  # another deployment's
-    files.write(lease, b'{"host": "elsewhere", "pid": 1}')
+    files.write(lease, b'{"host": "elsewhere", "pid": 1, "held": true}')
     with pytest.raises(ConflictError, match="process 1 on elsewhere"), files.lease("m"):
         pass
     with files.lease("m", seconds=-1):

@@ -141,5 +141,9 @@ def test_what_a_front_carries_runs_in_the_python_of_a_stock_triton():
     """NVIDIA's images have had Python 3.10 until 24.10, and 3.12 since."""
     root = Path(mlflow_tdeploy.__file__).parent
     command = [shutil.which("vermin") or str(Path(sys.executable).parent / "vermin"), "-t=3.10-", "--violations"]
-    done = subprocess.run([*command, root / "core", root / "triton" / "front"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, *(root / "triton" / one for one in ("front", "probe")), root / "core"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
