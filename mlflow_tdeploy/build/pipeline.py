@@ -80,6 +80,7 @@ class _Build:
         self.graphs: dict[str, Graph] = {}
         self.kept: dict[str, Staged] = {}
         self.reference = HF
+        self.task_config = dict(source.task_config)
 
     def run(self) -> BuildReport:
         has_source = self._write_source()
@@ -87,6 +88,7 @@ class _Build:
         given = self._given()
         self.reference = HF if has_source else self.source.reference_id or PORTABLE
         answers = self.shop.ask_reference(self.source.reference, _parameters(self.source))
+        self._say_whether_rows_depend(answers)
         for variant_id, path in given.items():
             self._take(variant_id, path, answers)
         for recipe in plan.order:
@@ -150,6 +152,14 @@ class _Build:
         except (SessionError, NoVariantError) as error:
             return f"what was saved of the original cannot be opened again: {brief(error)}"
         return why and f"what was saved of the original is another model when it is loaded: {why}"
+
+    def _say_whether_rows_depend(self, answers: ReferenceAnswers) -> None:
+        if self.shop.task.input_kind != "tensors":
+            return  # texts are asked alone and in batches anyway, and held against each other
+        with self.shop.step("rows by themselves") as detail:
+            if answers.rows_depend(self.source.reference):
+                self.task_config["independent_rows"] = False
+                detail.append("a row's answer depends on the others: servers must not join requests")
 
     def _given(self) -> Mapping[str, Path]:
         """Return the graphs that are taken as they are; a single portable one is simplified by its recipe."""
@@ -279,7 +289,7 @@ class _Build:
         return Manifest(
             schema_version=SCHEMA_VERSION,
             task=self.source.task,
-            task_config=self.source.task_config,
+            task_config=self.task_config,
             source=self.source.record,
             signature=self.source.signature,
             budget=self.shop.budget,

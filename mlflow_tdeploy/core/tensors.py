@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -175,6 +175,29 @@ class Signature:
             if dim.name == name:
                 return dim
         raise InvalidInputError(f"No dimension '{name}'. Declared: {', '.join(d.name for d in self.dims) or 'none'}.")
+
+    @property
+    def batch_dim(self) -> str | None:
+        """The dimension along which requests may be joined by its form, or None.
+
+        It is the one that every tensor begins with, may be 1 and is no other axis of anything. An output whose size
+        depends on values (as many as are found) would depend on the requests beside one's own: then there is none.
+        """
+        first = {spec.shape[0] if spec.shape else None for spec in (*self.inputs, *self.outputs)}
+        name = first.pop()
+        if first or not isinstance(name, str) or not self.has_dim(name) or self.dim(name).min != 1:
+            return None
+        again = any(name in spec.shape[1:] for spec in (*self.inputs, *self.outputs))
+        sizes = {size for spec in self.outputs for size in spec.shape if isinstance(size, str)}
+        return None if again or not all(map(self.has_dim, sizes)) else name
+
+    def limited(self, name: str, most: int) -> Signature:
+        """Return the signature with a dimension that goes no further than ``most``."""
+        dims = [
+            replace(dim, opt=min(dim.opt, most), max=min(dim.max, most)) if dim.name == name else dim
+            for dim in self.dims
+        ]
+        return replace(self, dims=tuple(dims))
 
     def has_dim(self, name: str) -> bool:
         """Tell whether a dimension of that name is declared."""

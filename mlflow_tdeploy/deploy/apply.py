@@ -223,7 +223,7 @@ class Deployments(State):
         sent = publish(self.files, what.graph_name, folder)
         self._load_graph(what.graph_name, what.version, key)
         self._step("verify")
-        check_graph(self.client, what)
+        check_graph(self.client, what, settings.options)
         return sent
 
     def _bring_front(self, what: Deployable, settings: Settings, work: Path) -> Sent:
@@ -237,7 +237,7 @@ class Deployments(State):
         write_file(self.files, trial, CONFIG, to_text(config).encode())
         self.client.bring_up(trial, what.version)
         self._step("answers")
-        check_front(self.client, what, trial)
+        check_front(self.client, what, trial, settings.options)
         self.client.unload(trial)
         remove(self.files, trial)
         return sent

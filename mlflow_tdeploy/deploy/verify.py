@@ -15,31 +15,31 @@ from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.wire import ANSWER, TEXT, pack, received, rows_of, sent
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.client import TritonClient
-from mlflow_tdeploy.triton.config import batch_dim
+from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import Deployable
 
 #: The same graph on the same server gives the same numbers, but for what a batch of another size rounds.
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-5
 
 
-def check_graph(client: TritonClient, what: Deployable) -> None:
+def check_graph(client: TritonClient, what: Deployable, options: TritonOptions) -> None:
     """Have a version's graph answer the golden requests that were logged with it; none belong to a Triton model.
 
     Raises:
         VerificationError: An answer is another one.
     """
     if isinstance(what, BundleVersion):
-        OverTheNetwork(client, what).check_graph()
+        OverTheNetwork(client, what, options).check_graph()
 
 
-def check_front(client: TritonClient, what: Deployable, model: str) -> None:
+def check_front(client: TritonClient, what: Deployable, model: str, options: TritonOptions) -> None:
     """Have a version's front answer them, in a model of its own.
 
     Raises:
         VerificationError: Tokens or answers are others.
     """
     if isinstance(what, BundleVersion):
-        OverTheNetwork(client, what).check_front(model)
+        OverTheNetwork(client, what, options).check_front(model)
 
 
 class OverTheNetwork:
@@ -48,14 +48,15 @@ class OverTheNetwork:
     Args:
         client: The server.
         what: The version.
+        options: How it is served.
     """
 
-    def __init__(self, client: TritonClient, what: BundleVersion) -> None:
+    def __init__(self, client: TritonClient, what: BundleVersion, options: TritonOptions) -> None:
         self._client = client
         self._what = what
         self._task: Task = what.bundle.task()
         self._golden = what.bundle.golden()
-        self._batched = batch_dim(what.bundle.manifest.signature) is not None
+        self._most = what.most_rows(options)
 
     def check_graph(self) -> None:
         """Replay the golden requests on the graph, within the model's budget.
@@ -98,10 +99,9 @@ class OverTheNetwork:
         finished = self._task.finish(list(self._task.decode(outputs, request.feeds, len(items), params)), params)
         if self._task.input_kind == "text":
             expected = pack(self._task, finished)
-            asked = {TEXT: rows_of(items)}
+            got = self._client.infer(model, {TEXT: rows_of(items)}, version=self._what.version)
         else:
-            expected, asked = finished, sent(items[0], {}, batched=self._batched)
-        got = self._client.infer(model, asked, version=self._what.version)
+            expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._most > 0))
         exact = len(items) == 1 or self._task.input_kind != "text"  # else a batch may have been planned in other parts
         for name, array in expected.items():
             if name not in got or (exact and not _same(name, array, got[name])):
@@ -112,9 +112,24 @@ class OverTheNetwork:
 
     def _infer(self, feeds: Arrays) -> Arrays:
         """Run the graph on the server: the signature's dtypes and shapes in and out."""
-        asked = sent(feeds, self._what.variant.dtypes, batched=self._batched)
-        got = self._client.infer(self._what.graph_name, asked, version=self._what.version)
-        return received(got, self._what.bundle.manifest.signature)
+        asked = sent(feeds, self._what.variant.dtypes, batched=self._most > 0)
+        return received(self._ask(self._what.graph_name, asked), self._what.bundle.manifest.signature)
+
+    def _ask(self, model: str, arrays: Arrays) -> Arrays:
+        """Ask a model, in as many requests as its most rows want."""
+        rows = len(next(iter(arrays.values())))
+        step = self._most or rows
+        found = [
+            self._client.infer(
+                model,
+                {name: array[begin : begin + step] for name, array in arrays.items()} if self._most else arrays,
+                version=self._what.version,
+            )
+            for begin in range(0, rows, step)
+        ]
+        return (
+            found[0] if len(found) == 1 else {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        )
 
 
 def _same(name: str, expected: Any, got: Any) -> bool:

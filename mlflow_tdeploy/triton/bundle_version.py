@@ -20,7 +20,7 @@ from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, TritonBackend
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.disk import link_own_or_copy
 from mlflow_tdeploy.store.layout import safe_path
-from mlflow_tdeploy.triton.config import Warmup, batch_dim, front_config, graph_config, to_text
+from mlflow_tdeploy.triton.config import Warmup, front_config, graph_config, most_rows, rows_dim, to_text
 from mlflow_tdeploy.triton.library import library
 from mlflow_tdeploy.triton.names import CONFIG, FACTS, ROUTED
 from mlflow_tdeploy.triton.options import TritonOptions
@@ -44,6 +44,11 @@ class BundleVersion(Deployable):
     variant: Variant
     runtime: type[Runtime]
     host: Fingerprint
+
+    def most_rows(self, options: TritonOptions) -> int:
+        """Return how many rows a run of the graph has at most; 0 where Triton joins no requests."""
+        task = self.bundle.task()
+        return most_rows(task.signature, rows_dim(task, options), options)
 
     def made_of(self, options: TritonOptions) -> str:
         """Return what is served and how: nothing of when, where and with what else it was logged."""
@@ -71,7 +76,7 @@ class BundleVersion(Deployable):
             target = safe_path(files, record.path.removeprefix(f"{top}/"))
             target.parent.mkdir(parents=True, exist_ok=True)
             link_own_or_copy(self.bundle.path(record.path), target)
-        warmup = _write_warmup(self, folder / "warmup") if options.warmup else ()
+        warmup = _write_warmup(self, folder / "warmup", self.most_rows(options)) if options.warmup else ()
         config = graph_config(
             self.graph_name,
             self.version,
@@ -79,6 +84,7 @@ class BundleVersion(Deployable):
             self.variant,
             backend,
             options,
+            joins=self.bundle.task().independent_rows,
             gpu=self.runtime.tier == 0,
             warmup=warmup,
             about={"variant": self.variant.id, "digest": self.variant.digest, **self.about},
@@ -104,7 +110,8 @@ class BundleVersion(Deployable):
         facts = {
             "graph": self.graph_name,
             "library": lib.name,
-            "batched": batch_dim(self.bundle.manifest.signature) is not None,
+            "batched": self.most_rows(options) > 0,
+            "most_rows": self.most_rows(options),
             "dtypes": dict(self.variant.dtypes),
             "token_budget": options.token_budget or self.variant.token_budget or runtime.token_budget,
             "workers": max(1, options.instances),
@@ -149,10 +156,8 @@ def _backend(what: BundleVersion) -> TritonBackend:
     return what.runtime.triton
 
 
-def _write_warmup(what: BundleVersion, folder: Path) -> list[Warmup]:
-    """Write the golden requests as raw tensors, one row each, or whole where requests are not batched."""
-    signature = what.bundle.manifest.signature
-    rows = batch_dim(signature)
+def _write_warmup(what: BundleVersion, folder: Path, most: int) -> list[Warmup]:
+    """Write the golden requests as raw tensors, one row each, or whole where requests are not batched (most is 0)."""
     found = []
     for index, request in enumerate(what.bundle.golden()[:4]):
         feeds = {
@@ -160,18 +165,18 @@ def _write_warmup(what: BundleVersion, folder: Path) -> list[Warmup]:
             for name, array in request.feeds.items()
         }
         inputs: dict[str, tuple[str, tuple[int, ...], str]] = {}
-        for name, array in _of_one_row(feeds, rows).items():
+        for name, array in _of_one_row(feeds, most).items():
             folder.mkdir(exist_ok=True)
             file = f"{index}-{re.sub(r'[^A-Za-z0-9_]', '_', name)}"
             while (folder / file).exists():  # another input's, whose name differs in what a file's cannot have
                 file += "_"
             (folder / file).write_bytes(np.ascontiguousarray(array).tobytes())
             inputs[name] = (array.dtype.name, array.shape, file)
-        count = min(len(next(iter(feeds.values()))), signature.dim(rows).max) if rows else 0
+        count = min(len(next(iter(feeds.values()))), most)
         found.append(Warmup(f"golden-{index}", count, inputs))
     return found
 
 
-def _of_one_row(feeds: Arrays, rows: str | None) -> Arrays:
+def _of_one_row(feeds: Arrays, rows: int) -> Arrays:
     """Return a request without its rows, which Triton repeats by itself."""
     return {name: array[0] for name, array in feeds.items()} if rows else feeds

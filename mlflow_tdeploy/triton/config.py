@@ -44,19 +44,9 @@ def messages() -> Any:
     return model_config_pb2
 
 
-def batch_dim(signature: Signature) -> str | None:
-    """Return the dimension along which Triton may join requests, or None.
-
-    It is the one that every tensor begins with, may be 1 and is no other axis of anything. An output whose size depends
-    on values (as many as are found) would depend on the requests beside one's own: then there is none.
-    """
-    first = {spec.shape[0] if spec.shape else None for spec in (*signature.inputs, *signature.outputs)}
-    name = first.pop()
-    if first or not isinstance(name, str) or not signature.has_dim(name) or signature.dim(name).min != 1:
-        return None
-    again = any(name in spec.shape[1:] for spec in (*signature.inputs, *signature.outputs))
-    sizes = {size for spec in signature.outputs for size in spec.shape if isinstance(size, str)}
-    return None if again or not all(map(signature.has_dim, sizes)) else name
+def rows_dim(task: Task, options: TritonOptions) -> str | None:
+    """Return the dimension along which Triton joins requests, or None."""
+    return task.batch_dim if options.batching else None
 
 
 @dataclass(frozen=True)
@@ -82,6 +72,7 @@ def graph_config(
     backend: TritonBackend,
     options: TritonOptions,
     *,
+    joins: bool = True,
     gpu: bool = False,
     warmup: Sequence[Warmup] = (),
     about: Mapping[str, str] | None = None,
@@ -95,6 +86,7 @@ def graph_config(
         variant: What is served.
         backend: What opens it.
         options: What the user says.
+        joins: Whether its rows are independent, so that Triton may join requests.
         gpu: Whether it runs on one.
         warmup: Requests to run first.
         about: Parameters of ours, by name: what this is and where it is from.
@@ -104,10 +96,10 @@ def graph_config(
         MissingDependencyError: tritonclient is not installed.
     """
     pb = messages()
-    rows = batch_dim(signature)
+    rows = signature.batch_dim if joins and options.batching else None
     config = pb.ModelConfig(name=name, backend=backend.name, default_model_filename=variant.entry.rpartition("/")[2])
     config.version_policy.specific.versions.append(version)
-    config.max_batch_size = _most_rows(signature, rows, options)
+    config.max_batch_size = most_rows(signature, rows, options)
     config.input.extend(_tensor(pb.ModelInput, signature, spec, variant, rows) for spec in signature.inputs)
     config.output.extend(_tensor(pb.ModelOutput, signature, spec, variant, rows) for spec in signature.outputs)
     _instances(pb, config, gpu, options)
@@ -142,7 +134,7 @@ def front_config(
         MissingDependencyError: tritonclient is not installed.
     """
     pb = messages()
-    rows = batch_dim(task.signature)
+    rows = rows_dim(task, options)
     config = pb.ModelConfig(name=name, backend="python")
     config.version_policy.specific.versions.extend(sorted(versions))
     config.max_batch_size = options.front_batch_size if rows else 0
@@ -198,12 +190,17 @@ def _add(tensors: Any, part: Part, **more: Any) -> None:
         tensors[-1].reshape.SetInParent()
 
 
-def _most_rows(signature: Signature, rows: str | None, options: TritonOptions) -> int:
+def most_rows(signature: Signature, rows: str | None, options: TritonOptions) -> int:
+    """Return how many rows a run of the graph has at most; 0 where Triton joins no requests.
+
+    Raises:
+        InvalidInputError: ``max_batch_size`` is beyond the signature, or means nothing.
+    """
     if rows is None:
         if options.max_batch_size:
             raise InvalidInputError(
-                "max_batch_size needs a graph whose tensors all begin with one dimension that may be 1: this one's "
-                "requests cannot be joined. Leave it out."
+                "max_batch_size needs requests that can be joined: every tensor begins with one dimension that may be "
+                "1, no row's answer depends on the others, and batching is not switched off. Leave it out."
             )
         return 0
     most = signature.dim(rows).max

@@ -25,6 +25,7 @@ class TritonOptions:
             (:func:`mlflow_tdeploy.deploy.choose.served`) two on a CPU of several.
         front_instances: Processes that tokenize and post-process; of two, one can while the other waits for the graph.
         gpus: Which GPUs, by number.
+        batching: Join requests where the model allows it.
         max_batch_size: Most rows in one run of the graph; the signature's largest batch otherwise.
         front_batch_size: Most rows of requests that are answered together.
         preferred_batch_sizes: Batch sizes that are run at once when they are reached.
@@ -48,6 +49,7 @@ class TritonOptions:
     instances: int = 0
     front_instances: int = 2
     gpus: tuple[int, ...] = ()
+    batching: bool = True
     max_batch_size: int = 0
     front_batch_size: int = 1024
     preferred_batch_sizes: tuple[int, ...] = ()

@@ -104,6 +104,34 @@ def test_an_ordinary_model_is_logged_and_answers(name, tmp_path):
         np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Scores(torch.nn.Module):
+    """Candidates of one request, whose scores are held against each other where that is wanted."""
+
+    def __init__(self, over):
+        super().__init__()
+        self.linear, self.over = torch.nn.Linear(4, 3), over
+
+    def forward(self, x):
+        y = self.linear(x)
+        return torch.softmax(y, 0) if self.over == "softmax" else y - y.mean(0) if self.over == "mean" else y.cumsum(0)
+
+
+@pytest.mark.parametrize("over", ["softmax", "mean", "sum"])
+def test_rows_that_depend_on_each_other_are_never_joined(over, tmp_path):
+    example = {"x": RANDOM.standard_normal((5, 4)).astype(np.float32)}
+    mlflow_tdeploy.save_model(Scores(over), tmp_path / "m", example=example, precisions=["fp32"])
+    task = Bundle.open(tmp_path / "m" / "tdeploy").task()
+    assert task.signature.batch_dim == "batch"
+    assert task.batch_dim is None
+
+
+def test_rows_of_their_own_may_be_joined(tmp_path):
+    example = {"x": RANDOM.standard_normal((5, 4)).astype(np.float32)}
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Softmax(1))
+    mlflow_tdeploy.save_model(model, tmp_path / "m", example=tuple(example.values()), precisions=["fp32"])
+    assert Bundle.open(tmp_path / "m" / "tdeploy").task().batch_dim == "batch"
+
+
 def test_positions_are_found_by_trying():
     for name, found in (("lengths", {"lengths": {"lengths": "time"}}), ("edges", {"positions": {"edges": "batch"}})):
         kind, example, shapes = ORDINARY[name]

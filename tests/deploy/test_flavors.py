@@ -333,3 +333,55 @@ def test_inputs_whose_names_differ_in_signs_only_are_warmed_up_each(client, tmp_
     client.create_deployment("m", str(tmp_path), config=SAVED)
     asked = {"x.1": X, "x_1": np.array([[2], [3]])}
     np.testing.assert_allclose(client.predict("m", asked)["predictions"]["y"], X * [[2], [3]])
+
+
+def centered() -> onnx.ModelProto:
+    """Return x less the mean of its rows: what a row is told depends on all of its request."""
+    nodes = [
+        onnx.helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        onnx.helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    made = onnx.helper.make_graph(nodes, "centered", values[:1], values[1:])
+    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_requests_whose_rows_depend_on_each_other_are_answered_apart(client):
+    uri = mlflow.onnx.log_model(centered(), name="centered").model_uri
+    client.create_deployment("centered", uri, config={"grace": 0, "max_queue_delay_microseconds": 0})
+    assert int(client._client.config("centered.v1").get("max_batch_size", 0)) == 0
+    wrong = []
+
+    def ask(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(25):
+            x = random.standard_normal((3, 4)).astype(np.float32) + seed
+            y = client.predict("centered", {"x": x})["predictions"]["y"]
+            wrong.extend([] if np.allclose(y, x - x.mean(0), atol=1e-5) else [seed])
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_fewer_rows_at_once_than_a_golden_request_has(client, most):
+    """Golden requests of a graph have up to 8 rows: they warm it up and verify it in parts."""
+    uri = mlflow.onnx.log_model(graph(), name="graph").model_uri
+    client.create_deployment("linear", uri, config={"grace": 0, "max_batch_size": most})
+    assert int(client._client.config("linear.v1")["max_batch_size"]) == most
+    x = np.ones((most, 4), np.float32)
+    assert client.predict("linear", {"x": x})["predictions"]["y"].shape[0] == most
+    with pytest.raises(MlflowException, match=rf"outside its range 1\.\.{most}"):
+        client.predict("linear", {"x": np.ones((most + 1, 4), np.float32)})
+
+
+def test_joining_requests_may_be_switched_off(client):
+    uri = mlflow.onnx.log_model(graph(), name="graph").model_uri
+    client.create_deployment("linear", uri, config={"grace": 0, "batching": False})
+    assert int(client._client.config("linear.v1").get("max_batch_size", 0)) == 0
+    x = np.ones((9, 4), np.float32)
+    assert client.predict("linear", {"x": x})["predictions"]["y"].shape[0] == 9

@@ -154,6 +154,8 @@ def test_options_come_from_a_file_and_from_who_calls(client, words, tmp_path):
     assert int(config["max_batch_size"]) == 2
     assert int(config["instance_group"][0]["count"]) == 1
     assert config["parameters"]["enable_mem_arena"]["string_value"] == "0"
+    texts = ["cat", "a dog", "good", "bad", "a cat"]  # the front makes batches of two
+    assert len(client.predict("words", texts)["predictions"]) == len(texts)
     (tmp_path / "serving.yaml").write_text("- a\n")
     with pytest.raises(MlflowException, match="must hold keys and values"):
         client.update_deployment("words", "models:/words/2", config={"config_file": str(tmp_path / "serving.yaml")})

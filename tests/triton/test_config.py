@@ -15,7 +15,6 @@ from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import TritonBackend
 from mlflow_tdeploy.triton.config import (
     Warmup,
-    batch_dim,
     front_config,
     graph_config,
     messages,
@@ -116,13 +115,17 @@ def test_own_parameters_are_read_back(tmp_path):
 def test_requests_are_joined_where_every_tensor_begins_with_one_dimension(shapes, least, joined):
     dims = (Dim("batch", least, 4, 8),)
     signature = Signature(dims, (TensorSpec("x", "float32", shapes[0]),), (TensorSpec("y", "float32", shapes[1]),))
-    assert batch_dim(signature) == joined
+    assert signature.batch_dim == joined
 
 
 @pytest.mark.parametrize(
     ("signature", "options", "says"),
     [
-        (SINGLE, {"max_batch_size": 4}, "max_batch_size needs a graph whose tensors all begin with one dimension"),
+        (
+            SINGLE,
+            {"max_batch_size": 4},
+            "max_batch_size needs requests that can be joined: every tensor begins with one dimension",
+        ),
         (TEXT, {"max_batch_size": 65}, "beyond the signature: batch 1..64"),
         (TEXT, {"cuda_graphs": True}, "for TensorRT engines"),
         (TEXT, {"profiles": [1]}, "for TensorRT engines"),

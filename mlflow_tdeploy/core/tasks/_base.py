@@ -156,6 +156,16 @@ class Task(ABC):
         return self.signature.dim("batch").max if self.signature.has_dim("batch") else 1
 
     @property
+    def independent_rows(self) -> bool:
+        """Whether a row's answer is the same whichever rows are beside it."""
+        return True
+
+    @property
+    def batch_dim(self) -> str | None:
+        """The dimension along which a server may join requests, or None."""
+        return self.signature.batch_dim if self.independent_rows else None
+
+    @property
     def pads(self) -> bool:
         """Whether items of different lengths may be in one batch, padded."""
         return True

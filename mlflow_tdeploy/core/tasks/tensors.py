@@ -28,12 +28,15 @@ class TensorsConfig:
         positions: For inputs of whole numbers: the dimension in which they are positions, such as the ends of edges.
         lengths: The dimension of which they are lengths.
         ordered: Inputs of whole numbers that never fall, such as the offsets of bags, and what each begins with.
+        independent_rows: Whether a row's answer is the same whichever rows are beside it: a score that is normalised
+            over the rows of a request is not, and no server may join such requests.
     """
 
     integer_ranges: Mapping[str, int] = field(default_factory=dict)
     positions: Mapping[str, str] = field(default_factory=dict)
     lengths: Mapping[str, str] = field(default_factory=dict)
     ordered: Mapping[str, int] = field(default_factory=dict)
+    independent_rows: bool = True
 
 
 @TASKS.register("tensors")
@@ -44,6 +47,11 @@ class Tensors(Task):
     settings: ClassVar[type] = TensorsConfig
     input_kind: ClassVar[Literal["text", "tensors"]] = "tensors"
     default_budget: ClassVar[Budget] = Budget((*VECTOR_BUDGET.limits, MEAN, PART))
+
+    @property
+    def independent_rows(self) -> bool:
+        """Whether a row's answer is the same whichever rows are beside it, as was found by trying."""
+        return bool(self.config.independent_rows)
 
     def items(self, inputs: Any) -> list[Any]:
         """Return the request's arrays, checked against the signature, as the only item."""

@@ -33,7 +33,7 @@ class TritonPythonModel:
         from mlflow_tdeploy.core.open_task import open_task
 
         self._wire, self._ask, self._wrong_input = wire, Ask, InvalidInputError
-        task = open_task(folder)
+        task = open_task(folder, front["most_rows"])
         self._graph, self._version = front["graph"], int(args["model_version"])
         self._dtypes, self._batched, self._signature = front["dtypes"], front["batched"], task.signature
         self._outputs = [one.name for one in task.signature.outputs]
