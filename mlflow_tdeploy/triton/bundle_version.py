@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from mlflow_tdeploy.core.errors import NoVariantError
-from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.hardware import Fingerprint, host_cpu
 from mlflow_tdeploy.core.manifest import MANIFEST
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.tasks import Task
@@ -37,13 +37,13 @@ class BundleVersion(Deployable):
         bundle: The model; the variant's files are there.
         variant: What serves.
         runtime: What would open it on a host like the server.
-        host: What the server's host is, as far as it is known.
+        host: What the server's host is, as far as it is known; a CPU like this one where nobody says.
     """
 
     bundle: Bundle
     variant: Variant
     runtime: type[Runtime]
-    host: Fingerprint
+    host: Fingerprint = field(default_factory=host_cpu)
 
     def most_rows(self, options: TritonOptions) -> int:
         """Return how many rows a run of the graph has at most; 0 where Triton joins no requests."""
