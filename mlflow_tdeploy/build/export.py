@@ -24,6 +24,7 @@ import torch
 from mlflow_tdeploy.build.graphs import save_ir
 from mlflow_tdeploy.core.errors import ExportError
 from mlflow_tdeploy.core.tensors import Signature, TensorSpec
+from mlflow_tdeploy.source._transformer_layers import exportable
 
 Exporter = Literal["auto", "dynamo", "torchscript"]
 #: The newest IR version a portable graph may have: ONNX Runtime 1.18 and TensorRT 10 read it.
@@ -103,7 +104,7 @@ def _first_that_works(
     failures: list[str] = []
     for name in attempts:
         try:
-            with _quiet(), _evaluating(module):
+            with _quiet(), _evaluating(module), exportable():
                 model = _EXPORTERS[name](_Adapter(module, signature), traced, signature, opset)
                 _finish(model, signature, opset)
         except Exception as error:
@@ -111,15 +112,15 @@ def _first_that_works(
         else:
             return name, model, failures
     inner = getattr(module, "inner", module)
+    said = " | ".join(failures)
     raise ExportError(
-        f"{type(inner).__name__} could not be exported to ONNX opset {opset} by torch. {' | '.join(failures)}. "
-        f"{_advice(inner)}"
+        f"{type(inner).__name__} could not be exported to ONNX opset {opset} by torch. {said}. {_advice(inner, said)}"
     )
 
 
-def _advice(module: torch.nn.Module) -> str:
+def _advice(module: torch.nn.Module, said: str) -> str:
     """Say what to do about a module that torch does not export."""
-    if any(isinstance(one, torch.nn.RNNBase) for one in module.modules()):
+    if "pack" in said.lower() and any(isinstance(one, torch.nn.RNNBase) for one in module.modules()):
         return (
             "A recurrent layer on packed sequences (pack_padded_sequence) is exported only with an initial state that "
             "is passed: rnn(packed, (h0, c0)) with zeros of the batch's size."

@@ -5,6 +5,7 @@ What was given is taken at its word: its rows are drawn as they are, nothing lea
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,17 +47,18 @@ def make_up(
     if not _says_something(known):  # zeros or ones throughout are there to be traced
         known = {name: array for name, array in known.items() if array.dtype.kind in "iu" and array.any()}
     places: dict[str, Array] = {}
+    rising = _rising(specs, known)
     feeds: Arrays = {}
     for spec in specs:
         shape, own = shapes[spec.name], known.get(spec.name)
         if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
-        if is_mask(spec.name):
-            feeds[spec.name] = _mask(spec, shape, own, places, ragged=ragged, random=random)
-        elif own is None or _is_looked_up(spec, tables):
+        if is_mask(spec.name) or _is_padding(own):
+            feeds[spec.name] = _mask(spec, shape, own, places, rising, ragged=ragged, random=random)
+        elif own is None or _is_looked_up(spec, own, tables):
             feeds[spec.name] = _random(spec, shape, tables, random)
         else:
-            feeds[spec.name] = _drawn(spec, shape, own, places, random)
+            feeds[spec.name] = _drawn(spec, shape, own, places, rising, random)
     return feeds
 
 
@@ -121,17 +123,52 @@ def _is_blank(spec: TensorSpec, own: Array, tables: Mapping[str, int]) -> bool:
     return not own.any() or (spec.name in tables and bool((own == own.flat[0]).all()))
 
 
-def _is_looked_up(spec: TensorSpec, tables: Mapping[str, int]) -> bool:
+def _is_looked_up(spec: TensorSpec, own: Array, tables: Mapping[str, int]) -> bool:
     """Tell whether all of an input is looked up in one table of known size, of which all rows are to be asked.
 
-    Whole numbers in a few columns (categories) may have a part of it each; in many they are a sequence.
+    Whole numbers in a few columns (categories) may have a part of it each, as those show whose ranges are apart; in
+    many they are a sequence.
     """
-    whole = numpy_dtype(spec.dtype).kind in "iu"
-    return whole and spec.name in tables and all(isinstance(size, str) or size >= _FEW for size in spec.shape[1:])
+    if numpy_dtype(spec.dtype).kind not in "iu" or spec.name not in tables:
+        return False
+    if all(isinstance(size, str) or size >= _FEW for size in spec.shape[1:]):
+        return True
+    columns = own.reshape(len(own), -1)
+    ends = sorted(zip(columns.min(axis=0).tolist(), columns.max(axis=0).tolist(), strict=True))
+    return len(own) >= _FEW and all(one[1] >= other[0] for one, other in itertools.pairwise(ends))
 
 
-def _drawn(spec: TensorSpec, shape: Shape, own: Array, places: dict[str, Array], random: np.random.Generator) -> Array:
-    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, places, random))])
+def _is_padding(own: Array | None) -> bool:
+    """Tell whether an input is a mask by what somebody gave, whatever its name: rows that change once, if at all."""
+    if own is None or own.ndim != 2 or len(own) < 2 or own.dtype.kind not in "iub":
+        return False
+    return np.unique(own).tolist() == [0, 1] and _are_prefixes(own)
+
+
+def _rising(specs: Sequence[TensorSpec], known: Mapping[str, Array]) -> frozenset[str]:
+    """Return the dimensions along which numbers that somebody gave never fall: times, or positions."""
+    found = set()
+    for spec in specs:
+        own = known.get(spec.name)
+        if own is None or own.ndim != len(spec.shape) or own.dtype.kind == "b":
+            continue
+        for index, axis in enumerate(spec.shape):
+            if index and isinstance(axis, str) and own.shape[index] > 2:
+                steps = np.diff(own.astype(np.float64), axis=index)
+                if (steps >= 0).all() and (steps > 0).any(axis=index).all():
+                    found.add(axis)
+    return frozenset(found)
+
+
+def _drawn(
+    spec: TensorSpec,
+    shape: Shape,
+    own: Array,
+    places: dict[str, Array],
+    rising: frozenset[str],
+    random: np.random.Generator,
+) -> Array:
+    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, places, rising, random))])
     if own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
         wide = array.astype(np.float64)
         varied = wide * random.uniform(1 - _VARIED, 1 + _VARIED, shape)
@@ -140,7 +177,12 @@ def _drawn(spec: TensorSpec, shape: Shape, own: Array, places: dict[str, Array],
 
 
 def _axes(
-    spec: TensorSpec, shape: Shape, own: Array, places: dict[str, Array], random: np.random.Generator
+    spec: TensorSpec,
+    shape: Shape,
+    own: Array,
+    places: dict[str, Array],
+    rising: frozenset[str],
+    random: np.random.Generator,
 ) -> list[Array]:
     """Return which places of each axis to take: the same for every input that has a dimension."""
     found = []
@@ -149,9 +191,15 @@ def _axes(
             found.append(np.arange(wanted))
             continue
         if axis not in places:
-            first = int(random.integers(have))
             # items are drawn, what is in them keeps its order: pixels and words have neighbours
-            places[axis] = random.integers(0, have, wanted) if index == 0 else (first + np.arange(wanted)) % have
+            if index == 0:
+                places[axis] = random.integers(0, have, wanted)
+            elif wanted <= have:
+                places[axis] = int(random.integers(have - wanted + 1)) + np.arange(wanted)
+            elif axis in rising:  # each place several times: what rises does not begin again
+                places[axis] = np.arange(wanted) * have // wanted
+            else:
+                places[axis] = (int(random.integers(have)) + np.arange(wanted)) % have
         found.append(places[axis])
     return found
 
@@ -161,6 +209,7 @@ def _mask(
     shape: Shape,
     own: Array | None,
     places: dict[str, Array],
+    rising: frozenset[str],
     *,
     ragged: bool,
     random: np.random.Generator,
@@ -181,7 +230,7 @@ def _mask(
         keep = own[0, 0].item()
         drop = values[0] if keep == values[1] else values[1]
     else:
-        axes = _axes(spec, shape, own, places, random)
+        axes = _axes(spec, shape, own, places, rising, random)
         tiled = [axes[0], *(np.arange(size) % have for size, have in zip(shape[1:], own.shape[1:], strict=True))]
         return np.array(own[np.ix_(*tiled)], dtype, order="C")
     mask = np.full(shape, keep, dtype)

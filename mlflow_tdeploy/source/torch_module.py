@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._positions import integer_positions, resized
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, check_shapes, identifier, make_dims
 from mlflow_tdeploy.source._tables import integer_ranges
+from mlflow_tdeploy.source._transformer_layers import one_path
 from mlflow_tdeploy.source.base import Source
 
 TASK = "tensors"
@@ -39,7 +39,7 @@ class TorchModuleSource(Source):
 
     def reference(self, feeds: Arrays) -> Arrays:
         """Run the module on the CPU; half-precision weights in fp32."""
-        with _one_path():
+        with one_path():
             return run_module(self._module, feeds, [spec.name for spec in self.signature.outputs])
 
     @property
@@ -303,25 +303,10 @@ def _name_changed(
             shape[axis] = dim if same else identifier(f"{output}_{axis}")
 
 
-@contextlib.contextmanager
-def _one_path() -> Iterator[None]:
-    """Have torch's own Transformer layers compute as they are exported.
-
-    Their fast path for inference leaves out padded positions, whose answers are others then (nested tensors, see
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.TransformerEncoder.html).
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
 def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
     try:
-        with torch.inference_mode(), _one_path():
+        with torch.inference_mode(), one_path():
             outputs = wrapper.outputs(**tensors)
         if other := [name for name, tensor in outputs.items() if tensor.dtype == torch.bfloat16]:
             raise InvalidInputError(

@@ -104,6 +104,62 @@ def test_an_ordinary_model_is_logged_and_answers(name, tmp_path):
         np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
+class Causal(torch.nn.Module):
+    """A language model of torch's own layers, whose mask is made of the length, or kept for the longest."""
+
+    def __init__(self, kept):
+        super().__init__()
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.embed, self.layers = torch.nn.Embedding(90, 16), torch.nn.TransformerEncoder(layer, 2)
+        self.head, self.kept = torch.nn.Linear(16, 90), kept
+        self.register_buffer("mask", torch.triu(torch.ones(64, 64, dtype=torch.bool), 1))
+
+    def forward(self, ids):
+        n = ids.shape[1]
+        mask = self.mask[:n, :n] if self.kept else torch.nn.Transformer.generate_square_subsequent_mask(n)
+        return self.head(self.layers(self.embed(ids), mask=mask))
+
+
+class Translation(torch.nn.Module):
+    """Encoder and decoder, with padding and a causal mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(90, 16)
+        self.layers = torch.nn.Transformer(16, 2, 1, 1, 32, batch_first=True)
+        self.head = torch.nn.Linear(16, 90)
+
+    def forward(self, src, tgt, src_pad):
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(tgt.shape[1])
+        both = self.embed(src), self.embed(tgt)
+        return self.head(
+            self.layers(*both, tgt_mask=mask, src_key_padding_mask=src_pad, memory_key_padding_mask=src_pad)
+        )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_causal_model_of_torchs_layers_is_logged_at_every_length(kept, tmp_path):
+    shapes = {"ids.1": "length", "length": (2, 10, 32)}
+    model = Causal(kept).eval()
+    example = {"ids": RANDOM.integers(0, 90, (3, 10))}
+    mlflow_tdeploy.save_model(model, tmp_path / "m", example=example, shapes=shapes, precisions=["fp32"])
+    with mlflow_tdeploy.load_model(str(tmp_path / "m"), model_config={"variant": "onnx-fp32"}) as served:
+        for length in (2, 7, 32):
+            ids = RANDOM.integers(0, 90, (2, length))
+            (answer,) = served.infer({"ids": ids}).values()
+            np.testing.assert_allclose(answer, model(torch.from_numpy(ids)).detach().numpy(), atol=1e-5)
+
+
+def test_torchs_encoder_and_decoder_are_logged_whatever_the_padding_is_called(tmp_path):
+    example = {
+        "src": RANDOM.integers(0, 90, (3, 10)), "tgt": RANDOM.integers(0, 90, (3, 7)),
+        "src_pad": np.arange(10)[None] >= np.array([[10], [4], [7]]),
+    }  # fmt: skip
+    shapes = {"src.1": "s", "src_pad.1": "s", "s": (1, 10, 32), "tgt.1": "t", "t": (2, 7, 32)}
+    mlflow_tdeploy.save_model(Translation(), tmp_path / "m", example=example, shapes=shapes, precisions=["fp32"])
+    assert latest_accuracy(Bundle.open(tmp_path / "m" / "tdeploy").evidence("onnx-fp32")).passed
+
+
 class Scores(torch.nn.Module):
     """Candidates of one request, whose scores are held against each other where that is wanted."""
 

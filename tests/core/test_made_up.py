@@ -142,8 +142,45 @@ def test_what_is_in_an_item_keeps_its_order_where_there_is_one_item(shape):
     """Sound and position ids of a batch that is always 1: the first axis that varies is no axis of items."""
     spec = TensorSpec("x", "float32", shape)
     place = tuple(-1 if size == "time" else 1 for size in shape)
-    given = np.arange(40, dtype=np.float32).reshape(place).repeat(shape[2] if len(shape) > 2 else 1, axis=-1)
+    given = ((np.arange(40, dtype=np.float32) * 7) % 40).reshape(place).repeat(shape[2] if len(shape) > 2 else 1, -1)
     wanted = tuple(64 if size == "time" else size for size in shape)
     x = made((spec,), (wanted,), [{"x": given}])["x"].reshape(64, -1)[:, 0]
-    ordered = bool(np.isin(np.diff(x), (1, -39)).all())
+    ordered = bool(np.isin(np.diff(x), (7, 7 - 40)).all())
     assert ordered is (len(shape) > 1)
+
+
+@pytest.mark.parametrize("wanted", [5, 24, 60])
+def test_times_never_fall_at_any_length(wanted):
+    """Seconds since 1970: where they began again, a difference of two would have no logarithm."""
+    random = np.random.default_rng(0)
+    specs = (TensorSpec("x", "float32", ("batch", "time")), TensorSpec("ts", "int64", ("batch", "time")))
+    given = {
+        "x": random.standard_normal((8, 24)).astype(np.float32),
+        "ts": 1_700_000_000 + random.integers(1, 900, (8, 24)).cumsum(axis=1),
+    }
+    found = made(specs, ((16, wanted), (16, wanted)), [given])
+    assert (np.diff(found["ts"], axis=1) >= 0).all()
+    together = {(x, ts) for row in range(8) for x, ts in zip(given["x"][row], given["ts"][row], strict=True)}
+    seen = {pair for row in range(16) for pair in zip(found["x"][row], found["ts"][row], strict=True)}
+    assert seen <= together  # a step's values stay together
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64"])
+def test_a_padding_is_one_whatever_it_is_called(dtype):
+    """True behind each row's end, and everywhere a row's beginning is there: attention over nothing is no number."""
+    spec = TensorSpec("src_pad", dtype, ("batch", "length"))
+    given = (np.arange(10)[None] >= np.array([10, 4, 7])[:, None]).astype(dtype)
+    for seed in range(5):
+        for length in (1, 4, 64):
+            found = made((spec,), ((6, length),), [{"src_pad": given}], seed=seed)["src_pad"]
+            assert not found[:, 0].any()
+            assert (np.diff(found.astype(int), axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize(("low", "whole"), [((0, 0), True), ((0, 500), False)])
+def test_few_columns_of_one_table_are_asked_over_all_of_it_unless_each_has_its_part(low, whole):
+    spec = TensorSpec("ids", "int64", ("batch", 2))
+    random = np.random.default_rng(0)
+    given = np.stack([random.integers(one, one + 400, 64) for one in low], axis=1)
+    found = made((spec,), ((512, 2),), [{"ids": given}], {"ids": 1000})["ids"]
+    assert bool((found.max(axis=0) > 900).all()) is whole

@@ -18,6 +18,9 @@ from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature, numpy_dtype
 
+#: So many times one and the same whole number is no accident.
+_SEVERAL = 8
+
 
 @dataclass(frozen=True)
 class TensorsConfig:
@@ -150,6 +153,8 @@ class _TensorComparison(Comparison):
     Outputs have scales of their own (boxes, scores), so each is compared by itself. All of an item's values in one
     output are one row. Of an output with more axes the rows along the last one (the classes of a token, a box) are
     parts that count by themselves, and each axis once has the columns of the spread error: channels come first or last.
+    Of an output with fewer axes whose rows are no items, or are of any length (a number an edge, a series), the numbers
+    along the axis that varies are one column: without that nothing would be told apart.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -161,6 +166,7 @@ class _TensorComparison(Comparison):
         self._vary = {
             spec.name for spec in signature.outputs if len(spec.shape) > 2 and any(map(_named, spec.shape[1:]))
         }
+        self._shapes = {spec.name: spec.shape for spec in signature.outputs}
         floats = [spec for spec in signature.outputs if numpy_dtype(spec.dtype).kind not in "biu" and spec.shape]
         self._scores = {
             spec.name: [one.name for one in floats if one.shape == spec.shape] for spec in signature.outputs
@@ -169,12 +175,14 @@ class _TensorComparison(Comparison):
         self._parts: defaultdict[str, Parts] = defaultdict(Parts)
         self._axes: defaultdict[tuple[str, int], Spread] = defaultdict(Spread)
         self._choices: defaultdict[str, Choices] = defaultdict(Choices)
+        self._behind: defaultdict[str, _Behind] = defaultdict(_Behind)
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
         for name, array in reference.items():
             if array.dtype.kind in "biu":
                 told = self._told(name, reference)
                 self._choices[name].add(array[told], got[name][told])
+                self._behind[name].add(array[~told], got[name][~told])
                 continue
             if array.size == 0:
                 continue
@@ -183,9 +191,11 @@ class _TensorComparison(Comparison):
             compared.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
             if array.ndim > 2:
                 self._add_parts(name, array, got[name])
+            elif array.ndim and (rows == 1 or _named(self._shapes.get(name, (0,))[-1])):
+                self._add_numbers(name, array, got[name])
 
     def _told(self, name: str, reference: Arrays) -> Array:
-        """Return which whole numbers say something: behind a masked score of the same place any choice is as good."""
+        """Return which whole numbers say something: behind a masked score of the same place a choice may be any."""
         found = np.ones(reference[name].shape, bool)
         for other in self._scores.get(name, ()):
             scores = reference[other]
@@ -204,6 +214,15 @@ class _TensorComparison(Comparison):
             columns = [np.moveaxis(one, axis, -1).reshape(-1, ref.shape[axis]) for one in (*both, known)]
             self._axes[name, axis].add(*columns)
 
+    def _add_numbers(self, name: str, ref: Array, got: Array) -> None:
+        """Add the numbers of an output as the rows of few columns: one for each place of an axis of fixed size."""
+        flat = ref.astype(np.float64).reshape(-1, ref.shape[-1])
+        known = ~without_answer(flat, ref.dtype) & np.isfinite(flat) & np.isfinite(got.reshape(flat.shape))
+        both = [np.where(known, one.reshape(flat.shape), 0.0).astype(np.float64) for one in (ref, got)]
+        fixed = not all(map(_named, self._shapes.get(name, ())))  # (quantiles, batch): each quantile by itself
+        columns = [one.T if fixed else one.reshape(-1, 1) for one in (*both, known)]
+        self._axes[name, 0].add(*columns)
+
     def metrics(self) -> dict[str, float]:
         found = merged(self._rows.values())
         spreads = [*(one.spread for one in self._rows.values()), *self._axes.values()]
@@ -211,11 +230,32 @@ class _TensorComparison(Comparison):
         means = [*(one.mean() for one in spreads), *(one.spread.worst_of_few() for one in self._rows.values())]
         found[MEAN_SPREAD] = max(means, default=0.0)
         found[PART.metric] = max((one.error() for one in self._parts.values()), default=0.0)
+        choices = [*self._choices.values(), *(one.choices for one in self._behind.values() if one.is_marker)]
         shares = (
-            min((one.share() for one in self._choices.values()), default=1.0),
-            min((one.least() for one in self._choices.values()), default=1.0),
+            min((one.share() for one in choices), default=1.0),
+            min((one.least() for one in choices), default=1.0),
         )
         return {**found, EXACT_SHARE: shares[0], VALUE_SHARE: shares[1]}
+
+
+class _Behind:
+    """Whole numbers behind masked scores: the same one throughout is no choice, it says that there is none (-1)."""
+
+    def __init__(self) -> None:
+        self.choices = Choices()
+        self._values: set[int] = set()
+        self._count = 0
+
+    def add(self, ref: Array, got: Array) -> None:
+        """Take in values of the reference and of the variant."""
+        self.choices.add(ref, got)
+        self._count += ref.size
+        if len(self._values) < 2:
+            self._values.update(np.unique(ref).tolist())
+
+    @property
+    def is_marker(self) -> bool:
+        return len(self._values) == 1 and self._count >= _SEVERAL
 
 
 def _named(size: str | int) -> bool:

@@ -370,3 +370,34 @@ def test_comparison_of_answers_a_token_keeps_no_sums_for_every_length():
         comparison.add({"logits": one}, {"logits": np.roll(one, 1, axis=-1)}, {"x": np.zeros((2, 4), np.float32)})
     assert not comparison._rows["logits"].spread._columns
     assert comparison.metrics()["max_spread_error"] > 1
+
+
+@pytest.mark.parametrize("shape", [("edges",), ("b", "time"), (2, "batch")])
+def test_numbers_that_belong_to_no_item_are_told_apart_too(shape):
+    """Of answers around 100, one a graph's edge, a step or (quantiles first) a row: a cosine sees nothing of them."""
+    task, random = _outputs(("y", shape)), np.random.default_rng(0)
+    right, wrong = task.comparison(), task.comparison()
+    for size in (5, 17, 40, 64):
+        y = 100 + random.standard_normal([1 if one == "b" else one if isinstance(one, int) else size for one in shape])
+        x = {"x": np.ones((7, 4))}
+        right.add({"y": y}, {"y": y + 0.01}, x)
+        wrong.add({"y": y}, {"y": np.full_like(y, 100) - 0.9 * (y - 100)}, x)
+    assert right.metrics()["max_spread_error"] < 0.02
+    assert wrong.metrics()["worst_cosine"] > 0.99
+    assert wrong.metrics()["max_spread_error"] > 1.0
+    assert not task.default_budget.violations(right.metrics())
+    assert task.default_budget.violations(wrong.metrics())
+
+
+def test_a_marker_behind_masked_scores_is_compared_and_a_choice_there_is_not():
+    task = _outputs(("scores", ("batch", 4)), ("items", ("batch", 4)))
+    random = np.random.default_rng(0)
+    scores = np.sort(random.standard_normal((16, 4)), axis=1)[:, ::-1].copy()
+    scores[:, 2:] = -np.inf
+    items = random.integers(0, 1000, (16, 4))
+    marked = np.where(np.isinf(scores), -1, items)
+    other = np.where(np.isinf(scores), random.integers(0, 1000, (16, 4)), items)
+    for reference, share in ((items, 1.0), (marked, 0.0)):
+        comparison = task.comparison()
+        comparison.add({"scores": scores, "items": reference}, {"scores": scores, "items": other}, {})
+        assert comparison.metrics()["exact_share"] == share
