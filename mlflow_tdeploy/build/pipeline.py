@@ -266,11 +266,16 @@ class _Build:
     def _refuse_last(self, variant_id: str, verified: Verified) -> None:
         """The reference of a bundle without its source must be the source, or nothing can be relied on."""
         if variant_id == self.reference:
-            found = "is over the model's budget" if verified.metrics else "fails"
+            found = "is over the model's budget" if verified.metrics and not verified.failed else "fails"
+            mend = "State a wider budget=…, or look why it differs."
+            if not verified.is_close:
+                mend = (
+                    "No budget allows that. Where values are made up, show what the model takes with verify_with=…, "
+                    "narrow its ranges with shapes=…, and call a mask or padding '…mask'."
+                )
             raise BudgetError(
-                f"Variant '{variant_id}' {found}: {'; '.join(verified.violations)}. It is the only form this model can "
-                f"be kept in (a torch module's code is not stored), so it cannot be dropped. State a wider budget=…, "
-                f"or look why it differs."
+                f"Variant '{variant_id}' {found}: {'; '.join(dict.fromkeys(verified.violations))}. It is the only form "
+                f"this model can be kept in (a torch module's code is not stored), so it cannot be dropped. {mend}"
             )
 
     def _measure(self) -> None:

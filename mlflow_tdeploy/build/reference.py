@@ -23,7 +23,7 @@ import numpy as np
 from mlflow_tdeploy.build.golden import golden_texts
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE
+from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, TDeployError, first_line
 from mlflow_tdeploy.core.evidence import shape_text
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
@@ -41,6 +41,7 @@ CORNER_WORK = 4e11
 ANSWER_NUMBERS, FEWEST = 1 << 24, 512
 #: Outputs beyond this many bytes are kept on disk.
 MEMORY = 256 << 20
+_PARTS = ("corners", "items")
 #: Requests with several rows of which some are asked alone, and how far apart answers are that are the same.
 _JOINED, _ROUNDED = 4, 1e-3
 _CORNERS: tuple[tuple[At, int], ...] = (("min", MAX_CORNER), ("opt", MAX_CORNER), ("max", MIN_CORNER))
@@ -84,6 +85,7 @@ class ReferenceAnswers:
     Attributes:
         skipped: Sizes of corners that were left out: the model fails at them, and may.
         not_compared: How many rows of corners it has no finite answer for; variants are not held against those.
+        unanswered: Sizes of corners at which it has none at all.
     """
 
     def __init__(self, task: Task, data: VerifyData, reference: Infer, folder: Path, *, parameters: int = 0) -> None:
@@ -101,7 +103,7 @@ class ReferenceAnswers:
                 continue
             cases.append(case)
         self.cases, self.skipped = tuple(cases), tuple(dict.fromkeys(skipped))
-        self.not_compared = self._without_finite_answer()
+        self.not_compared, self.unanswered = self._without_finite_answer()
         score = Score(task, data)
         for case, outputs in self:
             score.add(case, outputs)
@@ -144,13 +146,15 @@ class ReferenceAnswers:
                     return True
         return False
 
-    def _without_finite_answer(self) -> int:
+    def _without_finite_answer(self) -> tuple[int, tuple[str, ...]]:
         """Refuse a reference that cannot answer items; corners of made-up tensors may be beyond what it is for."""
-        found = {part: self.task.comparison() for part in ("corners", "items")}
+        found: dict[tuple[str, str], Comparison] = {}
         for case, outputs in self:
-            found[case.part].add(outputs, outputs, case.feeds)
+            one = found.setdefault((case.part, case.shape if case.part == "corners" else ""), self.task.comparison())
+            one.add(outputs, outputs, case.feeds)
+        told = {place: one.metrics() for place, one in found.items()}
         broken, rows = (
-            {part: int(comparison.metrics().get(name, 0.0)) for part, comparison in found.items()}
+            {part: sum(int(one.get(name, 0)) for (where, _), one in told.items() if where == part) for part in _PARTS}
             for name in (REFERENCE_NON_FINITE, "rows")
         )
         if broken["items"] or (broken["corners"] and not rows["corners"] + rows["items"]):
@@ -161,7 +165,8 @@ class ReferenceAnswers:
                 f"{broken[part] + rows[part]} rows asked ({part}), so nothing can be verified against them. "
                 f"Check its weights and inputs, or give verification data that it can answer: verify_with=….{made_up}"
             )
-        return broken["corners"]
+        without = (at for at, one in told.items() if at[1] and one.get(REFERENCE_NON_FINITE) and not one.get("rows"))
+        return broken["corners"], tuple(shape for _, shape in without)
 
 
 class Score:

@@ -34,6 +34,7 @@ class Verified:
         settings: The same metrics for corners and items apart, and how many batches each.
         runtime: Name of the runtime that answered.
         facts: What the opened variant told about itself.
+        failed: Whether it did not answer everything, or not in the form of the reference.
     """
 
     metrics: Mapping[str, float]
@@ -43,6 +44,12 @@ class Verified:
     settings: Mapping[str, Any] = field(default_factory=dict)
     runtime: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    failed: bool = False
+
+    @property
+    def is_close(self) -> bool:
+        """Whether a wider budget would hold: the variant answers everything, in finite numbers."""
+        return bool(self.metrics) and not self.failed and not self.metrics.get("non_finite")
 
     @property
     def passed(self) -> bool:
@@ -91,7 +98,8 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget, golden: Sequ
     violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()))
     if golden and not violations:  # what fails there must not pass here: it would be refused wherever it is loaded
         violations = asked.replay(golden, infer, budget)
-    return Verified(metrics, violations, answers.data.record, asked.shapes, asked.settings())
+    failed = bool(asked.problems)
+    return Verified(metrics, violations, answers.data.record, asked.shapes, asked.settings(), failed=failed)
 
 
 class _Asked:
@@ -123,7 +131,7 @@ class _Asked:
         part = self._parts.setdefault(case.part, self._answers.task.comparison())
         for comparison in (self._whole, part):
             comparison.add(reference, got, case.feeds)
-        if case.part == "corners":
+        if case.part == "corners" and case.shape not in self._answers.unanswered:
             self._shapes[case.shape] = None
         self._batches[case.part] = self._batches.get(case.part, 0) + 1
         self._score.add(case, got)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -44,6 +45,7 @@ from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.latency import Contender, measure_latency
 from mlflow_tdeploy.source.base import Source
 
+_log = logging.getLogger("mlflow_tdeploy")
 Progress = Callable[[Step], None]
 
 
@@ -120,6 +122,12 @@ class Workshop:
                 detail.append(f"not at {', '.join(answers.skipped)}, where the model fails")
             if answers.not_compared:
                 detail.append(f"{answers.not_compared} rows of them without a finite answer, not compared")
+            if answers.unanswered:
+                _log.warning(
+                    "The model has no finite answer to made-up values at %s: variants are not checked there. Show what "
+                    "it takes at such sizes with verify_with=….",
+                    ", ".join(answers.unanswered),
+                )
             if why := answers.unrepeatable(reference, self.budget):
                 raise InvalidInputError(
                     f"The model answers one request differently each time ({why}): it draws random numbers, so that "
@@ -237,8 +245,9 @@ def over_budget(variant_id: str, verified: Verified) -> BudgetError:
     found = "is over the model's budget" if verified.metrics else "fails"
     return BudgetError(
         f"Variant '{variant_id}' {found} on {data.count} items ({data.name}): "
-        f"{'; '.join(verified.violations)}. Leave it out with precisions=…, state a wider budget=…, or use "
-        f"on_budget='drop' to log the model without its files."
+        f"{'; '.join(verified.violations)}. Leave it out with precisions=…, "
+        f"{'state a wider budget=…, ' if verified.is_close else ''}or use on_budget='drop' to log the model without "
+        f"its files."
     )
 
 

@@ -39,6 +39,12 @@ _LARGEST = sys.float_info.max
 #: Shares of whole numbers that have to be the reference's own, as a choice may turn where two were as good: of many
 #: requests, of a single one, of which one choice may be a large share, and whose numbers they are.
 _CHOICES = {EXACT_SHARE: (0.99, 0.5, ""), VALUE_SHARE: (0.7, 0.0, " of one value")}
+#: How many whole numbers that differ were chosen from scores that are equal; and what to do about them.
+TIED = "tied_differences"
+_OF_TIES = (
+    "; some are chosen among equal scores, of which each runtime takes another one first: have the model break such "
+    "ties, for example by scores - 1e-6 * position"
+)
 _LIMIT = re.compile(r"\s*([a-z0-9_]+)\s*(>=|<=|≥|≤)\s*([-+0-9.eE]+)\s*")
 
 
@@ -142,7 +148,8 @@ class Budget:
             share = metrics.get(metric, 1.0)
             if metric not in stated and share < (alone if single else least):
                 allowed = f"allow that with budget='{self}, {metric} >= …'"
-                found.append(f"{100 * (1 - share):.3g} % of the whole numbers{whose} differ ({allowed})")
+                tied = _OF_TIES if metrics.get(TIED) else ""
+                found.append(f"{100 * (1 - share):.3g} % of the whole numbers{whose} differ ({allowed}{tied})")
         found += [text for limit in limits if (text := limit.violation(metrics))]
         return tuple(found)
 

@@ -386,3 +386,58 @@ def test_a_cache_that_is_returned_says_how_to_leave_it_out(tmp_path):
         mlflow_tdeploy.save_model(model, tmp_path / "m", task="tensors", example=example, precisions=["fp32"])
     model.config.use_cache = False
     mlflow_tdeploy.save_model(model, tmp_path / "m", task="tensors", example=example, precisions=["fp32"])
+
+
+class Ties(torch.nn.Module):
+    """The best five by a score that many have, such as 0."""
+
+    def __init__(self, broken):
+        super().__init__()
+        self.linear, self.broken = torch.nn.Linear(4, 40), broken
+
+    def forward(self, x):
+        scores = torch.relu(self.linear(x) - 1)
+        return torch.topk(scores - 1e-6 * torch.arange(40) if self.broken else scores, 5)
+
+
+def test_ties_are_told_and_a_model_that_breaks_them_is_logged(tmp_path):
+    example = {"x": RANDOM.standard_normal((32, 4)).astype(np.float32)}
+    with pytest.raises(MlflowException, match=r"equal scores.*break such ties.*scores - 1e-6 \* position"):
+        mlflow_tdeploy.save_model(Ties(False), tmp_path / "ties", example=example, precisions=["fp32"])
+    mlflow_tdeploy.save_model(Ties(True), tmp_path / "m", example=example, precisions=["fp32"])
+
+
+class Gaps(torch.nn.Module):
+    """A series whose times must rise; its answer has no finite value otherwise."""
+
+    def __init__(self, least=0):
+        super().__init__()
+        self.rnn, self.head, self.least = torch.nn.GRU(2, 8, batch_first=True), torch.nn.Linear(8, 1), least
+
+    def forward(self, x, ts):
+        gap = torch.log1p((ts[:, 1:] - ts[:, :-1]).float() - self.least)
+        steps, _ = self.rnn(torch.stack([x[:, 1:], gap], -1))
+        return self.head(steps[:, -1])
+
+
+GAPS = {
+    "x": RANDOM.standard_normal((8, 24)).astype(np.float32),
+    "ts": 1_700_000_000 + RANDOM.integers(1, 900, (8, 24)).cumsum(axis=1),
+}
+ANY_TIME = {"x.1": "time", "ts.1": "time", "time": (2, 24, 64)}
+
+
+def test_a_series_is_checked_at_every_length_its_times_rising(tmp_path):
+    mlflow_tdeploy.save_model(Gaps(), tmp_path / "m", example=GAPS, shapes=ANY_TIME, precisions=["fp32"])
+    accuracy = latest_accuracy(Bundle.open(tmp_path / "m" / "tdeploy").evidence("onnx-fp32"))
+    assert "reference_non_finite" not in accuracy.metrics
+    assert {"batch=64,time=64", "batch=1,time=2"} <= set(accuracy.shapes)
+
+
+def test_sizes_without_a_finite_answer_are_told_and_count_for_none(tmp_path, caplog):
+    """Longer series repeat what was given: steps of no time, which this model has no logarithm of."""
+    mlflow_tdeploy.save_model(Gaps(least=1.5), tmp_path / "m", example=GAPS, shapes=ANY_TIME, precisions=["fp32"])
+    accuracy = latest_accuracy(Bundle.open(tmp_path / "m" / "tdeploy").evidence("onnx-fp32"))
+    assert "batch=64,time=64" not in accuracy.shapes
+    assert "no finite answer to made-up values at" in caplog.text
+    assert "batch=64,time=64" in caplog.text

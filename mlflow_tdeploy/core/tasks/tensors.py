@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import MEAN, PART, SPREAD, VECTOR_BUDGET, Budget
+from mlflow_tdeploy.core.budget import MEAN, PART, SPREAD, TIED, VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import EXACT_SHARE, MEAN_SPREAD, VALUE_SHARE, Choices, Comparison, Parts, Rows, merged
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.made_up import is_mask, make_up, within
@@ -175,12 +175,14 @@ class _TensorComparison(Comparison):
         self._parts: defaultdict[str, Parts] = defaultdict(Parts)
         self._axes: defaultdict[tuple[str, int], Spread] = defaultdict(Spread)
         self._choices: defaultdict[str, Choices] = defaultdict(Choices)
+        self._tied = 0
         self._behind: defaultdict[str, _Behind] = defaultdict(_Behind)
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
         for name, array in reference.items():
             if array.dtype.kind in "biu":
                 told = self._told(name, reference)
+                self._tied += self._behind_ties(name, reference, array != got[name])
                 self._choices[name].add(array[told], got[name][told])
                 self._behind[name].add(array[~told], got[name][~told])
                 continue
@@ -203,6 +205,16 @@ class _TensorComparison(Comparison):
                 rows = scores.astype(np.float64).reshape(len(scores), -1)
                 found &= ~without_answer(rows, scores.dtype).reshape(found.shape)
         return found
+
+    def _behind_ties(self, name: str, reference: Arrays, differ: Array) -> int:
+        """Count the whole numbers that differ behind scores that others of their row equal: any order is right."""
+        found = np.zeros(differ.shape, bool)
+        for other in self._scores.get(name, ()) if differ.any() and differ.ndim else ():
+            scores = reference[other]
+            if scores.shape == differ.shape:
+                row = np.sort(scores, axis=-1)
+                found |= (row[..., 1:] == row[..., :-1]).any(axis=-1, keepdims=True)
+        return int((found & differ).sum())
 
     def _add_parts(self, name: str, ref: Array, got: Array) -> None:
         flat = ref.astype(np.float64).reshape(len(ref), -1)  # as rows: a mask is one beside the rest of its item
@@ -235,7 +247,8 @@ class _TensorComparison(Comparison):
             min((one.share() for one in choices), default=1.0),
             min((one.least() for one in choices), default=1.0),
         )
-        return {**found, EXACT_SHARE: shares[0], VALUE_SHARE: shares[1]}
+        tied = {TIED: float(self._tied)} if self._tied else {}
+        return {**found, EXACT_SHARE: shares[0], VALUE_SHARE: shares[1], **tied}
 
 
 class _Behind:
