@@ -272,16 +272,16 @@ def test_what_the_server_still_routes_to_stays_whatever_the_repository_says(targ
     none = dataclasses.replace(QUICK, keep=0)
     target.deploy(linear(tmp_path, 7), none)
     killed = killed_at(target, "never")
-    original = killed._load
+    original = target.client.bring_up
 
-    def load(model, version):
+    def bring_up(model, version):
         if model == "m":
             raise Killed
         original(model, version)
 
-    monkeypatch.setattr(killed, "_load", load)
     before = target.files.read("m/config.pbtxt")
-    with pytest.raises(Killed):
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(target.client, "bring_up", bring_up)
         killed.deploy(linear(tmp_path, 8, 2.0), none)
     written = before.replace(b"versions: 7", b"versions: 8").replace(b'string_value: "7"', b'string_value: "8"')
     target.files.write("m/config.pbtxt", written)  # as if it had been killed before it took that back
