@@ -280,10 +280,11 @@ def test_what_the_server_still_routes_to_stays_whatever_the_repository_says(targ
         original(model, version)
 
     before = target.files.read("m/config.pbtxt")
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(target.client, "bring_up", bring_up)
+    monkeypatch.setattr(target.client, "bring_up", bring_up)
+    with pytest.raises(Killed):
         killed.deploy(linear(tmp_path, 8, 2.0), none)
     written = before.replace(b"versions: 7", b"versions: 8").replace(b'string_value: "7"', b'string_value: "8"')
+    monkeypatch.undo()
     target.files.write("m/config.pbtxt", written)  # as if it had been killed before it took that back
     reached = []
     seen = Deployments(target.client, target.files, on_step=lambda step: reached.append((step, factor(target))))
