@@ -6,9 +6,9 @@ import os
 import urllib.parse
 from collections.abc import Mapping
 
-from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, UnreachableError, shown
 from mlflow_tdeploy.deploy.files import RepositoryFiles, open_files
-from mlflow_tdeploy.triton.background import Running, started_at
+from mlflow_tdeploy.triton.background import Running, running, started_at
 from mlflow_tdeploy.triton.client import Connection
 
 #: Environment variables; the first two as in NVIDIA's plugin.
@@ -52,11 +52,18 @@ def files_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> Reposi
 
     Raises:
         InvalidInputError: Nobody says where it is.
+        UnreachableError: A server that was started here has ended.
     """
     _, query = _parsed(target_uri)
-    local = server_here(connection_of(target_uri, environ))
+    connection = connection_of(target_uri, environ)
+    local = server_here(connection)
     where = query.get("repository") or environ.get(REPOSITORY) or (local.repository if local else "")
     if not where:
+        if (ended := _ended_here(connection)) is not None:
+            raise UnreachableError(
+                f"The server that was started here at port {ended.http} has ended. Start it again: tdeploy triton "
+                f"start {ended.repository}"
+            )
         raise InvalidInputError(
             f"Nobody says where the server's model repository is: set {REPOSITORY}, or use a target such as "
             f"tdeploy://host:8000?repository=/models."
@@ -68,6 +75,14 @@ def server_here(connection: Connection) -> Running | None:
     """Return what is known of a server that ``tdeploy triton start`` started on this host; None for any other."""
     host, _, port = connection.address.rpartition(":")
     return started_at(int(port)) if host in _HERE else None
+
+
+def _ended_here(connection: Connection) -> Running | None:
+    """Return what is known of a server that was started on this host at that port, and has ended by itself."""
+    host, _, port = connection.address.rpartition(":")
+    if host not in _HERE:
+        return None
+    return next((one for one in reversed(running()) if int(port) in (one.http, one.grpc)), None)
 
 
 def _parsed(target_uri: str) -> tuple[urllib.parse.SplitResult, dict[str, str]]:

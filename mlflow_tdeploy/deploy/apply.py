@@ -205,7 +205,8 @@ class Deployments(State):
         if what.version in kept and made_of - {"", key_of(what, settings)}:
             raise ConflictError(
                 f"Version {what.version} of '{what.name}' is deployed with other files or options, and a version is "
-                f"not changed in place. Deploy it as another version, or delete the deployment first."
+                f"not changed in place. Deploy it under another number (version={max(kept) + 1}), or delete the "
+                f"deployment first."
             )
         with self._undone(what, known=what.version in kept), workspace() as work:
             sent = self._bring_graph(what, settings, work)

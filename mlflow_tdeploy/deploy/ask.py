@@ -41,7 +41,7 @@ class _Tensor:
             array = _as_bytes(value)
             return array[..., None] if array.ndim < self.axes else array
         try:
-            array = np.asarray(value.tolist() if hasattr(value, "tolist") else value)
+            array = value if isinstance(value, np.ndarray) and value.dtype != object else np.asarray(_listed(value))
             exact = array.astype(self.dtype)
             if array.dtype.kind in "iuf" and exact.dtype.kind in "iu" and (exact != array).any():
                 raise ValueError(f"{shown(array.reshape(-1)[0])} does not fit")
@@ -49,6 +49,8 @@ class _Tensor:
             raise InvalidInputError(
                 f"The input '{self.name}' cannot be made an array of {self.dtype}: {error}."
             ) from error
+        if exact.size == 0:
+            raise InvalidInputError(f"The input '{self.name}' is empty (shape {exact.shape}).")
         return exact[..., None] if self.reshaped and exact.ndim < self.axes else exact
 
     def received(self, array: Array) -> Array:
@@ -129,11 +131,15 @@ def _asked(
 
 def _as_bytes(value: Any) -> Array:
     """Return texts or bytes as an array of bytes, of the same shape."""
-    array = np.asarray(value.tolist() if hasattr(value, "tolist") else value, object)
+    array = np.asarray(_listed(value), object)
     flat = [one if isinstance(one, bytes) else str(one).encode("utf-8", "replace") for one in array.ravel()]
     found = np.empty(len(flat), object)
     found[:] = flat
     return found.reshape(array.shape)
+
+
+def _listed(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _given(inputs: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -44,26 +45,25 @@ def choose(
         uri: The model, see :func:`mlflow_tdeploy.extend_model`.
         settings: What is said about the server and the choice.
         name: Name to deploy under; the registered model's otherwise.
-        version: Number to use where neither the URI nor the settings say one.
+        version: Number to use where neither the settings nor the URI say one.
         flavor: What to take the model for, see :mod:`mlflow_tdeploy.deploy.found`; empty for what it is.
         host: Returns what the server says that its host is, None for one like this; asked where there is a choice.
 
     Raises:
-        InvalidInputError: Neither says a name, or the settings contradict the URI or the model.
+        InvalidInputError: Neither says a name, or the settings contradict the model.
         NotFoundError: There is nothing that can be deployed.
         NoVariantError: No variant serves there.
         IntegrityError: Assets are damaged, or golden requests become other tokens with the library that is here.
     """
     registered = registered_version(uri)
-    if registered and settings.version not in (0, registered[1]):
-        raise InvalidInputError(
-            f"'{uri}' is version {registered[1]}, and version={settings.version} says another one. Leave it out."
-        )
     wanted = check_name(name or _plain(registered[0] if registered else ""))
-    number = check_version(registered[1] if registered else settings.version or version or 1)
+    number = check_version(settings.version or (registered[1] if registered else version or 1))
     # an alias is followed once: it may be moved meanwhile
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
-    found = find(locate(pinned), flavor, settings.shapes, insist=SHAPES in settings.now)
+    location = locate(pinned)
+    if location.local is not None and not urllib.parse.urlsplit(pinned).scheme:
+        pinned = str(location.local.absolute())  # whoever comes back to it may be somewhere else
+    found = find(location, flavor, settings.shapes, insist=SHAPES in settings.now)
     about = {"model_uri": pinned, "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
         return _of_bundle(found, settings, settings.host(host()), wanted, number, about)

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, NotFoundError, TDeployError, first_line
+from mlflow_tdeploy.core.errors import (
+    BuildError,
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    TDeployError,
+    first_line,
+)
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.registry_io import Location, open_records
 from mlflow_tdeploy.registry_io.folder import MODEL, bring, content_of, flavors_of, listed, state_of
@@ -23,7 +30,7 @@ from mlflow_tdeploy.store.staging import staged_directory, workspace
 from mlflow_tdeploy.triton.names import CONFIG
 
 if TYPE_CHECKING:
-    from mlflow_tdeploy.core.tensors import Arrays, Signature
+    from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec
     from mlflow_tdeploy.source.base import Source
 
 #: What can be deployed, by the name of its flavor.
@@ -44,6 +51,34 @@ class LoggedBundle:
     flavor: str
     bundle: Bundle
     fetch: Fetch | None = None
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """Ranges that were said.
+
+    Attributes:
+        shapes: By dimension, or by input and axis.
+        insist: Whether they were said of this graph; else those of others are left out.
+    """
+
+    shapes: Mapping[str, Any]
+    insist: bool
+
+    def of(self, signature: Signature) -> dict[str, Any]:
+        """Return those that belong to a graph.
+
+        Raises:
+            InvalidInputError: They were said of this one, and do not.
+        """
+        places = {f"{spec.name}.{axis}" for spec in signature.inputs for axis in range(len(spec.shape))}
+        known = {dim.name for dim in signature.dims} | places
+        if unknown := [key for key in self.shapes if key not in known and self.insist]:
+            raise InvalidInputError(
+                f"shapes names '{unknown[0]}', which this graph has not: its dimensions are "
+                f"{', '.join(dim.name for dim in signature.dims) or 'none'}."
+            )
+        return {key: value for key, value in self.shapes.items() if key in known}
 
 
 @dataclass(frozen=True)
@@ -88,7 +123,7 @@ def find(
         raise missing  # it should have had one
     flavor = flavor or _flavor_of(location, files, flavors)
     if flavor == ONNX:
-        return LoggedBundle(ONNX, _bundle_of_graph(location, files, flavors, shapes))
+        return LoggedBundle(ONNX, _bundle_of_graph(location, files, flavors, _Ranges(shapes, insist)))
     _refuse_shapes(insist and shapes, f"A Triton model has them in its {CONFIG}")
     return ReadyFolder(_model_folder(location, files))
 
@@ -133,6 +168,8 @@ def _models(files: Mapping[str, str]) -> list[str]:
     paths = [PurePosixPath(name) for name in files]
     found = {str(path.parent) for path in paths if path.name == CONFIG and len(path.parts) <= 2}
     numbered = {str(above) for path in paths for above in _above_number(path)}
+    if "." in found & numbered:
+        return ["."]  # whatever else it has is its own
     return sorted(found | numbered)
 
 
@@ -161,9 +198,7 @@ def _model_folder(location: Location, files: dict[str, str]) -> Path:
         return _kept(content_of(came), lambda fresh: shutil.copytree(came, fresh / MODEL)) / MODEL / models[0]
 
 
-def _bundle_of_graph(
-    location: Location, files: dict[str, str], flavors: Mapping[str, Any], shapes: Mapping[str, Any]
-) -> Bundle:
+def _bundle_of_graph(location: Location, files: dict[str, str], flavors: Mapping[str, Any], ranges: _Ranges) -> Bundle:
     """Return a bundle of an ONNX graph as it is, which is made once on a host and found again.
 
     Raises:
@@ -177,30 +212,49 @@ def _bundle_of_graph(
             f"{', '.join(graphs) or 'none'}. Log it with mlflow.onnx.log_model, or better, mlflow.tdeploy.log_model."
         )
 
+    if CONFIG in files:
+        _log.warning(
+            "The %s beside the graph is not used: how it is served follows from the graph and from -C. A model with "
+            "its own is a Triton folder (config.pbtxt, 1/model.onnx), logged as artifacts.",
+            CONFIG,
+        )
+
     def make(fresh: Path) -> None:
         from mlflow_tdeploy.build.pipeline import BuildOptions, build_bundle
         from mlflow_tdeploy.store.writer import BundleDraft
 
-        with contextlib.closing(_read(folder, graphs[0], shapes)) as graph:
-            build_bundle(graph, BundleDraft(fresh / ROOT), BuildOptions(precisions=(), measure=False))
+        try:
+            with contextlib.closing(_read(folder, graphs[0], ranges)) as graph:
+                build_bundle(graph, BundleDraft(fresh / ROOT), BuildOptions(precisions=(), measure=False))
+        except (BuildError, InvalidInputError) as error:
+            raise type(error)(
+                f"{error} (Of a plain graph: its ranges are said by -C shapes=…, its example by MLflow's "
+                f"input_example; mlflow.tdeploy.log_model takes example= and verify_with= besides.)"
+            ) from error
 
-    how = [installed_version("mlflow-tdeploy") or "", graphs[0], repr(sorted(shapes.items()))]
+    how = [installed_version("mlflow-tdeploy") or "", graphs[0], repr(sorted(ranges.shapes.items()))]
     with workspace() as work:
         folder = bring(location, work)  # a store says no more of a file than its size: what it has now is fetched
         key = state_of(location, files, *how) if location.local is not None else content_of(folder, *how)
-        return Bundle.open(_kept(key, make))
+        bundle = Bundle.open(_kept(key, make))
+    ranges.of(bundle.manifest.signature)  # it may have been made for others, which were left out
+    return bundle
 
 
-def _read(folder: Path, name: str, shapes: Mapping[str, Any]) -> Source:
+def _read(folder: Path, name: str, ranges: _Ranges) -> Source:
     """Read a graph, with the example that was logged with it where that is one of its requests."""
     from mlflow_tdeploy.source.resolve import resolve
 
-    graph = resolve(folder / name, task="tensors", shapes=dict(shapes))
+    shapes = dict(ranges.shapes)
+    if shapes and not ranges.insist:
+        with contextlib.closing(resolve(folder / name, task="tensors")) as plain:
+            shapes = ranges.of(plain.signature)
+    graph = resolve(folder / name, task="tensors", shapes=shapes)
     example = _example(folder, graph.signature)
     if example is None:
         return graph
     graph.close()
-    return resolve(folder / name, task="tensors", shapes=dict(shapes), example=example)
+    return resolve(folder / name, task="tensors", shapes=shapes, example=example)
 
 
 def _example(folder: Path, signature: Signature) -> Arrays | None:
@@ -218,12 +272,19 @@ def _example(folder: Path, signature: Signature) -> Arrays | None:
     if len(signature.inputs) == 1 and (not hasattr(given, "keys") or only not in given):
         given = {only: given.to_numpy() if hasattr(given, "to_numpy") else given}  # as mlflow.onnx passes a table on
     try:
-        found = {spec.name: np.asarray(list(given[spec.name]), spec.dtype) for spec in signature.inputs}
+        found = {spec.name: _first_rows(given[spec.name], spec, signature) for spec in signature.inputs}
         signature.bind(found)
     except (KeyError, TypeError, ValueError, TDeployError) as error:
         _log.warning("The graph is tried without the example that was logged with it: %r", first_line(error))
         return None
     return found
+
+
+def _first_rows(given: Any, spec: TensorSpec, signature: Signature) -> Array:
+    """Return an input of an example, of no more rows than the graph takes."""
+    rows = spec.shape[0] if spec.shape else None
+    most = signature.dim(rows).max if isinstance(rows, str) else None
+    return np.asarray(list(given)[:most], spec.dtype)
 
 
 def _kept(key: str, make: Callable[[Path], object]) -> Path:

@@ -35,7 +35,7 @@ class DeploySettings:
     """What is said about a deployment, besides how Triton serves it.
 
     Attributes:
-        version: The number to deploy under, for a model that is no registered version.
+        version: The number to deploy under, instead of the registered version's.
         keep: Versions that stay loaded for going back to.
         grace: Seconds that a version which is not kept stays after the switch.
         device: What the server has: ``cpu`` or ``cuda``; what it says itself otherwise.
@@ -130,7 +130,8 @@ def said(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def as_record(config: Mapping[str, Any]) -> str:
     """Return what was said about a deployment, but for what is of one call only, as JSON."""
-    return json.dumps({key: value for key, value in sorted(config.items()) if key not in _OF_ONE_CALL}, default=str)
+    lasting = {key: value for key, value in sorted(config.items()) if key not in _OF_ONE_CALL and value != ""}
+    return json.dumps(lasting, default=str)
 
 
 def _shapes(value: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 from mlflow.utils.proto_json_utils import NumpyEncoder
 
-from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, TDeployError
 from mlflow_tdeploy.deploy.address import connection_of, files_of, server_here
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.ask import ask
@@ -96,7 +96,12 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         """
         with mlflow_errors():
             before = self._deployments().describe(name)
-        return self._deploy(name, model_uri or before["model_uri"], flavor, config, endpoint, before)
+            uri = model_uri or before.get("model_uri")
+            if not uri:
+                raise NotFoundError(
+                    f"What '{name}' is made of is not known: its graph is gone from the repository. Say a model."
+                )
+        return self._deploy(name, uri, flavor, config, endpoint, before)
 
     def rollback_deployment(self, name: str, version: int | None = None) -> dict[str, Any]:
         """Have the version answer that did before, or another one that is kept; nothing is published.

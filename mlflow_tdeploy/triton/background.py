@@ -89,8 +89,10 @@ def start(
         StorageError: Nothing can be remembered on this host.
     """
     server, where = server or find_server(), _absolute(repository)
-    others = [one for one in running() if one.alive]
-    for other in others:
+    for other in running():
+        if not other.alive:
+            stop(other)  # it has ended by itself: what it left goes
+            continue
         if other.repository == where:
             raise ConflictError(f"'{where}' is served at {other.listening.url} already. Stop that one first.")
         if taken := set(ports) & {other.http, other.grpc, other.metrics}:
@@ -151,7 +153,7 @@ def stop(which: Running) -> None:
 
 
 def chosen(port: int | None) -> Running:
-    """Return the server that is meant by its port for HTTP, or the only one there is.
+    """Return the server that is meant by its port for HTTP, or the only one there is; one that runs before ended ones.
 
     Raises:
         NotFoundError: There is none, or it is not clear which.
@@ -159,8 +161,9 @@ def chosen(port: int | None) -> Running:
     found = running()
     if port is not None:
         found = [one for one in found if one.http == port]
-    if len(found) == 1:
-        return found[0]
+    found = [one for one in found if one.alive] or found
+    if len(found) == 1 or (found and port is not None):
+        return found[-1]
     if not found:
         at = f" at port {port}" if port is not None else ""
         raise NotFoundError(f"No server was started here{at}. 'tdeploy triton start REPOSITORY' starts one.")

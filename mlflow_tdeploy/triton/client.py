@@ -139,13 +139,11 @@ class TritonClient:
         before = self._log()
         try:
             self._call(f"load '{model}'", lambda client, more: client.load_model(model, **more), timeout)
-        except UnreachableError:
-            raise
         except ServerError as error:
             said = self._log()
             if said in ("", before) or said in str(error):
                 raise
-            raise ServerError(f"{error} (its log: {said})") from error
+            raise type(error)(f"{error} (its log: {said})") from error
 
     def bring_up(self, model: str, version: int) -> None:
         """Load a model, and wait until a version of it answers.

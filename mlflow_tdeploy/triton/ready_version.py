@@ -21,6 +21,11 @@ from mlflow_tdeploy.triton.repository import Deployable
 _TENSORS = {"task": "tensors", "takes": "tensors", "answers": "tensors"}
 #: Stands in a folder that is empty, which a store of objects has not.
 _KEEP = ".keep"
+#: What a backend, or a platform of old, opens in a version where the configuration names no file.
+_OPENED = {
+    "python": "model.py", "onnxruntime": "model.onnx", "onnxruntime_onnx": "model.onnx", "tensorrt": "model.plan",
+    "tensorrt_plan": "model.plan", "pytorch_libtorch": "model.pt",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ReadyVersion(Deployable):
 
     def made_of(self, options: TritonOptions) -> str:
         """Return the hashes of its files."""
-        self._config(options)
+        self._require_file(self._config(options))
         return self._hashes
 
     def write_graph(self, folder: Path, options: TritonOptions) -> None:
@@ -100,15 +105,7 @@ class ReadyVersion(Deployable):
             raise InvalidInputError(
                 f"A Triton model is served as its {CONFIG} says: say there how, and leave options of serving out here."
             )
-        try:
-            config = parse((self.folder / CONFIG).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise NotFoundError(
-                f"'{self.folder}' has no {CONFIG}, so what it takes is not known. A server that has loaded it shows "
-                f"one under v2/models/NAME/config: log that with the model."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(f"The {CONFIG} in '{self.folder}' is no text: {error}.") from error
+        config = self._parsed()
         if not config.input or not config.output:
             raise InvalidInputError(
                 f"The {CONFIG} in '{self.folder}' does not say inputs and outputs. A server that has loaded the model "
@@ -123,6 +120,23 @@ class ReadyVersion(Deployable):
         for name in [one for one in config.parameters if one.startswith(OWN)]:
             del config.parameters[name]
         return config
+
+    def _parsed(self) -> Any:
+        """Return its configuration.
+
+        Raises:
+            NotFoundError: There is none.
+            InvalidInputError: It is damaged.
+        """
+        try:
+            return parse((self.folder / CONFIG).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                f"'{self.folder}' has no {CONFIG}, so what it takes is not known. A server that has loaded it shows "
+                f"one under v2/models/NAME/config: log that with the model."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"The {CONFIG} in '{self.folder}' is no text: {error}.") from error
 
     def _files(self) -> dict[str, str]:
         """Return its files: how each is called as a version of ours, and how it is called there.
@@ -148,10 +162,28 @@ class ReadyVersion(Deployable):
         return [place for place in (self._place(path, newest) for path in empty) if place]
 
     def _newest(self) -> int:
+        """Return the version that its own server would serve: the newest of those that its policy names, if it does."""
         numbers = [int(one.name) for one in self.folder.iterdir() if one.is_dir() and one.name.isdecimal()]
+        named = {*self._parsed().version_policy.specific.versions}
         if not numbers:
             raise NotFoundError(f"'{self.folder}' has no numbered folder with a version of the model.")
-        return max(numbers)
+        if named and not named & {*numbers}:
+            raise NotFoundError(f"'{self.folder}' has no version that its version_policy names: {min(named)}.")
+        return max(one for one in numbers if not named or one in named)
+
+    def _require_file(self, config: Any) -> None:
+        """Make sure that what the backend opens is there: Triton's Python backend waits for ever for one that is not.
+
+        Raises:
+            NotFoundError: It is not.
+        """
+        usual = next((name for kind, name in _OPENED.items() if kind in (config.backend, config.platform)), "")
+        name = config.default_model_filename or usual
+        if name and not config.cc_model_filenames and not (self.folder / str(self._newest()) / name).exists():
+            raise NotFoundError(
+                f"The Triton model in '{self.folder}' has no '{name}' in version {self._newest()}, which the backend "
+                f"{config.backend or config.platform} opens."
+            )
 
     def _place(self, path: Path, newest: int) -> str:
         """Return where something lies in a version of ours; empty for other versions: the newest is deployed."""

@@ -385,3 +385,56 @@ def test_joining_requests_may_be_switched_off(client):
     assert int(client._client.config("linear.v1").get("max_batch_size", 0)) == 0
     x = np.ones((9, 4), np.float32)
     assert client.predict("linear", {"x": x})["predictions"]["y"].shape[0] == 9
+
+
+def test_ranges_of_another_graph_are_left_out_unless_they_are_said_now(client, caplog):
+    linear = mlflow.onnx.log_model(graph(), name="graph").model_uri
+    shapes = {"batch": [1, 4, 100]}
+    client.create_deployment("m", linear, config={**SAVED, "shapes": shapes})
+    other = graph(2.0)
+    for value in (*other.graph.input, *other.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "rows"
+    other = mlflow.onnx.log_model(other, name="other").model_uri
+    assert client.update_deployment("m", other)["version"] == 2
+    assert int(client._client.config("m.v2")["max_batch_size"]) == 512
+    with pytest.raises(MlflowException, match="shapes names .*'batch', which this"):
+        client.update_deployment("m", other, config={"shapes": shapes})
+
+
+def test_a_configuration_beside_a_plain_graph_is_told_not_to_be_used(client, tmp_path, caplog):
+    onnx.save(graph(), tmp_path / "model.onnx")
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: 3\n")
+    client.create_deployment("m", str(tmp_path), flavor="onnx", config=SAVED)
+    assert "config.pbtxt beside the graph is not used" in caplog.text
+
+
+def test_the_version_that_a_policy_names_is_the_one_and_other_folders_are_none(client, tmp_path):
+    folder = ready(tmp_path / "shout", config=SHOUT_CONFIG + "version_policy { specific { versions: [2] } }\n")
+    (folder / "library" / "2024").mkdir(parents=True)
+    (folder / "library" / "2024" / "notes.txt").write_text("no version")
+    client.create_deployment("shout", str(folder), config=SAVED)
+    answer = client.predict("shout", {"TEXT": [["a"]]})["predictions"]
+    assert b"old" in answer["LOUD"].ravel()[0]
+
+
+def test_a_triton_model_without_its_file_is_refused_before_a_server_waits_for_it(client, running, tmp_path):
+    folder = ready(tmp_path / "shout")
+    (folder / "3" / "model.py").unlink()
+    with pytest.raises(MlflowException, match=r"has no 'model\.py' in version 3"):
+        client.create_deployment("shout", str(folder), config=SAVED)
+    assert not [path for path in running[1].iterdir() if path.is_dir()]
+
+
+def test_an_example_of_many_rows_is_tried_as_far_as_the_graph_goes(client, caplog):
+    example = np.random.default_rng(0).standard_normal((100, 4)).astype(np.float32)
+    uri = mlflow.onnx.log_model(graph(), name="graph", input_example={"x": example}).model_uri
+    client.create_deployment("m", uri, config=SAVED)
+    assert "without the example" not in caplog.text
+
+
+def test_arrays_are_sent_as_they_are(client):
+    client.create_deployment("m", mlflow.onnx.log_model(graph(), name="graph").model_uri, config=SAVED)
+    with pytest.raises(MlflowException, match=r"'x' is empty \(shape \(0, 4\)\)"):
+        client.predict("m", {"x": np.zeros((0, 4), np.float32)})
+    with pytest.raises(MlflowException, match="does not fit|cannot be made"):
+        client.predict("m", {"x": np.array([["a", "b", "c", "d"]], object)})

@@ -110,7 +110,6 @@ def test_arrays_are_asked_for_by_name_as_table_or_alone(client, tmp_path):
         ({"keep": -1}, "'keep' must not be negative"),
         ({"grace": "soon"}, "'grace' is a number of seconds"),
         ({"device": "tpu"}, "'device' must be cpu or cuda"),
-        ({"version": 5}, "is version 1, and version=5 says another one"),
         ({"config_file": "none.yaml"}, "There is no file 'none.yaml'"),
         ({"variant": "none"}, "Unknown variant 'none'"),
         ({"device": "cpu", "runtime": "ort-cuda"}, "No variant of this model can serve"),
@@ -386,3 +385,42 @@ def test_copies_stay_whichever_host_updates(client, words, monkeypatch):
     here = probe.host()
     monkeypatch.setattr(probe, "host", lambda: dataclasses.replace(here, cores=1))
     assert client.update_deployment("words", "models:/words/1")["deployed"] == made["deployed"]
+
+
+def test_another_registered_model_takes_over_a_name_under_a_number_of_its_own(client, words, tmp_path):
+    client.create_deployment("words", "models:/words/1", config=SAVED)
+    mlflow_tdeploy.log_model(make_text_bundle(tmp_path / "m", "sentence-embedding"), "m", registered_model_name="other")
+    with pytest.raises(MlflowException, match=r"under another number \(version=2\)"):
+        client.update_deployment("words", "models:/other/1")
+    updated = client.update_deployment("words", "models:/other/1", config={"version": 2})
+    assert (updated["version"], updated["previous"], updated["model_uri"]) == (2, [1], "models:/other/1")
+    assert client.rollback_deployment("words")["model_uri"] == "models:/words/1"
+
+
+def test_a_folder_is_remembered_wherever_it_was_named_from(client, tmp_path, monkeypatch):
+    make_bundle(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    made = client.create_deployment("linear", "model", config=SAVED)
+    monkeypatch.chdir("/")
+    assert client.update_deployment("linear")["deployed"] == made["deployed"]
+
+
+def test_an_update_of_what_has_lost_its_graph_asks_for_a_model(client, running, tmp_path):
+    client.create_deployment("linear", str(make_bundle(tmp_path / "model")), config=SAVED)
+    graph = running[1] / "linear.v1"
+    kept = {path: path.read_bytes() for path in graph.rglob("*") if path.is_file()}
+    for path in kept:
+        path.unlink()
+    try:
+        with pytest.raises(MlflowException, match="its graph is gone from the repository. Say a model") as caught:
+            client.update_deployment("linear")
+        assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+def test_what_is_lifted_is_not_remembered(client, tmp_path):
+    uri = str(make_bundle(tmp_path / "model"))
+    client.create_deployment("linear", uri, config={**SAVED, "variant": "onnx-fp32"})
+    assert client.update_deployment("linear", uri, config={"variant": ""})["config"] == {"grace": 0}

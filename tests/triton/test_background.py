@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_tdeploy.cli import main
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, SessionError, StorageError
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, SessionError, StorageError, UnreachableError
+from mlflow_tdeploy.deploy.address import files_of
 from mlflow_tdeploy.triton import background
 from tests.bundles import WEIGHTS, linear_graph
 from tests.triton.test_local import CONFIG
@@ -103,6 +104,19 @@ def test_a_server_that_ended_by_itself_is_told_and_cleared_away(repository):
     assert stopped.exit_code == 0
     assert background.running() == []
     assert not left(found.region)
+
+
+def test_a_server_that_crashed_is_told_where_it_is_asked_for_and_replaced(repository, monkeypatch):
+    monkeypatch.delenv("TRITON_MODEL_REPO", raising=False)
+    found = background.start(repository)
+    os.kill(found.pid, 9)
+    _wait_until(lambda: not found.alive)
+    with pytest.raises(UnreachableError, match=f"at port {found.http} has ended.*triton start {repository}"):
+        files_of(f"tdeploy://127.0.0.1:{found.http}")
+    again = background.start(repository, ports=(found.http, found.grpc, found.metrics))
+    assert background.running() == [again]
+    assert background.chosen(again.http) == again
+    assert files_of(f"tdeploy://127.0.0.1:{again.http}").url == str(repository)
 
 
 def test_a_server_that_cannot_start_leaves_nothing(repository, tmp_path):

@@ -41,6 +41,12 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._inputs = [node["name"] for node in config["input"]]
         self._outputs = [node["name"] for node in config["output"]]
+        for kind, named, has in (
+            ("input", self._inputs, [one.name for one in self._session.get_inputs()]),
+            ("output", self._outputs, [one.name for one in self._session.get_outputs()]),
+        ):
+            if unknown := sorted(set(named) - set(has)):
+                raise RuntimeError(f"the graph has no {kind} '{unknown[0]}'; it has: {', '.join(has)}")
         self._batches = config.get("max_batch_size", 0) > 0
 
     def execute(self, requests):
