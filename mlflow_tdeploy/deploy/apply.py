@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from mlflow_tdeploy.core.errors import (
 )
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.hardware import Fingerprint
-from mlflow_tdeploy.deploy.files import Held, RepositoryFiles
+from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.publish import (
     Sent,
@@ -45,33 +44,19 @@ from mlflow_tdeploy.deploy.publish import (
 )
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.server_host import ask_host
-from mlflow_tdeploy.deploy.state import State
+from mlflow_tdeploy.deploy.tidy import Tidy
 from mlflow_tdeploy.deploy.verify import check_front, check_graph
 from mlflow_tdeploy.store.staging import workspace
-from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import OWN, parse, to_text
-from mlflow_tdeploy.triton.names import CONFIG, FACTS, ROUTED, TRIAL, check_name, graph_of, owner
+from mlflow_tdeploy.triton.names import CONFIG, ROUTED, TRIAL, check_name
 from mlflow_tdeploy.triton.repository import Deployable
 
 _log = logging.getLogger("mlflow_tdeploy")
 _DRAIN_S, _PAUSE_S = 120.0, 0.1
 
 
-class Deployments(State):
-    """Changes the deployments of one server and its repository.
-
-    Args:
-        client: The server.
-        files: Its repository, as this host reaches it.
-        on_step: Told of each step before it begins.
-    """
-
-    def __init__(
-        self, client: TritonClient, files: RepositoryFiles, on_step: Callable[[str], None] | None = None
-    ) -> None:
-        super().__init__(client, files)
-        self._held: Held = lambda: None
-        self._step = on_step or (lambda step: _log.info("Deployment: %s", step))
+class Deployments(Tidy):
+    """Changes the deployments of one server and its repository, see :class:`Tidy`."""
 
     def deploy(self, what: Deployable, settings: Settings, *, create: bool = False) -> Deployed:
         """Have a version answer to its name; a version that does already is left as it is.
@@ -127,10 +112,15 @@ class Deployments(State):
         same = self.loaded_key(what.graph_name, what.version) == key_of(what, settings)
         return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
 
-    def rollback(self, name: str, version: int | None = None) -> Deployed:
+    def rollback(self, name: str, version: int | None = None, grace: float = Settings.grace) -> Deployed:
         """Have the version answer that did before, or another one that is kept, such as one that was gone back from.
 
         A call that was killed is completed by the next one, which goes no further back.
+
+        Args:
+            name: The deployment.
+            version: Which version; the one before by default.
+            grace: Seconds that what does not stay loaded stays all the same, for requests that it has.
 
         Raises:
             NotFoundError: There is no such deployment, or no such version is kept.
@@ -153,6 +143,7 @@ class Deployments(State):
                 self._step("switch")
                 self._switch(name, route, route.moved(wanted, now(), _user()))
                 changed = True
+            self._retire(name, grace)
         return Deployed(name, wanted, before, changed, Sent(), time.perf_counter() - started)
 
     def delete(self, name: str) -> bool:
@@ -212,7 +203,7 @@ class Deployments(State):
             sent = self._bring_graph(what, settings, work)
             sent += self._bring_front(what, settings, work)
             self._step("switch")
-            new = (route or Route(what.version)).switched(what.version, settings.keep, now(), _user(), settings.config)
+            new = (route or Route(what.version)).switched(what.version, settings, now(), _user())
             self._switch(what.name, route, new)
         return sent
 
@@ -322,59 +313,6 @@ class Deployments(State):
             remove(self.files, name)
         else:
             remove(self.files, name, f"{version}/")
-
-    def _clean(self, name: str, coming: int, serving: Route | None) -> None:
-        """Remove what a killed deployer has left: models that are tried, and versions that no route knows.
-
-        What the server still routes to stays, whatever the repository says: that may never have been loaded.
-        """
-        route = self.route(name)
-        staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
-        mine = [model for model in self.files.models() if owner(model) == name and model != name]
-        for model in mine:
-            version = graph_of(model.removesuffix(TRIAL))
-            if version and version[1] in staying and not model.endswith(TRIAL):
-                continue
-            if read_index(self.files, model) is None:
-                continue  # somebody else's
-            self._step(f"clean {model}")
-            self.client.unload(model)
-            if version and version[1] not in staying:
-                remove(self.files, name, f"{version[1]}/")
-            remove(self.files, model)  # last: it tells the next call that there is something to remove
-
-    def _retire(self, name: str, grace: float) -> None:
-        """Unload and remove the versions that are not kept."""
-        route = self.route(name)
-        old = [model for model in self.graphs(name) if route and (graph_of(model) or ("", 0))[1] not in route.kept]
-        if old:
-            self._step("retire")
-            time.sleep(grace)
-            self._drained(name)
-            self._held()
-        for model in old:
-            self.client.unload(model)
-            remove(self.files, name, f"{(graph_of(model) or ('', 0))[1]}/")
-            remove(self.files, model)
-        if old and route:
-            self._remove_libraries(name, route)
-
-    def _drained(self, name: str) -> None:
-        """Wait until no version of the stable name is still answering requests that it had before the switch."""
-        end = time.monotonic() + _DRAIN_S
-        while time.monotonic() < end:
-            if not any(one.name == name and one.state == "UNLOADING" for one in self.client.models()):
-                return
-            time.sleep(_PAUSE_S)
-
-    def _remove_libraries(self, name: str, route: Route) -> None:
-        """Remove the libraries that no version which is kept uses: those of an older version of this package."""
-        facts = [json.loads(self.files.read(f"{name}/{version}/{FACTS}") or b"{}") for version in route.kept]
-        used = {one.get("library") for one in facts}
-        index = read_index(self.files, name)
-        tops = {path.partition("/")[0] for path in (index.files if index else ())}
-        for top in sorted(one for one in tops if one.startswith("library-") and one not in used):
-            remove(self.files, name, f"{top}/")
 
 
 def _is_whole(files: RepositoryFiles, model: str) -> bool:

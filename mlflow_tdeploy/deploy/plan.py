@@ -15,13 +15,15 @@ class Settings:
     """How deployments are changed.
 
     Attributes:
-        keep: Versions that stay loaded for going back to.
+        keep: Versions that stay for going back to.
+        keep_loaded: Whether they stay loaded; else their files do, and going back loads them.
         grace: Seconds that a version which is not kept stays after the switch, for requests that it has.
         options: How Triton serves the model.
         config: What was said, as JSON, to be remembered with the deployment.
     """
 
     keep: int = 1
+    keep_loaded: bool = True
     grace: float = 1.0
     options: TritonOptions = field(default_factory=TritonOptions)
     config: str = "{}"

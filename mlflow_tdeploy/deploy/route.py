@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow_tdeploy.core.errors import IntegrityError
+from mlflow_tdeploy.deploy.plan import Settings
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Route:
         changed: When it was changed, UTC in ISO format.
         by: Who changed it.
         config: What was said about the deployment, as JSON.
+        keep_loaded: Whether versions that are kept stay loaded.
     """
 
     active: int
@@ -29,6 +31,7 @@ class Route:
     by: str = ""
     ahead: tuple[int, ...] = ()
     config: str = "{}"
+    keep_loaded: bool = True
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -47,16 +50,17 @@ class Route:
             return serving  # bringing a version was interrupted: the one before answers still
         return next(iter(self.previous), None)
 
-    def switched(self, version: int, keep: int, changed: str, by: str, config: str) -> Route:
+    def switched(self, version: int, settings: Settings, changed: str, by: str) -> Route:
         """Return the route to another version, with as many kept as wanted."""
         rest = tuple(one for one in self.kept if one != version)
-        return Route(version, rest[:keep], changed, by, (), config)
+        return Route(version, rest[: settings.keep], changed, by, (), settings.config, settings.keep_loaded)
 
     def moved(self, version: int, changed: str, by: str) -> Route:
         """Return the route to a version that is kept; what is kept stays so, in the order of age."""
         line = (*reversed(self.previous), self.active, *self.ahead)
         place = line.index(version)
-        return Route(version, tuple(reversed(line[:place])), changed, by, line[place + 1 :], self.config)
+        before, ahead = tuple(reversed(line[:place])), line[place + 1 :]
+        return Route(version, before, changed, by, ahead, self.config, self.keep_loaded)
 
     def parameters(self) -> dict[str, str]:
         """Return it as parameters of a configuration."""
@@ -67,6 +71,7 @@ class Route:
             "changed": self.changed,
             "by": self.by,
             "config": self.config,
+            "keep_loaded": json.dumps(self.keep_loaded),
         }
 
     @classmethod
@@ -81,7 +86,8 @@ class Route:
                 tuple(int(one) for one in json.loads(parameters.get(key) or "[]")) for key in ("previous", "ahead")
             )
             changed, by = (str(parameters.get(key, "")) for key in ("changed", "by"))
-            return cls(int(parameters["active"]), previous, changed, by, ahead, str(parameters.get("config") or "{}"))
+            config, loaded = str(parameters.get("config") or "{}"), parameters.get("keep_loaded") != "false"
+            return cls(int(parameters["active"]), previous, changed, by, ahead, config, loaded)
         except (LookupError, ValueError, TypeError) as error:
             raise IntegrityError(
                 f"{where} says no route ({error!r}), so what serves is not known. Delete the deployment and create "

@@ -36,7 +36,8 @@ class DeploySettings:
 
     Attributes:
         version: The number to deploy under, instead of the registered version's.
-        keep: Versions that stay loaded for going back to.
+        keep: Versions that stay for going back to.
+        keep_loaded: Whether they stay loaded; else their files do, and going back loads them.
         grace: Seconds that a version which is not kept stays after the switch.
         device: What the server has: ``cpu`` or ``cuda``; what it says itself otherwise.
         compute_capability: Of the server's GPU, for example ``9.0``.
@@ -52,6 +53,7 @@ class DeploySettings:
 
     version: int = 0
     keep: int = 1
+    keep_loaded: bool = True
     grace: float = 1.0
     device: str = ""
     compute_capability: str = ""

@@ -99,15 +99,16 @@ class State:
         route = self.required(name)
         graph = self.files.read(f"{name}.v{route.active}/{CONFIG}")
         own = own_parameters(parse(graph.decode())) if graph else {}
-        serving = self.serving(name) if self.client.live() else None
+        live = self.client.live()
+        serving = self.serving(name) if live else None
+        loaded = [one for one in route.kept if live and self.client.ready(f"{name}.v{one}", one)]
         return {
             "name": name,
             "version": route.active,
             "previous": list(route.previous),
             "ahead": list(route.ahead),
-            "ready": serving is not None
-            and serving.active == route.active
-            and self.client.ready(f"{name}.v{route.active}", route.active),
+            "ready": serving is not None and serving.active == route.active and route.active in loaded,
+            "loaded": loaded,
             "deployed": route.changed,
             "by": route.by,
             "server": self.client.connection.url,

@@ -114,7 +114,9 @@ class TDeployDeploymentClient(BaseDeploymentClient):
             MlflowException: No such version is kept.
         """
         with mlflow_errors():
-            _tell(self._deployments().rollback(name, version))
+            found = self._deployments()
+            remembered = DeploySettings.of(None, found.describe(name)["config"])
+            _tell(found.rollback(name, version, remembered.grace))
         return self.get_deployment(name)
 
     def delete_deployment(

@@ -64,7 +64,8 @@ class Wanted:
         settings, coming = self._settings, self._next()
         what = choose(self.uri, settings, name=self.name, version=coming, flavor=self.flavor, host=host)
         record = as_record({**self._remembered, **said(self.config)})
-        how = Settings(settings.keep, settings.grace, served(settings, what, self.before), record)
+        options = served(settings, what, self.before)
+        how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, record)
         numbered = settings.version or what.version != coming or registered_version(self.uri)
         if self.before and not numbered and self.before.get("key") == key_of(what, how):
             what = replace(what, version=self.before["version"])  # the folder as it is answers already

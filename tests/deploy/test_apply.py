@@ -365,3 +365,26 @@ def test_triton_starts_with_all_models_while_one_is_changed(server, tmp_path):
         target.deploy(linear(tmp_path, 7), QUICK)
     with target.files.lease("m"), local_triton(repository, models=["*"], server=server) as triton:
         assert triton.ready
+
+
+def test_versions_may_be_kept_on_disk_only(target, tmp_path):
+    resting = dataclasses.replace(QUICK, keep=2, keep_loaded=False)
+    for version in (7, 8, 9):
+        target.deploy(linear(tmp_path, version, float(version)), resting)
+    loaded = {version: target.client.ready(f"m.v{version}") for version in (7, 8, 9)}
+    assert loaded == {7: False, 8: False, 9: True}
+    assert target.graphs("m") == ["m.v7", "m.v8", "m.v9"]
+    assert target.rollback("m", grace=0.0).version == 8
+    assert factor(target) == 8
+    assert target.rollback("m", grace=0.0).version == 7
+    assert factor(target) == 7
+    assert {version: target.client.ready(f"m.v{version}") for version in (7, 8, 9)} == {7: True, 8: False, 9: False}
+    assert target.rollback("m", 9, grace=0.0).version == 9
+    assert factor(target) == 9
+    target.deploy(
+        linear(tmp_path, 10, 10.0), dataclasses.replace(QUICK, keep=1)
+    )  # from now on what is kept stays loaded
+    assert target.client.ready("m.v9")
+    assert target.graphs("m") == ["m.v10", "m.v9"]
+    target.delete("m")
+    assert not target.files.models()

@@ -420,6 +420,15 @@ def test_an_update_of_what_has_lost_its_graph_asks_for_a_model(client, running, 
             path.write_bytes(content)
 
 
+def test_versions_are_kept_on_disk_where_that_is_said(client, words):
+    client.create_deployment("words", "models:/words/1", config={**SAVED, "keep_loaded": "false"})
+    updated = client.update_deployment("words", "models:/words/2")
+    assert (updated["previous"], updated["loaded"]) == ([1], [2])
+    back = client.rollback_deployment("words")
+    assert (back["version"], back["ahead"], back["loaded"], back["ready"]) == (1, [2], [1], True)
+    assert "label" in client.predict("words", ["cat"])["predictions"][0]
+
+
 def test_what_is_lifted_is_not_remembered(client, tmp_path):
     uri = str(make_bundle(tmp_path / "model"))
     client.create_deployment("linear", uri, config={**SAVED, "variant": "onnx-fp32"})

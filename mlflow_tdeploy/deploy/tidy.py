@@ -1,0 +1,96 @@
+"""What has to go: what killed deployers have left, and versions that are not kept, or not kept loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from mlflow_tdeploy.deploy.files import Held, RepositoryFiles
+from mlflow_tdeploy.deploy.publish import read_index, remove
+from mlflow_tdeploy.deploy.route import Route
+from mlflow_tdeploy.deploy.state import State
+from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.names import FACTS, TRIAL, graph_of, owner
+
+_log = logging.getLogger("mlflow_tdeploy")
+_DRAIN_S, _PAUSE_S = 120.0, 0.1
+
+
+class Tidy(State):
+    """Removes and unloads what a deployment does not need any more.
+
+    Args:
+        client: The server.
+        files: Its repository, as this host reaches it.
+        on_step: Told of each step before it begins.
+    """
+
+    def __init__(
+        self, client: TritonClient, files: RepositoryFiles, on_step: Callable[[str], None] | None = None
+    ) -> None:
+        super().__init__(client, files)
+        self._held: Held = lambda: None
+        self._step = on_step or (lambda step: _log.info("Deployment: %s", step))
+
+    def _clean(self, name: str, coming: int, serving: Route | None) -> None:
+        """Remove what a killed deployer has left: models that are tried, and versions that no route knows.
+
+        What the server still routes to stays, whatever the repository says: that may never have been loaded.
+        """
+        route = self.route(name)
+        staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
+        mine = [model for model in self.files.models() if owner(model) == name and model != name]
+        for model in mine:
+            version = graph_of(model.removesuffix(TRIAL))
+            if version and version[1] in staying and not model.endswith(TRIAL):
+                continue
+            if read_index(self.files, model) is None:
+                continue  # somebody else's
+            self._step(f"clean {model}")
+            self.client.unload(model)
+            if version and version[1] not in staying:
+                remove(self.files, name, f"{version[1]}/")
+            remove(self.files, model)  # last: it tells the next call that there is something to remove
+
+    def _retire(self, name: str, grace: float) -> None:
+        """Unload and remove the versions that are not kept, and unload those that are kept on disk only."""
+        route = self.route(name)
+        if route is None:
+            return
+        graphs = {(graph_of(model) or ("", 0))[1]: model for model in self.graphs(name)}
+        old = {version: model for version, model in graphs.items() if version not in route.kept}
+        resting = {} if route.keep_loaded else {one: graphs[one] for one in route.kept[1:] if one in graphs}
+        resting = {version: model for version, model in resting.items() if self.client.ready(model, version)}
+        if not (old or resting):
+            return
+        self._step("retire")
+        time.sleep(grace)
+        self._drained(name)
+        self._held()
+        for model in resting.values():
+            self.client.unload(model)
+        for version, model in old.items():
+            self.client.unload(model)
+            remove(self.files, name, f"{version}/")
+            remove(self.files, model)
+        if old:
+            self._remove_libraries(name, route)
+
+    def _drained(self, name: str) -> None:
+        """Wait until no version of the stable name is still answering requests that it had before the switch."""
+        end = time.monotonic() + _DRAIN_S
+        while time.monotonic() < end:
+            if not any(one.name == name and one.state == "UNLOADING" for one in self.client.models()):
+                return
+            time.sleep(_PAUSE_S)
+
+    def _remove_libraries(self, name: str, route: Route) -> None:
+        """Remove the libraries that no version which is kept uses: those of an older version of this package."""
+        facts = [json.loads(self.files.read(f"{name}/{version}/{FACTS}") or b"{}") for version in route.kept]
+        used = {one.get("library") for one in facts}
+        index = read_index(self.files, name)
+        tops = {path.partition("/")[0] for path in (index.files if index else ())}
+        for top in sorted(one for one in tops if one.startswith("library-") and one not in used):
+            remove(self.files, name, f"{top}/")
