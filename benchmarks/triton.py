@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 
-from benchmarks import ours, peers
+from benchmarks import ours, peers, perf_analyzer
 from benchmarks.data import SHORT_TEXT, digest, mixed_texts
 from benchmarks.report import Figure, Results, say, table, write_json
 from benchmarks.triton_layouts import write_empty, write_transformer_deploy
@@ -80,6 +82,7 @@ def measure(work: Path, seconds: float, *, quick: bool) -> Results:
     with local_triton(repository, server=server) as triton:
         results.add("deployment", *deployment(triton, repository, model))
         results.add("load", *load(triton, repository, model, work, seconds))
+        results.add("perf_analyzer", *another_client(triton, server, seconds))
         target = _target(triton, repository)
         results.add("switching", *switching(target, work, 60.0 if not quick else 3.0, quick=quick))
         results.sections["load"][1]["server"] = (
@@ -89,15 +92,20 @@ def measure(work: Path, seconds: float, *, quick: bool) -> Results:
 
 
 def deployment(triton: Any, repository: Path, model: Path) -> tuple[list[Figure], dict[str, Any]]:
-    """Time a first version, one more, the same again, and going back."""
-    target, versions = _target(triton, repository), {version: _version(model, version, VARIANT) for version in (1, 2)}
-    done = {
-        "first version": _timed(lambda: target.deploy(*versions[1])),
-        "another version": _timed(lambda: target.deploy(*versions[2])),
-        "the same again": _timed(lambda: target.deploy(*versions[2])),
-        "rollback": _timed(lambda: target.rollback("minilm")),
-    }
-    sent = {name: found.sent.size / 1e6 for name, (_, found) in done.items()}
+    """Time a first version, one more, the same again, and going back, through MLflow's deployments client."""
+    from mlflow.deployments import get_deploy_client
+
+    client, uri = get_deploy_client(f"tdeploy://127.0.0.1:{triton.http}?repository={repository}"), str(model)
+    with _sent() as sizes:
+        done = {
+            "first version": _timed(
+                lambda: client.create_deployment("minilm", uri, config={"grace": 0, "variant": VARIANT})
+            ),
+            "another version": _timed(lambda: client.update_deployment("minilm", uri, config={"version": 2})),
+            "the same again": _timed(lambda: client.update_deployment("minilm", uri, config={"version": 2})),
+            "rollback": _timed(lambda: client.rollback_deployment("minilm")),
+        }
+    sent = dict(zip(done, sizes, strict=True))
     goals = {"first version": DEPLOY_GOAL, "another version": DEPLOY_GOAL, "the same again": UNCHANGED_GOAL}
     figures = [
         Figure(
@@ -132,6 +140,65 @@ def load(triton: Any, repository: Path, model: Path, work: Path, seconds: float)
         found = _in_turn(contestants, seconds)
     floor = _floor(triton, graph, model, seconds)
     return _load_figures(found, floor), {"texts": digest(texts), "loads": found, "floor": floor}
+
+
+@contextlib.contextmanager
+def _sent() -> Iterator[list[float]]:
+    """Collect how many MB each call tells to have sent."""
+    found: list[float] = []
+    handler, log = logging.Handler(logging.INFO), logging.getLogger("mlflow_tdeploy")
+
+    def note(record: logging.LogRecord) -> None:
+        if "were sent" in record.msg:
+            found.append(float(record.args[-1]))  # type: ignore[index, arg-type]
+        elif record.msg.startswith("Nothing to do"):
+            found.append(0.0)
+
+    handler.emit = note  # type: ignore[method-assign]
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield found
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def another_client(triton: Any, server: Any, seconds: float) -> tuple[list[Figure], dict[str, Any]]:
+    """Have NVIDIA's own client ask the models that were asked before; nothing where it cannot be had."""
+    home = Path(os.environ["TDEPLOY_TRITON_HOME"])
+    on_path, wheel = shutil.which("perf_analyzer"), server.wheel
+    program = Path(on_path) if on_path else perf_analyzer.find(home, wheel / "nvidia_pytriton.libs") if wheel else None
+    if program is None:
+        return [], {}
+    addresses, texts = {"http": f"127.0.0.1:{triton.http}", "grpc": f"127.0.0.1:{triton.grpc}"}, mixed_texts(_TEXTS)
+    found: dict[str, dict[str, Any]] = {}
+    for protocol, model, name in (
+        ("http", "minilm", "text"),
+        ("http", "td_inference", "TEXT"),
+        ("grpc", "minilm", "text"),
+    ):
+        say(f"perf_analyzer: {model} over {protocol}")
+        found[f"{model}, {protocol}"] = {
+            clients: perf_analyzer.measure(
+                program, addresses[protocol], protocol, model, name, texts, clients, seconds / _ROUNDS
+            )
+            for clients in CLIENTS
+        }
+    most, rate = CLIENTS[-1], "requests_per_s"
+    figures = [
+        Figure(
+            f"{most} clients, beside the layout of transformer-deploy, by perf_analyzer",
+            found["minilm, http"][most][rate] / found["td_inference, http"][most][rate],
+            "x",
+        )
+    ]
+    for place, loads in found.items():
+        for clients, one in loads.items():
+            note = f"p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms"
+            figures.append(Figure(f"  perf_analyzer, {place}, {clients} clients", one[rate], "requests/s", note=note))
+    return figures, found
 
 
 def _in_turn(contestants: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, dict[int, dict[str, Any]]]:
