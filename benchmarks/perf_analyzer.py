@@ -71,7 +71,7 @@ def measure(
     """
     with tempfile.TemporaryDirectory() as work:
         data, table = Path(work) / "data.json", Path(work) / "out.csv"
-        data.write_text(json.dumps({"data": [{name: [text]} for text in texts]}))
+        data.write_text(json.dumps({"data": [{name: {"content": [text], "shape": [1]}} for text in texts]}))
         done = subprocess.run(
             [
                 str(program), "-m", model, "-u", address, "-i", protocol, "--input-data", str(data), "-f", str(table),
@@ -93,7 +93,9 @@ def measure(
 def _put_together(work: Path, folder: Path, libraries: Path) -> None:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     subprocess.run(
-        [*pip, "--platform", "manylinux1_x86_64", "--python-version", "3.11", "--dest", str(work), _WHEEL], check=True
+        [*pip, "--platform", "manylinux1_x86_64", "--python-version", "3.11", "--dest", str(work), _WHEEL],
+        check=True,
+        capture_output=True,
     )
     subprocess.run(["apt-get", "download", _LIBRARY], cwd=work, check=True, capture_output=True)
     subprocess.run(["dpkg", "-x", str(next(work.glob(f"{_LIBRARY}*.deb"))), str(work / "deb")], check=True)

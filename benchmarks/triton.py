@@ -150,11 +150,11 @@ def _sent() -> Iterator[list[float]]:
 
     def note(record: logging.LogRecord) -> None:
         if "were sent" in record.msg:
-            found.append(float(record.args[-1]))  # type: ignore[index, arg-type]
+            found.append(float(record.args[-1]))
         elif record.msg.startswith("Nothing to do"):
             found.append(0.0)
 
-    handler.emit = note  # type: ignore[method-assign]
+    handler.emit = note
     before = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
