@@ -17,6 +17,7 @@ from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.records import from_json, to_json
 from mlflow_tdeploy.store.disk import cache_home, own_folder, storage_errors
 from mlflow_tdeploy.store.process import born
+from mlflow_tdeploy.triton import docker
 from mlflow_tdeploy.triton.home import Server, find_server
 from mlflow_tdeploy.triton.listening import Listening
 from mlflow_tdeploy.triton.local import START_S, STOP_S, free_shared_memory, launch
@@ -41,6 +42,7 @@ class Running:
         region: Begins the names of what it has in shared memory.
         since: When it was started, UTC in ISO format.
         server: What it is.
+        container: Name of its container; empty where it is in none.
     """
 
     http: int
@@ -53,6 +55,7 @@ class Running:
     region: str
     since: str
     server: str
+    container: str = ""
 
     @property
     def listening(self) -> Listening:
@@ -113,7 +116,7 @@ def start(
         raise
     found = Running(
         made.http, made.grpc, made.metrics, made.process.pid, born(made.process.pid) or 0, where, str(log),
-        made.region, now(), server.description,
+        made.region, now(), server.description, made.container,
     )  # fmt: skip
     try:
         with storage_errors(f"write below '{folder}'"):
@@ -148,6 +151,7 @@ def stop(which: Running) -> None:
     if which.alive:
         _end(which)
     free_shared_memory(which.region)
+    docker.remove(which.container)
     Path(which.log).unlink(missing_ok=True)
     _record(which).unlink(missing_ok=True)
 

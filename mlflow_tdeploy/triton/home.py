@@ -20,6 +20,7 @@ from pathlib import Path
 from mlflow_tdeploy.core.errors import ConflictError, MissingDependencyError, NotFoundError, SessionError
 from mlflow_tdeploy.store.disk import link_or_copy, own_folder
 from mlflow_tdeploy.store.staging import staged_directory
+from mlflow_tdeploy.triton import docker
 
 #: Environment variables: where NVIDIA's own installation is, and where the one that :func:`install` made.
 TRITON_HOME, OWN_HOME = "TRITON_HOME", "TDEPLOY_TRITON_HOME"
@@ -37,22 +38,29 @@ class Server:
         binary: The program.
         wheel: Folder of the wheel it is from; None for NVIDIA's own installation.
         numpy: Folder of the numpy that the wheel's Python backend needs.
+        image: Container image that the program, docker, runs; empty for a server of this host.
     """
 
     binary: Path
     wheel: Path | None = None
     numpy: Path | None = None
+    image: str = ""
 
     @property
     def description(self) -> str:
         """What to tell a user that this is."""
+        if self.image:
+            return f"{self.binary}, which runs the image {self.image}"
         if self.wheel is None:
             return f"{self.binary}"
         return f"{self.binary}, from the wheel {_WHEEL}: ONNX graphs run in a Python-based backend of this project"
 
 
 def find_server() -> Server:
-    """Return the server to use: ``TRITON_HOME``, ``tritonserver`` on the path, else the wheel that was installed.
+    """Return the server to use.
+
+    The first that there is of: ``TRITON_HOME``, ``tritonserver`` on the path, the image that ``TDEPLOY_TRITON_IMAGE``
+    names with docker, the wheel that was installed.
 
     Raises:
         MissingDependencyError: There is none.
@@ -64,10 +72,14 @@ def find_server() -> Server:
         return Server(binary)
     if found := shutil.which("tritonserver"):
         return Server(Path(found))
+    if image := os.environ.get(docker.IMAGE):
+        return Server(Path(docker.find_docker()), image=image)
     home = own_home()
     binary = home / "wheel" / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     if not binary.is_file():
-        raise MissingDependencyError("tritonserver", "A local Triton", f"{_INSTALL} (or set {TRITON_HOME})")
+        raise MissingDependencyError(
+            "tritonserver", "A local Triton", f"{_INSTALL} (or set {TRITON_HOME} or {docker.IMAGE})"
+        )
     return Server(binary, home / "wheel", home / "numpy")
 
 
@@ -111,6 +123,8 @@ def preflight(server: Server) -> None:
     Raises:
         SessionError: Something is missing; says what to do.
     """
+    if server.image:
+        docker.require_image(str(server.binary), server.image)
     if server.wheel is None:
         return
     have = tuple(int(part) for part in platform.libc_ver()[1].split(".")[:2] if part.isdecimal())

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mlflow_tdeploy.core.errors import SessionError
 from mlflow_tdeploy.store.staging import workspace
+from mlflow_tdeploy.triton import docker
 from mlflow_tdeploy.triton.home import Server, backends, environment, find_server, preflight
 from mlflow_tdeploy.triton.listening import Listening
 
@@ -38,10 +39,12 @@ class LocalTriton(Listening):
     Attributes:
         process: Its process.
         region: Begins the names of what it has in shared memory.
+        container: Name of its container; empty where it is in none.
     """
 
     process: subprocess.Popen[bytes]
     region: str
+    container: str = ""
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until this process is told to end (Ctrl-C, or SIGTERM as by a supervisor), or for so long.
@@ -69,6 +72,7 @@ class LocalTriton(Listening):
                 self.process.kill()
                 self.process.wait()
         free_shared_memory(self.region)
+        docker.remove(self.container)
 
 
 @contextmanager
@@ -160,7 +164,7 @@ def launch(
                 env=environment(server),
                 start_new_session=lasting,
             )
-        running = LocalTriton(http, grpc, metrics, log, process, region)
+        running = LocalTriton(http, grpc, metrics, log, process, region, _container(server, region))
         try:
             _wait(running, seconds)
             return running
@@ -176,8 +180,9 @@ def launch(
 
 def _command(server: Server, repository: str, models: list[str], ports: Sequence[int], region: str) -> list[str]:
     http, grpc, metrics = map(str, ports)
+    where = repository if "://" in repository else str(Path(repository).absolute())
     options = {
-        "model-repository": repository, "model-control-mode": "explicit", "http-address": "127.0.0.1",
+        "model-repository": where, "model-control-mode": "explicit", "http-address": "127.0.0.1",
         "http-port": http, "grpc-address": "127.0.0.1", "grpc-port": grpc, "metrics-address": "127.0.0.1",
         "metrics-port": metrics, "backend-config": f"python,shm-region-prefix-name={region}",
     }  # fmt: skip
@@ -187,7 +192,14 @@ def _command(server: Server, repository: str, models: list[str], ports: Sequence
     patience = f"--backend-config=python,stub-timeout-seconds={_STUB_S}"
     arguments = [patience, *(f"--{name}={value}" for name, value in options.items())]
     arguments += [f"--load-model={name}" for name in models]
-    return [str(server.binary), *arguments, "--disable-auto-complete-config"]
+    arguments.append("--disable-auto-complete-config")
+    if server.image:
+        return docker.command(str(server.binary), server.image, _container(server, region), where, arguments)
+    return [str(server.binary), *arguments]
+
+
+def _container(server: Server, region: str) -> str:
+    return region.rstrip("-") if server.image else ""
 
 
 def _wait(running: LocalTriton, seconds: float) -> None:
