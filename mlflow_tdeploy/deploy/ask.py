@@ -115,6 +115,8 @@ def _asked(
     own, rows = ours(parameters_of(config)), int(int(config.get("max_batch_size", 0)) > 0)
     tensors = {entry["name"]: _Tensor.of(entry, rows) for entry in config["input"]}
     given = _given(inputs)
+    if own["takes"] == "text" and TEXT in given and (both := sorted(set(given) & set(tensors) - {TEXT})):
+        raise InvalidInputError(f"A request has '{TEXT}' or the graph's own tensors, not both; got {shown(both)}.")
     if own["takes"] == "text" and not (given and set(given) <= set(tensors) - {TEXT}):
         rows_at_once = int(config.get("max_batch_size", 0)) or _ROWS
         texts = rows_of(plain_texts(inputs))
