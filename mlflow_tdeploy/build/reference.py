@@ -12,6 +12,7 @@ What is asked, in graph inputs:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,10 +137,15 @@ class ReferenceAnswers:
         Then no server may join requests: a score that is normalised over a request's rows would be of everybody's.
         """
         rows = self.task.signature.batch_dim
-        for case, together in [one for one in self if rows and len(next(iter(one[0].feeds.values()))) > 1][:_JOINED]:
-            for row in (0, len(next(iter(case.feeds.values()))) - 1):
+        cases = [(case.feeds, together) for case, together in self if rows and _count(case.feeds) > 1][:_JOINED]
+        if cases and not any(_differ(feeds) for feeds, _ in cases):  # one row was given: another one is made of it
+            feeds = {name: _turned(array) for name, array in cases[0][0].items()}
+            with contextlib.suppress(Exception):  # it may be none that the model takes
+                cases.append((feeds, reference(feeds)))
+        for feeds, together in cases:
+            for row in (0, _count(feeds) - 1):
                 try:
-                    alone = reference({name: array[row : row + 1] for name, array in case.feeds.items()})
+                    alone = reference({name: array[row : row + 1] for name, array in feeds.items()})
                 except Exception:  # it means something only beside the others, such as a position among them
                     return True
                 if not all(_alike(array, alone[name], row) for name, array in together.items()):
@@ -319,6 +325,22 @@ def _alike(together: Array, alone: Array, row: int) -> bool:
     wide = together.astype(np.float64)
     most = _ROUNDED * float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
     return bool(np.allclose(alone.astype(np.float64), wide[row : row + 1], rtol=0.0, atol=most, equal_nan=True))
+
+
+def _count(feeds: Arrays) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _differ(feeds: Arrays) -> bool:
+    """Tell whether rows differ from the first one in something."""
+    return any((array != array[:1]).any() for array in feeds.values())
+
+
+def _turned(array: Array) -> Array:
+    """Return rows of which each second one has what is in it the other way round."""
+    found = array.copy()
+    found[1::2] = np.flip(found[1::2], axis=tuple(range(1, array.ndim)))
+    return found
 
 
 def _equal(a: Arrays, b: Arrays) -> bool:

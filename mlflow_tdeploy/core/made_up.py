@@ -1,6 +1,7 @@
 """Requests that nobody gave: of any shape, like those that somebody gave, or random where nobody gave any.
 
-What was given is taken at its word: its rows are drawn as they are, nothing leaves the range of values that it has.
+What was given is taken at its word: its rows are drawn as they are, nothing leaves the range of values that it has, but
+for times and positions, which rise on where more of them are asked.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec, nu
 _FEW, _VARIED = 8, 0.25
 #: Rows are drawn from so many items.
 _MOST_ITEMS = 256
+
+#: Whole numbers from here on that rise are times, such as seconds since 1970, and none are rows of a table.
+_TIMES = 1_000_000
 
 _MASK = re.compile(r"masks?(?![a-z])")
 
@@ -47,18 +51,23 @@ def make_up(
     if not _says_something(known):  # zeros or ones throughout are there to be traced
         known = {name: array for name, array in known.items() if array.dtype.kind in "iu" and array.any()}
     places: dict[str, Array] = {}
-    rising = _rising(specs, known)
+    inner = _inner(specs)
+    rising = _rising(specs, known, inner)
+    known = _extended(specs, shapes, known, rising)
     feeds: Arrays = {}
     for spec in specs:
         shape, own = shapes[spec.name], known.get(spec.name)
         if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
-        if is_mask(spec.name) or _is_padding(own):
-            feeds[spec.name] = _mask(spec, shape, own, places, rising, ragged=ragged, random=random)
+        if is_mask(spec.name):
+            feeds[spec.name] = _mask(spec, shape, own, places, inner, ragged=ragged, random=random)
+        elif own is not None and _is_padding(own):
+            feeds[spec.name] = _padding(spec, shape, own, places, inner, random)
         elif own is None or _is_looked_up(spec, own, tables):
             feeds[spec.name] = _random(spec, shape, tables, random)
         else:
-            feeds[spec.name] = _drawn(spec, shape, own, places, rising, random)
+            varies = spec.name not in rising
+            feeds[spec.name] = _drawn(spec, shape, own, places, inner, random, varies=varies)
     return feeds
 
 
@@ -138,26 +147,64 @@ def _is_looked_up(spec: TensorSpec, own: Array, tables: Mapping[str, int]) -> bo
     return len(own) >= _FEW and all(one[1] >= other[0] for one, other in itertools.pairwise(ends))
 
 
-def _is_padding(own: Array | None) -> bool:
-    """Tell whether an input is a mask by what somebody gave, whatever its name: rows that change once, if at all."""
-    if own is None or own.ndim != 2 or len(own) < 2 or own.dtype.kind not in "iub":
+def _is_padding(own: Array) -> bool:
+    """Tell whether an input looks like a mask, whatever its name: rows of two values that change once, if at all."""
+    if own.ndim != 2 or len(own) < 2 or own.dtype.kind not in "iub":
         return False
     return np.unique(own).tolist() == [0, 1] and _are_prefixes(own)
 
 
-def _rising(specs: Sequence[TensorSpec], known: Mapping[str, Array]) -> frozenset[str]:
-    """Return the dimensions along which numbers that somebody gave never fall: times, or positions."""
-    found = set()
+def _inner(specs: Sequence[TensorSpec]) -> frozenset[str]:
+    """Return the dimensions that are within items somewhere: what they begin with is no row of items either."""
+    return frozenset(axis for spec in specs for axis in spec.shape[1:] if isinstance(axis, str))
+
+
+def _rising(specs: Sequence[TensorSpec], known: Mapping[str, Array], inner: frozenset[str]) -> dict[str, int]:
+    """Return the axis within items along which numbers that somebody gave never fall, by input: times, or positions."""
+    found: dict[str, int] = {}
     for spec in specs:
         own = known.get(spec.name)
         if own is None or own.ndim != len(spec.shape) or own.dtype.kind == "b":
             continue
         for index, axis in enumerate(spec.shape):
-            if index and isinstance(axis, str) and own.shape[index] > 2:
+            if isinstance(axis, str) and axis in inner and own.shape[index] > 2:
                 steps = np.diff(own.astype(np.float64), axis=index)
                 if (steps >= 0).all() and (steps > 0).any(axis=index).all():
-                    found.add(axis)
-    return frozenset(found)
+                    found[spec.name] = index
+    return found
+
+
+def _extended(
+    specs: Sequence[TensorSpec], shapes: Mapping[str, Shape], known: Mapping[str, Array], rising: Mapping[str, int]
+) -> Mapping[str, Array]:
+    """Return what somebody gave, long enough along the dimensions in which something rises: that rises on."""
+    axes = {spec.shape[rising[spec.name]] for spec in specs if spec.name in rising}
+    found = dict(known)
+    for spec in specs:
+        own = known.get(spec.name)
+        for index, axis in enumerate(spec.shape):
+            if own is None or own.ndim != len(spec.shape) or axis not in axes:
+                continue
+            turns = -(-shapes[spec.name][index] // own.shape[index])
+            more = _rises_on(own, index, turns) if rising.get(spec.name) == index else None
+            own = np.concatenate([own] * turns, axis=index) if more is None else more
+        if own is not None:
+            found[spec.name] = own
+    return found
+
+
+def _rises_on(own: Array, index: int, turns: int) -> Array:
+    """Return numbers that rise, several times over, each time from where they were.
+
+    Whole numbers only where they look like times or positions: others may be places in a table, and stay what they are.
+    """
+    steps = np.diff(own.astype(np.float64) if own.dtype.kind == "f" else own, axis=index)
+    first, last = (np.take(one, [place], axis=index) for one, place in ((own, 0), (own, -1)))
+    if own.dtype.kind in "iu" and (steps != steps.flat[0]).any() and own.max() < _TIMES:
+        again = np.concatenate([own] * turns, axis=index)
+        return np.asarray(np.maximum.accumulate(again, axis=index))
+    span = (last - first) + np.maximum(np.take(steps, [-1], axis=index), steps.max(axis=index, keepdims=True) / 2)
+    return np.concatenate([own + (turn * span).astype(own.dtype) for turn in range(turns)], axis=index)
 
 
 def _drawn(
@@ -165,11 +212,13 @@ def _drawn(
     shape: Shape,
     own: Array,
     places: dict[str, Array],
-    rising: frozenset[str],
+    inner: frozenset[str],
     random: np.random.Generator,
+    *,
+    varies: bool = True,
 ) -> Array:
-    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, places, rising, random))])
-    if own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
+    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, places, inner, random))])
+    if varies and own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
         wide = array.astype(np.float64)
         varied = wide * random.uniform(1 - _VARIED, 1 + _VARIED, shape)
         array = np.where(wide == np.round(wide), wide, np.clip(varied, float(own.min()), float(own.max())))
@@ -181,7 +230,7 @@ def _axes(
     shape: Shape,
     own: Array,
     places: dict[str, Array],
-    rising: frozenset[str],
+    inner: frozenset[str],
     random: np.random.Generator,
 ) -> list[Array]:
     """Return which places of each axis to take: the same for every input that has a dimension."""
@@ -192,16 +241,32 @@ def _axes(
             continue
         if axis not in places:
             # items are drawn, what is in them keeps its order: pixels and words have neighbours
-            if index == 0:
+            if index == 0 and axis not in inner:
                 places[axis] = random.integers(0, have, wanted)
             elif wanted <= have:
                 places[axis] = int(random.integers(have - wanted + 1)) + np.arange(wanted)
-            elif axis in rising:  # each place several times: what rises does not begin again
-                places[axis] = np.arange(wanted) * have // wanted
             else:
                 places[axis] = (int(random.integers(have)) + np.arange(wanted)) % have
         found.append(places[axis])
     return found
+
+
+def _padding(
+    spec: TensorSpec,
+    shape: Shape,
+    own: Array,
+    places: dict[str, Array],
+    inner: frozenset[str],
+    random: np.random.Generator,
+) -> Array:
+    """Return rows that change where those that somebody gave do, as a share of their length; what changes, changes."""
+    rows = own[_axes(spec, shape, own, places, inner, random)[0]]
+    kept = (rows == rows[:, :1]).sum(axis=1)
+    lengths = np.maximum(1, np.ceil(kept / rows.shape[1] * shape[1]).astype(int))
+    if shape[1] > 1:
+        lengths = np.where(kept < rows.shape[1], np.minimum(lengths, shape[1] - 1), shape[1])
+    changed = np.arange(shape[1]) >= lengths[:, None]
+    return np.where(changed, 1 - rows[:, :1].astype(np.int64), rows[:, :1]).astype(own.dtype)
 
 
 def _mask(
@@ -209,7 +274,7 @@ def _mask(
     shape: Shape,
     own: Array | None,
     places: dict[str, Array],
-    rising: frozenset[str],
+    inner: frozenset[str],
     *,
     ragged: bool,
     random: np.random.Generator,
@@ -230,7 +295,7 @@ def _mask(
         keep = own[0, 0].item()
         drop = values[0] if keep == values[1] else values[1]
     else:
-        axes = _axes(spec, shape, own, places, rising, random)
+        axes = _axes(spec, shape, own, places, inner, random)
         tiled = [axes[0], *(np.arange(size) % have for size, have in zip(shape[1:], own.shape[1:], strict=True))]
         return np.array(own[np.ix_(*tiled)], dtype, order="C")
     mask = np.full(shape, keep, dtype)

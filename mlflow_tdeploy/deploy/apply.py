@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -51,9 +50,6 @@ from mlflow_tdeploy.triton.config import OWN, parse, to_text
 from mlflow_tdeploy.triton.names import CONFIG, ROUTED, TRIAL, check_name
 from mlflow_tdeploy.triton.repository import Deployable
 
-_log = logging.getLogger("mlflow_tdeploy")
-_DRAIN_S, _PAUSE_S = 120.0, 0.1
-
 
 class Deployments(Tidy):
     """Changes the deployments of one server and its repository, see :class:`Tidy`."""
@@ -79,9 +75,10 @@ class Deployments(Tidy):
             self._clean(what.name, what.version, serving)
             before = route.active if route else None
             if route and self.answers(what, settings):
-                said = route.config != settings.config
-                if said:  # that is for the next version: nothing is loaded
-                    self._write_route(what.name, replace(route, config=settings.config))
+                new = replace(route, config=settings.config, keep_loaded=settings.keep_loaded)
+                if said := new != route:  # that is for the next version: nothing is loaded
+                    self._write_route(what.name, new)
+                self._retire(what.name, settings.grace)  # who was killed may not have come so far
                 return Deployed(what.name, what.version, before, said, Sent(), time.perf_counter() - started)
             sent = self._bring(what, settings, route, serving)
             self._retire(what.name, settings.grace)

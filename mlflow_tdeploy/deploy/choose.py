@@ -21,6 +21,7 @@ from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
+from mlflow_tdeploy.triton.config import rows_dim
 from mlflow_tdeploy.triton.names import check_name, check_version
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.ready_version import ReadyVersion
@@ -100,7 +101,12 @@ def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any]
     suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, what.host.cores))
     if before and before.get("variant") == what.variant.id and not settings.cores:
         suits = int(before.get("instances") or suits)
-    return replace(settings.options, instances=settings.options.instances or suits)
+    options = replace(settings.options, instances=settings.options.instances or suits)
+    if "max_batch_size" in settings.now or not options.max_batch_size:
+        return options
+    rows = rows_dim(what.bundle.task(), options)  # what was said of another model counts as far as it can
+    most = what.bundle.manifest.signature.dim(rows).max if rows else 0
+    return replace(options, max_batch_size=min(options.max_batch_size, most))
 
 
 def _plain(name: str) -> str:

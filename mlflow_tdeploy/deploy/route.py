@@ -51,9 +51,13 @@ class Route:
         return next(iter(self.previous), None)
 
     def switched(self, version: int, settings: Settings, changed: str, by: str) -> Route:
-        """Return the route to another version, with as many kept as wanted."""
-        rest = tuple(one for one in self.kept if one != version)
-        return Route(version, rest[: settings.keep], changed, by, (), settings.config, settings.keep_loaded)
+        """Return the route to another version, with as many kept as wanted; to the same one it stays as it is.
+
+        What was gone back from goes: going back again from another version shall not lead there.
+        """
+        rest = tuple(one for one in (self.active, *self.previous) if one != version)
+        ahead = self.ahead if version == self.active else ()
+        return Route(version, rest[: settings.keep], changed, by, ahead, settings.config, settings.keep_loaded)
 
     def moved(self, version: int, changed: str, by: str) -> Route:
         """Return the route to a version that is kept; what is kept stays so, in the order of age."""

@@ -159,8 +159,9 @@ class S3Files(RepositoryFiles):
         """
         end = time.monotonic() + _CLAIM_S
         while others := self._young(start, own, seconds):
-            claims = {one: json.loads(content) for one in others if (content := self.read(one)) is not None}
+            claims = {one: _claim(content) for one in others if (content := self.read(one)) is not None}
             if not claims:
+                time.sleep(_PAUSE_S)
                 continue  # they have given way meanwhile
             having = next((one for one in claims.values() if one.get(_HELD)), None)
             if having or min(claims) < own or time.monotonic() > end:
@@ -223,6 +224,14 @@ class S3Files(RepositoryFiles):
             raise StorageError(f"The store '{self.url}' cannot {doing}: {why}.") from error
         except (BotoCoreError, Boto3Error, OSError) as error:
             raise StorageError(f"The store '{self.url}' cannot {doing}: {error}.") from error
+
+
+def _claim(content: bytes) -> dict[str, Any]:
+    """Return what a lease says; one that is damaged is somebody's all the same."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(content)
+        return found if isinstance(found, dict) else {_HELD: True}
+    return {_HELD: True}
 
 
 def _code(error: Any) -> str:

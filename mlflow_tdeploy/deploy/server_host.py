@@ -39,8 +39,8 @@ def ask_host(client: TritonClient, files: RepositoryFiles, name: str) -> Fingerp
             if isinstance(error, UnreachableError) or model not in str(error):
                 raise
             raise ServerError(
-                f"{error} (That model says what the server's host is, for the choice of a variant; it is not needed "
-                f"where device=cpu or device=cuda says that.)"
+                f"{error} (Is '{files.url}' the server's repository? That model only says what the server's host is, "
+                f"for the choice of a variant; it is not needed where device=cpu or device=cuda says that.)"
             ) from error
         finally:
             with contextlib.suppress(TDeployError):  # what is left is taken away by the next deployment

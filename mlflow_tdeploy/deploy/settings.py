@@ -84,7 +84,7 @@ class DeploySettings:
             NotFoundError: There is no such file.
         """
         current = said(config)
-        values = {**(remembered or {}), **current}
+        values = {key: value for key, value in {**(remembered or {}), **current}.items() if value != ""}
         own = {one.name: one for one in dataclasses.fields(cls) if one.name not in ("options", "now", SHAPES)}
         found: dict[str, Any] = {SHAPES: _shapes(values.pop(SHAPES, None))}
         for name in [key for key in values if key in own]:

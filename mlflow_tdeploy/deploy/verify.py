@@ -56,7 +56,7 @@ class OverTheNetwork:
         self._what = what
         self._task: Task = what.bundle.task()
         self._golden = what.bundle.golden()
-        self._most = what.most_rows(options)
+        self._most, self._joins = what.most_rows(options), self._task.batch_dim is not None
 
     def check_graph(self) -> None:
         """Replay the golden requests on the graph, within the model's budget.
@@ -101,7 +101,7 @@ class OverTheNetwork:
             expected = pack(self._task, finished)
             got = self._client.infer(model, {TEXT: rows_of(items)}, version=self._what.version)
         else:
-            expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._most > 0))
+            expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._joins))
         exact = len(items) == 1 or self._task.input_kind != "text"  # else a batch may have been planned in other parts
         for name, array in expected.items():
             if name not in got or (exact and not _same(name, array, got[name])):

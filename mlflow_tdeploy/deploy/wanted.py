@@ -66,10 +66,15 @@ class Wanted:
         record = as_record({**self._remembered, **said(self.config)})
         options = served(settings, what, self.before)
         how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, record)
-        numbered = settings.version or what.version != coming or registered_version(self.uri)
-        if self.before and not numbered and self.before.get("key") == key_of(what, how):
-            what = replace(what, version=self.before["version"])  # the folder as it is answers already
+        if not settings.version and self._is_deployed(what, how):
+            what = replace(what, version=(self.before or {})["version"])
         return what, how
+
+    def _is_deployed(self, what: Deployable, how: Settings) -> bool:
+        """Tell whether this very model answers already, under whichever number it came."""
+        before = self.before or {}
+        same = before.get("key") == key_of(what, how)
+        return same and (not registered_version(self.uri) or before.get("model_uri") == what.about["model_uri"])
 
     def _next(self) -> int:
         """Return a number for a model that has none of its own."""

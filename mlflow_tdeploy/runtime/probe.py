@@ -24,6 +24,8 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 _LIBRARIES = ("transformers", "tokenizers", "numpy", "mlflow")
 _DEVICE_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
 _TIMEOUT = 60.0
+#: Begins the reason of a child that did not end by itself.
+KILLED = "killed by"
 _GPU_SCRIPT = Path(gpu_driver.__file__)
 
 _RUNTIME_SCRIPT = (
@@ -109,8 +111,8 @@ def run_child(script: str, *arguments: str, timeout: float = _TIMEOUT) -> ChildR
 def _why(code: int, stderr: str) -> str:
     if code < 0:
         try:
-            return f"killed by {signal.Signals(-code).name}"
+            return f"{KILLED} {signal.Signals(-code).name}"
         except ValueError:
-            return f"killed by signal {-code}"
+            return f"{KILLED} signal {-code}"
     lines = stderr.strip().splitlines()
     return lines[-1] if lines else f"exit status {code}"

@@ -134,16 +134,18 @@ def front_config(
         MissingDependencyError: tritonclient is not installed.
     """
     pb = messages()
-    rows = rows_dim(task, options)
+    rows, asks = task.batch_dim, request_parts(task)
+    joins = bool(rows or asks)  # texts are joined by the front itself, whatever batches its graph takes
+    raw = task.signature if rows or not asks else None  # rows of a number that is fixed are no requests of anybody
     config = pb.ModelConfig(name=name, backend="python")
     config.version_policy.specific.versions.extend(sorted(versions))
-    config.max_batch_size = options.front_batch_size if rows else 0
-    for part in (*request_parts(task), *_raw_parts(task.signature, task.signature.inputs, rows)):
-        _add(config.input, part, optional=bool(request_parts(task)), allow_ragged_batch=bool(rows))
-    for part in _once((*answer_parts(task), *_raw_parts(task.signature, task.signature.outputs, rows))):
+    config.max_batch_size = options.front_batch_size if joins else 0
+    for part in (*asks, *(_raw_parts(raw, raw.inputs, rows) if raw else ())):
+        _add(config.input, part, optional=bool(asks), allow_ragged_batch=joins)
+    for part in _once((*answer_parts(task), *(_raw_parts(raw, raw.outputs, rows) if raw else ()))):
         _add(config.output, part)
     config.instance_group.add(count=options.front_instances, kind=pb.ModelInstanceGroup.KIND_CPU)
-    if rows:
+    if joins:
         _batching(pb, config, TritonOptions())
     for name_, value in sorted((about or {}).items()):
         config.parameters[f"{OWN}{name_}"].string_value = value
@@ -197,7 +199,7 @@ def most_rows(signature: Signature, rows: str | None, options: TritonOptions) ->
         InvalidInputError: ``max_batch_size`` is beyond the signature, or means nothing.
     """
     if rows is None:
-        if options.max_batch_size:
+        if options.max_batch_size and options.batching:
             raise InvalidInputError(
                 "max_batch_size needs requests that can be joined: every tensor begins with one dimension that may be "
                 "1, no row's answer depends on the others, and batching is not switched off. Leave it out."

@@ -149,20 +149,42 @@ def test_what_is_in_an_item_keeps_its_order_where_there_is_one_item(shape):
     assert ordered is (len(shape) > 1)
 
 
+@pytest.mark.parametrize("rows", [4, 8])
+@pytest.mark.parametrize("dtype", ["int64", "float64", "float32"])
 @pytest.mark.parametrize("wanted", [5, 24, 60])
-def test_times_never_fall_at_any_length(wanted):
-    """Seconds since 1970: where they began again, a difference of two would have no logarithm."""
+def test_times_rise_on_at_any_length(wanted, dtype, rows):
+    """Seconds: where they began again, or stood still, the logarithm of a difference would be none."""
     random = np.random.default_rng(0)
-    specs = (TensorSpec("x", "float32", ("batch", "time")), TensorSpec("ts", "int64", ("batch", "time")))
+    specs = (TensorSpec("x", "float32", ("batch", "time")), TensorSpec("ts", dtype, ("batch", "time")))
+    begin = 0 if dtype == "float32" else 1_700_000_000
     given = {
-        "x": random.standard_normal((8, 24)).astype(np.float32),
-        "ts": 1_700_000_000 + random.integers(1, 900, (8, 24)).cumsum(axis=1),
+        "x": random.standard_normal((rows, 24)).astype(np.float32),
+        "ts": (begin + random.integers(1, 900, (rows, 24)).cumsum(axis=1)).astype(dtype),
     }
     found = made(specs, ((16, wanted), (16, wanted)), [given])
-    assert (np.diff(found["ts"], axis=1) >= 0).all()
-    together = {(x, ts) for row in range(8) for x, ts in zip(given["x"][row], given["ts"][row], strict=True)}
-    seen = {pair for row in range(16) for pair in zip(found["x"][row], found["ts"][row], strict=True)}
-    assert seen <= together  # a step's values stay together
+    assert found["ts"].dtype == given["ts"].dtype
+    assert (np.diff(found["ts"], axis=1) > 0).all()
+    if wanted <= 24 and rows >= 8:
+        together = {(x, ts) for row in range(8) for x, ts in zip(given["x"][row], given["ts"][row], strict=True)}
+        seen = {pair for row in range(16) for pair in zip(found["x"][row], found["ts"][row], strict=True)}
+        assert seen <= together  # a step's values stay together
+
+
+def test_times_that_all_rows_share_keep_their_order():
+    specs = (TensorSpec("t", "float32", ("time",)), TensorSpec("x", "float32", ("batch", "time")))
+    random = np.random.default_rng(0)
+    given = {"t": random.uniform(0.1, 1, 24).cumsum().astype(np.float32), "x": np.ones((8, 24), np.float32)}
+    for wanted in (7, 24, 50):
+        assert (np.diff(made(specs, ((wanted,), (4, wanted)), [given])["t"]) > 0).all()
+
+
+def test_whole_numbers_that_only_happen_to_rise_stay_those_that_were_given():
+    """Ids in order may be places in a table that has no more."""
+    spec = TensorSpec("ids", "int64", ("batch", "count"))
+    given = np.sort(np.random.default_rng(0).choice(50, (8, 6)), axis=1)
+    found = made((spec,), ((8, 20),), [{"ids": given}])["ids"]
+    assert found.max() < 50
+    assert (np.diff(found, axis=1) >= 0).all()
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int64"])
@@ -184,3 +206,14 @@ def test_few_columns_of_one_table_are_asked_over_all_of_it_unless_each_has_its_p
     given = np.stack([random.integers(one, one + 400, 64) for one in low], axis=1)
     found = made((spec,), ((512, 2),), [{"ids": given}], {"ids": 1000})["ids"]
     assert bool((found.max(axis=0) > 900).all()) is whole
+
+
+def test_a_flag_that_begins_somewhere_begins_in_every_row():
+    """A 1 from some step on: a mean over what is flagged is none where nothing is."""
+    spec = TensorSpec("is_response", "int64", ("batch", "length"))
+    random = np.random.default_rng(0)
+    given = (np.arange(20)[None] >= random.integers(2, 19, (32, 1))).astype(np.int64)
+    for length in (4, 20, 40):
+        found = made((spec,), ((16, length),), [{"is_response": given}])["is_response"]
+        assert (found[:, 0] == 0).all()
+        assert (found[:, -1] == 1).all()

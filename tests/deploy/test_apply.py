@@ -388,3 +388,29 @@ def test_versions_may_be_kept_on_disk_only(target, tmp_path):
     assert target.graphs("m") == ["m.v10", "m.v9"]
     target.delete("m")
     assert not target.files.models()
+
+
+def test_what_was_gone_back_from_is_nothing_to_go_back_to(target, tmp_path):
+    keeping = dataclasses.replace(QUICK, keep=2)
+    for version in (7, 8):
+        target.deploy(linear(tmp_path, version, float(version)), keeping)
+    target.rollback("m", grace=0.0)
+    target.client.unload("m")  # as if the server had been restarted
+    target.client.unload("m.v7")
+    target.deploy(linear(tmp_path, 7, 7.0), keeping)
+    assert (target.route("m").previous, target.route("m").ahead) == ((), (8,))
+    target.deploy(linear(tmp_path, 9, 9.0), keeping)
+    assert (target.route("m").previous, target.route("m").ahead) == ((7,), ())
+    assert target.graphs("m") == ["m.v7", "m.v9"]
+    assert target.rollback("m", grace=0.0).version == 7
+
+
+def test_keeping_on_disk_only_counts_at_once(target, tmp_path):
+    for version in (7, 8):
+        target.deploy(linear(tmp_path, version, float(version)), QUICK)
+    assert target.client.ready("m.v7")
+    resting = dataclasses.replace(QUICK, keep_loaded=False)
+    assert target.deploy(linear(tmp_path, 8, 8.0), resting).changed
+    assert not target.client.ready("m.v7")
+    assert not target.deploy(linear(tmp_path, 8, 8.0), resting).changed
+    assert target.rollback("m", grace=0.0).version == 7

@@ -435,3 +435,41 @@ def test_what_is_lifted_is_not_remembered(client, tmp_path):
     uri = str(make_bundle(tmp_path / "model"))
     client.create_deployment("linear", uri, config={**SAVED, "variant": "onnx-fp32"})
     assert client.update_deployment("linear", uri, config={"variant": ""})["config"] == {"grace": 0}
+
+
+def test_a_version_under_another_number_is_found_again_by_it(client, words):
+    made = client.create_deployment("words", "models:/words/1", config={**SAVED, "version": 10})
+    assert made["version"] == 10
+    for uri in (None, "models:/words/1"):
+        again = client.update_deployment("words", uri, config={"keep": 2})
+        assert (again["version"], again["deployed"]) == (10, made["deployed"])
+
+
+TASKS = ("sentence-embedding", "text-classification", "feature-extraction")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("batch", "said"), [((1, 2, 4), {"batching": "false", "max_batch_size": ""}), ((4, 4, 4), {})])
+def test_texts_are_answered_where_the_graph_joins_no_requests(client, running, tmp_path, task, batch, said):
+    """Where that is switched off, and where the graph's number of rows is fixed."""
+    uri = str(make_text_bundle(tmp_path / "m", task, batch=batch))
+    client.create_deployment("m", uri, config={**SAVED, **said})
+    assert int(client._client.config("m.v1").get("max_batch_size", 0)) == 0
+    texts = ["cat", "a dog", "good", "bad", "a cat"]
+    expected = mlflow_tdeploy.load_model(uri).predict(texts)
+    for target in (f"tdeploy://127.0.0.1:{running[0].http}", f"tdeploy://127.0.0.1:{running[0].grpc}?protocol=grpc"):
+        got = get_deploy_client(target).predict("m", texts)["predictions"]
+        for one, other in zip(expected, got, strict=True):
+            if task == "text-classification":
+                assert one["label"] == other["label"]
+            else:
+                np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_size_that_was_said_of_another_model_counts_as_far_as_it_can(client, tmp_path):
+    first = str(make_text_bundle(tmp_path / "wide", batch=(1, 2, 16)))
+    client.create_deployment("m", first, config={**SAVED, "max_batch_size": 8})
+    client.update_deployment("m", str(make_text_bundle(tmp_path / "narrow", "text-classification")))
+    assert int(client._client.config("m.v2")["max_batch_size"]) == 4
+    with pytest.raises(MlflowException, match="beyond the signature"):
+        client.update_deployment("m", first, config={"max_batch_size": 32})

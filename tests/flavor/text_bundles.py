@@ -27,16 +27,22 @@ def embed(text: str, table: np.ndarray = TABLE) -> np.ndarray:
     return table[ids].mean(axis=0)
 
 
-def make_text_bundle(root: Path, task: str = "sentence-embedding", *, failed: tuple[str, ...] = ()) -> Path:
+def make_text_bundle(
+    root: Path,
+    task: str = "sentence-embedding",
+    *,
+    failed: tuple[str, ...] = (),
+    batch: tuple[int, int, int] = (1, 2, 4),
+) -> Path:
     """Write a model directory with the variants onnx-fp32 (the reference) and ort-cpu-int8.
 
     The second one's answers are a little different, so that a test can tell which one served. Variants in ``failed``
-    are recorded as over budget.
+    are recorded as over budget. ``batch`` is the range of that dimension.
     """
     draft = BundleDraft(root / "tdeploy")
     write_tokenizer(draft.root / "assets")
     signature = Signature(
-        dims=(Dim("batch", 1, 2, 4), Dim("sequence", 1, 4, 8)),
+        dims=(Dim("batch", *batch), Dim("sequence", 1, 4, 8)),
         inputs=tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")),
         outputs=(OUTPUTS[task],),
     )

@@ -45,7 +45,9 @@ def _tensorrt():
     if said := re.match(r"[0-9]+(?:\.[0-9]+)+", os.environ.get("TRT_VERSION", "")):
         return {"tensorrt": said[0]}
     for folder in _LIBRARIES:
-        for file in sorted(Path(folder).glob("libnvinfer.so.*"), reverse=True):
-            if said := re.fullmatch(r"libnvinfer\.so\.([0-9]+\.[0-9]+\.[0-9]+)", file.name):
-                return {"tensorrt": said[1]}
+        names = (
+            re.fullmatch(r"libnvinfer\.so\.([0-9]+)\.([0-9]+)\.([0-9]+)", one.name) for one in Path(folder).glob("*")
+        )
+        if found := [tuple(map(int, name.groups())) for name in names if name]:
+            return {"tensorrt": ".".join(map(str, max(found)))}
     return {}
