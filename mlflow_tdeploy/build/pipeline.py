@@ -270,8 +270,9 @@ class _Build:
             mend = "State a wider budget=…, or look why it differs."
             if not verified.is_close:
                 mend = (
-                    "No budget allows that. Where values are made up, show what the model takes with verify_with=…, "
-                    "narrow its ranges with shapes=…, and call a mask or padding '…mask'."
+                    "No budget allows that. Where values are made up, show what the model takes with example=… or "
+                    "verify_with=… (rows that end in padding show what they are padded with), narrow its ranges with "
+                    "shapes=…, and call a mask or padding '…mask'."
                 )
             raise BudgetError(
                 f"Variant '{variant_id}' {found}: {'; '.join(dict.fromkeys(verified.violations))}. It is the only form "

@@ -65,6 +65,8 @@ def make_up(
             feeds[spec.name] = _padding(spec, shape, own, places, inner, random)
         elif own is None or _is_looked_up(spec, own, tables):
             feeds[spec.name] = _random(spec, shape, tables, random)
+            if own is not None and (padding := _tail(own)) is not None and len(shape) == 2:
+                feeds[spec.name] = _with_tail(feeds[spec.name], padding, ragged=ragged, random=random)
         else:
             varies = spec.name not in rising
             feeds[spec.name] = _drawn(spec, shape, own, places, inner, random, varies=varies)
@@ -152,6 +154,28 @@ def _is_padding(own: Array) -> bool:
     if own.ndim != 2 or len(own) < 2 or own.dtype.kind not in "iub":
         return False
     return np.unique(own).tolist() == [0, 1] and _are_prefixes(own)
+
+
+def _tail(own: Array) -> int | None:
+    """Return the number that only ever ends rows, and not all of one: what sequences are padded with."""
+    if own.ndim != 2 or own.shape[1] < 2:
+        return None
+    for value in np.unique(own[:, -1]).tolist():
+        there = own == value
+        if _are_prefixes(there) and not there[:, 0].any():
+            return int(value)
+    return None
+
+
+def _with_tail(ids: Array, padding: int, *, ragged: bool, random: np.random.Generator) -> Array:
+    """Return ids without the padding, but at the end of rows where they may differ in length."""
+    found = np.where(ids == padding, np.roll(ids, 1), ids)  # another one that was drawn
+    found = np.where(found == padding, 1 if padding == 0 else 0, found)
+    if ragged:
+        lengths = random.integers(1, ids.shape[1] + 1, len(ids))
+        lengths[0] = ids.shape[1]
+        found[np.arange(ids.shape[1]) >= lengths[:, None]] = padding
+    return found.astype(ids.dtype)
 
 
 def _inner(specs: Sequence[TensorSpec]) -> frozenset[str]:

@@ -217,3 +217,21 @@ def test_a_flag_that_begins_somewhere_begins_in_every_row():
         found = made((spec,), ((16, length),), [{"is_response": given}])["is_response"]
         assert (found[:, 0] == 0).all()
         assert (found[:, -1] == 1).all()
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_what_only_ends_rows_is_their_padding(padding):
+    """Attention over nothing but padding is no number: no row begins with it, and none is it throughout."""
+    spec = TensorSpec("ids", "int64", ("batch", "length"))
+    random = np.random.default_rng(0)
+    given = random.integers(10, 60, (4, 9))
+    given[1, 5:], given[2, 8:] = padding, padding
+    for length in (1, 9, 24):
+        dense, ragged = (
+            made((spec,), ((64, length),), [{"ids": given}], {"ids": 60}, ragged=one)["ids"] for one in (False, True)
+        )
+        assert not (dense == padding).any()
+        assert not (ragged[:, 0] == padding).any()
+        assert bool((ragged == padding).any()) is (length > 1)
+        assert ((ragged[:, 1:] == padding) >= (ragged[:, :-1] == padding)).all()
+    assert len(np.unique(ragged)) > 50
