@@ -7,6 +7,7 @@ TorchScript second, because each handles models that the other one cannot.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import tempfile
@@ -220,20 +221,39 @@ def _export_torchscript(
     specs = (*signature.inputs, *signature.outputs)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            adapter,
-            inputs,
-            str(file),
-            input_names=adapter.input_names,
-            output_names=adapter.output_names,
-            dynamic_axes={spec.name: _dynamic_axes(spec, signature) for spec in specs},
-            opset_version=opset,
-            dynamo=False,
-            verbose=False,
-        )
+        with _without_dumps():
+            torch.onnx.export(
+                adapter,
+                inputs,
+                str(file),
+                input_names=adapter.input_names,
+                output_names=adapter.output_names,
+                dynamic_axes={spec.name: _dynamic_axes(spec, signature) for spec in specs},
+                opset_version=opset,
+                dynamo=False,
+                verbose=False,
+            )
         model = ir.load(file)
         ir.external_data.load_to_model(model)  # the folder goes away
     return model
+
+
+@contextlib.contextmanager
+def _without_dumps() -> Iterator[None]:
+    """Keep TorchScript's exporter from writing its whole graph to the process's output where it fails.
+
+    Torch 2.13 switches that on whatever ``verbose`` says: it asks whether a function is true, not what it returns.
+    """
+    utils: Any = importlib.import_module("torch.onnx._internal.torchscript_exporter.utils")
+    before = getattr(utils, "setup_onnx_logging", None)
+    if before is None:
+        yield
+        return
+    utils.setup_onnx_logging = lambda verbose: contextlib.nullcontext()
+    try:
+        yield
+    finally:
+        utils.setup_onnx_logging = before
 
 
 _EXPORTERS: dict[str, Any] = {"dynamo": _export_dynamo, "torchscript": _export_torchscript}

@@ -216,3 +216,18 @@ def test_weights_beside_the_graph(tmp_path):
         assert (path.parent / "model.onnx.data").stat().st_size >= 4 * 3000 * 4
         expected = module.eval()(torch.ones(2, 4)).detach().numpy()
         np.testing.assert_allclose(run(path, example)[0], expected, atol=1e-5)
+
+
+def test_a_failing_export_writes_no_graph_to_the_console(tmp_path, capfd):
+    class Unknown(torch.nn.Module):
+        def forward(self, x):
+            return torch.diff(x, dim=1)
+
+    signature = Signature(
+        (Dim("rows", 1, 2, 5),), (TensorSpec("x", "float32", ("rows", 4)),), (TensorSpec("y", "float32", ("rows", 3)),)
+    )
+    example = {"x": np.ones((2, 4), np.float32)}
+    with pytest.raises(ExportError, match="aten::diff"):
+        export_module(Unknown(), example, signature, tmp_path / "model.onnx", exporter="torchscript")
+    written = capfd.readouterr()
+    assert "prim::Constant" not in written.out + written.err
