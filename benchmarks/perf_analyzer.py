@@ -17,10 +17,50 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Figure, say
 
 _WHEEL, _LIBRARY = "tritonclient==2.51.0", "libb64-0d"
 #: Windows that have to agree, and how far apart they may be in percent: figures are compared in one run.
 _TRIALS, _APART = 3, 200
+
+
+def figures(
+    triton: Any, server: Any, asked: Sequence[tuple[str, str, str]], texts: Sequence[str], clients: Sequence[int],
+    seconds: float,
+) -> tuple[list[Figure], dict[str, Any]]:  # fmt: skip
+    """Have it ask models that were asked before; nothing where it cannot be had.
+
+    Args:
+        triton: The server that runs.
+        server: What that is.
+        asked: Protocol, model and input of each; the first two are held against each other.
+        texts: What to ask.
+        clients: How many requests are under way at once, each in turn.
+        seconds: Length of each of its windows.
+    """
+    on_path, home = shutil.which("perf_analyzer"), Path(os.environ["TDEPLOY_TRITON_HOME"])
+    wheel = server.wheel
+    program = Path(on_path) if on_path else find(home, wheel / "nvidia_pytriton.libs") if wheel else None
+    if program is None:
+        return [], {}
+    addresses = {"http": f"127.0.0.1:{triton.http}", "grpc": f"127.0.0.1:{triton.grpc}"}
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for protocol, model, name in asked:
+        say(f"perf_analyzer: {model} over {protocol}")
+        found[f"{model}, {protocol}"] = {
+            one: measure(program, addresses[protocol], protocol, model, name, texts, one, seconds) for one in clients
+        }
+    rates = [loads[clients[-1]]["requests_per_s"] for loads in found.values()]
+    name = f"{clients[-1]} clients, beside the layout of transformer-deploy, by perf_analyzer"
+    made = [Figure(name, rates[0] / rates[1], "x")]
+    for place, loads in found.items():
+        for many, one in loads.items():
+            note = f"p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms"
+            name = f"  perf_analyzer, {place}, {many} clients"
+            made.append(Figure(name, one["requests_per_s"], "requests/s", note=note))
+    return made, found
 
 
 def find(home: Path, libraries: Path) -> Path | None:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -82,7 +81,9 @@ def measure(work: Path, seconds: float, *, quick: bool) -> Results:
     with local_triton(repository, server=server) as triton:
         results.add("deployment", *deployment(triton, repository, model))
         results.add("load", *load(triton, repository, model, work, seconds))
-        results.add("perf_analyzer", *another_client(triton, server, seconds))
+        asked = (("http", "minilm", "text"), ("http", "td_inference", "TEXT"), ("grpc", "minilm", "text"))
+        client = perf_analyzer.figures(triton, server, asked, mixed_texts(_TEXTS), CLIENTS, seconds / _ROUNDS)
+        results.add("perf_analyzer", *client)
         target = _target(triton, repository)
         results.add("switching", *switching(target, work, 60.0 if not quick else 3.0, quick=quick))
         results.sections["load"][1]["server"] = (
@@ -163,42 +164,6 @@ def _sent() -> Iterator[list[float]]:
     finally:
         log.removeHandler(handler)
         log.setLevel(before)
-
-
-def another_client(triton: Any, server: Any, seconds: float) -> tuple[list[Figure], dict[str, Any]]:
-    """Have NVIDIA's own client ask the models that were asked before; nothing where it cannot be had."""
-    home = Path(os.environ["TDEPLOY_TRITON_HOME"])
-    on_path, wheel = shutil.which("perf_analyzer"), server.wheel
-    program = Path(on_path) if on_path else perf_analyzer.find(home, wheel / "nvidia_pytriton.libs") if wheel else None
-    if program is None:
-        return [], {}
-    addresses, texts = {"http": f"127.0.0.1:{triton.http}", "grpc": f"127.0.0.1:{triton.grpc}"}, mixed_texts(_TEXTS)
-    found: dict[str, dict[str, Any]] = {}
-    for protocol, model, name in (
-        ("http", "minilm", "text"),
-        ("http", "td_inference", "TEXT"),
-        ("grpc", "minilm", "text"),
-    ):
-        say(f"perf_analyzer: {model} over {protocol}")
-        found[f"{model}, {protocol}"] = {
-            clients: perf_analyzer.measure(
-                program, addresses[protocol], protocol, model, name, texts, clients, seconds / _ROUNDS
-            )
-            for clients in CLIENTS
-        }
-    most, rate = CLIENTS[-1], "requests_per_s"
-    figures = [
-        Figure(
-            f"{most} clients, beside the layout of transformer-deploy, by perf_analyzer",
-            found["minilm, http"][most][rate] / found["td_inference, http"][most][rate],
-            "x",
-        )
-    ]
-    for place, loads in found.items():
-        for clients, one in loads.items():
-            note = f"p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms"
-            figures.append(Figure(f"  perf_analyzer, {place}, {clients} clients", one[rate], "requests/s", note=note))
-    return figures, found
 
 
 def _in_turn(contestants: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, dict[int, dict[str, Any]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,8 @@ def make_up(
     known = _joined(items, random) if items else {}
     if not _says_something(known):  # zeros or ones throughout are there to be traced
         known = {name: array for name, array in known.items() if array.dtype.kind in "iu" and array.any()}
-    places: dict[str, Array] = {}
-    inner = _inner(specs)
-    rising = _rising(specs, known, inner)
+    draw = _Draw(random, _inner(specs))
+    rising = _rising(specs, known, draw.inner)
     known = _extended(specs, shapes, known, rising)
     feeds: Arrays = {}
     for spec in specs:
@@ -60,16 +60,16 @@ def make_up(
         if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
         if is_mask(spec.name):
-            feeds[spec.name] = _mask(spec, shape, own, places, inner, ragged=ragged, random=random)
+            feeds[spec.name] = _mask(spec, shape, own, draw, ragged=ragged)
         elif own is not None and _is_padding(own):
-            feeds[spec.name] = _padding(spec, shape, own, places, inner, random)
+            feeds[spec.name] = _padding(spec, shape, own, draw)
         elif own is None or _is_looked_up(spec, own, tables):
             feeds[spec.name] = _random(spec, shape, tables, random)
             if own is not None and (padding := _tail(own)) is not None and len(shape) == 2:
                 feeds[spec.name] = _with_tail(feeds[spec.name], padding, ragged=ragged, random=random)
         else:
             varies = spec.name not in rising
-            feeds[spec.name] = _drawn(spec, shape, own, places, inner, random, varies=varies)
+            feeds[spec.name] = _drawn(spec, shape, own, draw, varies=varies)
     return feeds
 
 
@@ -231,20 +231,33 @@ def _rises_on(own: Array, index: int, turns: int) -> Array:
     return np.concatenate([own + (turn * span).astype(own.dtype) for turn in range(turns)], axis=index)
 
 
+@dataclass
+class _Draw:
+    """One request in the making.
+
+    Attributes:
+        random: The source of what is random.
+        inner: The dimensions that are within items, see :func:`_inner`.
+        places: Which places of each dimension were taken: the same for every input that has it.
+    """
+
+    random: np.random.Generator
+    inner: frozenset[str]
+    places: dict[str, Array] = field(default_factory=dict)
+
+
 def _drawn(
     spec: TensorSpec,
     shape: Shape,
     own: Array,
-    places: dict[str, Array],
-    inner: frozenset[str],
-    random: np.random.Generator,
+    draw: _Draw,
     *,
     varies: bool = True,
 ) -> Array:
-    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, places, inner, random))])
+    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, draw))])
     if varies and own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
         wide = array.astype(np.float64)
-        varied = wide * random.uniform(1 - _VARIED, 1 + _VARIED, shape)
+        varied = wide * draw.random.uniform(1 - _VARIED, 1 + _VARIED, shape)
         array = np.where(wide == np.round(wide), wide, np.clip(varied, float(own.min()), float(own.max())))
     return np.array(array, own.dtype, order="C")  # ascontiguousarray makes vectors of numbers
 
@@ -253,9 +266,7 @@ def _axes(
     spec: TensorSpec,
     shape: Shape,
     own: Array,
-    places: dict[str, Array],
-    inner: frozenset[str],
-    random: np.random.Generator,
+    draw: _Draw,
 ) -> list[Array]:
     """Return which places of each axis to take: the same for every input that has a dimension."""
     found = []
@@ -263,15 +274,15 @@ def _axes(
         if isinstance(axis, int):
             found.append(np.arange(wanted))
             continue
-        if axis not in places:
+        if axis not in draw.places:
             # items are drawn, what is in them keeps its order: pixels and words have neighbours
-            if index == 0 and axis not in inner:
-                places[axis] = random.integers(0, have, wanted)
+            if index == 0 and axis not in draw.inner:
+                draw.places[axis] = draw.random.integers(0, have, wanted)
             elif wanted <= have:
-                places[axis] = int(random.integers(have - wanted + 1)) + np.arange(wanted)
+                draw.places[axis] = int(draw.random.integers(have - wanted + 1)) + np.arange(wanted)
             else:
-                places[axis] = (int(random.integers(have)) + np.arange(wanted)) % have
-        found.append(places[axis])
+                draw.places[axis] = (int(draw.random.integers(have)) + np.arange(wanted)) % have
+        found.append(draw.places[axis])
     return found
 
 
@@ -279,12 +290,10 @@ def _padding(
     spec: TensorSpec,
     shape: Shape,
     own: Array,
-    places: dict[str, Array],
-    inner: frozenset[str],
-    random: np.random.Generator,
+    draw: _Draw,
 ) -> Array:
     """Return rows that change where those that somebody gave do, as a share of their length; what changes, changes."""
-    rows = own[_axes(spec, shape, own, places, inner, random)[0]]
+    rows = own[_axes(spec, shape, own, draw)[0]]
     kept = (rows == rows[:, :1]).sum(axis=1)
     lengths = np.maximum(1, np.ceil(kept / rows.shape[1] * shape[1]).astype(int))
     if shape[1] > 1:
@@ -297,11 +306,9 @@ def _mask(
     spec: TensorSpec,
     shape: Shape,
     own: Array | None,
-    places: dict[str, Array],
-    inner: frozenset[str],
+    draw: _Draw,
     *,
     ragged: bool,
-    random: np.random.Generator,
 ) -> Array:
     """Return a mask: what is kept comes first in each row, and everywhere unless rows differ in length.
 
@@ -319,12 +326,12 @@ def _mask(
         keep = own[0, 0].item()
         drop = values[0] if keep == values[1] else values[1]
     else:
-        axes = _axes(spec, shape, own, places, inner, random)
+        axes = _axes(spec, shape, own, draw)
         tiled = [axes[0], *(np.arange(size) % have for size, have in zip(shape[1:], own.shape[1:], strict=True))]
         return np.array(own[np.ix_(*tiled)], dtype, order="C")
     mask = np.full(shape, keep, dtype)
     if ragged and len(shape) == 2:
-        lengths = random.integers(1, shape[1] + 1, shape[0])
+        lengths = draw.random.integers(1, shape[1] + 1, shape[0])
         lengths[0] = shape[1]
         mask[np.arange(shape[1]) >= lengths[:, None]] = drop
     return mask

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from mlflow_tdeploy.core.errors import InvalidInputError, UnreachableError, shown
 from mlflow_tdeploy.deploy.files import RepositoryFiles, open_files
-from mlflow_tdeploy.triton.background import Running, running, started_at
+from mlflow_tdeploy.triton.background import Running, started_at
 from mlflow_tdeploy.triton.client import Connection
 
 #: Environment variables; the first two as in NVIDIA's plugin.
@@ -59,7 +59,7 @@ def files_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> Reposi
     local = server_here(connection)
     where = query.get("repository") or environ.get(REPOSITORY) or (local.repository if local else "")
     if not where:
-        if (ended := _ended_here(connection)) is not None:
+        if (ended := server_here(connection, alive=False)) is not None:
             raise UnreachableError(
                 f"The server that was started here at port {ended.http} has ended. Start it again: tdeploy triton "
                 f"start {ended.repository}"
@@ -71,18 +71,10 @@ def files_of(target_uri: str, environ: Mapping[str, str] = os.environ) -> Reposi
     return open_files(where)
 
 
-def server_here(connection: Connection) -> Running | None:
+def server_here(connection: Connection, *, alive: bool = True) -> Running | None:
     """Return what is known of a server that ``tdeploy triton start`` started on this host; None for any other."""
     host, _, port = connection.address.rpartition(":")
-    return started_at(int(port)) if host in _HERE else None
-
-
-def _ended_here(connection: Connection) -> Running | None:
-    """Return what is known of a server that was started on this host at that port, and has ended by itself."""
-    host, _, port = connection.address.rpartition(":")
-    if host not in _HERE:
-        return None
-    return next((one for one in reversed(running()) if int(port) in (one.http, one.grpc)), None)
+    return started_at(int(port), alive=alive) if host in _HERE else None
 
 
 def _parsed(target_uri: str) -> tuple[urllib.parse.SplitResult, dict[str, str]]:

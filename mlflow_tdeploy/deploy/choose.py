@@ -21,7 +21,6 @@ from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
-from mlflow_tdeploy.triton.config import rows_dim
 from mlflow_tdeploy.triton.names import check_name, check_version
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.ready_version import ReadyVersion
@@ -104,7 +103,7 @@ def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any]
     options = replace(settings.options, instances=settings.options.instances or suits)
     if "max_batch_size" in settings.now or not options.max_batch_size:
         return options
-    rows = rows_dim(what.bundle.task(), options)  # what was said of another model counts as far as it can
+    rows = what.rows_dim(options)  # what was said of another model counts as far as it can
     most = what.bundle.manifest.signature.dim(rows).max if rows else 0
     return replace(options, max_batch_size=min(options.max_batch_size, most))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,14 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import IntegrityError
 from mlflow_tdeploy.deploy.plan import Settings
+
+
+def record(text: str) -> dict[str, Any]:
+    """Return what a parameter says as JSON; nothing where that is no record."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,11 @@ class Route:
     ahead: tuple[int, ...] = ()
     config: str = "{}"
     keep_loaded: bool = True
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What was said about the deployment; nothing where that cannot be read."""
+        return record(self.config)
 
     @property
     def kept(self) -> tuple[int, ...]:

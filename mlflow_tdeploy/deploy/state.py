@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 from typing import Any
 
@@ -16,20 +14,12 @@ from mlflow_tdeploy.core.errors import (
 )
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.publish import read_index
-from mlflow_tdeploy.deploy.route import Route
+from mlflow_tdeploy.deploy.route import Route, record
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import ours, own_parameters, parse
 from mlflow_tdeploy.triton.names import CONFIG, TRIAL, check_name, graph_of, owner
 
 _log = logging.getLogger("mlflow_tdeploy")
-
-
-def _record(text: str) -> dict[str, Any]:
-    """Return what was said about a deployment; nothing where that is no record."""
-    with contextlib.suppress(ValueError):
-        found = json.loads(text)
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 class State:
@@ -114,8 +104,8 @@ class State:
             "server": self.client.connection.url,
             "repository": self.files.url,
             **own,
-            "host": _record(own.get("host", "")),
-            "config": _record(route.config),
+            "host": record(own.get("host", "")),
+            "config": route.said,
         }
 
     def required(self, name: str) -> Route:

@@ -115,8 +115,8 @@ class TDeployDeploymentClient(BaseDeploymentClient):
         """
         with mlflow_errors():
             found = self._deployments()
-            remembered = DeploySettings.of(None, found.describe(name)["config"])
-            _tell(found.rollback(name, version, remembered.grace))
+            grace = as_seconds("grace", found.required(name).said.get("grace", DeploySettings.grace))
+            _tell(found.rollback(name, version, grace))
         return self.get_deployment(name)
 
     def delete_deployment(

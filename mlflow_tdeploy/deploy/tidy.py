@@ -59,7 +59,7 @@ class Tidy(State):
         route = self.route(name)
         if route is None:
             return
-        graphs = {(graph_of(model) or ("", 0))[1]: model for model in self.graphs(name)}
+        graphs = {found[1]: model for model in self.graphs(name) if (found := graph_of(model))}
         old = {version: model for version, model in graphs.items() if version not in route.kept}
         resting = {} if route.keep_loaded else {one: graphs[one] for one in route.kept[1:] if one in graphs}
         resting = {version: model for version, model in resting.items() if self.client.ready(model, version)}

@@ -66,7 +66,8 @@ def _platform(engine: EngineRecord, host: EngineHost) -> Compat | None:
 
 def _version(engine: EngineRecord, host: EngineHost) -> Compat | None:
     if not host.version:
-        return Compat(Fit.UNSUPPORTED, f"built with {engine.module} {engine.version}, and this host's is not known")
+        said = f"built with {engine.module} {engine.version}, and this host's is not known"
+        return Compat(Fit.UNSUPPORTED, f"{said} (of a server, tensorrt=… says it)")
     if engine.version == host.version or engine.version.startswith(f"{host.version}."):
         return None
     made, here = version_numbers(engine.version), version_numbers(host.version)

@@ -32,14 +32,16 @@ def exportable() -> Iterator[None]:
     Else they look at its values for whether it is the causal one: an exporter cannot follow that, or makes a constant
     of the length it has seen.
     """
-    before = layers._detect_is_causal_mask
+    before = getattr(layers, "_detect_is_causal_mask", None)  # torch's own, from 2.1 on
 
     def as_it_was_said(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
         return bool(is_causal)
 
-    layers._detect_is_causal_mask = as_it_was_said
+    if before is not None:
+        layers._detect_is_causal_mask = as_it_was_said
     try:
         with one_path():
             yield
     finally:
-        layers._detect_is_causal_mask = before
+        if before is not None:
+            layers._detect_is_causal_mask = before

@@ -137,9 +137,10 @@ def running() -> list[Running]:
     return sorted(found, key=lambda one: one.http)
 
 
-def started_at(port: int) -> Running | None:
-    """Return the server that was started here and listens on a port; None where there is none."""
-    return next((one for one in running() if one.alive and port in (one.http, one.grpc)), None)
+def started_at(port: int, *, alive: bool = True) -> Running | None:
+    """Return the server that was started here and listens on a port, or the last one that did; None for none."""
+    found = (one for one in reversed(running()) if port in (one.http, one.grpc))
+    return next((one for one in found if one.alive or not alive), None)
 
 
 def stop(which: Running) -> None:

@@ -47,8 +47,13 @@ class BundleVersion(Deployable):
 
     def most_rows(self, options: TritonOptions) -> int:
         """Return how many rows a run of the graph has at most; 0 where Triton joins no requests."""
-        task = self.bundle.task()
-        return most_rows(task.signature, rows_dim(task, options), options)
+        signature = self.bundle.manifest.signature
+        return most_rows(signature, self.rows_dim(options), options)
+
+    def rows_dim(self, options: TritonOptions) -> str | None:
+        """Return the dimension along which Triton joins requests of the graph, or None."""
+        joins = self.bundle.task().independent_rows
+        return rows_dim(self.bundle.manifest.signature, options, joins=joins)
 
     def made_of(self, options: TritonOptions) -> str:
         """Return what is served and how: nothing of when, where and with what else it was logged."""

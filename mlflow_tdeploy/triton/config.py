@@ -44,9 +44,15 @@ def messages() -> Any:
     return model_config_pb2
 
 
-def rows_dim(task: Task, options: TritonOptions) -> str | None:
-    """Return the dimension along which Triton joins requests, or None."""
-    return task.batch_dim if options.batching else None
+def rows_dim(signature: Signature, options: TritonOptions, *, joins: bool = True) -> str | None:
+    """Return the dimension along which Triton joins requests of a graph, or None.
+
+    Args:
+        signature: Of the graph.
+        options: What the user says.
+        joins: Whether its rows are independent.
+    """
+    return signature.batch_dim if joins and options.batching else None
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def graph_config(
         MissingDependencyError: tritonclient is not installed.
     """
     pb = messages()
-    rows = signature.batch_dim if joins and options.batching else None
+    rows = rows_dim(signature, options, joins=joins)
     config = pb.ModelConfig(name=name, backend=backend.name, default_model_filename=variant.entry.rpartition("/")[2])
     config.version_policy.specific.versions.append(version)
     config.max_batch_size = most_rows(signature, rows, options)

@@ -44,7 +44,7 @@ class ReadyVersion(Deployable):
 
     def made_of(self, options: TritonOptions) -> str:
         """Return the hashes of its files."""
-        self._require_file(self._config(options))
+        self._config(options)
         return self._hashes
 
     def write_graph(self, folder: Path, options: TritonOptions) -> None:
@@ -98,7 +98,7 @@ class ReadyVersion(Deployable):
         """Return its configuration, without what says which version it is.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: There is none, or the file that its backend opens is not there.
             InvalidInputError: It is damaged or says too little, or options are to change it.
         """
         if options != TritonOptions():
@@ -116,6 +116,7 @@ class ReadyVersion(Deployable):
                 f"The Triton model in '{self.folder}' takes and answers '{min(both)}' under one name, which no "
                 f"ensemble in front of it can: its tensors have a name each. Call one of them otherwise."
             )
+        self._require_file(config)
         config.ClearField("version_policy")
         for name in [one for one in config.parameters if one.startswith(OWN)]:
             del config.parameters[name]

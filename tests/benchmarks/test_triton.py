@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import perf_analyzer
 from benchmarks.load import run
 from benchmarks.triton import CLIENTS, VARIANT, _load_figures, _version
 from benchmarks.triton_layouts import write_transformer_deploy
@@ -77,3 +80,24 @@ def test_the_layout_to_compare_with_batches_nothing(tmp_path):
     models = write_transformer_deploy(tmp_path / "out", tmp_path / "graph" / "model.onnx", tmp_path / "tokenizer.json")
     configs = [(tmp_path / "out" / model / "config.pbtxt").read_text() for model in models]
     assert all("max_batch_size: 0" in text and "dynamic_batching" not in text for text in configs)
+
+
+def test_another_client_is_held_against_the_first_layout(tmp_path, monkeypatch):
+    """A program in its place, that answers as perf_analyzer writes its table."""
+    program = tmp_path / "perf_analyzer" / "perf_analyzer"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import sys\n"
+        "get = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        "rate = {'ours': 30, 'theirs': 10}[get['-m']] * int(get['--concurrency-range'])\n"
+        "head = 'Concurrency,Inferences/Second,p50 latency,p99 latency'\n"
+        "open(get['-f'], 'w').write(f'{head}\\n1,{rate},2000,5000\\n')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("TDEPLOY_TRITON_HOME", str(tmp_path))
+    triton, server = SimpleNamespace(http=1, grpc=2), SimpleNamespace(wheel=tmp_path)
+    asked = (("http", "ours", "text"), ("grpc", "theirs", "TEXT"))
+    found, loads = perf_analyzer.figures(triton, server, asked, ["a"], (1, 4), 1.0)
+    assert [figure.value for figure in found] == [3.0, 30.0, 120.0, 10.0, 40.0]
+    assert loads["ours, http"][4] == {"requests_per_s": 120.0, "p50_ms": 2.0, "p99_ms": 5.0}
