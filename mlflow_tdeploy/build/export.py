@@ -7,7 +7,6 @@ TorchScript second, because each handles models that the other one cannot.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from mlflow_tdeploy.build._torch_exporters import own_loops, without_dumps
 from mlflow_tdeploy.build.graphs import save_ir
 from mlflow_tdeploy.core.errors import ExportError
 from mlflow_tdeploy.core.tensors import Signature, TensorSpec
@@ -105,7 +105,7 @@ def _first_that_works(
     failures: list[str] = []
     for name in attempts:
         try:
-            with _quiet(), _evaluating(module), exportable():
+            with _quiet(), _evaluating(module), exportable(), own_loops():
                 model = _EXPORTERS[name](_Adapter(module, signature), traced, signature, opset)
                 _finish(model, signature, opset)
         except Exception as error:
@@ -221,7 +221,7 @@ def _export_torchscript(
     specs = (*signature.inputs, *signature.outputs)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        with _without_dumps():
+        with without_dumps():
             torch.onnx.export(
                 adapter,
                 inputs,
@@ -236,24 +236,6 @@ def _export_torchscript(
         model = ir.load(file)
         ir.external_data.load_to_model(model)  # the folder goes away
     return model
-
-
-@contextlib.contextmanager
-def _without_dumps() -> Iterator[None]:
-    """Keep TorchScript's exporter from writing its whole graph to the process's output where it fails.
-
-    Torch 2.13 switches that on whatever ``verbose`` says: it asks whether a function is true, not what it returns.
-    """
-    utils: Any = importlib.import_module("torch.onnx._internal.torchscript_exporter.utils")
-    before = getattr(utils, "setup_onnx_logging", None)
-    if before is None:
-        yield
-        return
-    utils.setup_onnx_logging = lambda verbose: contextlib.nullcontext()
-    try:
-        yield
-    finally:
-        utils.setup_onnx_logging = before
 
 
 _EXPORTERS: dict[str, Any] = {"dynamo": _export_dynamo, "torchscript": _export_torchscript}

@@ -231,3 +231,34 @@ def test_a_failing_export_writes_no_graph_to_the_console(tmp_path, capfd):
         export_module(Unknown(), example, signature, tmp_path / "model.onnx", exporter="torchscript")
     written = capfd.readouterr()
     assert "prim::Constant" not in written.out + written.err
+
+
+class Spells(torch.nn.Module):
+    """A series at its own times: their distances go into a recurrent layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = torch.nn.GRU(3, 8, batch_first=True), torch.nn.Linear(8, 2)
+
+    def forward(self, x, time):
+        apart = torch.diff(time, dim=1, prepend=time[:, :1] - 1)
+        steps = torch.cat([x, apart.unsqueeze(-1)], dim=-1)
+        return self.head(self.rnn(steps)[0][:, -1])
+
+
+def test_a_recurrent_layer_keeps_its_length_open_in_every_export_of_a_process(tmp_path):
+    series = TensorSpec("x", "float32", ("batch", "time", 2))
+    signature = Signature(
+        (Dim("batch", 1, 2, 8), Dim("time", 4, 12, 24)),
+        (series, TensorSpec("time", "float32", ("batch", "time"))),
+        (TensorSpec("output", "float32", ("batch", 2)),),
+    )
+    example = {"x": np.zeros((2, 12, 2), np.float32), "time": np.tile(np.arange(12, dtype=np.float32), (2, 1))}
+    for number in range(2):
+        module, path = Spells().eval(), tmp_path / f"{number}.onnx"
+        export_module(module, example, signature, path, exporter="dynamo")
+        feeds = {"x": np.ones((3, 17, 2), np.float32), "time": np.tile(np.arange(17, dtype=np.float32), (3, 1))}
+        (got,) = ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, feeds)
+        with torch.inference_mode():
+            want = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
