@@ -351,6 +351,7 @@ def test_choices_that_say_something_count_though_others_are_masked():
     signature = Signature((Dim("batch", 1, 4, 8),), (TensorSpec("x", "float32", ("batch",)),), specs)
     scores = np.tile(np.array([[2.0, 1.0, -np.inf]], np.float32), (8, 1))
     item = np.tile(np.array([[5, 4, 0]]), (8, 1))
+    item[:, 2] = np.arange(8)  # any, so none of them says that there is none
     for place, share in ((2, 1.0), (1, 0.5)):
         other = item.copy()
         other[:, place] += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -154,7 +156,8 @@ class _TensorComparison(Comparison):
     output are one row. Of an output with more axes the rows along the last one (the classes of a token, a box) are
     parts that count by themselves, and each axis once has the columns of the spread error: channels come first or last.
     Of an output with fewer axes whose rows are no items, or are of any length (a number an edge, a series), the numbers
-    along the axis that varies are one column: without that nothing would be told apart.
+    along the axis that varies are one column: without that nothing would be told apart. Where several axes have a fixed
+    size, or the first one (heads that are stacked), each place in them is a column: it may be of a kind of its own.
     """
 
     def __init__(self, signature: Signature) -> None:
@@ -167,6 +170,8 @@ class _TensorComparison(Comparison):
             spec.name for spec in signature.outputs if len(spec.shape) > 2 and any(map(_named, spec.shape[1:]))
         }
         self._shapes = {spec.name: spec.shape for spec in signature.outputs}
+        firsts = {spec.shape[0] for spec in signature.inputs if spec.shape}  # one for all: items, in a fixed number
+        self._stacked = {spec.name for spec in signature.outputs if _is_stacked(spec.shape, firsts)}
         floats = [spec for spec in signature.outputs if numpy_dtype(spec.dtype).kind not in "biu" and spec.shape]
         self._scores = {
             spec.name: [one.name for one in floats if one.shape == spec.shape] for spec in signature.outputs
@@ -174,6 +179,7 @@ class _TensorComparison(Comparison):
         self._rows: dict[str, Rows] = {}
         self._parts: defaultdict[str, Parts] = defaultdict(Parts)
         self._axes: defaultdict[tuple[str, int], Spread] = defaultdict(Spread)
+        self._places: defaultdict[str, Spread] = defaultdict(Spread)
         self._choices: defaultdict[str, Choices] = defaultdict(Choices)
         self._tied = 0
         self._behind: defaultdict[str, _Behind] = defaultdict(_Behind)
@@ -191,7 +197,9 @@ class _TensorComparison(Comparison):
             rows = len(array) if array.ndim > 1 or name in self._one_per_item or _has_items(array, inputs) else 1
             compared = self._rows.setdefault(name, Rows(spread=name not in self._vary))
             compared.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
-            if array.ndim > 2:
+            if fixed := _apart(self._shapes.get(name, ())):
+                self._add_places(name, array, got[name], fixed)
+            if array.ndim > 2 or (name in self._stacked and array.ndim > 1):
                 self._add_parts(name, array, got[name])
             elif array.ndim and (rows == 1 or _named(self._shapes.get(name, (0,))[-1])):
                 self._add_numbers(name, array, got[name])
@@ -216,13 +224,15 @@ class _TensorComparison(Comparison):
                 found |= (row[..., 1:] == row[..., :-1]).any(axis=-1, keepdims=True)
         return int((found & differ).sum())
 
+    def _add_places(self, name: str, ref: Array, got: Array, fixed: tuple[int, ...]) -> None:
+        ends, width = range(-len(fixed), 0), math.prod(ref.shape[axis] for axis in fixed)
+        self._places[name].add(*(np.moveaxis(one, fixed, ends).reshape(-1, width) for one in _answers(ref, got)))
+
     def _add_parts(self, name: str, ref: Array, got: Array) -> None:
-        flat = ref.astype(np.float64).reshape(len(ref), -1)  # as rows: a mask is one beside the rest of its item
-        masks = without_answer(flat, ref.dtype).reshape(ref.shape)  # whether they are there still, the rows tell
-        known = ~masks & np.isfinite(got)
-        both = [np.where(known, one, 0.0).astype(np.float64) for one in (ref, got)]
-        self._parts[name].add(*(one.reshape(-1, ref.shape[-1]) for one in both))
-        for axis in range(1, ref.ndim):
+        *both, known = _answers(ref, got)
+        if ref.ndim > 2:
+            self._parts[name].add(*(one.reshape(-1, ref.shape[-1]) for one in both))
+        for axis in range(0 if name in self._stacked else 1, ref.ndim):
             columns = [np.moveaxis(one, axis, -1).reshape(-1, ref.shape[axis]) for one in (*both, known)]
             self._axes[name, axis].add(*columns)
 
@@ -237,9 +247,10 @@ class _TensorComparison(Comparison):
 
     def metrics(self) -> dict[str, float]:
         found = merged(self._rows.values())
-        spreads = [*(one.spread for one in self._rows.values()), *self._axes.values()]
+        own = [*(one.spread for one in self._rows.values()), *self._places.values()]
+        spreads = [*own, *self._axes.values()]
         found[SPREAD.metric] = max((one.error() for one in spreads), default=0.0)
-        means = [*(one.mean() for one in spreads), *(one.spread.worst_of_few() for one in self._rows.values())]
+        means = [*(one.mean() for one in spreads), *(one.worst_of_few() for one in own)]
         found[MEAN_SPREAD] = max(means, default=0.0)
         found[PART.metric] = max((one.error() for one in self._parts.values()), default=0.0)
         choices = [*self._choices.values(), *(one.choices for one in self._behind.values() if one.is_marker)]
@@ -273,6 +284,24 @@ class _Behind:
 
 def _named(size: str | int) -> bool:
     return isinstance(size, str)
+
+
+def _answers(ref: Array, got: Array) -> tuple[Array, Array, Array]:
+    """Return both with 0 where there is no answer (whether masks are there still, the rows tell), and where one is."""
+    rows = ref.astype(np.float64).reshape(len(ref) if ref.ndim > 1 else 1, -1)  # a mask is one beside its item's rest
+    known = ~without_answer(rows, ref.dtype).reshape(ref.shape) & np.isfinite(ref) & np.isfinite(got)
+    return *(np.where(known, one, 0.0).astype(np.float64) for one in (ref, got)), known  # type: ignore[return-value]
+
+
+def _is_stacked(shape: Sequence[str | int], firsts: AbstractSet[str | int]) -> bool:
+    """Tell whether what an output has along its first axis is no items: of a fixed size that is not the inputs' own."""
+    return bool(shape) and not _named(shape[0]) and firsts != {shape[0]}
+
+
+def _apart(shape: Sequence[str | int]) -> tuple[int, ...]:
+    """Return the axes of fixed size where columns of one axis alone, or of whole items, tell their places not apart."""
+    fixed = tuple(axis for axis, size in enumerate(shape) if not _named(size))
+    return fixed if 0 in fixed or 1 < len(fixed) < len(shape) - 1 else ()
 
 
 def _has_items(array: Array, inputs: Arrays) -> bool:

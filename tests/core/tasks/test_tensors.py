@@ -389,6 +389,30 @@ def test_numbers_that_belong_to_no_item_are_told_apart_too(shape):
     assert task.default_budget.violations(wrong.metrics())
 
 
+@pytest.mark.parametrize("shape", [(2, "batch", 6), (2, 6), (2, 4, 5), ("batch", "time", 2, 3), (6,)])
+def test_each_place_of_a_fixed_size_counts_by_itself(shape):
+    """Heads that are stacked, the state of one thing: what never changes any more is not hidden by what does."""
+    signature = Signature(
+        (Dim("batch", 1, 8, 64), Dim("time", 1, 8, 64)),
+        (TensorSpec("x", "float32", ("batch", "time", 8) if "batch" in shape else (8,)),),
+        (TensorSpec("y", "float32", shape),),
+    )
+    task, random = TASKS.get("tensors")({}, signature, Path()), np.random.default_rng(0)
+    place = (1, ...) if shape[0] == 2 else (..., 1) if shape == (6,) else (..., 1, 2)
+    right, wrong = task.comparison(), task.comparison()
+    for _ in range(16):
+        sizes = [16 if isinstance(size, str) else size for size in shape]
+        ref = (1000 * random.standard_normal(sizes)).astype(np.float32)
+        ref[place] = 10 + np.tanh(ref[place] / 1000)
+        got = ref.copy()
+        got[place] = 10
+        inputs = {"x": np.zeros((16, 16, 8) if "batch" in shape else (8,), np.float32)}
+        wrong.add({"y": ref}, {"y": got}, inputs)
+        right.add({"y": ref}, {"y": ref * np.float32(1.001)}, inputs)
+    assert task.default_budget.violations(wrong.metrics())
+    assert not task.default_budget.violations(right.metrics())
+
+
 def test_a_marker_behind_masked_scores_is_compared_and_a_choice_there_is_not():
     task = _outputs(("scores", ("batch", 4)), ("items", ("batch", 4)))
     random = np.random.default_rng(0)
