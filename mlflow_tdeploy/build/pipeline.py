@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan
 from mlflow_tdeploy.build.engine_variant import stage_engine, stage_plan
+from mlflow_tdeploy.build.joined_rows import rows_depend
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.parents import other_answer
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
@@ -157,7 +158,7 @@ class _Build:
         if self.shop.task.input_kind != "tensors":
             return  # texts are asked alone and in batches anyway, and held against each other
         with self.shop.step("rows by themselves") as detail:
-            if answers.rows_depend(self.source.reference):
+            if rows_depend(answers, self.source.reference):
                 self.task_config["independent_rows"] = False
                 detail.append("a row's answer depends on the others: servers must not join requests")
 

@@ -12,7 +12,6 @@ What is asked, in graph inputs:
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, TDeployErr
 from mlflow_tdeploy.core.evidence import shape_text
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
-from mlflow_tdeploy.core.tensors import Array, Arrays, At, Dim, Signature, dim_step, numpy_dtype
+from mlflow_tdeploy.core.tensors import Arrays, At, Dim, Signature, dim_step, numpy_dtype
 
 #: How many items are also asked alone.
 ALONE = 24
@@ -43,8 +42,6 @@ ANSWER_NUMBERS, FEWEST = 1 << 24, 512
 #: Outputs beyond this many bytes are kept on disk.
 MEMORY = 256 << 20
 _PARTS = ("corners", "items")
-#: Requests with several rows of which some are asked alone, and how far apart answers are that are the same.
-_JOINED, _ROUNDED = 4, 1e-3
 _CORNERS: tuple[tuple[At, int], ...] = (("min", MAX_CORNER), ("opt", MAX_CORNER), ("max", MIN_CORNER))
 
 
@@ -130,27 +127,6 @@ class ReferenceAnswers:
         comparison = self.task.comparison()
         comparison.add(first, again, case.feeds)
         return "; ".join(budget.violations(comparison.metrics(), single=True)) or None
-
-    def rows_depend(self, reference: Infer) -> bool:
-        """Ask for rows alone that were asked beside others; tell whether they are answered otherwise.
-
-        Then no server may join requests: a score that is normalised over a request's rows would be of everybody's.
-        """
-        rows = self.task.signature.batch_dim
-        cases = [(case.feeds, together) for case, together in self if rows and _count(case.feeds) > 1][:_JOINED]
-        if cases and not any(_differ(feeds) for feeds, _ in cases):  # one row was given: another one is made of it
-            feeds = {name: _turned(array) for name, array in cases[0][0].items()}
-            with contextlib.suppress(Exception):  # it may be none that the model takes
-                cases.append((feeds, reference(feeds)))
-        for feeds, together in cases:
-            for row in (0, _count(feeds) - 1):
-                try:
-                    alone = reference({name: array[row : row + 1] for name, array in feeds.items()})
-                except Exception:  # it means something only beside the others, such as a position among them
-                    return True
-                if not all(_alike(array, alone[name], row) for name, array in together.items()):
-                    return True
-        return False
 
     def _without_finite_answer(self) -> tuple[int, tuple[str, ...]]:
         """Refuse a reference that cannot answer items; corners of made-up tensors may be beyond what it is for."""
@@ -313,34 +289,6 @@ def _even(dim: Dim, low: int, high: int) -> int:
 
 def _step(signature: Signature, name: str) -> int:
     return dim_step(signature.dim(name)) if signature.has_dim(name) else 1
-
-
-def _alike(together: Array, alone: Array, row: int) -> bool:
-    """Tell whether a row has the same answer alone, but for what batches of another size round."""
-    one = together[row : row + 1]
-    if one.shape != alone.shape:
-        return False
-    if one.dtype.kind in "biu":
-        return bool(np.mean(one != alone) <= _ROUNDED)
-    wide = together.astype(np.float64)
-    most = _ROUNDED * float(np.abs(wide[np.isfinite(wide)]).max(initial=0.0))
-    return bool(np.allclose(alone.astype(np.float64), wide[row : row + 1], rtol=0.0, atol=most, equal_nan=True))
-
-
-def _count(feeds: Arrays) -> int:
-    return len(next(iter(feeds.values())))
-
-
-def _differ(feeds: Arrays) -> bool:
-    """Tell whether rows differ from the first one in something."""
-    return any((array != array[:1]).any() for array in feeds.values())
-
-
-def _turned(array: Array) -> Array:
-    """Return rows of which each second one has what is in it the other way round."""
-    found = array.copy()
-    found[1::2] = np.flip(found[1::2], axis=tuple(range(1, array.ndim)))
-    return found
 
 
 def _equal(a: Arrays, b: Arrays) -> bool:

@@ -37,6 +37,7 @@ def make_up(
     *,
     ragged: bool,
     random: np.random.Generator,
+    repeated: Sequence[str] = (),
 ) -> Arrays:
     """Return a request.
 
@@ -47,16 +48,17 @@ def make_up(
         tables: Of inputs of whole numbers, how many rows the table has that they are looked up in.
         ragged: Whether masks let rows differ in length.
         random: The source of what is random.
+        repeated: Inputs of whole numbers that do not rise on: the model takes no others.
     """
     known = _joined(items, random) if items else {}
     if not _says_something(known):  # zeros or ones throughout are there to be traced
         known = {name: array for name, array in known.items() if array.dtype.kind in "iu" and array.any()}
-    draw = _Draw(random, _inner(specs))
-    rising = _rising(specs, known, draw.inner)
-    known = _extended(specs, shapes, known, rising)
+    inner = _inner(specs)
+    rising = {name: axis for name, axis in _rising(specs, known, inner).items() if name not in repeated}
+    draw = _Draw(random, inner, _extended(specs, shapes, known, rising))
     feeds: Arrays = {}
     for spec in specs:
-        shape, own = shapes[spec.name], known.get(spec.name)
+        shape, own = shapes[spec.name], known.get(spec.name)  # how it was given: repeated, no padding looks like one
         if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
         if is_mask(spec.name):
@@ -68,8 +70,7 @@ def make_up(
             if own is not None and (padding := _tail(own)) is not None and len(shape) == 2:
                 feeds[spec.name] = _with_tail(feeds[spec.name], padding, ragged=ragged, random=random)
         else:
-            varies = spec.name not in rising
-            feeds[spec.name] = _drawn(spec, shape, own, draw, varies=varies)
+            feeds[spec.name] = _drawn(spec, shape, draw.longer[spec.name], draw, varies=spec.name not in rising)
     return feeds
 
 
@@ -103,6 +104,18 @@ def within(
     for name, first in (ordered or {}).items():
         found[name] = np.sort(found[name])
         found[name][:1] = first
+    return found
+
+
+def risen(signature: Signature, item: Mapping[str, Array]) -> Arrays:
+    """Return the whole numbers that rise in a request as they are at the end of the longest one that is made of it."""
+    found: Arrays = {}
+    for name, index in _rising(signature.inputs, item, _inner(signature.inputs)).items():
+        own, axis = item[name], next(spec.shape[index] for spec in signature.inputs if spec.name == name)
+        more = signature.dim(str(axis)).max - own.shape[index]
+        if own.dtype.kind in "iu" and more > 0:
+            longer = _rises_on(own, index, 1 - (-more // own.shape[index]))
+            found[name] = np.take(longer, more + np.arange(own.shape[index]), axis=index)
     return found
 
 
@@ -151,20 +164,25 @@ def _is_looked_up(spec: TensorSpec, own: Array, tables: Mapping[str, int]) -> bo
 
 def _is_padding(own: Array) -> bool:
     """Tell whether an input looks like a mask, whatever its name: rows of two values that change once, if at all."""
-    if own.ndim != 2 or len(own) < 2 or own.dtype.kind not in "iub":
+    if own.ndim != 2 or own.dtype.kind not in "iub":
         return False
     return np.unique(own).tolist() == [0, 1] and _are_prefixes(own)
 
 
 def _tail(own: Array) -> int | None:
-    """Return the number that only ever ends rows, and not all of one: what sequences are padded with."""
+    """Return the number that only ever ends rows, and not all of one: what sequences are padded with.
+
+    Of several the one that is there most: others are the last of a row by chance, and so is what is there once.
+    """
     if own.ndim != 2 or own.shape[1] < 2:
         return None
-    for value in np.unique(own[:, -1]).tolist():
-        there = own == value
-        if _are_prefixes(there) and not there[:, 0].any():
-            return int(value)
-    return None
+    found = {value: own == value for value in np.unique(own[:, -1]).tolist()}
+    counts = {
+        int(value): int(there.sum())
+        for value, there in found.items()
+        if there.sum() > 1 and _are_prefixes(there) and not there[:, 0].any()
+    }
+    return max(counts, key=lambda value: counts[value]) if counts else None
 
 
 def _with_tail(ids: Array, padding: int, *, ragged: bool, random: np.random.Generator) -> Array:
@@ -238,11 +256,13 @@ class _Draw:
     Attributes:
         random: The source of what is random.
         inner: The dimensions that are within items, see :func:`_inner`.
+        longer: What was given, as long as is asked for where it rises on.
         places: Which places of each dimension were taken: the same for every input that has it.
     """
 
     random: np.random.Generator
     inner: frozenset[str]
+    longer: Mapping[str, Array]
     places: dict[str, Array] = field(default_factory=dict)
 
 
@@ -254,7 +274,7 @@ def _drawn(
     *,
     varies: bool = True,
 ) -> Array:
-    array = np.asarray(own[np.ix_(*_axes(spec, shape, own, draw))])
+    array = np.asarray(own[np.ix_(*_axes(spec, shape, draw))])
     if varies and own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
         wide = array.astype(np.float64)
         varied = wide * draw.random.uniform(1 - _VARIED, 1 + _VARIED, shape)
@@ -262,15 +282,10 @@ def _drawn(
     return np.array(array, own.dtype, order="C")  # ascontiguousarray makes vectors of numbers
 
 
-def _axes(
-    spec: TensorSpec,
-    shape: Shape,
-    own: Array,
-    draw: _Draw,
-) -> list[Array]:
+def _axes(spec: TensorSpec, shape: Shape, draw: _Draw) -> list[Array]:
     """Return which places of each axis to take: the same for every input that has a dimension."""
     found = []
-    for index, (axis, have, wanted) in enumerate(zip(spec.shape, own.shape, shape, strict=True)):
+    for index, (axis, have, wanted) in enumerate(zip(spec.shape, draw.longer[spec.name].shape, shape, strict=True)):
         if isinstance(axis, int):
             found.append(np.arange(wanted))
             continue
@@ -292,14 +307,18 @@ def _padding(
     own: Array,
     draw: _Draw,
 ) -> Array:
-    """Return rows that change where those that somebody gave do, as a share of their length; what changes, changes."""
-    rows = own[_axes(spec, shape, own, draw)[0]]
+    """Return rows that change where those that somebody gave do, as a share of their length; what changes, changes.
+
+    One row alone shows only that they do, not where.
+    """
+    rows = own[_axes(spec, shape, draw)[0] % len(own)]
     kept = (rows == rows[:, :1]).sum(axis=1)
-    lengths = np.maximum(1, np.ceil(kept / rows.shape[1] * shape[1]).astype(int))
+    shares = kept / rows.shape[1] if len(own) > 1 else draw.random.uniform(0.0, 1.0, len(rows))
+    lengths = np.maximum(1, np.ceil(shares * shape[1]).astype(int))
     if shape[1] > 1:
         lengths = np.where(kept < rows.shape[1], np.minimum(lengths, shape[1] - 1), shape[1])
     changed = np.arange(shape[1]) >= lengths[:, None]
-    return np.where(changed, 1 - rows[:, :1].astype(np.int64), rows[:, :1]).astype(own.dtype)
+    return np.asarray(np.where(changed, 1 - rows[:, :1].astype(np.int64), rows[:, :1]).astype(own.dtype))
 
 
 def _mask(
@@ -326,8 +345,11 @@ def _mask(
         keep = own[0, 0].item()
         drop = values[0] if keep == values[1] else values[1]
     else:
-        axes = _axes(spec, shape, own, draw)
-        tiled = [axes[0], *(np.arange(size) % have for size, have in zip(shape[1:], own.shape[1:], strict=True))]
+        axes = _axes(spec, shape, draw)
+        tiled = [
+            axes[0] % len(own),
+            *(np.arange(size) % have for size, have in zip(shape[1:], own.shape[1:], strict=True)),
+        ]
         return np.array(own[np.ix_(*tiled)], dtype, order="C")
     mask = np.full(shape, keep, dtype)
     if ragged and len(shape) == 2:

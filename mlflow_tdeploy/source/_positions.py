@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.made_up import is_mask, within
+from mlflow_tdeploy.core.made_up import is_mask, risen, within
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec
 
 
@@ -16,7 +16,7 @@ def integer_positions(
     example: Mapping[str, Array],
     infer: Callable[[Arrays], object],
     known: Collection[str] = (),
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """Return the dimension that bounds the values of each input that a model takes only within it.
 
     Found by trying: with the dimension at its smallest the model fails on the example's values, and takes them once
@@ -30,9 +30,10 @@ def integer_positions(
 
     Returns:
         ``positions`` (from 0 on) and ``lengths`` (up to the size), each from input to dimension, and ``ordered``: what
-        an input of numbers that may not fall begins with; without what is empty.
+        an input of numbers that may not fall begins with; ``repeated``: those that rise in the example and that the
+        model takes no further; without what is empty.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     for spec in signature.inputs:
         array = example[spec.name]
         if array.dtype.kind not in "iu" or spec.name in known or is_mask(spec.name) or array.size == 0:
@@ -43,6 +44,10 @@ def integer_positions(
             if kind := _bounds(signature, example, infer, spec.name, dim):
                 found.setdefault(kind, {})[spec.name] = dim
                 break
+    told = {name for one in found.values() for name in one} | set(known)
+    more = {name: array for name, array in risen(signature, example).items() if name not in told}
+    if repeated := [name for name, array in more.items() if not runs(infer, {**example, name: array})]:
+        found["repeated"] = repeated
     return found
 
 

@@ -182,6 +182,45 @@ def test_rows_that_depend_on_each_other_are_never_joined(over, tmp_path):
     assert task.batch_dim is None
 
 
+class PriceAndRank(torch.nn.Module):
+    """A large number of each row by itself, and a small one of all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 1)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return torch.cat([50_000 + 10_000 * y, (y - y.mean(0)) / (y.std(0, unbiased=False) + 1e-3)], dim=1)
+
+
+def test_a_small_number_of_all_rows_is_not_hidden_by_a_large_one(tmp_path):
+    example = {"x": RANDOM.standard_normal((5, 4)).astype(np.float32)}
+    mlflow_tdeploy.save_model(PriceAndRank(), tmp_path / "m", example=example, precisions=["fp32"])
+    assert Bundle.open(tmp_path / "m" / "tdeploy").task().batch_dim is None
+
+
+class Hours(torch.nn.Module):
+    """Looks hours of a day up in what is no table of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(26, 3)
+
+    def forward(self, x, hour):
+        hours = torch.nn.functional.one_hot(hour, 24).float()
+        return self.linear(torch.cat([x, hours], dim=-1)).mean(1)
+
+
+def test_hours_that_rise_in_the_example_stay_within_a_day(tmp_path):
+    example = {"x": RANDOM.standard_normal((2, 24, 2)).astype(np.float32), "hour": np.tile(np.arange(24), (2, 1))}
+    shapes = {"x.1": "time", "hour.1": "time", "time": (1, 24, 168)}
+    mlflow_tdeploy.save_model(Hours(), tmp_path / "m", example=example, shapes=shapes, precisions=["fp32"])
+    bundle = Bundle.open(tmp_path / "m" / "tdeploy")
+    assert bundle.task().config.repeated == ("hour",)
+    assert any("time=168" in shape for shape in latest_accuracy(bundle.evidence("onnx-fp32")).shapes)
+
+
 def test_rows_of_their_own_may_be_joined(tmp_path):
     example = {"x": RANDOM.standard_normal((5, 4)).astype(np.float32)}
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Softmax(1))

@@ -235,3 +235,50 @@ def test_what_only_ends_rows_is_their_padding(padding):
         assert bool((ragged == padding).any()) is (length > 1)
         assert ((ragged[:, 1:] == padding) >= (ragged[:, :-1] == padding)).all()
     assert len(np.unique(ragged)) > 50
+
+
+def test_one_row_shows_its_padding_too():
+    """Rows that are drawn from the middle of it would be padded throughout."""
+    spec = TensorSpec("valid", "bool", ("batch", "time"))
+    for wanted in (5, 16, 40):
+        found = made((spec,), ((32, wanted),), [{"valid": np.arange(16)[None] < 4}])["valid"]
+        assert found[:, 0].all()
+        assert not found[:, -1].any()
+        assert ((found[:, 1:] != found[:, :-1]).sum(axis=1) == 1).all()
+        assert len(set(found.sum(axis=1).tolist())) > 2
+
+
+def test_paddings_are_told_where_times_rise_on():
+    """What is repeated beside them begins anew in the middle of a row, and no padding does."""
+    random, ends = np.random.default_rng(0), np.array([[16], [9], [5], [12]])
+    names = {"valid": "bool", "time": "float64", "ids": "int64"}
+    specs = tuple(TensorSpec(name, dtype, ("batch", "step")) for name, dtype in names.items())
+    valid = np.arange(16)[None] < ends
+    given = {
+        "valid": valid,
+        "time": random.uniform(1, 2, (4, 16)).cumsum(axis=1),
+        "ids": np.where(valid, random.integers(1, 50, (4, 16)), 0),
+    }
+    found = made(specs, ((8, 41),) * 3, [given], {"ids": 50}, ragged=True)
+    assert (np.diff(found["time"], axis=1) > 0).all()
+    for ends_rows in (~found["valid"], found["ids"] == 0):
+        assert (np.diff(ends_rows.astype(int), axis=1) >= 0).all()
+        assert ends_rows.any()
+
+
+def test_whole_numbers_that_a_model_takes_no_further_begin_again():
+    specs = (TensorSpec("hour", "int64", ("batch", "time")),)
+    item = {"hour": np.tile(np.arange(24), (8, 1))}
+    assert made(specs, ((4, 60),), [item])["hour"].max() > 23
+    random = np.random.default_rng(0)
+    found = make_up(specs, {"hour": (4, 60)}, [item], {}, ragged=False, random=random, repeated=("hour",))["hour"]
+    assert set(found.ravel().tolist()) == set(range(24))
+    assert set(np.diff(found, axis=1).ravel().tolist()) == {1, -23}
+
+
+def test_of_what_ends_rows_the_padding_is_there_most():
+    spec = TensorSpec("ids", "int64", ("batch", "time"))
+    given = np.array([[5, 7, 9, 3], [4, 8, 50, 50], [4, 8, 6, 50]])
+    found = made((spec,), ((64, 9),), [{"ids": given}], {"ids": 51}, ragged=True)["ids"]
+    assert (np.diff((found == 50).astype(int), axis=1) >= 0).all()
+    assert (found == 3)[:, :-1].any()

@@ -33,6 +33,7 @@ class TensorsConfig:
         positions: For inputs of whole numbers: the dimension in which they are positions, such as the ends of edges.
         lengths: The dimension of which they are lengths.
         ordered: Inputs of whole numbers that never fall, such as the offsets of bags, and what each begins with.
+        repeated: Inputs of whole numbers that rise in the example, of which the model takes no others (hours of a day).
         independent_rows: Whether a row's answer is the same whichever rows are beside it: a score that is normalised
             over the rows of a request is not, and no server may join such requests.
     """
@@ -41,6 +42,7 @@ class TensorsConfig:
     positions: Mapping[str, str] = field(default_factory=dict)
     lengths: Mapping[str, str] = field(default_factory=dict)
     ordered: Mapping[str, int] = field(default_factory=dict)
+    repeated: tuple[str, ...] = ()
     independent_rows: bool = True
 
 
@@ -108,8 +110,15 @@ class Tensors(Task):
             )
             for spec in self.signature.inputs
         }
-        random, tables = np.random.default_rng(seed), self.config.integer_ranges
-        feeds = make_up(self.signature.inputs, shapes, items or (), tables, ragged=ragged, random=random)
+        feeds = make_up(
+            self.signature.inputs,
+            shapes,
+            items or (),
+            self.config.integer_ranges,
+            ragged=ragged,
+            random=np.random.default_rng(seed),
+            repeated=self.config.repeated,
+        )
         return within(feeds, self.signature, self.config.positions, self.config.lengths, self.config.ordered)
 
     def made_up_blindly(self, items: Sequence[Any] = ()) -> list[str]:
