@@ -24,21 +24,16 @@ from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES, Runtime, Session
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.probe import library_versions
+from mlflow_tdeploy.source._survival import deadly
 from mlflow_tdeploy.store.external_data import copy_graph
 from mlflow_tdeploy.store.hashing import record_tree
 from mlflow_tdeploy.store.layout import FILES
 
 #: Most elements of the batch that choices are measured with; larger ones say the same and take longer.
 _TUNE_ELEMENTS = 512
-#: Opens a graph as every session does; and how many seconds that may take.
-_OPEN, _OPEN_S = (
-    "import sys, onnxruntime as ort; ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])",
-    600.0,
-)
 
 
 @dataclass(frozen=True)
@@ -184,18 +179,13 @@ def check(
 
 
 def _require_survival(staged: Staged) -> None:
-    """Open a graph of lower precision in a child first: of some, ONNX Runtime ends the process (1.31, fp16 on a CPU).
+    """Open a graph in half precision in a child first: of some, ONNX Runtime ends the process.
 
     Raises:
         SessionError: It does of this one.
     """
-    variant = staged.variant
-    if variant.format not in ("onnx", "ort") or variant.precision.name in ("fp64", "fp32"):
-        return
-    path = str(staged.root / variant.entry)
-    done = probe.run_child(_OPEN, path, timeout=_OPEN_S)
-    if not done.ok and done.reason.startswith(probe.KILLED):
-        raise SessionError(f"ONNX Runtime does not survive opening it ({done.reason})")
+    if staged.variant.format in ("onnx", "ort") and (end := deadly(staged.root / staged.variant.entry)):
+        raise SessionError(f"ONNX Runtime does not survive opening it ({end})")
 
 
 def serves_on(variant: Variant, host: Fingerprint) -> bool:

@@ -29,6 +29,7 @@ from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
 from mlflow_tdeploy.source._positions import integer_positions
 from mlflow_tdeploy.source._shapes import check_shapes, make_dims
+from mlflow_tdeploy.source._survival import deadly
 from mlflow_tdeploy.source._tokenizer import (
     check_parity,
     check_tokenizer,
@@ -315,6 +316,13 @@ def _open(path: Path) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     try:
+        if end := deadly(path):
+            raise InvalidInputError(
+                f"ONNX Runtime {onnxruntime.__version__} does not survive opening '{path.name}' ({end}). Log the graph "
+                f"in single precision: the variants of lower precision are made and checked from it."
+            )
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except InvalidInputError:
+        raise
     except Exception as error:  # onnxruntime's classes share no base of their own
         raise InvalidInputError(f"ONNX Runtime cannot open '{path.name}': {first_line(error)}") from error

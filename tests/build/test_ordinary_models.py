@@ -10,10 +10,11 @@ import torch
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
-from mlflow_tdeploy.build import stage
+from mlflow_tdeploy.build.half import to_fp16
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.source import _survival
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
 
@@ -522,7 +523,7 @@ def test_one_row_in_the_example_is_enough_to_tell_whether_rows_depend(mixes, tmp
 
 def test_a_graph_that_ends_the_process_which_opens_it_is_left_out(tmp_path, monkeypatch):
     """ONNX Runtime 1.31 does that on a CPU for some graphs in half precision; here a child's end stands for it."""
-    monkeypatch.setattr(stage, "_OPEN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(_survival, "_OPEN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     example = {"input": RANDOM.standard_normal((5, 4)).astype(np.float32)}
     mlflow_tdeploy.save_model(torch.nn.Linear(4, 3), tmp_path / "m", example=example)
     bundle = Bundle.open(tmp_path / "m" / "tdeploy")
@@ -549,4 +550,12 @@ def test_causal_attention_is_logged_and_the_process_lives(tmp_path):
     example = {"ids": RANDOM.integers(0, 60, (4, 9))}
     shapes = {"ids.1": "t", "t": (1, 9, 24)}
     mlflow_tdeploy.save_model(Attending(), tmp_path / "m", example=example, shapes=shapes)
-    assert latest_accuracy(Bundle.open(tmp_path / "m" / "tdeploy").evidence("onnx-fp32")).passed
+    bundle = Bundle.open(tmp_path / "m" / "tdeploy")
+    assert latest_accuracy(bundle.evidence("onnx-fp32")).passed
+    whole, half = bundle.path(bundle.variants["onnx-fp32"].entry), tmp_path / "half.onnx"
+    to_fp16(whole, half)
+    if not _survival.deadly(half):
+        pytest.skip("this ONNX Runtime survives it")
+    with pytest.raises(MlflowException, match="does not survive opening 'half.onnx'"):
+        mlflow_tdeploy.save_model(str(half), tmp_path / "alone", example=example, shapes={"t": (1, 9, 24)})
+    assert not (tmp_path / "alone").exists()
