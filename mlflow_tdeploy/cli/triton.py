@@ -38,12 +38,12 @@ def install() -> None:
 @click.option("--seconds", type=float, help="End after so long; on Ctrl-C by default.")
 def run(repository: Path, models: tuple[str, ...], seconds: float | None) -> None:
     """Serve a Triton REPOSITORY on free ports of 127.0.0.1 until Ctrl-C."""
-    from mlflow_tdeploy.build.triton_repository import model_names
+    from mlflow_tdeploy.deploy.at_start import models_at_start
     from mlflow_tdeploy.triton.home import find_server
     from mlflow_tdeploy.triton.local import local_triton
 
     with clean_errors():
-        server, wanted = find_server(), models or tuple(model_names(repository))
+        server, wanted = find_server(), models or tuple(models_at_start(repository))
         with local_triton(repository, models=wanted, server=server) as running:
             _show(server.description, wanted, running)
             running.wait(seconds)
@@ -64,7 +64,7 @@ def start(repository: Path, models: tuple[str, ...], ports: tuple[int, int, int]
 
     Deployments to it need no TRITON_MODEL_REPO: which repository a server of this host has is known.
     """
-    from mlflow_tdeploy.build.triton_repository import model_names
+    from mlflow_tdeploy.deploy.at_start import models_at_start
     from mlflow_tdeploy.store.disk import storage_errors
     from mlflow_tdeploy.triton import background
 
@@ -72,7 +72,7 @@ def start(repository: Path, models: tuple[str, ...], ports: tuple[int, int, int]
         with storage_errors(f"make '{repository}'"):
             repository.mkdir(parents=True, exist_ok=True)
         empty = not any(entry.is_dir() for entry in repository.iterdir())  # a lease may lie there
-        wanted = models or (() if empty else tuple(model_names(repository)))
+        wanted = models or (() if empty else tuple(models_at_start(repository)))
         found = background.start(repository, models=wanted, ports=ports or ())
         _show(found.server, wanted, found.listening)
         click.echo(f"repository {found.repository}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -64,7 +64,7 @@ def choose(
     if location.local is not None and not urllib.parse.urlsplit(pinned).scheme:
         pinned = str(location.local.absolute())  # whoever comes back to it may be somewhere else
     found = find(location, flavor, settings.shapes, insist=SHAPES in settings.now)
-    about = {"model_uri": pinned, "flavor": found.flavor}
+    about = {"model_uri": without_password(pinned), "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
         return _of_bundle(found, settings, settings.host(host()), wanted, number, about)
     about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}
@@ -101,11 +101,19 @@ def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any]
     if before and before.get("variant") == what.variant.id and not settings.cores:
         suits = int(before.get("instances") or suits)
     options = replace(settings.options, instances=settings.options.instances or suits)
-    if "max_batch_size" in settings.now or not options.max_batch_size:
-        return options
-    rows = what.rows_dim(options)  # what was said of another model counts as far as it can
+    return _as_far_as_it_can(what, options, settings.now)
+
+
+def _as_far_as_it_can(what: BundleVersion, options: TritonOptions, now: Collection[str]) -> TritonOptions:
+    """Return options of which those that were said of another model count only as far as this one goes."""
+    rows = what.rows_dim(options)
     most = what.bundle.manifest.signature.dim(rows).max if rows else 0
-    return replace(options, max_batch_size=min(options.max_batch_size, most))
+    if "max_batch_size" not in now:
+        options = replace(options, max_batch_size=min(options.max_batch_size, most))
+    if "preferred_batch_sizes" not in now:
+        fit = tuple(size for size in options.preferred_batch_sizes if size <= (options.max_batch_size or most))
+        options = replace(options, preferred_batch_sizes=fit)
+    return options
 
 
 def _plain(name: str) -> str:
@@ -121,3 +129,10 @@ def _brief(decision: Decision) -> str:
     others = [f"{one.variant}: {one.reason}" for one in decision.candidates if chosen and one.variant != chosen.variant]
     why = f"{chosen.variant} ({chosen.reason})" if chosen else ""
     return "; ".join([why, *dict.fromkeys(others)])[:1000]
+
+
+def without_password(uri: str) -> str:
+    """Return a URI as others may read it: a configuration is shown to whoever asks the server."""
+    parts = urllib.parse.urlsplit(uri)
+    user, _, where = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user.partition(':')[0]}@{where}").geturl() if ":" in user else uri

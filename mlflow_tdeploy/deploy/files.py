@@ -260,6 +260,7 @@ def open_files(url: str | Path) -> RepositoryFiles:
         return S3Files(text)
     if "://" in text:
         raise InvalidInputError(
-            f"No repository at {shown(text)}: use a folder that the server reads as well, or s3://…."
+            f"No repository at an address that begins with {shown(text.partition('://')[0])}: use a folder that the "
+            f"server reads as well, or s3://…."
         )
     return FolderFiles(text)

@@ -44,7 +44,12 @@ def parse_s3(url: str) -> tuple[str | None, str, str]:
         endpoint, (bucket, _, prefix) = f"{scheme or 'http://'}{head}", path.partition("/")
     else:
         endpoint, bucket, prefix = None, head, path
-    if not bucket or "@" in head:
+    if "@" in head:  # and what is before it is not shown
+        raise InvalidInputError(
+            "The address of a repository holds no user and no password: s3://bucket/prefix or "
+            "s3://host:port/bucket/prefix, and the keys as boto3 takes them (AWS_ACCESS_KEY_ID, a profile, a role)."
+        )
+    if not bucket:
         raise InvalidInputError(
             f"{shown(url)} is no repository: use s3://bucket/prefix or s3://host:port/bucket/prefix."
         )

@@ -22,6 +22,24 @@ from mlflow_tdeploy.triton.names import CONFIG, TRIAL, check_name, graph_of, own
 _log = logging.getLogger("mlflow_tdeploy")
 
 
+def route_of(files: RepositoryFiles, name: str) -> Route | None:
+    """Return which version answers, as the repository says; None where nothing of ours is deployed.
+
+    Raises:
+        IntegrityError: It says nothing that makes sense.
+    """
+    if read_index(files, name) is None:
+        return None
+    content = files.read(f"{name}/{CONFIG}")
+    if content is None:
+        return None  # a deployer was killed before the first switch
+    where = f"'{name}/{CONFIG}' in '{files.url}'"
+    try:
+        return Route.of(own_parameters(parse(content.decode())), where)
+    except (InvalidInputError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{where} is damaged, so what serves is not known: {error}") from error
+
+
 class State:
     """The deployments of one server and its repository.
 
@@ -47,21 +65,8 @@ class State:
         return found
 
     def route(self, name: str) -> Route | None:
-        """Return which version answers, as the repository says; None where nothing of ours is deployed.
-
-        Raises:
-            IntegrityError: It says nothing that makes sense.
-        """
-        if read_index(self.files, name) is None:
-            return None
-        content = self.files.read(f"{name}/{CONFIG}")
-        if content is None:
-            return None  # a deployer was killed before the first switch
-        where = f"'{name}/{CONFIG}' in '{self.files.url}'"
-        try:
-            return Route.of(own_parameters(parse(content.decode())), where)
-        except (InvalidInputError, UnicodeDecodeError) as error:
-            raise IntegrityError(f"{where} is damaged, so what serves is not known: {error}") from error
+        """Return which version answers, see :func:`route_of`."""
+        return route_of(self.files, name)
 
     def serving(self, name: str) -> Route | None:
         """Return which version answers, as the server says; None where the name is not loaded.

@@ -15,6 +15,7 @@ from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.wire import ANSWER, TEXT, pack, received, rows_of, sent
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.config import front_rows
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import Deployable
 
@@ -57,6 +58,8 @@ class OverTheNetwork:
         self._task: Task = what.bundle.task()
         self._golden = what.bundle.golden()
         self._most, self._joins = what.most_rows(options), self._task.batch_dim is not None
+        front = front_rows(self._task, options)
+        self._front_most = min(front, self._most) if self._most and self._task.input_kind != "text" else front
 
     def check_graph(self) -> None:
         """Replay the golden requests on the graph, within the model's budget.
@@ -99,9 +102,9 @@ class OverTheNetwork:
         finished = self._task.finish(list(self._task.decode(outputs, request.feeds, len(items), params)), params)
         if self._task.input_kind == "text":
             expected = pack(self._task, finished)
-            got = self._client.infer(model, {TEXT: rows_of(items)}, version=self._what.version)
+            got = self._ask(model, {TEXT: rows_of(items)}, self._front_most)
         else:
-            expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._joins))
+            expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._joins), self._front_most)
         exact = len(items) == 1 or self._task.input_kind != "text"  # else a batch may have been planned in other parts
         for name, array in expected.items():
             if name not in got or (exact and not _same(name, array, got[name])):
@@ -113,16 +116,16 @@ class OverTheNetwork:
     def _infer(self, feeds: Arrays) -> Arrays:
         """Run the graph on the server: the signature's dtypes and shapes in and out."""
         asked = sent(feeds, self._what.variant.dtypes, batched=self._most > 0)
-        return received(self._ask(self._what.graph_name, asked), self._what.bundle.manifest.signature)
+        return received(self._ask(self._what.graph_name, asked, self._most), self._what.bundle.manifest.signature)
 
-    def _ask(self, model: str, arrays: Arrays) -> Arrays:
-        """Ask a model, in as many requests as its most rows want."""
+    def _ask(self, model: str, arrays: Arrays, most: int) -> Arrays:
+        """Ask a model, in as many requests as its most rows want; 0 for one."""
         rows = len(next(iter(arrays.values())))
-        step = self._most or rows
+        step = most or rows
         found = [
             self._client.infer(
                 model,
-                {name: array[begin : begin + step] for name, array in arrays.items()} if self._most else arrays,
+                {name: array[begin : begin + step] for name, array in arrays.items()} if most else arrays,
                 version=self._what.version,
             )
             for begin in range(0, rows, step)

@@ -20,7 +20,7 @@ from mlflow_tdeploy.store.process import born
 from mlflow_tdeploy.triton import docker
 from mlflow_tdeploy.triton.home import Server, find_server
 from mlflow_tdeploy.triton.listening import Listening
-from mlflow_tdeploy.triton.local import START_S, STOP_S, free_shared_memory, launch
+from mlflow_tdeploy.triton.local import START_S, STOP_S, LocalTriton, ending_by_signal, free_shared_memory, launch
 
 #: Triton's own ports for HTTP, gRPC and metrics, which clients ask when nobody says others.
 USUAL_PORTS = (8000, 8001, 8002)
@@ -100,32 +100,43 @@ def start(
             raise ConflictError(f"'{where}' is served at {other.listening.url} already. Stop that one first.")
         if taken := set(ports) & {other.http, other.grpc, other.metrics}:
             raise ConflictError(f"Port {min(taken)} is that of another server. Stop it, or choose another port.")
-    folder = _folder()
+    folder, begun = _folder(), list[Running]()
     usual = not ports and all(map(_is_free, USUAL_PORTS))
     log = folder / f"{os.getpid()}-{time.time_ns()}.log"
+
+    def remember(made: LocalTriton) -> None:  # before it is ready: whatever ends this process, the server is known
+        _forget(begun)
+        begun.append(_running(made, where, server.description))
+        with storage_errors(f"write below '{folder}'"):
+            _record(begun[-1]).write_text(to_json(begun[-1]), encoding="utf-8")
+
     how: dict[str, Any] = {"models": list(models), "server": server, "seconds": seconds, "lasting": True}
     try:
-        try:
-            made = launch(where, log, ports=USUAL_PORTS if usual else ports, **how)
-        except SessionError:
-            if not usual or all(map(_is_free, USUAL_PORTS)):
-                raise
-            made = launch(where, log, **how)  # somebody was quicker
+        with ending_by_signal():
+            try:
+                launch(where, log, ports=USUAL_PORTS if usual else ports, begun=remember, **how)
+            except SessionError:
+                if not usual or all(map(_is_free, USUAL_PORTS)):
+                    raise
+                launch(where, log, begun=remember, **how)  # somebody was quicker
     except BaseException:
+        _forget(begun)
         log.unlink(missing_ok=True)
         raise
-    found = Running(
-        made.http, made.grpc, made.metrics, made.process.pid, born(made.process.pid) or 0, where, str(log),
-        made.region, now(), server.description, made.container,
+    return begun[-1]
+
+
+def _running(made: LocalTriton, repository: str, description: str) -> Running:
+    return Running(
+        made.http, made.grpc, made.metrics, made.process.pid, born(made.process.pid) or 0, repository, str(made.log),
+        made.region, now(), description, made.container,
     )  # fmt: skip
-    try:
-        with storage_errors(f"write below '{folder}'"):
-            _record(found).write_text(to_json(found), encoding="utf-8")
-    except BaseException:
-        made.stop()
-        log.unlink(missing_ok=True)
-        raise
-    return found
+
+
+def _forget(begun: list[Running]) -> None:
+    """Remove what is remembered of servers that could not start and are gone."""
+    while begun:
+        _record(begun.pop()).unlink(missing_ok=True)
 
 
 def running() -> list[Running]:

@@ -52,8 +52,19 @@ class BundleVersion(Deployable):
 
     def rows_dim(self, options: TritonOptions) -> str | None:
         """Return the dimension along which Triton joins requests of the graph, or None."""
-        joins = self.bundle.task().independent_rows
-        return rows_dim(self.bundle.manifest.signature, options, joins=joins)
+        return rows_dim(self.bundle.manifest.signature, options, joins=self.joins)
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows of several requests may be in one run of the graph.
+
+        Dynamic quantization takes its ranges over all rows of a run: those of somebody else, of other sizes, would take
+        from mine what tells them apart. Texts are not so: what a model makes of them it brings to one size itself.
+        """
+        task, precision = self.bundle.task(), self.variant.precision
+        dynamic = precision.name == "int8" and precision.settings.get("dynamic", True)
+        ranges = task.input_kind == "tensors" and dynamic and self.variant.format in ("onnx", "ort")
+        return task.independent_rows and not ranges
 
     def made_of(self, options: TritonOptions) -> str:
         """Return what is served and how: nothing of when, where and with what else it was logged."""
@@ -62,6 +73,7 @@ class BundleVersion(Deployable):
             {
                 "variant": self.variant.id,
                 "digest": self.variant.digest,
+                "runtime": self.runtime.name,
                 "options": options,
                 "task": manifest.task,
                 "task_config": manifest.task_config,
@@ -89,7 +101,7 @@ class BundleVersion(Deployable):
             self.variant,
             backend,
             options,
-            joins=self.bundle.task().independent_rows,
+            joins=self.joins,
             gpu=self.runtime.tier == 0,
             warmup=warmup,
             about={"variant": self.variant.id, "digest": self.variant.digest, **self.about},

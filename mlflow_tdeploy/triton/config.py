@@ -25,6 +25,8 @@ _TYPES = {
     "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "float32": "TYPE_FP32", "float64": "TYPE_FP64",
     STRING: "TYPE_STRING",
 }  # fmt: skip
+#: Rows that the stable name takes at least: texts are many where nothing else limits them.
+_FRONT_ROWS = 1024
 #: The other way round: numpy's name of each type.
 DTYPE_OF = {theirs: ours for ours, theirs in _TYPES.items()}
 
@@ -145,7 +147,7 @@ def front_config(
     raw = task.signature if rows or not asks else None  # rows of a number that is fixed are no requests of anybody
     config = pb.ModelConfig(name=name, backend="python")
     config.version_policy.specific.versions.extend(sorted(versions))
-    config.max_batch_size = options.front_batch_size if joins else 0
+    config.max_batch_size = front_rows(task, options)
     for part in (*asks, *(_raw_parts(raw, raw.inputs, rows) if raw else ())):
         _add(config.input, part, optional=bool(asks), allow_ragged_batch=joins)
     for part in _once((*answer_parts(task), *(_raw_parts(raw, raw.outputs, rows) if raw else ()))):
@@ -156,6 +158,14 @@ def front_config(
     for name_, value in sorted((about or {}).items()):
         config.parameters[f"{OWN}{name_}"].string_value = value
     return config
+
+
+def front_rows(task: Task, options: TritonOptions) -> int:
+    """Return how many rows a request to the stable name has at most; 0 where its requests have no rows."""
+    rows = task.batch_dim
+    if not rows and not request_parts(task):
+        return 0
+    return options.front_batch_size or max(_FRONT_ROWS, task.signature.dim(rows).max if rows else 0)
 
 
 def to_text(config: Any) -> str:
@@ -256,6 +266,10 @@ def _instances(pb: Any, config: Any, gpu: bool, options: TritonOptions) -> None:
 def _batching(pb: Any, config: Any, options: TritonOptions) -> None:
     batching = config.dynamic_batching
     batching.SetInParent()
+    if beyond := [size for size in options.preferred_batch_sizes if size > config.max_batch_size]:
+        raise InvalidInputError(
+            f"preferred_batch_sizes has {beyond[0]}, beyond the {config.max_batch_size} rows of a run of the graph."
+        )
     batching.preferred_batch_size.extend(options.preferred_batch_sizes)
     batching.max_queue_delay_microseconds = options.max_queue_delay_microseconds
     batching.priority_levels = options.priority_levels

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,23 @@ def _told_to_end() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def ending_by_signal() -> Iterator[None]:
+    """Leave a block as by Ctrl-C where this process is told to end by SIGTERM, as ``timeout`` and cancelled jobs do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may listen
+        return
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def free_shared_memory(region: str) -> None:
     """Remove what a server that has ended left in shared memory."""
     for path in _SHARED_MEMORY.glob(f"{region}*"):
@@ -131,6 +148,7 @@ def launch(
     seconds: float = START_S,
     ports: Sequence[int] = (),
     lasting: bool = False,
+    begun: Callable[[LocalTriton], None] | None = None,
 ) -> LocalTriton:
     """Start a server and wait until it is ready; one that cannot start leaves nothing but its log.
 
@@ -142,6 +160,7 @@ def launch(
         seconds: How long it may take to be ready.
         ports: For HTTP, gRPC and metrics; free ones otherwise.
         lasting: It outlives the process that starts it.
+        begun: Called with each process that was started, before it is waited for.
 
     Raises:
         MissingDependencyError: There is no server on this host.
@@ -166,6 +185,8 @@ def launch(
             )
         running = LocalTriton(http, grpc, metrics, log, process, region, _container(server, region))
         try:
+            if begun:
+                begun(running)
             _wait(running, seconds)
             return running
         except BaseException as error:

@@ -27,7 +27,8 @@ class TritonOptions:
         gpus: Which GPUs, by number.
         batching: Join requests where the model allows it.
         max_batch_size: Most rows in one run of the graph; the signature's largest batch otherwise.
-        front_batch_size: Most rows of requests that are answered together.
+        front_batch_size: Most rows of requests that are answered together; 1024 by default, or the signature's largest
+            batch where that is more.
         preferred_batch_sizes: Batch sizes that are run at once when they are reached.
         max_queue_delay_microseconds: How long a request waits for others to join it; a lone client waits in full.
         max_queue_size: Requests that may wait before more are refused.
@@ -51,7 +52,7 @@ class TritonOptions:
     gpus: tuple[int, ...] = ()
     batching: bool = True
     max_batch_size: int = 0
-    front_batch_size: int = 1024
+    front_batch_size: int = 0
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_microseconds: int = 0
     max_queue_size: int = 0
@@ -73,7 +74,7 @@ class TritonOptions:
         for one in dataclasses.fields(self):
             value = getattr(self, one.name)
             numbers = value if isinstance(value, tuple) else (value,) if type(value) is int else ()
-            least = 1 if one.name in ("front_instances", "front_batch_size", "preferred_batch_sizes") else 0
+            least = 1 if one.name in ("front_instances", "preferred_batch_sizes") else 0
             if any(number < least for number in numbers):
                 raise InvalidInputError(f"The Triton option '{one.name}' must be at least {least}, got {shown(value)}.")
         for name, known in (("graph_level", ("", "all", *GRAPH_LEVELS)), ("queue_timeout_action", _ACTIONS)):

@@ -20,6 +20,7 @@ from mlflow_tdeploy.core.errors import (
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.wire import TEXT, rows_of
 from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.at_start import models_at_start
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.deploy.publish import INDEX, Sent
 from mlflow_tdeploy.store.bundle import Bundle
@@ -413,4 +414,5 @@ def test_keeping_on_disk_only_counts_at_once(target, tmp_path):
     assert target.deploy(linear(tmp_path, 8, 8.0), resting).changed
     assert not target.client.ready("m.v7")
     assert not target.deploy(linear(tmp_path, 8, 8.0), resting).changed
+    assert models_at_start(target.files.root) == ["m", "m.v8"]
     assert target.rollback("m", grace=0.0).version == 7

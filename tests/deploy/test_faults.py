@@ -20,6 +20,7 @@ from mlflow_tdeploy.core.errors import (
     VerificationError,
 )
 from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.at_start import models_at_start
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.deploy.publish import INDEX
 from mlflow_tdeploy.store.bundle import Bundle
@@ -98,12 +99,22 @@ def test_a_kill_before_each_step_leaves_what_served_and_the_next_call_completes(
     with pytest.raises(Killed):
         killed.deploy(linear(tmp_path, 9, 3.0), QUICK)
     assert factor(target) == (3 if step == "retire" else 2)
+    served = {"m", "m.v8", "m.v9"} if step == "retire" else {"m", "m.v7", "m.v8"}
+    assert set(models_at_start(target.files.root)) == served  # a server that is started now is not held up
     done = target.deploy(linear(tmp_path, 9, 3.0), QUICK)
     assert done.version == 9
     assert factor(target) == 3
     folders, _ = there(target)
     assert folders.keys() == {"m", "m.v8", "m.v9"}
     assert folders["m"] == ["8", "9", "config.pbtxt", INDEX]
+
+
+@pytest.mark.parametrize("step", STEPS[:-1])
+def test_of_a_first_deployment_that_was_killed_nothing_is_loaded_at_a_start(target, tmp_path, step):
+    linear_graph(target.files.root / "other" / "1" / "model.onnx", WEIGHTS)
+    with pytest.raises(Killed):
+        killed_at(target, step).deploy(linear(tmp_path, 7), QUICK)
+    assert models_at_start(target.files.root) == ["other"]
 
 
 @pytest.mark.parametrize("step", STEPS[:-1])

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, StorageError
+from mlflow_tdeploy.deploy.choose import without_password
 from mlflow_tdeploy.deploy.files import FolderFiles, open_files
 from mlflow_tdeploy.deploy.publish import (
     INDEX,
@@ -268,7 +269,7 @@ def test_a_lease_is_renewed_as_long_as_its_holder_lives(files):
 
 def test_a_repository_is_opened_by_its_url(tmp_path):
     assert open_files(f"file://{tmp_path}").url == str(tmp_path)
-    with pytest.raises(InvalidInputError, match="No repository at 'ftp://x'"):
+    with pytest.raises(InvalidInputError, match="No repository at an address that begins with 'ftp'"):
         open_files("ftp://x")
 
 
@@ -284,3 +285,16 @@ def test_two_that_find_a_dead_lease_do_not_both_take_it(files):
     assert json.loads(path.read_text()) == alive
     assert _taken_away(path, alive)
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("ftp://me:secret@host:21/a@b", "ftp://me@host:21/a@b"),
+        ("sftp://me@host/a:b@c", "sftp://me@host/a:b@c"),
+        ("models:/m@champion", "models:/m@champion"),
+        ("runs:/1/m", "runs:/1/m"),
+    ],
+)
+def test_a_password_in_a_models_uri_is_not_shown_to_who_asks_the_server(uri, shown):
+    assert without_password(uri) == shown

@@ -48,7 +48,14 @@ def test_addresses_are_read_as_triton_writes_them(url, parts, triton):
     assert url_for_triton(url) == triton
 
 
-@pytest.mark.parametrize("url", ["s3://", "s3://host:9000/", "s3://key:secret@bucket"])
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket", "s3://https://key:secret@host:9000/bucket"])
+def test_an_address_with_a_secret_is_refused_and_not_shown(url):
+    with pytest.raises(InvalidInputError, match="holds no user and no password") as told:
+        parse_s3(url)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3://host:9000/"])
 def test_an_address_without_a_bucket_is_refused(url):
     with pytest.raises(InvalidInputError, match="is no repository"):
         parse_s3(url)

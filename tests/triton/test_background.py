@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -154,3 +155,33 @@ def _wait_until(done, seconds=10.0):
     while not done():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+SLOW = """
+import time
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep(60)
+"""
+
+
+def test_a_server_is_known_from_its_first_moment_and_goes_with_who_is_told_to_end(tmp_path):
+    """As by ``timeout``, or where a job is cancelled."""
+    root = tmp_path / "repository" / "slow"
+    (root / "1").mkdir(parents=True)
+    (root / "1" / "model.py").write_text(SLOW)
+    (root / "config.pbtxt").write_text('name: "slow"\nbackend: "python"\nmax_batch_size: 0\n')
+    command = [sys.executable, "-m", "mlflow_tdeploy.cli", "triton", "start", str(root.parent)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
+        end = time.monotonic() + 60
+        while not (found := background.running()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert found[0].alive
+        starting.terminate()
+        assert starting.wait(60) == 128 + signal.SIGTERM
+    assert background.running() == []
+    assert not found[0].alive
+    assert not Path(found[0].log).exists()
+    assert not left(found[0].region)

@@ -94,6 +94,13 @@ def test_front_config_is_what_it_was(tmp_path):
     compare("front_single", front_config("m", TASKS.get("tensors")({}, SINGLE, tmp_path), [7], TritonOptions()))
 
 
+@pytest.mark.parametrize(("largest", "said", "rows"), [(64, 0, 1024), (4096, 0, 4096), (4096, 8, 8)])
+def test_the_stable_name_takes_as_many_rows_as_the_model(tmp_path, largest, said, rows):
+    specs = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("y", "float32", ("batch",)))
+    task = TASKS.get("tensors")({}, Signature((Dim("batch", 1, 8, largest),), specs[:1], specs[1:]), tmp_path)
+    assert front_config("m", task, [7], TritonOptions(front_batch_size=said)).max_batch_size == rows
+
+
 def test_own_parameters_are_read_back(tmp_path):
     config = front_config("m", classifier(tmp_path), [7], TritonOptions(), {"task": "t", "history": "[6]"})
     assert own_parameters(parse(to_text(config))) == {"task": "t", "history": "[6]"}
@@ -127,6 +134,7 @@ def test_requests_are_joined_where_every_tensor_begins_with_one_dimension(shapes
             "max_batch_size needs requests that can be joined: every tensor begins with one dimension",
         ),
         (TEXT, {"max_batch_size": 65}, "beyond the signature: batch 1..64"),
+        (TEXT, {"max_batch_size": 8, "preferred_batch_sizes": [4, 16]}, "has 16, beyond the 8 rows"),
         (TEXT, {"cuda_graphs": True}, "for TensorRT engines"),
         (TEXT, {"profiles": [1]}, "for TensorRT engines"),
         (TEXT, {"gpus": [0]}, "gpus means nothing for a variant that runs on the CPU"),
@@ -143,7 +151,7 @@ def test_options_that_do_not_fit_the_model_are_refused(signature, options, says)
         ({"instance": 2}, r"Unknown Triton option 'instance'. Known: instances, .*parameters.NAME"),
         ({"instances": "two"}, "'instances' must be of type int"),
         ({"instances": -1}, "'instances' must be at least 0"),
-        ({"front_batch_size": 0}, "must be at least 1"),
+        ({"front_batch_size": -1}, "must be at least 0"),
         ({"gpus": "0,x"}, "'gpus' must be of type int"),
         ({"preferred_batch_sizes": [0, 8]}, "must be at least 1"),
         ({"graph_level": "most"}, "one of all, basic, extended, disabled, got 'most'"),

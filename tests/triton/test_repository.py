@@ -15,6 +15,7 @@ import pytest
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NoVariantError
 from mlflow_tdeploy.core.open_task import open_task
+from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.triton.config import own_parameters, parse
 from mlflow_tdeploy.triton.library import library
@@ -71,6 +72,19 @@ def test_golden_requests_become_warmup(tmp_path):
     np.testing.assert_array_equal(np.fromfile(written, np.float32), [1, 2, 3, 4])
     render(deployable(bundle), tmp_path / "cold", TritonOptions(warmup=False))
     assert not (tmp_path / "cold/m.v7/warmup").exists()
+
+
+def test_rows_of_dynamic_ranges_are_joined_for_texts_only(texts, tmp_path):
+    """Rows of somebody else that are a hundred times as large would leave mine nothing of eight bits."""
+    plain = deployable(Bundle.open(make_bundle(tmp_path / "plain")))
+
+    def joins(what, **settings):
+        precision = Precision("int8", "int8", "ort-cpu-int8", settings=settings)
+        return dataclasses.replace(what, variant=dataclasses.replace(what.variant, precision=precision)).joins
+
+    assert plain.joins
+    assert [joins(plain, dynamic=True), joins(plain), joins(plain, dynamic=False)] == [False, False, True]
+    assert joins(deployable(texts), dynamic=True)
 
 
 def test_a_front_does_not_open_assets_that_were_changed(texts, tmp_path):
