@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,10 +112,13 @@ def test_a_kill_before_each_step_leaves_what_served_and_the_next_call_completes(
 
 @pytest.mark.parametrize("step", STEPS[:-1])
 def test_of_a_first_deployment_that_was_killed_nothing_is_loaded_at_a_start(target, tmp_path, step):
-    linear_graph(target.files.root / "other" / "1" / "model.onnx", WEIGHTS)
+    other = target.files.root / "other"
+    linear_graph(other / "1" / "model.onnx", WEIGHTS)
     with pytest.raises(Killed):
         killed_at(target, step).deploy(linear(tmp_path, 7), QUICK)
-    assert models_at_start(target.files.root) == ["other"]
+    found = models_at_start(target.files.root)
+    shutil.rmtree(other)
+    assert found == ["other"]
 
 
 @pytest.mark.parametrize("step", STEPS[:-1])

@@ -96,7 +96,8 @@ def test_script_registers_a_model_that_predicts_what_the_pipeline_does(tmp_path)
 
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     env = {**os.environ, "MLFLOW_TRACKING_URI": store, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, str(EXAMPLE / "train.py"), "--max-steps", "3", "--alias", "champion", "--out", "trained"]
+    command = [sys.executable, str(EXAMPLE / "train.py"), "--max-steps", "3", "--test-texts", "240"]
+    command += ["--alias", "champion", "--out", "trained"]
     # The working directory is where a SQLite store puts its artifacts.
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
