@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks import perf_analyzer
 from benchmarks.load import run
-from benchmarks.triton import CLIENTS, VARIANT, _load_figures, _version
+from benchmarks.triton import CLIENTS, INT8, _load_figures, _version
 from benchmarks.triton_layouts import write_transformer_deploy
+from tests.flavor.text_bundles import make_text_bundle
 
 
 class Every(http.server.BaseHTTPRequestHandler):
@@ -67,9 +68,9 @@ def test_figures_are_ratios_of_rates_and_a_failure_is_a_missed_goal():
     assert figures["requests that failed under load"].met is False
 
 
-def test_what_is_deployed_is_the_variant_to_compare(minilm_bundle):
-    what, settings = _version(minilm_bundle, 2, VARIANT)
-    assert (what.name, what.version, what.variant.id) == ("minilm", 2, VARIANT)
+def test_what_is_deployed_is_the_variant_to_compare(tmp_path):
+    what, settings = _version(make_text_bundle(tmp_path / "model"), 2, INT8)
+    assert (what.name, what.version, what.variant.id) == ("minilm", 2, INT8)
     assert settings.options.instances >= 1
 
 
