@@ -10,6 +10,7 @@ import numpy as np
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.core.masks import without_answer
 from mlflow_tdeploy.core.pipeline import Infer
+from mlflow_tdeploy.core.spread import ABSOLUTE
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
 #: Requests with several rows of which some are asked alone, and how far apart answers are that are the same.
@@ -55,7 +56,7 @@ def _alike(together: Array, alone: Array, row: int) -> bool:
     most = _ROUNDED * _scale(wide, together.dtype)
     with np.errstate(invalid="ignore"):  # infinity less infinity
         apart = np.abs(alone - wide[row : row + 1])
-    same = apart <= most + _ROUNDED * np.abs(wide[row : row + 1])
+    same = apart <= np.maximum(most, ABSOLUTE) + _ROUNDED * np.abs(wide[row : row + 1])
     return bool((same | ~np.isfinite(wide[row : row + 1])).all())
 
 

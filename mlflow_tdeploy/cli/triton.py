@@ -120,8 +120,10 @@ def _show_state(one: Running) -> None:
     if not one.alive:
         click.echo(f"ended      {where.url} ({one.repository}): {where.last_error() or 'it does not say why'}")
         return
-    entries = where.ask("v2/repository/index", {})
-    ready = sorted({entry["name"] for entry in entries if entry.get("state") == "READY"})
-    _show(one.server, ready, where)
+    if where.listens or where.ready:
+        entries = where.ask("v2/repository/index", {})
+        _show(one.server, sorted({entry["name"] for entry in entries if entry.get("state") == "READY"}), where)
+    else:
+        click.echo(f"starting   {where.url}")
     click.echo(f"repository {one.repository}")
     click.echo(f"since      {one.since}, process {one.pid}")

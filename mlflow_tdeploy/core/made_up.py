@@ -24,6 +24,9 @@ _MOST_ITEMS = 256
 #: Whole numbers from here on that rise are times, such as seconds since 1970, and none are rows of a table.
 _TIMES = 1_000_000
 
+#: What a padding is made of.
+_BINARY = [0, 1]
+
 _MASK = re.compile(r"masks?(?![a-z])")
 
 Shape = tuple[int, ...]
@@ -63,7 +66,7 @@ def make_up(
             own = None
         if is_mask(spec.name):
             feeds[spec.name] = _mask(spec, shape, own, draw, ragged=ragged)
-        elif own is not None and _is_padding(own):
+        elif own is not None and tables.get(spec.name, 0) <= len(_BINARY) and _is_padding(own):
             feeds[spec.name] = _padding(spec, shape, own, draw)
         elif own is None or _is_looked_up(spec, own, tables):
             feeds[spec.name] = _random(spec, shape, tables, random)
@@ -166,7 +169,7 @@ def _is_padding(own: Array) -> bool:
     """Tell whether an input looks like a mask, whatever its name: rows of two values that change once, if at all."""
     if own.ndim != 2 or own.dtype.kind not in "iub":
         return False
-    return np.unique(own).tolist() == [0, 1] and _are_prefixes(own)
+    return np.unique(own).tolist() == _BINARY and _are_prefixes(own)
 
 
 def _tail(own: Array) -> int | None:

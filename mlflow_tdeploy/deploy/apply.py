@@ -161,6 +161,7 @@ class Deployments(Tidy):
                 self.client.unload(model)
                 if model == name:
                     self._drained(name)  # its graphs answer what it still has
+            self.files.remove(f"{name}/{CONFIG}")  # from now on nothing of it is loaded where a server starts
             for model in (*published, name):
                 self._step(f"remove {model}")
                 remove(self.files, model)

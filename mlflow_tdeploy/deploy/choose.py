@@ -15,6 +15,7 @@ from mlflow_tdeploy.core.records import to_plain
 from mlflow_tdeploy.deploy.found import LoggedBundle, find
 from mlflow_tdeploy.deploy.settings import SHAPES, DeploySettings
 from mlflow_tdeploy.registry_io import locate, registered_version
+from mlflow_tdeploy.registry_io.location import without_password
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.select import decide_bundle
@@ -129,10 +130,3 @@ def _brief(decision: Decision) -> str:
     others = [f"{one.variant}: {one.reason}" for one in decision.candidates if chosen and one.variant != chosen.variant]
     why = f"{chosen.variant} ({chosen.reason})" if chosen else ""
     return "; ".join([why, *dict.fromkeys(others)])[:1000]
-
-
-def without_password(uri: str) -> str:
-    """Return a URI as others may read it: a configuration is shown to whoever asks the server."""
-    parts = urllib.parse.urlsplit(uri)
-    user, _, where = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user.partition(':')[0]}@{where}").geturl() if ":" in user else uri

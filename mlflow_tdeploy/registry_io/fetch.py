@@ -12,7 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, StorageError, first_line
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, StorageError
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -70,7 +70,7 @@ def fetch_records(location: Location, into: Path) -> Bundle:
         found = {entry.path.rsplit("/", 1)[-1] for entry in repository.list_artifacts(ROOT)}
     except ValueError as error:  # such as an http: address that is none of an artifact proxy
         raise NotFoundError(
-            f"No model at '{location.uri}': MLflow reads no artifacts there ({first_line(error)}). Pass models:/…, "
+            f"No model at '{location.uri}': MLflow reads no artifacts there ({location.said(error)}). Pass models:/…, "
             f"runs:/…, a folder, or the URI of an artifact store."
         ) from error
     if MANIFEST not in found:

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-from mlflow_tdeploy.core.errors import MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.errors import MissingDependencyError, NotFoundError, first_line
 from mlflow_tdeploy.store.layout import ROOT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Location:
     """Where the files of a model really are.
 
     Attributes:
-        uri: What the user wrote.
+        uri: What the user wrote, but for passwords.
         root: URI or path of the model directory in its artifact store: aliases and versions resolved.
         model_id: Id of the logged model, where there is one.
         tracking_uri: MLflow's tracking server that knows it; None for the current one.
@@ -42,6 +42,11 @@ class Location:
     root: str
     model_id: str | None = None
     tracking_uri: str | None = None
+
+    def said(self, error: BaseException) -> str:
+        """Return what an error says in one line, without the user and password in the address."""
+        user = urllib.parse.urlsplit(self.root).netloc.rpartition("@")[0]
+        return first_line(error).replace(f"{user}@", "").replace(user, "…") if user else first_line(error)
 
     @property
     def local(self) -> Path | None:
@@ -63,6 +68,15 @@ class Location:
         except ModuleNotFoundError as error:
             name = str(error.name)
             raise MissingDependencyError(name, f"The store of '{self.uri}'", f"pip install {name}") from error
+
+
+def without_password(uri: str) -> str:
+    """Return a URI as others may read it: without a password, and of a web address without user and query."""
+    parts = urllib.parse.urlsplit(uri)
+    user, at, where = parts.netloc.rpartition("@")
+    if parts.scheme in ("http", "https") and (user or parts.query):
+        return parts._replace(netloc=where, query="").geturl()
+    return parts._replace(netloc=f"{user.partition(':')[0]}{at}{where}").geturl() if ":" in user else uri
 
 
 def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:
@@ -90,7 +104,7 @@ def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:
 
 def _locate_plain(text: str, client: MlflowClient | None) -> Location:
     tracking_uri = client.tracking_uri if client is not None else mlflow.get_tracking_uri()
-    location = Location(text, text, None, tracking_uri)
+    location = Location(without_password(text), text, None, tracking_uri)
     if location.local is not None and not location.local.is_dir():
         why = "that is a file, not a model's folder" if location.local.exists() else "that folder does not exist"
         raise NotFoundError(f"No model at '{text}': {why}.")

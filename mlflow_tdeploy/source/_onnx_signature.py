@@ -202,7 +202,7 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     floats = [kind for kind in PRECISIONS if sizes[kind] and kind in _FLOATS]
     activations = max(floats, key=lambda kind: sizes[kind], default="fp32")
     weights = next((kind for kind in reversed(PRECISIONS) if sizes[kind] > _SHARE * total), "fp32")
-    if any(part in node.op_type for node in all_nodes(model.graph) for part in _INT8_ACTIVATIONS):
+    if any(part in node.op_type for node in _nodes(model.graph) for part in _INT8_ACTIVATIONS):
         return Precision("int8" if weights in _FLOATS else weights, "int8")
     return Precision(weights, activations)
 
@@ -216,9 +216,9 @@ def _weight_kinds() -> dict[int, str]:
     }  # fmt: skip
 
 
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from all_nodes(attribute.g)
+                yield from _nodes(attribute.g)

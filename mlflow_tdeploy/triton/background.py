@@ -92,6 +92,7 @@ def start(
         StorageError: Nothing can be remembered on this host.
     """
     server, where = server or find_server(), _absolute(repository)
+    known = list[int]()
     for other in running():
         if not other.alive:
             stop(other)  # it has ended by itself: what it left goes
@@ -100,8 +101,11 @@ def start(
             raise ConflictError(f"'{where}' is served at {other.listening.url} already. Stop that one first.")
         if taken := set(ports) & {other.http, other.grpc, other.metrics}:
             raise ConflictError(f"Port {min(taken)} is that of another server. Stop it, or choose another port.")
+        known += [other.http, other.grpc, other.metrics]  # it may not listen yet
+    if taken := {port for port in ports if not _is_free(port)}:
+        raise ConflictError(f"Port {min(taken)} is taken by another program. Choose another port.")
     folder, begun = _folder(), list[Running]()
-    usual = not ports and all(map(_is_free, USUAL_PORTS))
+    usual = not ports and all(map(_is_free, USUAL_PORTS)) and not set(USUAL_PORTS) & set(known)
     log = folder / f"{os.getpid()}-{time.time_ns()}.log"
 
     def remember(made: LocalTriton) -> None:  # before it is ready: whatever ends this process, the server is known

@@ -63,6 +63,17 @@ class Listening:
             connection.close()
 
     @property
+    def listens(self) -> bool:
+        """Whether it says in its log that the port is its own."""
+        return f'"Started HTTPService at 127.0.0.1:{self.http}"' in self.written()
+
+    def written(self) -> str:
+        """Return its log; nothing where it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.log.read_text(errors="replace")
+        return ""
+
+    @property
     def ready(self) -> bool:
         """Whether it answers and every model that it was asked to load is there."""
         try:
@@ -86,6 +97,6 @@ class Listening:
 
     def last_error(self) -> str:
         """Return the last error in its log, without time and place; empty for none."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        lines = self.written().splitlines()
         last = next((line for line in reversed(lines) if line.startswith(("E", "error: "))), "")
         return (last.partition("] ")[2] if last.startswith("E") else last.removeprefix("error: ")).strip().strip('"')

@@ -28,6 +28,8 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton puts it
 _ATTEMPTS = 3
 #: Seconds that a Python process of the server may take to start: usually less than one, 30 where nobody says so.
 _STUB_S = 300
+#: A log that does not say so in the words that are known: after so many seconds whoever answers is taken for the server.
+_UNSAID_S = 30.0
 #: Seconds until a server that was told to end is killed, and until one that starts must be ready.
 STOP_S, START_S = 10.0, 60.0
 
@@ -86,7 +88,7 @@ def _told_to_end() -> Iterator[list[int]]:
     try:
         yield told
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager
@@ -103,7 +105,7 @@ def ending_by_signal() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def free_shared_memory(region: str) -> None:
@@ -193,7 +195,7 @@ def launch(
             running.stop()
             if not isinstance(error, SessionError):  # somebody has interrupted
                 raise
-            taken = not ports and "Address already in use" in log.read_text(errors="replace")
+            taken = not ports and "Address already in use" in running.written()
             if not taken or attempt == _ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
@@ -224,15 +226,17 @@ def _container(server: Server, region: str) -> str:
 
 
 def _wait(running: LocalTriton, seconds: float) -> None:
-    end = time.monotonic() + seconds
+    end, since = time.monotonic() + seconds, 0.0
     while time.monotonic() < end:
         if running.process.poll() is not None:
             raise SessionError(
                 f"Triton ended with {running.process.returncode} while it started: "
-                f"{running.last_error() or running.log.read_text(errors='replace')[-400:]}"
+                f"{running.last_error() or running.written()[-400:]}"
             )
-        if running.ready:
-            return
+        if running.ready:  # it, unless another one has the port
+            since = since or time.monotonic()
+            if running.listens or time.monotonic() - since > _UNSAID_S:
+                return
         time.sleep(0.02)
     raise SessionError(f"Triton is not ready after {seconds:.0f} s. {running.last_error()}".strip())
 

@@ -282,3 +282,10 @@ def test_of_what_ends_rows_the_padding_is_there_most():
     found = made((spec,), ((64, 9),), [{"ids": given}], {"ids": 51}, ragged=True)["ids"]
     assert (np.diff((found == 50).astype(int), axis=1) >= 0).all()
     assert (found == 3)[:, :-1].any()
+
+
+@pytest.mark.parametrize("given", [[[0, 1]], [[1, 0, 0, 0]]])
+def test_ids_of_a_table_are_no_padding_whatever_the_first_ones_are(given):
+    spec = TensorSpec("ids", "int64", ("batch", "time"))
+    found = made((spec,), ((64, 16),), [{"ids": np.array(given)}], {"ids": 1000})["ids"]
+    assert found.max() > 900

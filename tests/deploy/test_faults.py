@@ -333,3 +333,18 @@ def test_a_variant_that_triton_cannot_open_is_refused_and_leaves_nothing(target,
     with pytest.raises(NoVariantError, match="takes its weights from another graph"):
         target.deploy(dataclasses.replace(what, variant=stripped), QUICK)
     assert there(target)[0] == {}
+
+
+def test_a_delete_that_was_killed_holds_no_server_up(target, tmp_path):
+    target.deploy(linear(tmp_path, 7), QUICK)
+
+    def stop(step):
+        if step == "remove m":
+            raise Killed
+
+    with pytest.raises(Killed):
+        Deployments(target.client, target.files, on_step=stop).delete("m")
+    assert target.files.models() == ["m"]  # half of it is there
+    assert models_at_start(target.files.root) == []
+    assert target.delete("m")
+    assert target.files.models() == []

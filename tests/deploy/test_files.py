@@ -11,7 +11,6 @@ import time
 import pytest
 
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, StorageError
-from mlflow_tdeploy.deploy.choose import without_password
 from mlflow_tdeploy.deploy.files import FolderFiles, open_files
 from mlflow_tdeploy.deploy.publish import (
     INDEX,
@@ -24,6 +23,7 @@ from mlflow_tdeploy.deploy.publish import (
     require_ours,
     write_file,
 )
+from mlflow_tdeploy.registry_io.location import without_password
 from mlflow_tdeploy.store.process import this_process
 
 
@@ -292,6 +292,8 @@ def test_two_that_find_a_dead_lease_do_not_both_take_it(files):
     [
         ("ftp://me:secret@host:21/a@b", "ftp://me@host:21/a@b"),
         ("sftp://me@host/a:b@c", "sftp://me@host/a:b@c"),
+        ("https://token@host/a?token=secret", "https://host/a"),
+        ("https://host:8080/a", "https://host:8080/a"),
         ("models:/m@champion", "models:/m@champion"),
         ("runs:/1/m", "runs:/1/m"),
     ],

@@ -14,6 +14,7 @@ from mlflow_tdeploy.core.errors import NotFoundError
 from mlflow_tdeploy.registry_io import (
     locate,
 )
+from mlflow_tdeploy.registry_io.folder import listed
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import linear_graph, make_bundle
 from tests.registry_io.models import log
@@ -81,3 +82,12 @@ def test_extending_a_copy_leaves_the_registered_model_alone(tracking, model, tmp
     mlflow_tdeploy.extend_model(str(copy), variants={"mine": tmp_path / "mine.onnx"})
     assert "mine" in Bundle.open(copy).variants
     assert mlflow.get_logged_model(info.model_id).tags == before
+
+
+def test_a_password_in_an_address_is_in_no_message(tracking):
+    location = locate("http://user:s3cret@127.0.0.1:1/model")
+    assert "s3cret" not in location.uri
+    assert "s3cret" in location.root  # that is what it is reached with
+    with pytest.raises(NotFoundError, match="No model at 'http://127.0.0.1:1/model'") as told:
+        listed(location)
+    assert "s3cret" not in str(told.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,9 +180,24 @@ def test_a_server_is_known_from_its_first_moment_and_goes_with_who_is_told_to_en
         while not (found := background.running()) and time.monotonic() < end:
             time.sleep(0.05)
         assert found[0].alive
+        assert tdeploy("status")["starting"] == found[0].listening.url
+        (tmp_path / "empty").mkdir()
+        other = background.start(tmp_path / "empty")  # on ports of its own, though nobody listens at those yet
+        assert not {other.http, other.grpc, other.metrics} & {found[0].http, found[0].grpc, found[0].metrics}
+        background.stop(other)
         starting.terminate()
         assert starting.wait(60) == 128 + signal.SIGTERM
     assert background.running() == []
     assert not found[0].alive
     assert not Path(found[0].log).exists()
     assert not left(found[0].region)
+
+
+def test_a_port_that_another_program_has_is_refused(repository):
+    """Whoever answers there would be taken for the server."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ConflictError, match=f"Port {other.getsockname()[1]} is taken by another program"):
+            background.start(repository, ports=(other.getsockname()[1], 1, 2))
+    assert background.running() == []

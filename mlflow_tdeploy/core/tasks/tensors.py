@@ -206,7 +206,7 @@ class _TensorComparison(Comparison):
             rows = len(array) if array.ndim > 1 or name in self._one_per_item or _has_items(array, inputs) else 1
             compared = self._rows.setdefault(name, Rows(spread=name not in self._vary))
             compared.add(array.reshape(rows, -1), got[name].reshape(rows, -1))
-            if fixed := _apart(self._shapes.get(name, ())):
+            if fixed := _apart(self._shapes.get(name, ()), stacked=name in self._stacked):
                 self._add_places(name, array, got[name], fixed)
             if array.ndim > 2 or (name in self._stacked and array.ndim > 1):
                 self._add_parts(name, array, got[name])
@@ -307,9 +307,9 @@ def _is_stacked(shape: Sequence[str | int], firsts: AbstractSet[str | int]) -> b
     return bool(shape) and not _named(shape[0]) and firsts != {shape[0]}
 
 
-def _apart(shape: Sequence[str | int]) -> tuple[int, ...]:
+def _apart(shape: Sequence[str | int], *, stacked: bool) -> tuple[int, ...]:
     """Return the axes of fixed size where columns of one axis alone, or of whole items, tell their places not apart."""
-    fixed = tuple(axis for axis, size in enumerate(shape) if not _named(size))
+    fixed = tuple(axis for axis, size in enumerate(shape) if not _named(size) and (axis or stacked))
     return fixed if 0 in fixed or 1 < len(fixed) < len(shape) - 1 else ()
 
 
