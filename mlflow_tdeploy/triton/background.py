@@ -25,6 +25,8 @@ from mlflow_tdeploy.triton.local import START_S, STOP_S, LocalTriton, ending_by_
 #: Triton's own ports for HTTP, gRPC and metrics, which clients ask when nobody says others.
 USUAL_PORTS = (8000, 8001, 8002)
 _RECORD = ".json"
+#: Seconds in which the ports of a server that crashed become free.
+_FREE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,7 @@ def start(
         if taken := set(ports) & {other.http, other.grpc, other.metrics}:
             raise ConflictError(f"Port {min(taken)} is that of another server. Stop it, or choose another port.")
         known += [other.http, other.grpc, other.metrics]  # it may not listen yet
-    if taken := {port for port in ports if not _is_free(port)}:
-        raise ConflictError(f"Port {min(taken)} is taken by another program. Choose another port.")
+    _require_free(ports)
     folder, begun = _folder(), list[Running]()
     usual = not ports and all(map(_is_free, USUAL_PORTS)) and not set(USUAL_PORTS) & set(known)
     log = folder / f"{os.getpid()}-{time.time_ns()}.log"
@@ -128,6 +129,19 @@ def start(
         log.unlink(missing_ok=True)
         raise
     return begun[-1]
+
+
+def _require_free(ports: Sequence[int]) -> None:
+    """Wait until ports are free: processes of a server that crashed notice that after a moment.
+
+    Raises:
+        ConflictError: Another program has one of them.
+    """
+    end = time.monotonic() + _FREE_S
+    while taken := [port for port in ports if not _is_free(port)]:
+        if time.monotonic() > end:
+            raise ConflictError(f"Port {taken[0]} is taken by another program. Choose another port.")
+        time.sleep(0.1)
 
 
 def _running(made: LocalTriton, repository: str, description: str) -> Running:

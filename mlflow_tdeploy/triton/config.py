@@ -218,7 +218,8 @@ def most_rows(signature: Signature, rows: str | None, options: TritonOptions) ->
         if options.max_batch_size and options.batching:
             raise InvalidInputError(
                 "max_batch_size needs requests that can be joined: every tensor begins with one dimension that may be "
-                "1, no row's answer depends on the others, and batching is not switched off. Leave it out."
+                "1, no row's answer depends on the others (as with dynamic int8, whose ranges are of all rows), and "
+                "batching is not switched off. Leave it out."
             )
         return 0
     most = signature.dim(rows).max

@@ -28,7 +28,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton puts it
 _ATTEMPTS = 3
 #: Seconds that a Python process of the server may take to start: usually less than one, 30 where nobody says so.
 _STUB_S = 300
-#: A log that does not say so in the words that are known: after so many seconds whoever answers is taken for the server.
+#: Seconds after which whoever answers is taken for the server, where its log does not say so in words that are known.
 _UNSAID_S = 30.0
 #: Seconds until a server that was told to end is killed, and until one that starts must be ready.
 STOP_S, START_S = 10.0, 60.0
