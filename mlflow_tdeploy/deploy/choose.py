@@ -57,7 +57,7 @@ def choose(
         IntegrityError: Assets are damaged, or golden requests become other tokens with the library that is here.
     """
     registered = registered_version(uri)
-    wanted = check_name(name or _plain(registered[0] if registered else ""))
+    wanted = check_name(name or plain_name(registered[0] if registered else ""))
     number = check_version(settings.version or (registered[1] if registered else version or 1))
     # an alias is followed once: it may be moved meanwhile
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
@@ -117,7 +117,7 @@ def _as_far_as_it_can(what: BundleVersion, options: TritonOptions, now: Collecti
     return options
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return a registered model's name as a folder's."""
     if not name:
         raise InvalidInputError("Give the deployment a name: this URI is of no registered model.")

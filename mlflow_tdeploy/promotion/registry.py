@@ -1,0 +1,104 @@
+"""What should be served, as the registry says: which version an alias or a stage stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+
+from mlflow_tdeploy.core.errors import ConflictError
+from mlflow_tdeploy.deploy.choose import plain_name
+from mlflow_tdeploy.promotion.spec import Rule, Spec
+from mlflow_tdeploy.registry_io import mlflow_errors
+
+_PAGE = 1000  # the most that MLflow gives at once: a look at 500 models is one request
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What should answer to a stable name.
+
+    Attributes:
+        model: Name of the registered model.
+        version: Its version; None where nothing has the alias or is in the stage.
+        name: The stable name on the servers.
+        target: The target, by name.
+        rule: What says so.
+    """
+
+    model: str
+    version: int | None
+    name: str
+    target: str
+    rule: Rule
+
+    @property
+    def uri(self) -> str:
+        """The model version's URI."""
+        return f"models:/{self.model}/{self.version}"
+
+
+def desired(spec: Spec, client: MlflowClient | None = None) -> tuple[Desired, ...]:
+    """Return what should be served where, in the order of targets and names; reads the registry, changes nothing.
+
+    Args:
+        spec: The rules.
+        client: Whose registry; the current one by default.
+
+    Raises:
+        ConflictError: Two models would have one name on a target.
+        MlflowException: The registry does not answer, or has no model of a name that is no pattern.
+    """
+    found: dict[tuple[str, str], Desired] = {}
+    for one in _of_rules(spec.models, client or MlflowClient()):
+        before = found.get((one.target, one.name))
+        if before is None:
+            found[one.target, one.name] = one
+        elif before.model != one.model:
+            raise ConflictError(
+                f"'{before.model}' and '{one.model}' would both be '{one.name}' on target '{one.target}'. Give one of "
+                f"them another name: deploy_as."
+            )  # else an earlier rule has said it
+    return tuple(found[key] for key in sorted(found))
+
+
+def _of_rules(rules: Iterable[Rule], client: MlflowClient) -> Iterator[Desired]:
+    models: dict[str, Any] | None = None
+    for rule in rules:
+        if models is None and rule.is_pattern:
+            models = {model.name: model for model in _all(client)}
+        if rule.is_pattern:
+            meant = [model for name, model in sorted((models or {}).items()) if rule.matches(name)]
+        else:
+            meant = [(models or {}).get(rule.name) or _one(client, rule.name)]
+        for model in meant:
+            name = rule.deploy_as or plain_name(model.name)
+            for target in rule.to:
+                yield Desired(model.name, _version(model, rule), name, target, rule)
+
+
+def _all(client: MlflowClient) -> Iterator[Any]:
+    token = None
+    while True:
+        with mlflow_errors():
+            page = client.search_registered_models(max_results=_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _one(client: MlflowClient, name: str) -> Any:
+    with mlflow_errors():
+        return client.get_registered_model(name)
+
+
+def _version(model: Any, rule: Rule) -> int | None:
+    """Return the version that a rule means; None for none."""
+    if rule.alias:
+        version = dict(model.aliases).get(rule.alias)
+        return int(version) if version is not None else None
+    staged = [int(one.version) for one in model.latest_versions if one.current_stage == rule.stage]
+    return max(staged, default=None)
