@@ -113,7 +113,7 @@ def _first_that_works(
         else:
             return name, model, failures
     inner = getattr(module, "inner", module)
-    said = " | ".join(failures)
+    said = " | ".join(failure.rstrip(".") for failure in failures)
     raise ExportError(
         f"{type(inner).__name__} could not be exported to ONNX opset {opset} by torch. {said}. {_advice(inner, said)}"
     )

@@ -35,7 +35,8 @@ def inspect(uri: str, as_json: bool, layers: bool) -> None:
             click.echo(_layers(bundle))
             return
         manifest = bundle.manifest
-        source = f"{manifest.source.kind} {manifest.source.name} {manifest.source.architecture}".strip()
+        told = (manifest.source.kind, manifest.source.name, manifest.source.architecture)
+        source = " ".join(dict.fromkeys(filter(None, told)))  # a module without a name is called by its class
         click.echo(f"task       {manifest.task}")
         click.echo(f"source     {source}{' @ ' + manifest.source.revision if manifest.source.revision else ''}")
         click.echo(f"dims       {'; '.join(map(str, manifest.signature.dims)) or 'none'}")
