@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
@@ -113,6 +113,7 @@ def test_an_anchor_may_be_used_and_may_not_hold_itself():
         spec("targets: &a {b: *a}")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=string.printable, max_size=80))
 def test_whatever_is_written_there_is_an_error_of_ours(text):
     with pytest.raises(InvalidInputError, match=r"^tdeploy\.yaml"):
