@@ -39,6 +39,7 @@ def choose(
     version: int = 0,
     flavor: str = "",
     host: Callable[[], Fingerprint | None] = lambda: None,
+    fetch: bool = True,
 ) -> Deployable:
     """Return the version that a URI stands for, of a bundle with the variant that suits a server; its files are here.
 
@@ -49,6 +50,7 @@ def choose(
         version: Number to use where neither the settings nor the URI say one.
         flavor: What to take the model for, see :mod:`mlflow_tdeploy.deploy.found`; empty for what it is.
         host: Returns what the server says that its host is, None for one like this; asked where there is a choice.
+        fetch: Bring the files of the chosen variant of a bundle; without them it can be looked at and not rendered.
 
     Raises:
         InvalidInputError: Neither says a name, or the settings contradict the model.
@@ -67,6 +69,8 @@ def choose(
     found = find(location, flavor, settings.shapes, insist=SHAPES in settings.now)
     about = {"model_uri": without_password(pinned), "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
+        if not fetch:
+            found = replace(found, fetch=None)
         return _of_bundle(found, settings, settings.host(host()), wanted, number, about)
     about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}
     return ReadyVersion(wanted, number, about, found.folder)

@@ -1,0 +1,68 @@
+"""What answers on a target's servers; read from them and their repositories, every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow_tdeploy.core.errors import NotFoundError, TDeployError, first_line
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.files import open_files
+from mlflow_tdeploy.deploy.server_host import host_of
+from mlflow_tdeploy.promotion.spec import Server, Target
+from mlflow_tdeploy.triton.client import Connection, TritonClient
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is known of a stable name on one server.
+
+    Attributes:
+        server: Its address.
+        name: The stable name.
+        reachable: Whether the server answers; what its repository says is known all the same.
+        described: What is deployed, as :meth:`State.describe` tells it; empty where nothing of ours is.
+        why: Why it is not known, in one line.
+    """
+
+    server: str
+    name: str
+    reachable: bool = True
+    described: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def version(self) -> int | None:
+        """The version that answers, or would if the server were there; None for none."""
+        return self.described.get("version")
+
+    @property
+    def host(self) -> Fingerprint | None:
+        """What the server's host was when it was last asked."""
+        return host_of(self.described)
+
+    def says(self, key: str) -> str:
+        """Return what the version's configuration says of itself; empty for nothing."""
+        return str(self.described.get(key, ""))
+
+
+def deployments_at(target: Target, server: Server) -> Deployments:
+    """Return the deployments of one server of a target."""
+    connection = Connection(server.url, target.token.get_secret_value(), target.ca, target.timeout)
+    return Deployments(TritonClient(connection), open_files(target.repository_of(server)))
+
+
+def observe(target: Target, server: Server, name: str) -> Observed:
+    """Return what is known of a stable name on one server; whatever is wrong there is said, not raised."""
+    try:
+        found = deployments_at(target, server)
+        reachable = found.client.live()
+        try:
+            described = found.describe(name)
+        except NotFoundError:
+            described = {}
+        return Observed(server.url, name, reachable, described, "" if reachable else "the server does not answer")
+    except TDeployError as error:
+        return Observed(server.url, name, reachable=False, why=first_line(error))

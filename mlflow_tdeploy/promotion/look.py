@@ -1,0 +1,51 @@
+"""A plan of what is there: the registry and the servers are read, nothing is changed and no weights are fetched."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_tdeploy.core.errors import TDeployError
+from mlflow_tdeploy.promotion.actual import Observed, observe
+from mlflow_tdeploy.promotion.candidate import candidate, described
+from mlflow_tdeploy.promotion.plan import Before, Plan, Step, step
+from mlflow_tdeploy.promotion.registry import Desired, desired
+from mlflow_tdeploy.promotion.spec import Server, Spec
+
+#: Servers that are asked at once.
+_AT_ONCE = 8
+
+
+def make_plan(spec: Spec, client: MlflowClient | None = None) -> Plan:
+    """Return what would have to change for a target's servers to agree with the registry.
+
+    Args:
+        spec: What should be served where.
+        client: Whose registry; the current one by default.
+
+    Raises:
+        ConflictError: Two models would have one name on a target.
+        MlflowException: The registry does not answer, or has no model of a name that is no pattern.
+    """
+    places = [(one, server) for one in desired(spec, client) for server in spec.targets[one.target].servers]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return Plan(tuple(pool.map(lambda place: _step(spec, *place), places)))
+
+
+def _step(spec: Spec, wanted: Desired, server: Server) -> Step:
+    found = observe(spec.targets[wanted.target], server, wanted.name)
+    if not found.reachable or wanted.version is None:
+        return step(wanted, found, None, Before())
+    return step(wanted, found, candidate(wanted, wanted.version, found), _before(found))
+
+
+def _before(found: Observed) -> Before:
+    """Return what is known of the version that serves; it may have been deleted from the registry meanwhile."""
+    if not found.says("model_uri") or not found.says("variant"):
+        return Before()
+    try:
+        return Before(*described(found.says("model_uri"), found.says("variant")))
+    except (TDeployError, MlflowException):
+        return Before()

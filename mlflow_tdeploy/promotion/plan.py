@@ -1,0 +1,173 @@
+"""What would have to change for the servers to agree with the registry: a pure function of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from mlflow_tdeploy.promotion.actual import Observed
+from mlflow_tdeploy.promotion.candidate import Candidate
+from mlflow_tdeploy.promotion.compatible import Asked, Difference, differences
+from mlflow_tdeploy.promotion.registry import Desired
+
+Action = Literal["none", "keep", "create", "update", "refuse", "unknown"]
+#: Actions that change something.
+CHANGES = ("create", "update")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says.
+
+    Attributes:
+        gate: Its name.
+        passed: Whether the version may serve.
+        why: In one line.
+    """
+
+    gate: str
+    passed: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is known of the version that serves, besides what the server says.
+
+    Attributes:
+        asked: What it takes and answers; None where that cannot be known any more.
+        metrics: Its variant's evidence.
+    """
+
+    asked: Asked | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What would happen to one stable name on one server.
+
+    Attributes:
+        action: ``none``: it is so already. ``keep``: the registry says nothing, what serves serves on. ``create`` and
+            ``update`` bring a version. ``refuse``: it may not serve. ``unknown``: the server cannot be asked.
+        target: Name of the target.
+        server: Address of the server.
+        name: The stable name.
+        model: The registered model.
+        before: Version that answers now.
+        after: Version that would.
+        variants: Variant now and then.
+        digest: Of the variant's files then: what is applied is what was planned.
+        moves: Bytes that would be sent.
+        differences: What the version takes or answers otherwise.
+        evidence: By name: what the variant that serves has, and what the other one has.
+        verdicts: Of the gates, in order, up to the first that fails.
+        why: In one line.
+    """
+
+    action: Action
+    target: str
+    server: str
+    name: str
+    model: str
+    before: int | None = None
+    after: int | None = None
+    variants: tuple[str, str] = ("", "")
+    digest: str = ""
+    moves: int = 0
+    differences: tuple[Difference, ...] = ()
+    evidence: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would happen, in the order of targets and names; nothing has moved.
+
+    Attributes:
+        steps: One for each stable name and server.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def changes(self) -> tuple[Step, ...]:
+        """The steps that change something."""
+        return tuple(one for one in self.steps if one.action in CHANGES)
+
+    @property
+    def refused(self) -> tuple[Step, ...]:
+        """The steps that a gate, or a server that does not answer, stands in the way of."""
+        return tuple(one for one in self.steps if one.action in ("refuse", "unknown"))
+
+
+def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: Before) -> Step:
+    """Return what would happen to a stable name on a server.
+
+    Args:
+        wanted: What the registry wants there.
+        observed: What is there.
+        coming: What would be; None where the registry wants nothing, or the server cannot be asked.
+        before: What is known of the version that serves.
+    """
+    place = Step(
+        "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
+        why=observed.why,
+    )  # fmt: skip
+    if not observed.reachable:
+        return place
+    if wanted.version is None or coming is None:
+        meant = f"alias '{wanted.rule.alias}'" if wanted.rule.alias else f"stage '{wanted.rule.stage}'"
+        serves = "what serves serves on" if observed.version else "nothing is deployed"
+        return replace(place, action="keep", why=f"no version of it has the {meant}: {serves}")
+    variants = (observed.says("variant"), coming.variant)
+    place = replace(place, variants=variants, digest=coming.digest)
+    if observed.version and not coming.refused and _is_there(observed, coming):
+        return replace(place, action="none", why="it answers already")
+    found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
+    verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found))
+    failed = next((one for one in verdicts if not one.passed), None)
+    action: Action = "refuse" if failed else "update" if observed.version else "create"
+    return replace(
+        place,
+        action=action,
+        moves=0 if observed.says("digest") == coming.digest else coming.size,
+        differences=found,
+        evidence=_side_by_side(before.metrics, coming.metrics),
+        verdicts=verdicts,
+        why=failed.why if failed else coming.decision,
+    )
+
+
+def _is_there(observed: Observed, coming: Candidate) -> bool:
+    same = observed.says("model_uri") == coming.uri and observed.says("key") == coming.key
+    return same and bool(observed.described.get("ready"))
+
+
+def _verdicts(wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference]) -> Iterable[Verdict]:
+    yield Verdict("variant", not coming.refused, coming.refused or coming.decision)
+    if observed.version is None:
+        yield Verdict("signature", True, "nothing serves yet")
+        return
+    rule = wanted.rule.gates.signature
+    wrong = [one for one in found if rule == "same" or (rule == "compatible" and one.breaking)]
+    why = f"signature: {rule}, and {'; '.join(map(str, wrong))}" if wrong else "who asks is answered"
+    yield Verdict("signature", not wrong, why)
+
+
+def _up_to_the_first_failure(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:
+    found: list[Verdict] = []
+    for one in verdicts:
+        found.append(one)
+        if not one.passed:
+            break
+    return tuple(found)
+
+
+def _side_by_side(
+    before: Mapping[str, float], after: Mapping[str, float]
+) -> dict[str, tuple[float | None, float | None]]:
+    names = dict.fromkeys([*before, *after])
+    return {name: (before.get(name), after.get(name)) for name in sorted(names)}

@@ -1,0 +1,151 @@
+"""What would be done about a difference between registry and servers: as records, and on a real Triton."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import mlflow
+import pytest
+from click.testing import CliRunner
+
+import mlflow_tdeploy
+from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.deploy.choose import choose, served
+from mlflow_tdeploy.deploy.plan import Settings
+from mlflow_tdeploy.deploy.settings import DeploySettings, as_record
+from mlflow_tdeploy.promotion.actual import Observed
+from mlflow_tdeploy.promotion.candidate import Candidate
+from mlflow_tdeploy.promotion.compatible import Asked
+from mlflow_tdeploy.promotion.plan import Before, Plan, step
+from mlflow_tdeploy.promotion.registry import Desired
+from mlflow_tdeploy.promotion.spec import Rule
+from tests.flavor.text_bundles import make_text_bundle
+
+
+def asked(longest=128):
+    x, y = TensorSpec("x", "float32", ("batch",)), TensorSpec("y", "float32", ("batch",))
+    return Asked("tensors", {}, Signature((Dim("batch", 1, 1, longest),), (x,), (y,)))
+
+
+RULE = Rule.model_validate({"name": "m", "alias": "champion", "to": "a"})
+WANTED = Desired("m", 8, "m", "a", RULE)
+COMING = Candidate("models:/m/8", 8, "int8", "sha-8", "key-8", 5_000, asked(), {"worst_cosine": 0.99}, "int8 (fast)")
+SERVES = Observed(
+    "http://a:8000", "m", True,
+    {"version": 7, "variant": "fp32", "digest": "sha-7", "key": "key-7", "model_uri": "models:/m/7", "ready": True},
+)  # fmt: skip
+BEFORE = Before(asked(), {"worst_cosine": 1.0})
+
+
+def now(**more):
+    return dataclasses.replace(SERVES, described={**SERVES.described, **more})
+
+
+def test_another_version_is_brought_and_what_speaks_for_it_is_told():
+    found = step(WANTED, SERVES, COMING, BEFORE)
+    assert (found.action, found.before, found.after, found.variants) == ("update", 7, 8, ("fp32", "int8"))
+    assert (found.digest, found.moves, found.evidence) == ("sha-8", 5_000, {"worst_cosine": (1.0, 0.99)})
+    assert [(one.gate, one.passed) for one in found.verdicts] == [("variant", True), ("signature", True)]
+    first = step(WANTED, Observed("http://a:8000", "m"), COMING, Before())
+    assert (first.action, first.before, first.why) == ("create", None, "int8 (fast)")
+
+
+def test_what_is_there_already_is_nothing_to_do():
+    there = now(version=8, key="key-8", model_uri="models:/m/8", digest="sha-8")
+    assert step(WANTED, there, COMING, BEFORE).action == "none"
+    assert (
+        step(WANTED, now(version=8, key="key-8", model_uri="models:/m/8", ready=False), COMING, BEFORE).action
+        == "update"
+    )
+    assert step(WANTED, now(version=8, key="other", model_uri="models:/m/8"), COMING, BEFORE).action == "update"
+    same_files = step(WANTED, now(digest="sha-8"), COMING, BEFORE)
+    assert (same_files.action, same_files.moves) == ("update", 0)
+
+
+@pytest.mark.parametrize(
+    ("gate", "coming", "action"),
+    [
+        ("compatible", asked(64), "refuse"),
+        ("compatible", asked(256), "update"),
+        ("same", asked(256), "refuse"),
+        ("any", asked(64), "update"),
+    ],
+)
+def test_a_signature_that_breaks_who_asks_is_refused_unless_it_may(gate, coming, action):
+    rule = Rule.model_validate({"name": "m", "alias": "champion", "to": "a", "gates": {"signature": gate}})
+    wanted = dataclasses.replace(WANTED, rule=rule)
+    found = step(wanted, SERVES, dataclasses.replace(COMING, asked=coming), BEFORE)
+    assert found.action == action
+    assert found.differences
+    if action == "refuse":
+        assert "axis 0 of input 'x' is" in found.why
+        assert found.verdicts[-1].gate == "signature"
+
+
+def test_what_cannot_be_deployed_or_asked_is_told_and_what_nobody_wants_serves_on():
+    bad = dataclasses.replace(COMING, refused="No variant serves there")
+    found = step(WANTED, SERVES, bad, BEFORE)
+    assert (found.action, found.why, [one.gate for one in found.verdicts]) == ("refuse", bad.refused, ["variant"])
+    away = step(WANTED, Observed("http://a:8000", "m", False, why="nobody answers"), None, Before())
+    assert (away.action, away.why) == ("unknown", "nobody answers")
+    gone = step(dataclasses.replace(WANTED, version=None), SERVES, None, BEFORE)
+    assert gone.action == "keep"
+    assert gone.why == "no version of it has the alias 'champion': what serves serves on"
+    whole = Plan((found, away, gone, step(WANTED, SERVES, COMING, BEFORE)))
+    assert ([one.action for one in whole.changes], len(whole.refused)) == (["update"], 2)
+
+
+@pytest.fixture
+def words(tracking, tmp_path):
+    """Three versions: two alike, and one of another task."""
+    for number, task in enumerate(("sentence-embedding", "sentence-embedding", "text-classification")):
+        made = make_text_bundle(tmp_path / str(number), task)
+        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    found = mlflow.MlflowClient()
+    found.set_registered_model_alias("words", "champion", 1)
+    return found
+
+
+def plan(tmp_path, *more):
+    done = CliRunner().invoke(main, ["plan", "--file", str(tmp_path / "tdeploy.yaml"), *more])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    return done
+
+
+def test_a_plan_of_a_real_registry_and_a_real_server_moves_nothing(target, running, words, tmp_path):
+    triton, repository = running
+    (tmp_path / "tdeploy.yaml").write_text(
+        f"targets: {{here: {{server: '{triton.url}', repository: '{repository}'}},\n"
+        f"  away: {{server: 'http://127.0.0.1:1', repository: '{repository}'}}}}\n"
+        f"models: [{{name: words, alias: champion, to: [here, away], serve: {{device: cpu, variant: onnx-fp32}}}}]\n"
+    )
+    before = sorted(repository.rglob("*"))
+    first = plan(tmp_path)
+    assert first.exit_code == 1
+    assert "create  here words at" in first.output
+    assert "version none -> 1" in first.output
+    assert "unknown away words at http://127.0.0.1:1: version none" in first.output
+    assert "1 to change, 1 refused or unknown, 2 in all" in first.output
+    assert sorted(repository.rglob("*")) == before
+
+    said = {"device": "cpu", "variant": "onnx-fp32"}
+    settings = DeploySettings.of(said)
+    what = choose("models:/words/1", settings, name="words")
+    target.deploy(what, Settings(grace=0.0, options=served(settings, what), config=as_record(said)))
+    try:
+        here = json.loads(plan(tmp_path, "--json").output)["steps"][1]
+        assert (here["action"], here["before"], here["after"]) == ("none", 1, 1)
+        words.set_registered_model_alias("words", "champion", 2)
+        here = json.loads(plan(tmp_path, "--json").output)["steps"][1]
+        assert (here["action"], here["after"], here["variants"]) == ("update", 2, ["onnx-fp32", "onnx-fp32"])
+        assert here["moves"] == 0  # the same weights
+        words.set_registered_model_alias("words", "champion", 3)
+        refused = plan(tmp_path)
+        assert "refuse  here words" in refused.output
+        assert "the task is text-classification, it was sentence-embedding (breaking)" in refused.output
+        words.delete_registered_model_alias("words", "champion")
+        assert "keep    here words" in plan(tmp_path).output
+    finally:
+        target.delete("words")
