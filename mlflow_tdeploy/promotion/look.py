@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_tdeploy.core.errors import TDeployError
 from mlflow_tdeploy.promotion.actual import Observed, observe
 from mlflow_tdeploy.promotion.candidate import candidate, described
-from mlflow_tdeploy.promotion.plan import Before, Plan, Step, step
+from mlflow_tdeploy.promotion.plan import Before, Plan, Step, settled, step
 from mlflow_tdeploy.promotion.registry import Desired, desired
 from mlflow_tdeploy.promotion.spec import Server, Spec
 
@@ -36,6 +36,8 @@ def make_plan(spec: Spec, client: MlflowClient | None = None) -> Plan:
 
 def _step(spec: Spec, wanted: Desired, server: Server) -> Step:
     found = observe(spec.targets[wanted.target], server, wanted.name)
+    if (nothing := settled(wanted, found)) is not None:
+        return nothing
     if not found.reachable or wanted.version is None:
         return step(wanted, found, None, Before())
     return step(wanted, found, candidate(wanted, wanted.version, found), _before(found))

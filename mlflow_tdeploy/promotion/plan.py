@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from mlflow_tdeploy.deploy.settings import as_record
 from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.candidate import Candidate
 from mlflow_tdeploy.promotion.compatible import Asked, Difference, differences
 from mlflow_tdeploy.promotion.registry import Desired
+from mlflow_tdeploy.promotion.spec import Rule
 
 Action = Literal["none", "keep", "create", "update", "refuse", "unknown"]
 #: Actions that change something.
@@ -139,6 +142,29 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
         verdicts=verdicts,
         why=failed.why if failed else coming.decision,
     )
+
+
+def settled(wanted: Desired, observed: Observed) -> Step | None:
+    """Return that there is nothing to do where that is certain without a look at the model: it never changes.
+
+    A variant that was added to it meanwhile is not asked for where variants are pinned.
+    """
+    if not (observed.reachable and observed.described.get("ready") and wanted.version is not None):
+        return None
+    same = observed.says("model_uri") == wanted.uri and observed.described.get("config") == said(wanted.rule)
+    if not same or wanted.rule.variants == "auto":
+        return None
+    variant, digest = observed.says("variant"), observed.says("digest")
+    return Step(
+        "none", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
+        variants=(variant, variant), digest=digest, why="it answers already",
+    )  # fmt: skip
+
+
+def said(rule: Rule) -> dict[str, object]:
+    """Return what a rule says about a deployment, as it is remembered with it."""
+    found: dict[str, object] = json.loads(as_record(rule.serve))
+    return found
 
 
 def _is_there(observed: Observed, coming: Candidate) -> bool:

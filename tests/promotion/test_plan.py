@@ -18,7 +18,7 @@ from mlflow_tdeploy.deploy.settings import DeploySettings, as_record
 from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.candidate import Candidate
 from mlflow_tdeploy.promotion.compatible import Asked
-from mlflow_tdeploy.promotion.plan import Before, Plan, step
+from mlflow_tdeploy.promotion.plan import Before, Plan, settled, step
 from mlflow_tdeploy.promotion.registry import Desired
 from mlflow_tdeploy.promotion.spec import Rule
 from tests.flavor.text_bundles import make_text_bundle
@@ -62,6 +62,26 @@ def test_what_is_there_already_is_nothing_to_do():
     assert step(WANTED, now(version=8, key="other", model_uri="models:/m/8"), COMING, BEFORE).action == "update"
     same_files = step(WANTED, now(digest="sha-8"), COMING, BEFORE)
     assert (same_files.action, same_files.moves) == ("update", 0)
+
+
+def test_a_version_that_was_deployed_as_it_is_said_needs_no_look_at_the_model():
+    rule = Rule.model_validate({"name": "m", "alias": "champion", "to": "a", "serve": {"keep": 2}})
+    wanted = dataclasses.replace(WANTED, rule=rule, version=7)
+    there = now(config={"keep": 2})
+    found = settled(wanted, there)
+    assert found is not None
+    assert (found.action, found.before, found.after, found.variants, found.digest) == (
+        "none", 7, 7, ("fp32", "fp32"), "sha-7",
+    )  # fmt: skip
+    for other in (
+        now(config={"keep": 3}),
+        now(config={"keep": 2}, ready=False),
+        now(config={"keep": 2}, model_uri="models:/m/6"),
+    ):
+        assert settled(wanted, other) is None
+    assert settled(dataclasses.replace(wanted, version=8), there) is None
+    auto = dataclasses.replace(wanted, rule=rule.model_copy(update={"variants": "auto"}))
+    assert settled(auto, there) is None
 
 
 @pytest.mark.parametrize(
