@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mlflow_tdeploy.cli.apply import apply
 from mlflow_tdeploy.cli.bench import bench
 from mlflow_tdeploy.cli.cache import cache
 from mlflow_tdeploy.cli.doctor import doctor
@@ -23,5 +24,5 @@ def main() -> None:
     """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
 
 
-for _command in (log, inspect, explain, doctor, bench, engine, verify, download, render, plan, cache, triton):
+for _command in (log, inspect, explain, doctor, bench, engine, verify, download, render, plan, apply, cache, triton):
     main.add_command(_command)

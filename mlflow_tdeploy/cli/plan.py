@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mlflow_tdeploy.promotion.plan import Plan, Step
 
 _MB = 1e6
+FILE = click.option(
+    "--file", type=click.Path(dir_okay=False, path_type=Path), default=Path("tdeploy.yaml"), show_default=True
+)
 
 
 @click.command()
@@ -29,11 +32,12 @@ def plan(context: click.Context, file: Path, as_json: bool) -> None:
 
     with clean_errors():
         found = make_plan(Spec.read(file))
-        click.echo(to_json(found), nl=False) if as_json else _show(found)
+        click.echo(to_json(found), nl=False) if as_json else show(found)
     context.exit(1 if found.refused else 0)
 
 
-def _show(found: Plan) -> None:
+def show(found: Plan) -> None:
+    """Write a plan for people."""
     for one in found.steps:
         versions = (
             f"{one.before or 'none'} -> {one.after}" if one.action in ("create", "update", "refuse") else one.before

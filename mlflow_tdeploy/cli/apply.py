@@ -1,0 +1,42 @@
+"""``tdeploy apply``: the servers are made to agree with the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlflow_tdeploy.cli._common import clean_errors
+from mlflow_tdeploy.cli.plan import FILE, show
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.promotion.apply import Outcome
+
+
+@click.command()
+@FILE
+@click.option("--yes", is_flag=True, help="Do not ask before anything changes.")
+@click.pass_context
+def apply(context: click.Context, file: Path, yes: bool) -> None:
+    """Show a plan and do it. Ends with 1 where something may not be deployed or has failed."""
+    from mlflow_tdeploy.promotion.apply import apply as do
+    from mlflow_tdeploy.promotion.look import make_plan
+    from mlflow_tdeploy.promotion.spec import Spec
+
+    with clean_errors():
+        spec = Spec.read(file)
+        plan = make_plan(spec)
+        show(plan)
+        if plan.changes and not yes:
+            click.confirm("Do it?", abort=True)
+        done = do(plan, spec, told=_told)
+    failed = any(one.state != "done" or one.why for one in done)
+    context.exit(1 if failed or plan.refused else 0)
+
+
+def _told(one: Outcome) -> None:
+    place = f"{one.step.target} {one.step.name} at {one.step.server}"
+    click.echo(
+        f"{one.state:11}{place}: version {one.step.after}, {one.seconds:.1f} s{f': {one.why}' if one.why else ''}"
+    )

@@ -1,0 +1,98 @@
+"""A plan is done on real servers: all of a target, or none of it."""
+
+from __future__ import annotations
+
+import mlflow
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import mlflow_tdeploy
+from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.promotion.actual import deployments_at
+from mlflow_tdeploy.promotion.apply import apply
+from mlflow_tdeploy.promotion.look import make_plan
+from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.triton.local import local_triton
+from tests.flavor.text_bundles import make_text_bundle
+
+
+@pytest.fixture
+def words(tracking, tmp_path):
+    for number in range(2):
+        made = make_text_bundle(tmp_path / str(number))
+        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    found = mlflow.MlflowClient()
+    found.set_registered_model_alias("words", "champion", 1)
+    return found
+
+
+@pytest.fixture
+def two(server, tmp_path):
+    """Two servers, each with a repository of its own, and the file that names them."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    with local_triton(folders[0], server=server) as first, local_triton(folders[1], server=server) as second:
+        servers = [
+            f"{{url: '{one.url}', repository: '{where}'}}" for one, where in zip((first, second), folders, strict=True)
+        ]
+        text = f"targets: {{both: {{servers: [{', '.join(servers)}]}}}}\n"
+        text += (
+            "models: [{name: words, alias: champion, to: both, serve: {device: cpu, variant: onnx-fp32, grace: 0}}]\n"
+        )
+        (tmp_path / "tdeploy.yaml").write_text(text)
+        yield Spec.read(tmp_path / "tdeploy.yaml"), second
+
+
+def versions(spec, count=2):
+    found = []
+    for one in spec.targets["both"].servers[:count]:
+        serving = deployments_at(spec.targets["both"], one).serving("words")
+        found.append(serving.active if serving else None)
+    return found
+
+
+def test_all_servers_of_a_target_get_a_version_or_none_does(two, words, tmp_path):
+    spec, second = two
+    done = apply(make_plan(spec), spec)
+    assert [one.state for one in done] == ["done", "done"]
+    assert versions(spec) == [1, 1]
+    assert [one.action for one in make_plan(spec).steps] == ["none", "none"]
+    assert apply(make_plan(spec), spec) == ()
+
+    words.set_registered_model_alias("words", "champion", 2)
+    old = make_plan(spec)
+    command = ["apply", "--file", str(tmp_path / "tdeploy.yaml"), "--yes"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("done       both words at http") == 2
+    assert versions(spec) == [2, 2]
+    stale = apply(old, spec)
+    assert {one.state for one in stale} == {"done"}  # what it wants is there
+    assert versions(spec) == [2, 2]
+
+    words.set_registered_model_alias("words", "champion", 1)
+    plan = make_plan(spec)
+    second.stop()
+    taken_back, failed = apply(plan, spec)
+    assert (taken_back.state, failed.state) == ("taken back", "failed")
+    assert "nobody answers" in failed.why
+    assert versions(spec, 1) == [2]
+    assert [one.action for one in make_plan(spec).steps] == ["update", "unknown"]
+    answer = deployments_at(spec.targets["both"], spec.targets["both"].servers[0]).client.infer(
+        "words", {"text": np.array([[b"the cat"]], object)}
+    )
+    assert answer["sentence_embedding"].shape[0] == 1
+
+
+def test_a_plan_that_is_older_than_what_is_there_is_not_done(two, words):
+    spec, _ = two
+    empty = make_plan(spec)
+    apply(empty, spec)
+    words.set_registered_model_alias("words", "champion", 2)
+    apply(make_plan(spec), spec)
+    done = apply(empty, spec)  # version 1, where nothing was
+    assert [one.state for one in done] == ["failed", "left"]
+    assert "Version 2 of 'words' answers, the plan has seen None. Plan again." in done[0].why
+    assert versions(spec) == [2, 2]
