@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from mlflow_tdeploy.promotion.plan import Plan, Step
 
 _MB = 1e6
+#: Actions of which it is told what is there and what would be.
+_MOVING = ("create", "update", "refuse")
 FILE = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), default=Path("tdeploy.yaml"), show_default=True
 )
 
 
 @click.command()
-@click.option(
-    "--file", type=click.Path(dir_okay=False, path_type=Path), default=Path("tdeploy.yaml"), show_default=True
-)
+@FILE
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def plan(context: click.Context, file: Path, as_json: bool) -> None:
@@ -39,9 +39,7 @@ def plan(context: click.Context, file: Path, as_json: bool) -> None:
 def show(found: Plan) -> None:
     """Write a plan for people."""
     for one in found.steps:
-        versions = (
-            f"{one.before or 'none'} -> {one.after}" if one.action in ("create", "update", "refuse") else one.before
-        )
+        versions = f"{one.before or 'none'} -> {one.after}" if one.action in _MOVING else one.before
         click.echo(f"{one.action:8}{one.target} {one.name} at {one.server}: version {versions or 'none'}")
         _show_step(one)
     waiting = len(found.changes)
@@ -49,7 +47,7 @@ def show(found: Plan) -> None:
 
 
 def _show_step(one: Step) -> None:
-    if one.action in ("create", "update", "refuse") and one.variants[1]:
+    if one.action in _MOVING and one.variants[1]:
         variants = " -> ".join(dict.fromkeys(filter(None, one.variants)))
         click.echo(f"  variant   {variants}, {one.moves / _MB:.1f} MB to send")
     for difference in one.differences:

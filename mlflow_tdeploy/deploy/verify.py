@@ -97,7 +97,9 @@ class OverTheNetwork:
 
     def _check_one(self, model: str, request: GoldenRequest, place: int) -> None:
         items = self._task.items(request.inputs)
-        outputs = self._as_the_front_asks(request.feeds)
+        # as many rows at once as the front gets: dynamic ranges are of all rows of a run
+        by_rows = self._task.input_kind != "text" and self._joins
+        outputs = self._infer(request.feeds, self._front_most if by_rows else self._most)
         params = self._task.check_params(None)
         finished = self._task.finish(list(self._task.decode(outputs, request.feeds, len(items), params)), params)
         if self._task.input_kind == "text":
@@ -113,19 +115,11 @@ class OverTheNetwork:
                     f"what comes after the graph is another one on the server."
                 )
 
-    def _as_the_front_asks(self, feeds: Arrays) -> Arrays:
-        """Run the graph on as many rows at once as the front gets: dynamic ranges are of all rows of a run."""
-        rows, most = len(next(iter(feeds.values()))), self._front_most
-        if self._task.input_kind == "text" or not self._joins or not most or rows <= most:
-            return self._infer(feeds)
-        parts = ({name: array[at : at + most] for name, array in feeds.items()} for at in range(0, rows, most))
-        found = [self._infer(part) for part in parts]
-        return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-
-    def _infer(self, feeds: Arrays) -> Arrays:
+    def _infer(self, feeds: Arrays, most: int | None = None) -> Arrays:
         """Run the graph on the server: the signature's dtypes and shapes in and out."""
         asked = sent(feeds, self._what.variant.dtypes, batched=self._most > 0)
-        return received(self._ask(self._what.graph_name, asked, self._most), self._what.bundle.manifest.signature)
+        got = self._ask(self._what.graph_name, asked, self._most if most is None else most)
+        return received(got, self._what.bundle.manifest.signature)
 
     def _ask(self, model: str, arrays: Arrays, most: int) -> Arrays:
         """Ask a model, in as many requests as its most rows want; 0 for one."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlflow.exceptions import MlflowException
+
 from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, first_line
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.wanted import Wanted
@@ -69,7 +71,7 @@ def _together(steps: list[Step], spec: Spec) -> list[Outcome]:
         started = time.perf_counter()
         try:
             _bring(step, spec)
-        except TDeployError as error:
+        except (TDeployError, MlflowException) as error:
             why = first_line(error)
             back = [_taken_back(one, spec, why) for one in found]
             failed = Outcome(step, "failed", time.perf_counter() - started, why)
@@ -135,7 +137,10 @@ def _server(step: Step, spec: Spec) -> tuple[Target, Server]:
 
 
 def _rule(step: Step, spec: Spec) -> Rule:
-    found = next((one for one in spec.models if one.matches(step.model) and step.target in one.to), None)
+    of_target = (one for one in spec.models if one.matches(step.model) and step.target in one.to)
+    found = next((one for one in of_target if one.served_as(step.model) == step.name), None)
     if found is None:
-        raise ConflictError(f"No rule is about '{step.model}' on target '{step.target}' any more. Plan again.")
+        raise ConflictError(
+            f"No rule is about '{step.model}' as '{step.name}' on target '{step.target}' any more. Plan again."
+        )
     return found

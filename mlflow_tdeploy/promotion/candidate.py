@@ -14,7 +14,8 @@ from mlflow_tdeploy.deploy.settings import DeploySettings, as_record
 from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.compatible import Asked
 from mlflow_tdeploy.promotion.registry import Desired
-from mlflow_tdeploy.registry_io import describe, locate, mlflow_errors, open_records
+from mlflow_tdeploy.registry_io import describe, locate, open_records
+from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
 
@@ -23,8 +24,6 @@ class Candidate:
     """A version as it would be deployed.
 
     Attributes:
-        uri: The model version.
-        version: Its number.
         variant: Which variant of it; empty where that is not known.
         digest: Of that variant's files.
         key: What it is made of: the same key, nothing to do.
@@ -35,8 +34,6 @@ class Candidate:
         refused: Why it cannot be deployed; empty where it can.
     """
 
-    uri: str
-    version: int
     variant: str = ""
     digest: str = ""
     key: str = ""
@@ -47,22 +44,17 @@ class Candidate:
     refused: str = ""
 
 
-def candidate(wanted: Desired, version: int, observed: Observed) -> Candidate:
+def candidate(wanted: Desired, observed: Observed) -> Candidate:
     """Return what a version would be on a server whose host is known from what is deployed, or is like this one.
 
     Args:
         wanted: What should answer there.
-        version: Its version.
         observed: What does.
     """
-    uri = wanted.uri
     try:
-        with mlflow_errors():
-            return _looked_at(wanted, version, observed)
-    except NotFoundError as error:
-        return Candidate(uri, version, refused=f"it holds no bundle: {first_line(error)}")
+        return _looked_at(wanted, observed)
     except (TDeployError, MlflowException) as error:
-        return Candidate(uri, version, refused=first_line(error))
+        return Candidate(refused=first_line(error))
 
 
 def described(uri: str, variant: str) -> tuple[Asked, dict[str, float]]:
@@ -72,24 +64,36 @@ def described(uri: str, variant: str) -> tuple[Asked, dict[str, float]]:
         TDeployError: It is not there any more, or holds no bundle.
         MlflowException: The registry does not know it.
     """
-    bundle, _ = open_records(locate(uri))
+    return _told_by(open_records(locate(uri))[0], variant)
+
+
+def _looked_at(wanted: Desired, observed: Observed) -> Candidate:
+    settings = DeploySettings.of(wanted.rule.serve)
+    try:
+        open_records(locate(wanted.uri))  # what holds none would be brought here by what comes now
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{first_line(error)} Plans are made of models that this package has logged; others go to a server by "
+            f"mlflow deployments create -t tdeploy."
+        ) from error
+    what = choose(wanted.uri, settings, name=wanted.name, host=lambda: observed.host, fetch=False)
+    assert isinstance(what, BundleVersion)
+    record = as_record(wanted.rule.serve)
+    options = served(settings, what, observed.described or None)
+    how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, record)
+    asked, metrics = _told_by(what.bundle, what.variant.id)
+    return Candidate(
+        what.variant.id,
+        what.variant.digest,
+        key_of(what, how),
+        sum(file.size for file in what.variant.files),
+        asked,
+        metrics,
+        what.about["decision"],
+    )
+
+
+def _told_by(bundle: Bundle, variant: str) -> tuple[Asked, dict[str, float]]:
     manifest, (_, metrics) = bundle.manifest, describe(bundle)
     own = {name.removeprefix(f"{variant}."): one for name, one in metrics.items() if name.startswith(f"{variant}.")}
     return Asked(manifest.task, manifest.task_config, manifest.signature), own
-
-
-def _looked_at(wanted: Desired, version: int, observed: Observed) -> Candidate:
-    settings = DeploySettings.of(wanted.rule.serve)
-    open_records(locate(wanted.uri))  # what holds none would be brought here by what comes now
-    what = choose(wanted.uri, settings, name=wanted.name, host=lambda: observed.host, fetch=False)
-    if not isinstance(what, BundleVersion):
-        raise NotFoundError(f"'{wanted.uri}' is no model of the flavor tdeploy")
-    options = served(settings, what, observed.described or None)
-    record = as_record(dict(wanted.rule.serve))
-    how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, record)
-    asked, metrics = described(wanted.uri, what.variant.id)
-    size = sum(file.size for file in what.variant.files)
-    decision = what.about.get("decision", "")
-    return Candidate(
-        wanted.uri, version, what.variant.id, what.variant.digest, key_of(what, how), size, asked, metrics, decision
-    )

@@ -68,42 +68,46 @@ def _labels(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Dif
 
 
 def _inputs(before: Signature, after: Signature) -> Iterator[Difference]:
-    old, new = _by_name(before.inputs), _by_name(after.inputs)
-    yield from (Difference(f"input '{name}' is new", breaking=True) for name in new if name not in old)
-    yield from (Difference(f"input '{name}' is gone", breaking=True) for name in old if name not in new)
-    for name in (name for name in old if name in new):
-        one, other = old[name], new[name]
-        if (form := _form("input", one, other)) is not None:
-            yield form
-            continue
+    yield from _names("input", before.inputs, after.inputs, new_breaks=True)
+    for one, other in _same_form(before.inputs, after.inputs):
         for axis, (size, now) in enumerate(zip(one.shape, other.shape, strict=True)):
-            yield from _range(f"axis {axis} of input '{name}'", _limits(before, size), _limits(after, now))
+            yield from _range(f"axis {axis} of input '{one.name}'", _limits(before, size), _limits(after, now))
     yield from _tied(before, after)
 
 
 def _outputs(before: Signature, after: Signature) -> Iterator[Difference]:
-    old, new = _by_name(before.outputs), _by_name(after.outputs)
-    yield from (Difference(f"output '{name}' is new", breaking=False) for name in new if name not in old)
-    yield from (Difference(f"output '{name}' is gone", breaking=True) for name in old if name not in new)
+    yield from _names("output", before.outputs, after.outputs, new_breaks=False)
+    for one, other in _same_form(before.outputs, after.outputs):
+        for axis, (size, now) in enumerate(zip(one.shape, other.shape, strict=True)):
+            where = f"axis {axis} of output '{one.name}'"
+            if isinstance(size, int) and size != now:
+                shown = "of any size" if isinstance(now, str) else now
+                yield Difference(f"{where} is {shown}, it was {size}", breaking=True)
+            elif isinstance(now, int) and size != now:
+                yield Difference(f"{where} is {now} always", breaking=False)
+
+
+def _names(
+    kind: str, before: Sequence[TensorSpec], after: Sequence[TensorSpec], *, new_breaks: bool
+) -> Iterator[Difference]:
+    """Tell which tensors come and go, and which are of another form."""
+    old, new = _by_name(before), _by_name(after)
+    yield from (Difference(f"{kind} '{name}' is new", new_breaks) for name in new if name not in old)
+    yield from (Difference(f"{kind} '{name}' is gone", breaking=True) for name in old if name not in new)
     for name in (name for name in old if name in new):
         one, other = old[name], new[name]
-        if (form := _form("output", one, other)) is not None:
-            yield form
-            continue
-        for axis, (size, now) in enumerate(zip(one.shape, other.shape, strict=True)):
-            if isinstance(size, int) and size != now:
-                yield Difference(f"axis {axis} of output '{name}' is {_shown(now)}, it was {size}", breaking=True)
-            elif isinstance(now, int) and size != now:
-                yield Difference(f"axis {axis} of output '{name}' is {now} always", breaking=False)
+        if one.dtype != other.dtype:
+            yield Difference(f"{kind} '{name}' is {other.dtype}, it was {one.dtype}", breaking=True)
+        elif len(one.shape) != len(other.shape):
+            told = f"{kind} '{name}' has {len(other.shape)} axes, it had {len(one.shape)}"
+            yield Difference(told, breaking=True)
 
 
-def _form(kind: str, before: TensorSpec, after: TensorSpec) -> Difference | None:
-    if before.dtype != after.dtype:
-        return Difference(f"{kind} '{before.name}' is {after.dtype}, it was {before.dtype}", breaking=True)
-    if len(before.shape) != len(after.shape):
-        told = f"{kind} '{before.name}' has {len(after.shape)} axes, it had {len(before.shape)}"
-        return Difference(told, breaking=True)
-    return None
+def _same_form(before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> Iterator[tuple[TensorSpec, TensorSpec]]:
+    """Yield the tensors of one name, type and number of axes, whose sizes can be held against each other."""
+    new = _by_name(after)
+    pairs = ((one, new[one.name]) for one in before if one.name in new)
+    return ((one, other) for one, other in pairs if (one.dtype, len(one.shape)) == (other.dtype, len(other.shape)))
 
 
 def _range(where: str, before: Dim, after: Dim) -> Iterator[Difference]:
@@ -139,7 +143,3 @@ def _by_name(specs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
 
 def _span(dim: Dim) -> str:
     return str(dim.min) if dim.min == dim.max else f"{dim.min}..{dim.max}"
-
-
-def _shown(size: str | int) -> str:
-    return "of any size" if isinstance(size, str) else str(size)

@@ -40,7 +40,7 @@ def _step(spec: Spec, wanted: Desired, server: Server) -> Step:
         return nothing
     if not found.reachable or wanted.version is None:
         return step(wanted, found, None, Before())
-    return step(wanted, found, candidate(wanted, wanted.version, found), _before(found))
+    return step(wanted, found, candidate(wanted, found), _before(found))
 
 
 def _before(found: Observed) -> Before:

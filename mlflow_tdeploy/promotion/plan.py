@@ -12,11 +12,11 @@ from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.candidate import Candidate
 from mlflow_tdeploy.promotion.compatible import Asked, Difference, differences
 from mlflow_tdeploy.promotion.registry import Desired
-from mlflow_tdeploy.promotion.spec import Rule
 
 Action = Literal["none", "keep", "create", "update", "refuse", "unknown"]
 #: Actions that change something.
 CHANGES = ("create", "update")
+_THERE = "it answers already"
 
 
 @dataclass(frozen=True)
@@ -115,20 +115,17 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
         coming: What would be; None where the registry wants nothing, or the server cannot be asked.
         before: What is known of the version that serves.
     """
-    place = Step(
-        "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
-        why=observed.why,
-    )  # fmt: skip
+    place = _place(wanted, observed)
     if not observed.reachable:
-        return place
+        return replace(place, why=observed.why)
     if wanted.version is None or coming is None:
         meant = f"alias '{wanted.rule.alias}'" if wanted.rule.alias else f"stage '{wanted.rule.stage}'"
         serves = "what serves serves on" if observed.version else "nothing is deployed"
         return replace(place, action="keep", why=f"no version of it has the {meant}: {serves}")
     variants = (observed.says("variant"), coming.variant)
     place = replace(place, variants=variants, digest=coming.digest)
-    if observed.version and not coming.refused and _is_there(observed, coming):
-        return replace(place, action="none", why="it answers already")
+    if not coming.refused and _is_there(wanted, observed) and observed.says("key") == coming.key:
+        return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
     verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found))
     failed = next((one for one in verdicts if not one.passed), None)
@@ -149,27 +146,24 @@ def settled(wanted: Desired, observed: Observed) -> Step | None:
 
     A variant that was added to it meanwhile is not asked for where variants are pinned.
     """
-    if not (observed.reachable and observed.described.get("ready") and wanted.version is not None):
+    as_said = observed.described.get("config") == json.loads(as_record(wanted.rule.serve))
+    if not (_is_there(wanted, observed) and as_said and wanted.rule.variants == "pinned"):
         return None
-    same = observed.says("model_uri") == wanted.uri and observed.described.get("config") == said(wanted.rule)
-    if not same or wanted.rule.variants == "auto":
-        return None
-    variant, digest = observed.says("variant"), observed.says("digest")
+    variants, digest = (observed.says("variant"),) * 2, observed.says("digest")
+    return replace(_place(wanted, observed), action="none", variants=variants, digest=digest, why=_THERE)
+
+
+def _place(wanted: Desired, observed: Observed) -> Step:
+    """Return a step of which only is known what it is about."""
     return Step(
-        "none", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
-        variants=(variant, variant), digest=digest, why="it answers already",
+        "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version
     )  # fmt: skip
 
 
-def said(rule: Rule) -> dict[str, object]:
-    """Return what a rule says about a deployment, as it is remembered with it."""
-    found: dict[str, object] = json.loads(as_record(rule.serve))
-    return found
-
-
-def _is_there(observed: Observed, coming: Candidate) -> bool:
-    same = observed.says("model_uri") == coming.uri and observed.says("key") == coming.key
-    return same and bool(observed.described.get("ready"))
+def _is_there(wanted: Desired, observed: Observed) -> bool:
+    """Tell whether the version answers; whether it does as is said now is another question."""
+    same = wanted.version is not None and observed.says("model_uri") == wanted.uri
+    return same and observed.reachable and bool(observed.described.get("ready"))
 
 
 def _verdicts(wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference]) -> Iterable[Verdict]:

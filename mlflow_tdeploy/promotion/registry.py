@@ -9,9 +9,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from mlflow_tdeploy.core.errors import ConflictError
-from mlflow_tdeploy.deploy.choose import plain_name
 from mlflow_tdeploy.promotion.spec import Rule, Spec
-from mlflow_tdeploy.registry_io import mlflow_errors
 
 _PAGE = 1000  # the most that MLflow gives at once: a look at 500 models is one request
 
@@ -72,27 +70,20 @@ def _of_rules(rules: Iterable[Rule], client: MlflowClient) -> Iterator[Desired]:
         if rule.is_pattern:
             meant = [model for name, model in sorted((models or {}).items()) if rule.matches(name)]
         else:
-            meant = [(models or {}).get(rule.name) or _one(client, rule.name)]
+            meant = [(models or {}).get(rule.name) or client.get_registered_model(rule.name)]
         for model in meant:
-            name = rule.deploy_as or plain_name(model.name)
             for target in rule.to:
-                yield Desired(model.name, _version(model, rule), name, target, rule)
+                yield Desired(model.name, _version(model, rule), rule.served_as(model.name), target, rule)
 
 
 def _all(client: MlflowClient) -> Iterator[Any]:
     token = None
     while True:
-        with mlflow_errors():
-            page = client.search_registered_models(max_results=_PAGE, page_token=token)
+        page = client.search_registered_models(max_results=_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
-
-
-def _one(client: MlflowClient, name: str) -> Any:
-    with mlflow_errors():
-        return client.get_registered_model(name)
 
 
 def _version(model: Any, rule: Rule) -> int | None:

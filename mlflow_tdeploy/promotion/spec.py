@@ -26,12 +26,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from mlflow_tdeploy.core.errors import InvalidInputError, first_line
+from mlflow_tdeploy.deploy.choose import plain_name
 from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.promotion.document import Document, Where, read
 from mlflow_tdeploy.triton.names import check_name
 
-#: Where it is looked for when nobody says so.
-FILE = "tdeploy.yaml"
 _PATTERN = "*?["
 _ADDRESS = re.compile(r"(https?|grpcs?)://[^@/\s]+/?")
 #: Keys of ``-C`` that are said of one call, and of no deployment.
@@ -156,6 +155,10 @@ class Rule(_Part):
         """Whether it may stand for several models."""
         return any(sign in self.name for sign in _PATTERN)
 
+    def served_as(self, model: str) -> str:
+        """Return the stable name of a registered model."""
+        return self.deploy_as or plain_name(model)
+
     def matches(self, model: str) -> bool:
         """Tell whether it is about a registered model."""
         return fnmatch.fnmatchcase(model, self.name) if self.is_pattern else model == self.name
@@ -166,16 +169,14 @@ class Spec(_Part):
 
     Attributes:
         targets: By name.
-        models: Which versions; of several that are about one model and target, the first one counts.
-        poll: Seconds between two looks at the registry.
+        models: Which versions; of several about one model under one name on a target, the first one counts.
     """
 
     targets: Mapping[str, Target] = Field(min_length=1)
     models: tuple[Rule, ...] = Field(min_length=1)
-    poll: float = Field(default=30.0, ge=1)
 
     @classmethod
-    def read(cls, path: str | Path = FILE) -> Spec:
+    def read(cls, path: str | Path) -> Spec:
         """Read a file.
 
         Raises:
@@ -221,8 +222,9 @@ def _checked(document: Document, where: Where, check: Any, value: Any) -> None:
 
 
 def _told(document: Document, error: ValidationError) -> InvalidInputError:
-    """Return the first of what is wrong, in our words, with its place."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    """Return the first of what is wrong, in our words, with its place; a wrong word before what is missing for it."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
     where: Where = tuple(first["loc"])
     if where[2:4] == ("servers", 0) and where[:3] not in document.lines:
         where = (*where[:2], "server", *where[4:])

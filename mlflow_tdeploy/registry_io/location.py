@@ -44,9 +44,11 @@ class Location:
     tracking_uri: str | None = None
 
     def said(self, error: BaseException) -> str:
-        """Return what an error says in one line, without the user and password in the address."""
-        user = urllib.parse.urlsplit(self.root).netloc.rpartition("@")[0]
-        return first_line(error).replace(f"{user}@", "").replace(user, "…") if user else first_line(error)
+        """Return what an error says in one line, with the address in it as others may read it."""
+        text, user = first_line(error).replace(self.root, self.uri), urllib.parse.urlsplit(self.root).netloc
+        user = user.rpartition("@")[0]
+        secret = user.partition(":")[2] or user
+        return text.replace(f"{user}@", "").replace(secret, "…") if secret and self.root != self.uri else text
 
     @property
     def local(self) -> Path | None:

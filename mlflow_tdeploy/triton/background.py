@@ -20,7 +20,15 @@ from mlflow_tdeploy.store.process import born
 from mlflow_tdeploy.triton import docker
 from mlflow_tdeploy.triton.home import Server, find_server
 from mlflow_tdeploy.triton.listening import Listening
-from mlflow_tdeploy.triton.local import START_S, STOP_S, LocalTriton, ending_by_signal, free_shared_memory, launch
+from mlflow_tdeploy.triton.local import (
+    START_S,
+    STOP_S,
+    LocalTriton,
+    end_process,
+    free_shared_memory,
+    launch,
+    on_sigterm,
+)
 
 #: Triton's own ports for HTTP, gRPC and metrics, which clients ask when nobody says others.
 USUAL_PORTS = (8000, 8001, 8002)
@@ -117,7 +125,7 @@ def start(
 
     how: dict[str, Any] = {"models": list(models), "server": server, "seconds": seconds, "lasting": True}
     try:
-        with ending_by_signal():
+        with on_sigterm(end_process):
             try:
                 launch(where, log, ports=USUAL_PORTS if usual else ports, begun=remember, **how)
             except SessionError:

@@ -143,7 +143,7 @@ def front_config(
     """
     pb = messages()
     rows, asks = task.batch_dim, request_parts(task)
-    joins = bool(rows or asks)  # texts are joined by the front itself, whatever batches its graph takes
+    joins = front_rows(task, options) > 0  # texts are joined by the front itself, whatever batches its graph takes
     raw = task.signature if rows or not asks else None  # rows of a number that is fixed are no requests of anybody
     config = pb.ModelConfig(name=name, backend="python")
     config.version_policy.specific.versions.extend(sorted(versions))

@@ -57,8 +57,8 @@ class LocalTriton(Listening):
         Raises:
             SessionError: The server ended by itself.
         """
-        end = None if seconds is None else time.monotonic() + seconds
-        with _told_to_end() as told, contextlib.suppress(KeyboardInterrupt):
+        end, told = None if seconds is None else time.monotonic() + seconds, list[int]()
+        with on_sigterm(told.append), contextlib.suppress(KeyboardInterrupt):
             while not told and (end is None or time.monotonic() < end):
                 if self.process.poll() is not None:
                     raise SessionError(f"Triton ended by itself: {self.last_error() or 'it does not say why'}")
@@ -78,34 +78,21 @@ class LocalTriton(Listening):
 
 
 @contextmanager
-def _told_to_end() -> Iterator[list[int]]:
-    """Yield a list that is not empty once this process was told to end by SIGTERM; who listened before does again."""
-    told: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told  # only the main thread may listen
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-@contextmanager
-def ending_by_signal() -> Iterator[None]:
-    """Leave a block as by Ctrl-C where this process is told to end by SIGTERM, as ``timeout`` and cancelled jobs do."""
+def on_sigterm(do: Callable[[int], object]) -> Iterator[None]:
+    """Do something in a block where this process is told to end by SIGTERM; who listened before does again after it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may listen
         return
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, lambda number, _: do(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def end_process(number: int) -> None:
+    """Leave as by Ctrl-C, so that what was begun is taken back: ``timeout`` and cancelled jobs send SIGTERM."""
+    raise SystemExit(128 + number)
 
 
 def free_shared_memory(region: str) -> None:

@@ -10,11 +10,9 @@ import torch
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
-from mlflow_tdeploy.build.half import to_fp16
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
-from mlflow_tdeploy.source import _survival
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
 
@@ -162,45 +160,6 @@ def test_torchs_encoder_and_decoder_are_logged_whatever_the_padding_is_called(tm
     assert latest_accuracy(Bundle.open(tmp_path / "m" / "tdeploy").evidence("onnx-fp32")).passed
 
 
-class Scores(torch.nn.Module):
-    """Candidates of one request, whose scores are held against each other where that is wanted."""
-
-    def __init__(self, over):
-        super().__init__()
-        self.linear, self.over = torch.nn.Linear(4, 3), over
-
-    def forward(self, x):
-        y = self.linear(x)
-        return torch.softmax(y, 0) if self.over == "softmax" else y - y.mean(0) if self.over == "mean" else y.cumsum(0)
-
-
-@pytest.mark.parametrize("over", ["softmax", "mean", "sum"])
-def test_rows_that_depend_on_each_other_are_never_joined(over, tmp_path):
-    example = {"x": RANDOM.standard_normal((5, 4)).astype(np.float32)}
-    mlflow_tdeploy.save_model(Scores(over), tmp_path / "m", example=example, precisions=["fp32"])
-    task = Bundle.open(tmp_path / "m" / "tdeploy").task()
-    assert task.signature.batch_dim == "batch"
-    assert task.batch_dim is None
-
-
-class PriceAndRank(torch.nn.Module):
-    """A large number of each row by itself, and a small one of all of them."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(4, 1)
-
-    def forward(self, x):
-        y = self.linear(x)
-        return torch.cat([50_000 + 10_000 * y, (y - y.mean(0)) / (y.std(0, unbiased=False) + 1e-3)], dim=1)
-
-
-def test_a_small_number_of_all_rows_is_not_hidden_by_a_large_one(tmp_path):
-    example = {"x": RANDOM.standard_normal((5, 4)).astype(np.float32)}
-    mlflow_tdeploy.save_model(PriceAndRank(), tmp_path / "m", example=example, precisions=["fp32"])
-    assert Bundle.open(tmp_path / "m" / "tdeploy").task().batch_dim is None
-
-
 class Hours(torch.nn.Module):
     """Looks hours of a day up in what is no table of torch's."""
 
@@ -220,13 +179,6 @@ def test_hours_that_rise_in_the_example_stay_within_a_day(tmp_path):
     bundle = Bundle.open(tmp_path / "m" / "tdeploy")
     assert bundle.task().config.repeated == ("hour",)
     assert any("time=168" in shape for shape in latest_accuracy(bundle.evidence("onnx-fp32")).shapes)
-
-
-def test_rows_of_their_own_may_be_joined(tmp_path):
-    example = {"x": RANDOM.standard_normal((5, 4)).astype(np.float32)}
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Softmax(1))
-    mlflow_tdeploy.save_model(model, tmp_path / "m", example=tuple(example.values()), precisions=["fp32"])
-    assert Bundle.open(tmp_path / "m" / "tdeploy").task().batch_dim == "batch"
 
 
 def test_positions_are_found_by_trying():
@@ -497,65 +449,3 @@ def test_sizes_without_a_finite_answer_are_told_and_count_for_none(tmp_path, cap
     assert "batch=64,time=64" not in accuracy.shapes
     assert "no finite answer to made-up values at" in caplog.text
     assert "batch=64,time=64" in caplog.text
-
-
-class Mixing(torch.nn.Module):
-    """Attention across the pictures of a request."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(12, 8)
-
-    def forward(self, x):
-        h = self.linear(x.float().flatten(1) / 255)
-        return torch.softmax(h @ h.T, 1) @ h
-
-
-@pytest.mark.parametrize("mixes", [True, False])
-def test_one_row_in_the_example_is_enough_to_tell_whether_rows_depend(mixes, tmp_path):
-    model = Mixing() if mixes else torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8))
-    dtype = np.uint8 if mixes else np.float32
-    name = "x" if mixes else "input"
-    example = {name: RANDOM.integers(0, 256, (1, 3, 2, 2)).astype(dtype)}
-    mlflow_tdeploy.save_model(model, tmp_path / "m", example=example, precisions=["fp32"])
-    assert Bundle.open(tmp_path / "m" / "tdeploy").task().batch_dim == (None if mixes else "batch")
-
-
-def test_a_graph_that_ends_the_process_which_opens_it_is_left_out(tmp_path, monkeypatch):
-    """ONNX Runtime 1.31 does that on a CPU for some graphs in half precision; here a child's end stands for it."""
-    monkeypatch.setattr(_survival, "_OPEN", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    example = {"input": RANDOM.standard_normal((5, 4)).astype(np.float32)}
-    mlflow_tdeploy.save_model(torch.nn.Linear(4, 3), tmp_path / "m", example=example)
-    bundle = Bundle.open(tmp_path / "m" / "tdeploy")
-    assert "onnx-fp16" not in bundle.variants
-    assert "does not survive opening it (killed by SIGSEGV)" in bundle.absent["onnx-fp16"]
-
-
-class Attending(torch.nn.Module):
-    """Causal attention, whose graph in half precision is such a one."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.head = torch.nn.Embedding(60, 16), torch.nn.Linear(16, 60)
-        self.attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
-
-    def forward(self, ids):
-        n, h = ids.shape[1], self.embed(ids)
-        mask = torch.triu(torch.ones(n, n, dtype=torch.bool), 1)
-        y, _ = self.attention(h, h, h, attn_mask=mask, is_causal=True, need_weights=False)
-        return self.head(h + y)
-
-
-def test_causal_attention_is_logged_and_the_process_lives(tmp_path):
-    example = {"ids": RANDOM.integers(0, 60, (4, 9))}
-    shapes = {"ids.1": "t", "t": (1, 9, 24)}
-    mlflow_tdeploy.save_model(Attending(), tmp_path / "m", example=example, shapes=shapes)
-    bundle = Bundle.open(tmp_path / "m" / "tdeploy")
-    assert latest_accuracy(bundle.evidence("onnx-fp32")).passed
-    whole, half = bundle.path(bundle.variants["onnx-fp32"].entry), tmp_path / "half.onnx"
-    to_fp16(whole, half)
-    if not _survival.deadly(half):
-        pytest.skip("this ONNX Runtime survives it")
-    with pytest.raises(MlflowException, match="does not survive opening 'half.onnx'"):
-        mlflow_tdeploy.save_model(str(half), tmp_path / "alone", example=example, shapes={"t": (1, 9, 24)})
-    assert not (tmp_path / "alone").exists()

@@ -6,9 +6,11 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.apply import apply
 from mlflow_tdeploy.promotion.look import make_plan
@@ -96,3 +98,32 @@ def test_a_plan_that_is_older_than_what_is_there_is_not_done(two, words):
     assert [one.state for one in done] == ["failed", "left"]
     assert "Version 2 of 'words' answers, the plan has seen None. Plan again." in done[0].why
     assert versions(spec) == [2, 2]
+
+
+def test_one_model_under_two_names_is_served_as_each_rule_says(two, words):
+    spec, _ = two
+    rule = spec.models[0]
+    new = rule.model_copy(update={"deploy_as": "words-new", "alias": "new", "serve": {**rule.serve, "keep": 3}})
+    words.set_registered_model_alias("words", "new", 2)
+    both = spec.model_copy(update={"models": (rule, new)})
+    assert {one.state for one in apply(make_plan(both), both)} == {"done"}
+    first = deployments_at(spec.targets["both"], spec.targets["both"].servers[0])
+    said = {name: first.describe(name)["config"].get("keep") for name in ("words", "words-new")}
+    assert said == {"words": None, "words-new": 3}
+    assert {one.action for one in make_plan(both).steps} == {"none"}
+
+
+def test_whatever_fails_on_one_server_is_taken_back_on_the_others(two, words, monkeypatch):
+    spec, _ = two
+    bring, asked = Wanted.for_server, []
+
+    def failing(wanted):
+        asked.append(wanted)
+        if len(asked) == 2:
+            raise MlflowException("the registry went away")
+        return bring(wanted)
+
+    monkeypatch.setattr(Wanted, "for_server", failing)
+    done = apply(make_plan(spec), spec)
+    assert [one.state for one in done] == ["taken back", "failed"]
+    assert versions(spec) == [None, None]

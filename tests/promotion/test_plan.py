@@ -16,7 +16,7 @@ from mlflow_tdeploy.deploy.choose import choose, served
 from mlflow_tdeploy.deploy.plan import Settings
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_record
 from mlflow_tdeploy.promotion.actual import Observed
-from mlflow_tdeploy.promotion.candidate import Candidate
+from mlflow_tdeploy.promotion.candidate import Candidate, candidate
 from mlflow_tdeploy.promotion.compatible import Asked
 from mlflow_tdeploy.promotion.plan import Before, Plan, settled, step
 from mlflow_tdeploy.promotion.registry import Desired
@@ -31,7 +31,7 @@ def asked(longest=128):
 
 RULE = Rule.model_validate({"name": "m", "alias": "champion", "to": "a"})
 WANTED = Desired("m", 8, "m", "a", RULE)
-COMING = Candidate("models:/m/8", 8, "int8", "sha-8", "key-8", 5_000, asked(), {"worst_cosine": 0.99}, "int8 (fast)")
+COMING = Candidate("int8", "sha-8", "key-8", 5_000, asked(), {"worst_cosine": 0.99}, "int8 (fast)")
 SERVES = Observed(
     "http://a:8000", "m", True,
     {"version": 7, "variant": "fp32", "digest": "sha-7", "key": "key-7", "model_uri": "models:/m/7", "ready": True},
@@ -115,6 +115,19 @@ def test_what_cannot_be_deployed_or_asked_is_told_and_what_nobody_wants_serves_o
     assert gone.why == "no version of it has the alias 'champion': what serves serves on"
     whole = Plan((found, away, gone, step(WANTED, SERVES, COMING, BEFORE)))
     assert ([one.action for one in whole.changes], len(whole.refused)) == (["update"], 2)
+
+
+def test_what_this_package_has_not_logged_is_refused_and_told_where_to_take_it(tracking, tmp_path):
+    client = mlflow.MlflowClient()
+    client.create_registered_model("other")
+    (tmp_path / "artifacts" / "other").mkdir(parents=True)
+    client.create_model_version("other", source=(tmp_path / "artifacts" / "other").as_uri())
+    wanted = dataclasses.replace(WANTED, model="other", version=1)
+    found = candidate(wanted, Observed("http://a:8000", "m"))
+    assert found.refused.startswith("No bundle at")
+    assert "mlflow deployments create -t tdeploy" in found.refused
+    gone = candidate(dataclasses.replace(wanted, version=7), Observed("http://a:8000", "m"))
+    assert "other" in gone.refused
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ models:
     gates:
       signature: any
     variants: auto
-poll: 5
 """
 ENVIRONMENT = {"TRITON_TOKEN": "s3cret"}
 
@@ -56,7 +55,6 @@ def test_a_file_says_what_is_served_where():
     assert not intent.matches("intent-2")
     assert sentiment.matches("sentiment-de")
     assert not sentiment.matches("Sentiment-de")
-    assert found.poll == 5
 
 
 def test_no_secret_is_shown():
@@ -67,7 +65,7 @@ def test_no_secret_is_shown():
 @pytest.mark.parametrize(
     ("old", "new", "line", "says"),
     [
-        ("poll: 5", "pol: 5", 19, "'pol': this key is unknown. Known here: targets, models, poll"),
+        ("models:", "model:", 8, "'model': this key is unknown. Known here: targets, models"),
         ("alias: champion", "alais: champion", 10, r"'models\[0\].alais': this key is unknown. Known here: name, "),
         ("      signature: any", "      signatur: any", 17, r"'models\[1\].gates.signatur': .*Known here: signature"),
         ("signature: any", "signature: maybe", 17, "input should be 'compatible', 'same' or 'any'"),
@@ -83,9 +81,9 @@ def test_no_secret_is_shown():
         (", repository: /models", "", 6, "'targets.edge': nobody says where the model repository of http://edge"),
         ("name: sentiment-*", "name: sentiment-*\n    deploy_as: mood", 13, "deploy_as is one name"),
         ("${TRITON_TOKEN}", "${TRITON_TOKN}", 5, "'targets.production.token': the environment has no variable TRI"),
-        ("poll: 5", "poll: 0", 19, "greater than or equal to 1"),
+        ("keep: 2", "keep: -2", 12, "'keep' must not be negative"),
         ("  edge:", "  production:", 6, "'targets.production': it is there twice"),
-        ("poll: 5", "poll: [5", 20, "this is no YAML"),
+        ("variants: auto", "variants: [auto", 19, "this is no YAML"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_line_and_key(old, new, line, says):

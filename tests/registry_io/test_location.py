@@ -91,3 +91,7 @@ def test_a_password_in_an_address_is_in_no_message(tracking):
     with pytest.raises(NotFoundError, match="No model at 'http://127.0.0.1:1/model'") as told:
         listed(location)
     assert "s3cret" not in str(told.value)
+    short = locate("http://me:pw@127.0.0.1:1/model")
+    assert short.said(ValueError("some name at http://me:pw@127.0.0.1:1/model: pw")) == (
+        "some name at http://127.0.0.1:1/model: …"
+    )
