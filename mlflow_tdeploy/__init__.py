@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow_tdeploy.flavor.requirements import get_default_conda_env, get_default_pip_requirements
     from mlflow_tdeploy.flavor.save import save_model
     from mlflow_tdeploy.flavor.verify import verify_model
+    from mlflow_tdeploy.promotion.api import apply, history, plan, promote, rollback, status
 
 #: Name of the flavor in an ``MLmodel`` file.
 FLAVOR_NAME = "tdeploy"
@@ -34,6 +35,7 @@ _HOMES = {
     "verify_model": "flavor.verify",
     "get_default_pip_requirements": "flavor.requirements",
     "get_default_conda_env": "flavor.requirements",
+    **dict.fromkeys(("plan", "apply", "promote", "rollback", "status", "history"), "promotion.api"),
 }
 
 __all__ = [
@@ -41,13 +43,19 @@ __all__ = [
     "EngineOptions",
     "EnginePlan",
     "_load_pyfunc",
+    "apply",
     "download_variant",
     "extend_model",
     "get_default_conda_env",
     "get_default_pip_requirements",
+    "history",
     "load_model",
     "log_model",
+    "plan",
+    "promote",
+    "rollback",
     "save_model",
+    "status",
     "verify_model",
 ]
 

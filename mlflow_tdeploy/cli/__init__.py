@@ -12,6 +12,7 @@ from mlflow_tdeploy.cli.download import download
 from mlflow_tdeploy.cli.engine import engine
 from mlflow_tdeploy.cli.log import log
 from mlflow_tdeploy.cli.plan import plan
+from mlflow_tdeploy.cli.promote import history, promote, rollback, status
 from mlflow_tdeploy.cli.render import render
 from mlflow_tdeploy.cli.show import explain, inspect
 from mlflow_tdeploy.cli.triton import triton
@@ -24,5 +25,8 @@ def main() -> None:
     """Log a transformer as a bundle of verified variants; look at bundles; measure them."""
 
 
-for _command in (log, inspect, explain, doctor, bench, engine, verify, download, render, plan, apply, cache, triton):
+for _command in (
+    log, inspect, explain, doctor, bench, engine, verify, download, render, plan, apply, promote, rollback, status,
+    history, cache, triton,
+):  # fmt: skip
     main.add_command(_command)

@@ -30,12 +30,13 @@ def apply(context: click.Context, file: Path, yes: bool) -> None:
         show(plan)
         if plan.changes and not yes:
             click.confirm("Do it?", abort=True)
-        done = do(plan, spec, told=_told)
+        done = do(plan, spec, told=show_outcome)
     failed = any(one.state != "done" or one.why for one in done)
     context.exit(1 if failed or plan.refused else 0)
 
 
-def _told(one: Outcome) -> None:
+def show_outcome(one: Outcome) -> None:
+    """Write what became of a step."""
     place = f"{one.step.target} {one.step.name} at {one.step.server}"
     click.echo(
         f"{one.state:11}{place}: version {one.step.after}, {one.seconds:.1f} s{f': {one.why}' if one.why else ''}"

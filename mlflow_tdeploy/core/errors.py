@@ -113,6 +113,12 @@ class VerificationError(TDeployError):
     code = "INVALID_STATE"
 
 
+class PromotionError(TDeployError):
+    """A version may not serve, or could not be brought everywhere: everything is as it was."""
+
+    code = "INVALID_STATE"
+
+
 class BuildError(TDeployError):
     """A build step (export, fusion, quantization, verification) failed."""
 

@@ -138,7 +138,7 @@ class Deployments(Tidy):
             changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
             if not wanted == before == route.active:
                 self._step("switch")
-                self._switch(name, route, route.moved(wanted, now(), _user()))
+                self._switch(name, route, route.moved(wanted, now(), user_name()))
                 changed = True
             self._retire(name, grace)
         return Deployed(name, wanted, before, changed, Sent(), time.perf_counter() - started)
@@ -201,7 +201,7 @@ class Deployments(Tidy):
             sent = self._bring_graph(what, settings, work)
             sent += self._bring_front(what, settings, work)
             self._step("switch")
-            new = (route or Route(what.version)).switched(what.version, settings, now(), _user())
+            new = (route or Route(what.version)).switched(what.version, settings, now(), user_name())
             self._switch(what.name, route, new)
         return sent
 
@@ -318,7 +318,8 @@ def _is_whole(files: RepositoryFiles, model: str) -> bool:
     return index is not None and index.whole and not missing(files, model)
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return who does this, as the system knows them."""
     with contextlib.suppress(Exception):  # no such user, no environment
         return getpass.getuser()
     return "unknown"

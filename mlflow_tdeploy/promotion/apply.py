@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, first_line
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import deployments_at
+from mlflow_tdeploy.promotion.history import History
+from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Plan, Step
 from mlflow_tdeploy.promotion.spec import Rule, Server, Spec, Target
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
@@ -21,25 +24,14 @@ from mlflow_tdeploy.triton.bundle_version import BundleVersion
 _log = logging.getLogger("mlflow_tdeploy")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a step.
-
-    Attributes:
-        step: The step.
-        state: ``done``; ``failed``, and what served serves on; ``taken back``, as another server of its target failed;
-            ``left``: not begun, as one before it failed.
-        seconds: How long it took.
-        why: Why it failed, in one line.
-    """
-
-    step: Step
-    state: Literal["done", "failed", "taken back", "left"]
-    seconds: float = 0.0
-    why: str = ""
-
-
-def apply(plan: Plan, spec: Spec, told: Callable[[Outcome], None] = lambda outcome: None) -> tuple[Outcome, ...]:
+def apply(
+    plan: Plan,
+    spec: Spec,
+    told: Callable[[Outcome], None] = lambda outcome: None,
+    *,
+    client: MlflowClient | None = None,
+    trigger: str = "apply",
+) -> tuple[Outcome, ...]:
     """Do what a plan says; what it refuses is left alone, and a second call finds nothing to do.
 
     The servers of a target get a version one by one. Where one fails, those before it get back what they had: a target
@@ -49,30 +41,51 @@ def apply(plan: Plan, spec: Spec, told: Callable[[Outcome], None] = lambda outco
         plan: What to do.
         spec: What it was made from.
         told: Called with each outcome.
+        client: Whose registry is told what became of it; the current one by default.
+        trigger: What to say there that was called.
 
     Returns:
         An outcome for each step that changes something, in the order of the plan.
     """
-    groups: dict[tuple[str, str], list[Step]] = {}
-    for step in plan.changes:
-        groups.setdefault((step.target, step.name), []).append(step)
+    history = History(client)
+    history.add(refusals(plan, trigger))
     found: list[Outcome] = []
-    for steps in groups.values():
-        for outcome in _together(steps, spec):
+    for steps in by_place(plan.changes).values():
+        outcomes = _alone(steps, spec)
+        for outcome in outcomes:
             told(outcome)
-            found.append(outcome)
+        found += outcomes
+        history.add(events_of(outcomes, trigger))
     return tuple(found)
 
 
-def _together(steps: list[Step], spec: Spec) -> list[Outcome]:
-    """Do the steps of one name on the servers of a target, or none of them."""
+def _alone(steps: list[Step], spec: Spec) -> list[Outcome]:
+    """Do the steps while nobody else promotes to the target."""
+    try:
+        with targets_held(spec, {one.target for one in steps}):
+            return together(steps, spec)
+    except TDeployError as error:  # somebody else is at it: nothing was begun
+        return [Outcome(one, "left", why=first_line(error)) for one in steps]
+
+
+def together(steps: Sequence[Step], spec: Spec, do: Callable[[Step, Spec], None] | None = None) -> list[Outcome]:
+    """Do all steps, one by one, or none of them: where one fails, those before it are taken back.
+
+    Args:
+        steps: The steps. Who calls holds their targets, see :func:`targets_held`.
+        spec: What they were made from.
+        do: Does a step; brings the version by default.
+    """
     found: list[Outcome] = []
     for place, step in enumerate(steps):
         started = time.perf_counter()
         try:
-            _bring(step, spec)
-        except (TDeployError, MlflowException) as error:
+            (do or _bring)(step, spec)
+        except Exception as error:  # whatever a gate throws: what served serves on
             why = first_line(error)
+            if not isinstance(error, (TDeployError, MlflowException)):
+                _log.exception("Version %s of '%s' at %s", step.after, step.name, step.server)
+                why = f"{type(error).__name__}: {why}"
             back = [_taken_back(one, spec, why) for one in found]
             failed = Outcome(step, "failed", time.perf_counter() - started, why)
             return [*back, failed, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
@@ -87,7 +100,7 @@ def _bring(step: Step, spec: Spec) -> None:
         ConflictError: The plan is older than what is there, or the variant would be another one now.
         TDeployError: See :meth:`Deployments.deploy`.
     """
-    found, rule = _there(step, spec), _rule(step, spec)
+    found, rule = server_of(step, spec), _rule(step, spec)
     try:
         before: dict[str, Any] | None = found.describe(step.name)
     except NotFoundError:
@@ -107,11 +120,16 @@ def _bring(step: Step, spec: Spec) -> None:
     found.deploy(what, how)
 
 
+def take_back(outcomes: Iterable[Outcome], spec: Spec, why: str) -> list[Outcome]:
+    """Give servers back what they had; what was not done stays as it is told."""
+    return [_taken_back(one, spec, why) if one.state == "done" else one for one in outcomes]
+
+
 def _taken_back(outcome: Outcome, spec: Spec, why: str) -> Outcome:
     """Give a server back what it had."""
     step, started = outcome.step, time.perf_counter()
     try:
-        found = _there(step, spec)
+        found = server_of(step, spec)
         if step.before is None:
             found.delete(step.name)
         else:
@@ -123,7 +141,12 @@ def _taken_back(outcome: Outcome, spec: Spec, why: str) -> Outcome:
     return Outcome(step, "taken back", seconds, f"another server failed: {why}")
 
 
-def _there(step: Step, spec: Spec) -> Deployments:
+def server_of(step: Step, spec: Spec) -> Deployments:
+    """Return the deployments of a step's server.
+
+    Raises:
+        ConflictError: There is no such server any more.
+    """
     target, server = _server(step, spec)
     return deployments_at(target, server)
 

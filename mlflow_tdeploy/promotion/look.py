@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from mlflow import MlflowClient
@@ -27,9 +28,14 @@ def make_plan(spec: Spec, client: MlflowClient | None = None) -> Plan:
 
     Raises:
         ConflictError: Two models would have one name on a target.
-        MlflowException: The registry does not answer, or has no model of a name that is no pattern.
+        MlflowException: The registry does not answer.
     """
-    places = [(one, server) for one in desired(spec, client) for server in spec.targets[one.target].servers]
+    return plan_for(spec, desired(spec, client))
+
+
+def plan_for(spec: Spec, wanted: Iterable[Desired]) -> Plan:
+    """Return what would have to change for what is wanted to be so."""
+    places = [(one, server) for one in wanted for server in spec.targets[one.target].servers]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return Plan(tuple(pool.map(lambda place: _step(spec, *place), places)))
 

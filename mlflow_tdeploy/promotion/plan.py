@@ -67,6 +67,8 @@ class Step:
         evidence: By name: what the variant that serves has, and what the other one has.
         verdicts: Of the gates, in order, up to the first that fails.
         why: In one line.
+        since: When the version that answers was switched to, UTC in ISO format.
+        by: Who did that.
     """
 
     action: Action
@@ -83,6 +85,13 @@ class Step:
     evidence: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
     why: str = ""
+    since: str = ""
+    by: str = ""
+
+    @property
+    def again(self) -> bool:
+        """Whether the version that is deployed is brought again, as it does not answer, or not as is said."""
+        return self.action == "update" and self.before == self.after
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,8 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
     place = _place(wanted, observed)
     if not observed.reachable:
         return replace(place, why=observed.why)
+    if not wanted.registered:
+        return replace(place, why=f"there is no registered model '{wanted.model}' (yet)")
     if wanted.version is None or coming is None:
         meant = f"alias '{wanted.rule.alias}'" if wanted.rule.alias else f"stage '{wanted.rule.stage}'"
         serves = "what serves serves on" if observed.version else "nothing is deployed"
@@ -137,7 +148,7 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
         differences=found,
         evidence=_side_by_side(before.metrics, coming.metrics),
         verdicts=verdicts,
-        why=failed.why if failed else coming.decision,
+        why=failed.why if failed else _again(wanted, observed) or coming.decision,
     )
 
 
@@ -156,8 +167,18 @@ def settled(wanted: Desired, observed: Observed) -> Step | None:
 def _place(wanted: Desired, observed: Observed) -> Step:
     """Return a step of which only is known what it is about."""
     return Step(
-        "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version
+        "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
+        since=observed.says("deployed"), by=observed.says("by"),
     )  # fmt: skip
+
+
+def _again(wanted: Desired, observed: Observed) -> str:
+    """Return why the version that is deployed is brought again; empty where another one is."""
+    if observed.version is None or observed.version != wanted.version:
+        return ""
+    if not _is_there(wanted, observed):
+        return f"version {wanted.version} is deployed there, and it does not answer"
+    return f"version {wanted.version} answers, and not as is said now"
 
 
 def _is_there(wanted: Desired, observed: Observed) -> bool:

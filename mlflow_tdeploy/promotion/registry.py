@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mlflow_tdeploy.core.errors import ConflictError
 from mlflow_tdeploy.promotion.spec import Rule, Spec
@@ -24,6 +26,7 @@ class Desired:
         name: The stable name on the servers.
         target: The target, by name.
         rule: What says so.
+        registered: Whether there is such a registered model.
     """
 
     model: str
@@ -31,6 +34,7 @@ class Desired:
     name: str
     target: str
     rule: Rule
+    registered: bool = True
 
     @property
     def uri(self) -> str:
@@ -47,7 +51,7 @@ def desired(spec: Spec, client: MlflowClient | None = None) -> tuple[Desired, ..
 
     Raises:
         ConflictError: Two models would have one name on a target.
-        MlflowException: The registry does not answer, or has no model of a name that is no pattern.
+        MlflowException: The registry does not answer.
     """
     found: dict[tuple[str, str], Desired] = {}
     for one in _of_rules(spec.models, client or MlflowClient()):
@@ -70,10 +74,38 @@ def _of_rules(rules: Iterable[Rule], client: MlflowClient) -> Iterator[Desired]:
         if rule.is_pattern:
             meant = [model for name, model in sorted((models or {}).items()) if rule.matches(name)]
         else:
-            meant = [(models or {}).get(rule.name) or client.get_registered_model(rule.name)]
+            meant = [(models or {}).get(rule.name) or _model(client, rule.name)]
         for model in meant:
             for target in rule.to:
-                yield Desired(model.name, _version(model, rule), rule.served_as(model.name), target, rule)
+                if model is None:
+                    yield Desired(rule.name, None, rule.served_as(rule.name), target, rule, registered=False)
+                else:
+                    yield Desired(model.name, _version(model, rule), rule.served_as(model.name), target, rule)
+
+
+def _model(client: MlflowClient, name: str) -> Any:
+    """Return a registered model; None where there is none (yet), which is nobody else's trouble."""
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return None
+        raise
+
+
+def versions_of(client: MlflowClient, model: str) -> Iterator[Any]:
+    """Return the versions of a registered model, the newest first.
+
+    Raises:
+        MlflowException: The registry does not answer.
+    """
+    sign = '"' if "'" in model else "'"  # MLflow's filters know no escaping
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = {sign}{model}{sign}", _PAGE, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _all(client: MlflowClient) -> Iterator[Any]:
@@ -81,8 +113,7 @@ def _all(client: MlflowClient) -> Iterator[Any]:
     while True:
         page = client.search_registered_models(max_results=_PAGE, page_token=token)
         yield from page
-        token = page.token
-        if not token:
+        if not (token := page.token):
             return
 
 

@@ -33,6 +33,9 @@ from mlflow_tdeploy.triton.names import check_name
 
 _PATTERN = "*?["
 _ADDRESS = re.compile(r"(https?|grpcs?)://[^@/\s]+/?")
+#: Stages that a version can be served for.
+STAGES = ("Staging", "Production", "Archived")
+_TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Keys of ``-C`` that are said of one call, and of no deployment.
 _OF_A_CALL = ("version", "config_file")
 
@@ -128,7 +131,7 @@ class Rule(_Part):
 
     name: str = Field(min_length=1)
     alias: str = ""
-    stage: Literal["", "Staging", "Production", "Archived"] = ""
+    stage: str = ""
     to: tuple[str, ...] = Field(min_length=1)
     deploy_as: str = ""
     serve: Mapping[str, Any] = Field(default_factory=dict)
@@ -140,6 +143,13 @@ class Rule(_Part):
     def _to_one_target(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and isinstance(given.get("to"), str):
             return {**given, "to": [given["to"]]}
+        return given
+
+    @field_validator("stage")
+    @classmethod
+    def _is_a_stage(cls, given: str) -> str:
+        if given and given not in STAGES:
+            raise ValueError(f"there is no stage {given!r}. There are: {', '.join(STAGES)}")
         return given
 
     @model_validator(mode="after")
@@ -194,6 +204,11 @@ class Spec(_Part):
             found = cls.model_validate(document.content)
         except ValidationError as error:
             raise _told(document, error) from None
+        for target in found.targets:
+            if not _TARGET.fullmatch(target):
+                raise document.error(
+                    ("targets", target), "a target is called with 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'."
+                )
         for index, rule in enumerate(found.models):
             _check_rule(document, found, rule, ("models", index))
         return found

@@ -1,4 +1,57 @@
 """A real Triton for promotions."""
 
+from __future__ import annotations
+
+import mlflow
+import pytest
+
+import mlflow_tdeploy
+from mlflow_tdeploy.promotion.actual import deployments_at
+from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.triton.local import local_triton
 from tests.deploy.conftest import running, target  # noqa: F401
+from tests.flavor.text_bundles import make_text_bundle
 from tests.triton.conftest import server  # noqa: F401
+
+
+@pytest.fixture
+def words(tracking, tmp_path):
+    for number in range(2):
+        made = make_text_bundle(tmp_path / str(number))
+        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    found = mlflow.MlflowClient()
+    found.set_registered_model_alias("words", "champion", 1)
+    return found
+
+
+@pytest.fixture
+def two(server, tmp_path):  # noqa: F811
+    """Two servers, each with a repository of its own, and the file that names them."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    with local_triton(folders[0], server=server) as first, local_triton(folders[1], server=server) as second:
+        servers = [
+            f"{{url: '{one.url}', repository: '{where}'}}" for one, where in zip((first, second), folders, strict=True)
+        ]
+        text = f"targets: {{both: {{servers: [{', '.join(servers)}]}}}}\n"
+        text += (
+            "models: [{name: words, alias: champion, to: both, serve: {device: cpu, variant: onnx-fp32, grace: 0}}]\n"
+        )
+        (tmp_path / "tdeploy.yaml").write_text(text)
+        yield Spec.read(tmp_path / "tdeploy.yaml"), second
+
+
+@pytest.fixture
+def versions(two):
+    """Return which version each server answers with."""
+    spec, _ = two
+
+    def look(count=2):
+        found = []
+        for one in spec.targets["both"].servers[:count]:
+            serving = deployments_at(spec.targets["both"], one).serving("words")
+            found.append(serving.active if serving else None)
+        return found
+
+    return look

@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-import mlflow
 import numpy as np
-import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
-import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.apply import apply
 from mlflow_tdeploy.promotion.look import make_plan
-from mlflow_tdeploy.promotion.spec import Spec
-from mlflow_tdeploy.triton.local import local_triton
-from tests.flavor.text_bundles import make_text_bundle
 
 
-@pytest.fixture
-def words(tracking, tmp_path):
-    for number in range(2):
-        made = make_text_bundle(tmp_path / str(number))
-        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
-    found = mlflow.MlflowClient()
-    found.set_registered_model_alias("words", "champion", 1)
-    return found
-
-
-@pytest.fixture
-def two(server, tmp_path):
-    """Two servers, each with a repository of its own, and the file that names them."""
-    folders = [tmp_path / "first", tmp_path / "second"]
-    for folder in folders:
-        folder.mkdir()
-    with local_triton(folders[0], server=server) as first, local_triton(folders[1], server=server) as second:
-        servers = [
-            f"{{url: '{one.url}', repository: '{where}'}}" for one, where in zip((first, second), folders, strict=True)
-        ]
-        text = f"targets: {{both: {{servers: [{', '.join(servers)}]}}}}\n"
-        text += (
-            "models: [{name: words, alias: champion, to: both, serve: {device: cpu, variant: onnx-fp32, grace: 0}}]\n"
-        )
-        (tmp_path / "tdeploy.yaml").write_text(text)
-        yield Spec.read(tmp_path / "tdeploy.yaml"), second
-
-
-def versions(spec, count=2):
-    found = []
-    for one in spec.targets["both"].servers[:count]:
-        serving = deployments_at(spec.targets["both"], one).serving("words")
-        found.append(serving.active if serving else None)
-    return found
-
-
-def test_all_servers_of_a_target_get_a_version_or_none_does(two, words, tmp_path):
+def test_all_servers_of_a_target_get_a_version_or_none_does(two, words, tmp_path, versions):
     spec, second = two
     done = apply(make_plan(spec), spec)
     assert [one.state for one in done] == ["done", "done"]
-    assert versions(spec) == [1, 1]
+    assert versions() == [1, 1]
     assert [one.action for one in make_plan(spec).steps] == ["none", "none"]
     assert apply(make_plan(spec), spec) == ()
 
@@ -69,10 +27,10 @@ def test_all_servers_of_a_target_get_a_version_or_none_does(two, words, tmp_path
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert done.output.count("done       both words at http") == 2
-    assert versions(spec) == [2, 2]
+    assert versions() == [2, 2]
     stale = apply(old, spec)
     assert {one.state for one in stale} == {"done"}  # what it wants is there
-    assert versions(spec) == [2, 2]
+    assert versions() == [2, 2]
 
     words.set_registered_model_alias("words", "champion", 1)
     plan = make_plan(spec)
@@ -80,7 +38,7 @@ def test_all_servers_of_a_target_get_a_version_or_none_does(two, words, tmp_path
     taken_back, failed = apply(plan, spec)
     assert (taken_back.state, failed.state) == ("taken back", "failed")
     assert "nobody answers" in failed.why
-    assert versions(spec, 1) == [2]
+    assert versions(1) == [2]
     assert [one.action for one in make_plan(spec).steps] == ["update", "unknown"]
     answer = deployments_at(spec.targets["both"], spec.targets["both"].servers[0]).client.infer(
         "words", {"text": np.array([[b"the cat"]], object)}
@@ -88,7 +46,7 @@ def test_all_servers_of_a_target_get_a_version_or_none_does(two, words, tmp_path
     assert answer["sentence_embedding"].shape[0] == 1
 
 
-def test_a_plan_that_is_older_than_what_is_there_is_not_done(two, words):
+def test_a_plan_that_is_older_than_what_is_there_is_not_done(two, words, versions):
     spec, _ = two
     empty = make_plan(spec)
     apply(empty, spec)
@@ -97,7 +55,7 @@ def test_a_plan_that_is_older_than_what_is_there_is_not_done(two, words):
     done = apply(empty, spec)  # version 1, where nothing was
     assert [one.state for one in done] == ["failed", "left"]
     assert "Version 2 of 'words' answers, the plan has seen None. Plan again." in done[0].why
-    assert versions(spec) == [2, 2]
+    assert versions() == [2, 2]
 
 
 def test_one_model_under_two_names_is_served_as_each_rule_says(two, words):
@@ -113,7 +71,7 @@ def test_one_model_under_two_names_is_served_as_each_rule_says(two, words):
     assert {one.action for one in make_plan(both).steps} == {"none"}
 
 
-def test_whatever_fails_on_one_server_is_taken_back_on_the_others(two, words, monkeypatch):
+def test_whatever_fails_on_one_server_is_taken_back_on_the_others(two, words, monkeypatch, versions):
     spec, _ = two
     bring, asked = Wanted.for_server, []
 
@@ -126,4 +84,4 @@ def test_whatever_fails_on_one_server_is_taken_back_on_the_others(two, words, mo
     monkeypatch.setattr(Wanted, "for_server", failing)
     done = apply(make_plan(spec), spec)
     assert [one.state for one in done] == ["taken back", "failed"]
-    assert versions(spec) == [None, None]
+    assert versions() == [None, None]

@@ -113,6 +113,8 @@ def test_what_cannot_be_deployed_or_asked_is_told_and_what_nobody_wants_serves_o
     gone = step(dataclasses.replace(WANTED, version=None), SERVES, None, BEFORE)
     assert gone.action == "keep"
     assert gone.why == "no version of it has the alias 'champion': what serves serves on"
+    missing = step(dataclasses.replace(WANTED, version=None, registered=False), SERVES, None, BEFORE)
+    assert (missing.action, missing.why) == ("unknown", "there is no registered model 'm' (yet)")
     whole = Plan((found, away, gone, step(WANTED, SERVES, COMING, BEFORE)))
     assert ([one.action for one in whole.changes], len(whole.refused)) == (["update"], 2)
 

@@ -71,7 +71,7 @@ def test_no_secret_is_shown():
         ("signature: any", "signature: maybe", 17, "input should be 'compatible', 'same' or 'any'"),
         ("repository: s3://", "bucket: s3://", 4, "'targets.production.bucket': this key is unknown. Known here: "),
         ("    alias: champion\n", "", 9, r"'models\[0\]': say which version by alias: or by stage:"),
-        ("stage: Production", "stage: production", 14, "input should be '', 'Staging', 'Production' or 'Archived'"),
+        ("stage: Production", "stage: production", 14, "there is no stage 'production'. There are: Staging, "),
         ("to: production", "to: prodution", 11, "there is no target 'prodution'. There are: production, edge"),
         ("device: cpu", "device: tpu", 12, r"'models\[0\].serve.device': 'device' must be cpu or cuda"),
         ("keep: 2", "keeep: 2", 12, r"'models\[0\].serve.keeep': Unknown key 'keeep'. Known: "),

@@ -1,0 +1,134 @@
+"""Back to the version that answered before, on the servers and in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, UnreachableError
+from mlflow_tdeploy.promotion.actual import Observed, observe
+from mlflow_tdeploy.promotion.apply import server_of, together
+from mlflow_tdeploy.promotion.history import History
+from mlflow_tdeploy.promotion.label import Label
+from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.outcome import Outcome, events_of, require_done
+from mlflow_tdeploy.promotion.plan import Step
+from mlflow_tdeploy.promotion.registry import Desired, desired
+from mlflow_tdeploy.promotion.spec import Spec
+
+
+def rollback(
+    name: str,
+    spec: Spec,
+    *,
+    version: int | None = None,
+    alias: str = "",
+    stage: str = "",
+    client: MlflowClient | None = None,
+    told: Callable[[Outcome], None] = lambda outcome: None,
+) -> tuple[Outcome, ...]:
+    """Go back to the version that answered before, alias or stage included; or leave everything as it was.
+
+    It is loaded already unless ``keep_loaded`` is off, and passes no gates: it did when it came. A server that is away
+    is left; it gets the version when it is corrected.
+
+    Args:
+        name: A registered model, or the stable name that it is served by.
+        spec: What is served where.
+        version: Which version; the one before by default.
+        alias: By which alias it is served, where there are several.
+        stage: Or by which stage.
+        client: Whose registry; the current one by default.
+        told: Called with each outcome.
+
+    Returns:
+        An outcome for each server.
+
+    Raises:
+        NotFoundError: Nothing is served by that name, or there is no version before, here or in the registry.
+        ConflictError: The servers do not agree on which version was before, or the name has several aliases.
+        UnreachableError: No server answers.
+        PromotionError: A server failed: everything is as it was.
+    """
+    client = client or MlflowClient()
+    label = Label.of(alias, stage) if alias or stage else None
+    with targets_held(spec, {one.target for one in _named(spec, client, name, label)}):
+        places = _named(spec, client, name, label)
+        seen = _seen(spec, places)
+        back = version if version is not None else _before(name, [one.observed for one in seen])
+        steps = [one.step(back) for one in seen if one.observed.reachable and one.observed.version is not None]
+        left = tuple(Outcome(one.step(back), "left", why=one.observed.why or "nothing is deployed") for one in seen
+                     if not one.observed.reachable or one.observed.version is None)  # fmt: skip
+        model = places[0].model
+        with Label.of_rule(places[0].rule).moved(client, model, back):
+            done = tuple(together(steps, spec, _go_back))
+            for outcome in (*done, *left):
+                told(outcome)
+            History(client).add(events_of(done, "rollback", "rolled back"))
+            require_done(done, f"'{model}' did not go back to version {back}")
+    return (*done, *left)
+
+
+@dataclass(frozen=True)
+class _Place:
+    wanted: Desired
+    observed: Observed
+
+    def step(self, version: int) -> Step:
+        """Return going back here."""
+        found, wanted = self.observed, self.wanted
+        return Step(
+            "update", wanted.target, found.server, wanted.name, wanted.model, found.version, version,
+            why=f"back from version {found.version}",
+        )  # fmt: skip
+
+
+def _go_back(step: Step, spec: Spec) -> None:
+    server_of(step, spec).rollback(step.name, step.after)
+
+
+def _named(spec: Spec, client: MlflowClient, name: str, label: Label | None) -> list[Desired]:
+    """Return where a model is served, by the one label that it is served by."""
+    known = desired(spec, client)
+    found = [one for one in known if one.model == name] or [one for one in known if one.name == name]
+    if not found:
+        served = ", ".join(sorted({one.name for one in known})) or "nothing"
+        raise NotFoundError(f"No rule serves '{name}'. Served are: {served}.")
+    found = [one for one in found if label in (None, Label.of_rule(one.rule))]
+    ways = sorted({f"'{one.model}' by {Label.of_rule(one.rule)}" for one in found})
+    if not ways:
+        raise NotFoundError(f"'{name}' is not served by {label}.")
+    if len(ways) > 1:
+        raise ConflictError(f"'{name}' may be {' or '.join(ways)}. Say which: alias or stage, or the model's name.")
+    return found
+
+
+def _seen(spec: Spec, places: Iterable[Desired]) -> list[_Place]:
+    return [
+        _Place(one, observe(spec.targets[one.target], server, one.name))
+        for one in places
+        for server in spec.targets[one.target].servers
+    ]
+
+
+def _before(name: str, seen: Iterable[Observed]) -> int:
+    """Return the version that answered before, as all servers that can be asked say."""
+    there = [one for one in seen if one.reachable]
+    if not there:
+        raise UnreachableError(f"No server of '{name}' answers: nothing was changed.")
+    deployed = [one for one in there if one.version is not None]
+    if not deployed:
+        raise NotFoundError(f"Nothing is deployed as '{name}'.")
+    versions = {one.server: next(iter(one.described.get("previous", ())), None) for one in deployed}
+    found = set(versions.values())
+    if len(found) > 1:
+        told = ", ".join(f"{server}: {before or 'none'}" for server, before in versions.items())
+        raise ConflictError(f"The servers do not agree on the version of '{name}' before ({told}). Say which: version.")
+    back = found.pop()
+    if back is None:
+        raise NotFoundError(
+            f"'{name}' has no version to go back to: none was before, or none is kept (serve: {{keep: 1}} keeps one)."
+        )
+    return int(back)
