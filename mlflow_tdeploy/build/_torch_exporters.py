@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+
+#: What makes a number of Python of a tensor: a trace keeps what it was.
+_ENDS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
+#: Nodes of a trace whose results are sizes.
+_SIZES = frozenset({"aten::size", "aten::dim", "aten::numel", "aten::len", "prim::shape", "onnx::Shape"})
+_TORCH = str(Path(torch.__file__).parent)
 
 
 @contextlib.contextmanager
@@ -48,3 +56,69 @@ def _forget_kernels(operators: list[Any]) -> None:
         looked_up = getattr(operator, "_dispatch_cache", None)
         if looked_up is not None:
             looked_up.clear()
+
+
+@contextlib.contextmanager
+def decisions(inputs: int) -> Iterator[dict[str, None]]:
+    """Notice where a forward makes numbers of Python of what its inputs hold: a trace has one way of each ``if``.
+
+    Sizes are told from values by what a tensor was computed from in the trace.
+
+    Args:
+        inputs: How many inputs the traced function has; what comes after them are weights.
+
+    Yields:
+        The places, ``file.py:12: if x.max() > 1:``, each once.
+    """
+    found: dict[str, None] = {}
+    own = {name: torch.Tensor.__dict__.get(name) for name in _ENDS}
+    for name in _ENDS:
+        setattr(torch.Tensor, name, _noticing(getattr(torch.Tensor, name), inputs, found))
+    try:
+        yield found
+    finally:
+        for name, before in own.items():
+            if before is None:
+                delattr(torch.Tensor, name)
+            else:
+                setattr(torch.Tensor, name, before)
+
+
+def _noticing(original: Callable[..., Any], inputs: int, found: dict[str, None]) -> Callable[..., Any]:
+    def asked(tensor: torch.Tensor, *arguments: Any) -> Any:
+        if torch.jit.is_tracing() and _is_of_values(tensor, inputs) and (place := _caller()):
+            found[place] = None
+        return original(tensor, *arguments)
+
+    return asked
+
+
+def _is_of_values(tensor: torch.Tensor, inputs: int) -> bool:
+    """Tell whether a traced tensor is computed from the inputs' values, and not only from their sizes."""
+    get: Any = getattr(torch._C, "_get_value_trace", None)
+    try:
+        waiting = [get(tensor)] if get else []
+    except RuntimeError:  # it is no part of the trace
+        return False
+    seen = set()
+    while waiting:
+        value = waiting.pop()
+        node, name = value.node(), value.debugName()
+        if node.kind() == "prim::Param":
+            if value.offset() < inputs:
+                return True
+        elif node.kind() not in _SIZES and name not in seen:
+            waiting.extend(node.inputs())
+        seen.add(name)
+    return False
+
+
+def _caller() -> str:
+    """Return the line of the model's code that is running; empty where it is torch's own."""
+    frame: Any = sys._getframe(2)
+    if frame.f_code.co_filename.startswith(_TORCH):
+        return ""
+    import linecache
+
+    path, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{Path(path).name}:{line}: {linecache.getline(path, line).strip()[:100]}"

@@ -21,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from mlflow_tdeploy.build._torch_exporters import own_loops, without_dumps
+from mlflow_tdeploy.build._torch_exporters import decisions, own_loops, without_dumps
+from mlflow_tdeploy.build.exact_rules import exact_rules
 from mlflow_tdeploy.build.graphs import save_ir
 from mlflow_tdeploy.core.errors import ExportError
 from mlflow_tdeploy.core.tensors import Signature, TensorSpec
@@ -47,6 +48,8 @@ class ExportResult:
         ir_version: Version of the ONNX file format.
         seconds: Wall time of the whole export.
         notes: What a reader should know, such as why the first exporter was not used.
+        decided: Lines of the module's code that decide by values of the inputs: the graph has the way that the example
+            takes, whatever comes.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class ExportResult:
     ir_version: int
     seconds: float
     notes: tuple[str, ...] = ()
+    decided: tuple[str, ...] = ()
 
 
 def export_module(
@@ -88,10 +92,11 @@ def export_module(
     started = time.perf_counter()
     attempts: tuple[str, ...] = ("dynamo", "torchscript") if exporter == "auto" else (exporter,)
     traced = _trace_inputs(example, signature)
-    name, model, failures = _first_that_works(attempts, module, traced, signature, opset)
+    name, model, notes, decided = _first_that_works(attempts, module, traced, signature, opset)
     save_ir(model, path, external_data=external_data, threshold=EXTERNAL_DATA_BYTES)
-    notes = (*(f"not exported by {failure}" for failure in failures), *_fixed_notes(signature))
-    return ExportResult(path, name, _opset(model), int(model.ir_version), time.perf_counter() - started, notes)
+    said = (*notes, *_fixed_notes(signature), *(f"decides by values at {one}" for one in decided))
+    seconds = time.perf_counter() - started
+    return ExportResult(path, name, _opset(model), int(model.ir_version), seconds, said, decided)
 
 
 def _first_that_works(
@@ -100,18 +105,18 @@ def _first_that_works(
     traced: tuple[torch.Tensor, ...],
     signature: Signature,
     opset: int,
-) -> tuple[str, ir.Model, list[str]]:
-    """Return the first exporter that makes the graph, the graph, and why earlier ones did not."""
+) -> tuple[str, ir.Model, list[str], tuple[str, ...]]:
+    """Return the first exporter that makes the graph, the graph, why earlier ones did not, and what is decided."""
     failures: list[str] = []
     for name in attempts:
         try:
-            with _quiet(), _evaluating(module), exportable(), own_loops():
-                model = _EXPORTERS[name](_Adapter(module, signature), traced, signature, opset)
+            with _quiet(), _evaluating(module), exportable(), own_loops(), exact_rules():
+                model, decided = _EXPORTERS[name](_Adapter(module, signature), traced, signature, opset)
                 _finish(model, signature, opset)
         except Exception as error:
             failures.append(f"{name}: {_reason(error)}")
         else:
-            return name, model, failures
+            return name, model, [f"not exported by {failure}" for failure in failures], decided
     inner = getattr(module, "inner", module)
     said = " | ".join(failure.rstrip(".") for failure in failures)
     raise ExportError(
@@ -193,7 +198,9 @@ def _dynamic_axes(spec: TensorSpec, signature: Signature) -> dict[int, str]:
     return {axis: name for axis, name in axes.items() if name not in fixed}
 
 
-def _export_dynamo(adapter: _Adapter, inputs: tuple[torch.Tensor, ...], signature: Signature, opset: int) -> ir.Model:
+def _export_dynamo(
+    adapter: _Adapter, inputs: tuple[torch.Tensor, ...], signature: Signature, opset: int
+) -> tuple[ir.Model, tuple[str, ...]]:
     dims = {
         dim.name: torch.export.Dim(dim.name, min=dim.min, max=dim.max) for dim in signature.dims if dim.min != dim.max
     }
@@ -212,16 +219,16 @@ def _export_dynamo(adapter: _Adapter, inputs: tuple[torch.Tensor, ...], signatur
     )
     if program is None:
         raise ExportError("torch.onnx.export returned no program.")
-    return program.model
+    return program.model, ()
 
 
 def _export_torchscript(
     adapter: _Adapter, inputs: tuple[torch.Tensor, ...], signature: Signature, opset: int
-) -> ir.Model:
+) -> tuple[ir.Model, tuple[str, ...]]:
     specs = (*signature.inputs, *signature.outputs)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
-        with without_dumps():
+        with without_dumps(), decisions(len(inputs)) as decided:
             torch.onnx.export(
                 adapter,
                 inputs,
@@ -235,7 +242,7 @@ def _export_torchscript(
             )
         model = ir.load(file)
         ir.external_data.load_to_model(model)  # the folder goes away
-    return model
+    return model, tuple(decided)
 
 
 _EXPORTERS: dict[str, Any] = {"dynamo": _export_dynamo, "torchscript": _export_torchscript}

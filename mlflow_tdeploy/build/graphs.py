@@ -21,6 +21,7 @@ import onnxscript
 from onnxscript import optimizer as onnxscript_optimizer
 
 from mlflow_tdeploy.build.attention_mask import take_mask_input
+from mlflow_tdeploy.build.exact_rules import exact_rules
 from mlflow_tdeploy.core.errors import BuildError
 
 #: Kinds of fusion that :func:`fuse_for_ort` knows, and the operators that each leaves in a graph.
@@ -130,7 +131,7 @@ def simplify(src: Path, dst: Path) -> bool:
         Whether the graph got smaller. When it did not, ``dst`` holds the source graph unchanged.
     """
     before, model = ir.load(src), ir.load(src)
-    with quiet():
+    with quiet(), exact_rules():
         onnxscript_optimizer.optimize_ir(model, onnx_shape_inference=False)
         passes.CommonSubexpressionEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
@@ -167,7 +168,7 @@ def fuse_for_ort(
     """
     if unknown := set(fusions) - FUSIONS:
         raise BuildError(f"Unknown fusion {min(unknown)!r}. Available: {', '.join(sorted(FUSIONS))}.")
-    with quiet():
+    with quiet(), exact_rules():
         best = _fuse_onnxscript(src, fusions)
         if "attention" in fusions and not _fused(best).get("attention"):
             other = _fuse_transformers(src, fusions, num_heads, hidden_size)

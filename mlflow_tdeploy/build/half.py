@@ -17,6 +17,8 @@ from mlflow_tdeploy.core.errors import BuildError
 FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 _FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
 
+#: The smallest normal number of half precision: below it digits are lost, and the converter makes 1e-7 of an epsilon.
+_SMALLEST = 2.0**-14
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
@@ -45,7 +47,7 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         model = onnx.load(shaped, load_external_data=False)
     onnx.load_external_data_for_model(model, str(src.parent))
     _name_constants(model.graph)
-    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS]
+    blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS, "IsInf"]  # of which opset 10 knows no half precision
     with quiet():
         half = float16.convert_float_to_float16(
             model,
@@ -55,6 +57,7 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
             node_block_list=[
                 *keep_nodes,
                 *_finishing_nodes(model),
+                *_nodes_on_tiny_constants(model.graph),
                 *(node.name for node, _ in _branching(model.graph)),
             ],
             max_finite_val=1e4,  # a mask's -3e38 must not become -inf once a score is added
@@ -107,6 +110,30 @@ def _finishing_nodes(model: onnx.ModelProto) -> list[str]:
             if node.op_type in ("Add", "Max"):
                 large.update(node.output)
     return names
+
+
+def _nodes_on_tiny_constants(graph: onnx.GraphProto) -> list[str]:
+    """Name the nodes that take a number too small for half precision (an epsilon), and those that take what they give.
+
+    All nodes have names, see :func:`_finishing_nodes`.
+    """
+    constants = {one.name: one for one in graph.initializer}
+    constants |= {
+        node.output[0]: attribute.t
+        for node in graph.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value"
+    }
+    tiny = {name for name, tensor in constants.items() if _is_tiny(tensor)}
+    first = [node for node in graph.node if tiny & set(node.input)]
+    made = {name for node in first for name in node.output}
+    return [node.name for node in (*first, *(one for one in graph.node if made & set(one.input)))]
+
+
+def _is_tiny(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type != _FLOAT or list(tensor.dims) not in ([], [1]):
+        return False
+    return 0 < abs(float(onnx.numpy_helper.to_array(tensor).reshape(-1)[0])) < _SMALLEST
 
 
 def _join_fp32_neighbours(model: ir.Model) -> None:

@@ -259,13 +259,14 @@ class _Build:
             staged = staged.move_to(self.draft.root)
             self.kept[variant_id] = staged
         else:
-            self._refuse_last(variant_id, verified)
+            self._refuse_last(staged, verified)
             staged = staged.drop()
         self.variants[variant_id] = staged.variant
         return staged
 
-    def _refuse_last(self, variant_id: str, verified: Verified) -> None:
+    def _refuse_last(self, staged: Staged, verified: Verified) -> None:
         """The reference of a bundle without its source must be the source, or nothing can be relied on."""
+        variant_id = staged.variant.id
         if variant_id == self.reference:
             found = "is over the model's budget" if verified.metrics and not verified.failed else "fails"
             mend = "State a wider budget=…, or look why it differs."
@@ -275,6 +276,7 @@ class _Build:
                     "verify_with=… (rows that end in padding show what they are padded with), narrow its ranges with "
                     "shapes=…, and call a mask or padding '…mask'."
                 )
+            mend = f"{_traced(staged)}{mend}"
             raise BudgetError(
                 f"Variant '{variant_id}' {found}: {'; '.join(dict.fromkeys(verified.violations))}. It is the only form "
                 f"this model can be kept in (a torch module's code is not stored), so it cannot be dropped. {mend}"
@@ -316,6 +318,18 @@ class _Build:
                     self.draft.write_evidence(record)
             for variant in self.variants.values():
                 self.draft.write_variant(variant)
+
+
+def _traced(staged: Staged) -> str:
+    """Say what a graph has lost that was traced; empty for any other."""
+    if staged.variant.precision.settings.get("exporter") != "torchscript":
+        return ""
+    decided = [note for note in staged.graph.notes if note.startswith("decides by values")]
+    why = f" The module {'; '.join(decided)}." if decided else ""
+    return (
+        "torch.export does not take this module, so TorchScript has traced it: of an `if` on values a graph has the "
+        f"way that the example takes, and a Python loop over a dimension is as long as there (fix it: shapes=…).{why} "
+    )
 
 
 def _parameters(source: Source) -> int:

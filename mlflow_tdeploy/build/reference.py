@@ -6,6 +6,9 @@ What is asked, in graph inputs:
   different lengths (ragged). Text tasks fill them with the verification texts, joined and cut to length: random
   token ids are no language, activations on them are not those a user's texts cause, and an int8 variant's error on
   them says little about its error in use, in either direction.
+* *blanks*, of ``tensors`` with floats: zeros throughout (silence, a black image), of which only is asked that what the
+  reference answers in finite numbers is answered so: an epsilon may have been lost.
+* *rows*: some rows of the given requests of ``tensors``, each alone.
 * *batches*: all items in the batches that serving makes of them, and a sample of items alone, because dynamic
   quantization picks its ranges per batch: a text's answer depends on its neighbours.
 """
@@ -26,6 +29,7 @@ from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, TDeployError, first_line
 from mlflow_tdeploy.core.evidence import shape_text
+from mlflow_tdeploy.core.made_up import is_mask
 from mlflow_tdeploy.core.pipeline import Infer, Pipeline
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, At, Dim, Signature, dim_step, numpy_dtype
@@ -42,6 +46,8 @@ ANSWER_NUMBERS, FEWEST = 1 << 24, 512
 #: Outputs beyond this many bytes are kept on disk.
 MEMORY = 256 << 20
 _PARTS = ("corners", "items")
+#: What is asked besides: the model may have no answer to it.
+_EXTRA = ("rows", "blanks")
 _CORNERS: tuple[tuple[At, int], ...] = (("min", MAX_CORNER), ("opt", MAX_CORNER), ("max", MIN_CORNER))
 
 
@@ -50,7 +56,7 @@ class Case:
     """One batch that is asked.
 
     Attributes:
-        part: ``corners`` or ``items``.
+        part: ``corners``, ``items``, ``rows`` or ``blanks``.
         shape: Its sizes, for example ``batch=8,sequence=128``.
         feeds: The graph's inputs.
         indices: The items in it, by position; empty for corners.
@@ -94,8 +100,10 @@ class ReferenceAnswers:
         for case in _cases(task, data, largest_corner(parameters, task.signature)):
             try:
                 self._store.append(_asked(reference, case))
-            except BuildError:
-                if not case.optional:
+            except TDeployError as error:
+                if case.part in _EXTRA:
+                    continue
+                if not (case.optional and isinstance(error, BuildError)):
                     raise
                 skipped.append(case.shape)
                 continue
@@ -132,6 +140,8 @@ class ReferenceAnswers:
         """Refuse a reference that cannot answer items; corners of made-up tensors may be beyond what it is for."""
         found: dict[tuple[str, str], Comparison] = {}
         for case, outputs in self:
+            if case.part in _EXTRA:
+                continue
             one = found.setdefault((case.part, case.shape if case.part == "corners" else ""), self.task.comparison())
             one.add(outputs, outputs, case.feeds)
         told = {place: one.metrics() for place, one in found.items()}
@@ -218,10 +228,12 @@ def batch_text(signature: Signature, feeds: Arrays) -> str:
 
 def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
     yield from _corners(task, data, largest)
+    yield from _blanks(task, data)
     items = task.items(list(data.texts)) if data.texts else None
     if items is None:
         for index, request in enumerate(data.requests):
             yield Case("items", batch_text(task.signature, request), request, (index,), answers=True)
+        yield from _rows(task, data)
         return
     encoded = task.encode(items)
     for batch in Pipeline(task, _never).batches(encoded):
@@ -248,6 +260,38 @@ def _corners(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
             seen.append(feeds)
             optional = any(size % _step(task.signature, name) for name, size in sizes.items())
             yield Case("corners", batch_text(task.signature, feeds), feeds, optional=optional)
+
+
+def _rows(task: Task, data: VerifyData) -> Iterator[Case]:
+    """Yield some of the rows that were given, each by itself, where a request may have one: as many of them come so."""
+    signature = task.signature
+    dim, given = signature.batch_dim, data.requests
+    if dim is None or signature.dim(dim).min > 1:
+        return
+    sizes = [signature.sizes(request)[dim] for request in given]
+    rows = [(place, row) for place, count in enumerate(sizes) if count > 1 for row in range(count)]
+    for place, row in rows[:: max(1, len(rows) // ALONE)][:ALONE]:
+        feeds = {
+            spec.name: np.take(given[place][spec.name], [row], axis=spec.shape.index(dim))
+            if dim in spec.shape
+            else given[place][spec.name]
+            for spec in signature.inputs
+        }
+        yield Case("rows", batch_text(signature, feeds), feeds, optional=True)
+
+
+def _blanks(task: Task, data: VerifyData) -> Iterator[Case]:
+    """Yield a small request of zeros, where the model takes floats."""
+    floats = {
+        spec.name
+        for spec in task.signature.inputs
+        if numpy_dtype(spec.dtype).kind not in "biu" and not is_mask(spec.name)
+    }
+    if task.input_kind == "tensors" and floats:
+        (sizes, *_) = corner_sizes(task.signature, "min", MIN_CORNER)
+        feeds = task.example_feeds("min", ragged=False, sizes=sizes, items=data.real)
+        blank = {name: np.zeros_like(array) if name in floats else array for name, array in feeds.items()}
+        yield Case("blanks", batch_text(task.signature, blank), blank, optional=True)
 
 
 def _wanted_corners(signature: Signature, largest: int) -> Iterator[tuple[At, dict[str, int], bool]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mlflow_tdeploy.build.reference import Case, ReferenceAnswers, Score
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget, higher_is_better, is_metric
@@ -125,6 +127,10 @@ class _Asked:
             problem = same_outputs(reference, got)
         except Exception as error:  # whatever a runtime raises is the variant's failure
             problem = str(error) or type(error).__name__
+        if problem is None and case.part == "blanks":
+            problem = _lost_on_blanks(reference, got)
+            if problem is None:
+                return
         if problem is not None:
             self.problems.append(f"at {case.shape}: {problem}")
             return
@@ -158,6 +164,14 @@ class _Asked:
         return {
             part: {"batches": self._batches[part], **comparison.metrics()} for part, comparison in self._parts.items()
         }
+
+
+def _lost_on_blanks(reference: Arrays, got: Arrays) -> str | None:
+    """Return what is no longer finite where all that comes in is 0."""
+    for name, array in reference.items():
+        if array.dtype.kind not in "biu" and (np.isfinite(array) & ~np.isfinite(got[name])).any():
+            return f"'{name}' is NaN or infinite where the inputs are 0 throughout, and the source's own is not"
+    return None
 
 
 def _worse(whole: Mapping[str, float], part: Mapping[str, float]) -> dict[str, float]:

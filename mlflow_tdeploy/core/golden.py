@@ -68,7 +68,14 @@ def check_golden(task: Task, budget: Budget, requests: Sequence[GoldenRequest], 
     for other in others:
         comparison.add(other.outputs, other.outputs, other.feeds)
     comparison.add(request.outputs, got, request.feeds)
-    return "; ".join(budget.of_one(task.usual_budget()).violations(comparison.metrics(), single=True)) or None
+    own = budget.of_one(task.usual_budget())
+    told = "; ".join(own.violations(comparison.metrics(), single=True))
+    if told and own is not budget:
+        told += (
+            " (the model's budget limits nothing that one request shows, so the task's own holds for golden requests: "
+            "state a limit for that, too)"
+        )
+    return told or None
 
 
 def dump(requests: tuple[GoldenRequest, ...]) -> tuple[str, bytes]:

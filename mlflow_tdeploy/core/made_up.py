@@ -64,6 +64,8 @@ def make_up(
         shape, own = shapes[spec.name], known.get(spec.name)  # how it was given: repeated, no padding looks like one
         if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
+        if own is not None and ragged and own.dtype.kind not in "iub" and not (own.any() or is_mask(spec.name)):
+            own = None  # what a stream begins with, and what it is later: both are asked
         if is_mask(spec.name):
             feeds[spec.name] = _mask(spec, shape, own, draw, ragged=ragged)
         elif own is not None and tables.get(spec.name, 0) <= len(_BINARY) and _is_padding(own):
@@ -281,7 +283,7 @@ def _drawn(
     if varies and own.dtype.kind not in "iub" and own.shape[:1] < (_FEW,):
         wide = array.astype(np.float64)
         varied = wide * draw.random.uniform(1 - _VARIED, 1 + _VARIED, shape)
-        array = np.where(wide == np.round(wide), wide, np.clip(varied, float(own.min()), float(own.max())))
+        array = np.where(wide == np.round(wide), wide, np.clip(varied, float(np.nanmin(own)), float(np.nanmax(own))))
     return np.array(array, own.dtype, order="C")  # ascontiguousarray makes vectors of numbers
 
 

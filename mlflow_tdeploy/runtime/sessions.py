@@ -151,7 +151,7 @@ def check_encoding(task: Task, requests: Iterable[GoldenRequest]) -> None:
         except Exception as error:  # tokenizers raises bare ones
             raise IntegrityError(f"A golden request cannot be read on this host: {error}") from error
         for name, array in request.feeds.items():
-            if name not in feeds or not np.array_equal(feeds[name], array):
+            if name not in feeds or not np.array_equal(feeds[name], array, equal_nan=array.dtype.kind == "f"):
                 raise IntegrityError(
                     f"A golden request becomes another '{name}' on this host than where the model was logged, so its "
                     f"answers would be others. Install the versions of the model's requirements.txt (tokenizers first)."

@@ -94,3 +94,9 @@ def runs(infer: Callable[[Arrays], object], feeds: Arrays) -> bool:
     except Exception:  # a model raises what it likes
         return False
     return True
+
+
+def missing_values(example: Mapping[str, Array]) -> dict[str, list[str]]:
+    """Return the task's setting for inputs that may be NaN: those that are, somewhere in the example."""
+    found = [name for name, array in example.items() if array.dtype.kind == "f" and np.isnan(array).any()]
+    return {"missing": found} if found else {}

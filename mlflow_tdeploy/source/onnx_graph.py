@@ -27,7 +27,7 @@ from mlflow_tdeploy.source._onnx_signature import (
 )
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
-from mlflow_tdeploy.source._positions import integer_positions
+from mlflow_tdeploy.source._positions import integer_positions, missing_values
 from mlflow_tdeploy.source._shapes import check_shapes, make_dims
 from mlflow_tdeploy.source._survival import deadly
 from mlflow_tdeploy.source._tokenizer import (
@@ -115,6 +115,7 @@ class OnnxSource(Source):
             self.examples = (example,)
             self._probe(example)
             self.task_config |= integer_positions(self.signature, example, self.reference, ranges)
+            self.task_config |= missing_values(example)
 
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
         """Read task and signature for a graph that takes token ids."""

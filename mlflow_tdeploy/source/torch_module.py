@@ -15,7 +15,7 @@ from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tensors import DTYPES, Array, Arrays, Dim, Signature, TensorSpec, dim_step
 from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._options import Options
-from mlflow_tdeploy.source._positions import integer_positions, resized
+from mlflow_tdeploy.source._positions import integer_positions, missing_values, resized
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, check_shapes, identifier, make_dims
 from mlflow_tdeploy.source._tables import integer_ranges
 from mlflow_tdeploy.source._transformer_layers import one_path
@@ -36,6 +36,7 @@ class TorchModuleSource(Source):
         ranges = integer_ranges(module, example, [spec.name for spec in signature.outputs])
         self.task_config = {"integer_ranges": ranges} if ranges else {}
         self.task_config |= integer_positions(signature, example, self.reference, ranges)
+        self.task_config |= missing_values(example)
 
     def reference(self, feeds: Arrays) -> Arrays:
         """Run the module on the CPU; half-precision weights in fp32."""

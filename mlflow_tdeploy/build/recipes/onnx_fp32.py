@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.core.errors import BuildError, ExportError
 from mlflow_tdeploy.core.variant import Format
 from mlflow_tdeploy.source.base import Source
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 @RECIPES.register("onnx-fp32")
@@ -51,6 +54,12 @@ def _exported(source: Source, context: RecipeContext) -> Graph:
     result = _export(source, context, path)
     simplified = _simplify(path, context.output())
     shutil.rmtree(path.parent)
+    if result.decided:
+        _log.warning(
+            "The forward of %s decides by values of its inputs, and a graph has only the way that the example takes: "
+            "%s. Write it with torch.where, or make sure with verify_with=… that values of every way are asked.",
+            source.record.name, "; ".join(result.decided),
+        )  # fmt: skip
     settings = {"exporter": result.exporter, "opset": result.opset, "simplified": simplified}
     precision = replace(precision_of(context.output()), recipe=OnnxFp32.id, settings=settings)
     return Graph(context.output(), precision, notes=result.notes)

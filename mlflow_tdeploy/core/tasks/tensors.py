@@ -34,6 +34,7 @@ class TensorsConfig:
         lengths: The dimension of which they are lengths.
         ordered: Inputs of whole numbers that never fall, such as the offsets of bags, and what each begins with.
         repeated: Inputs of whole numbers that rise in the example, of which the model takes no others (hours of a day).
+        missing: Inputs of floats that may be NaN, as they are in the example: the model knows what to do about it.
         independent_rows: Whether a row's answer is the same whichever rows are beside it: a score that is normalised
             over the rows of a request is not, and no server may join such requests.
     """
@@ -43,6 +44,7 @@ class TensorsConfig:
     lengths: Mapping[str, str] = field(default_factory=dict)
     ordered: Mapping[str, int] = field(default_factory=dict)
     repeated: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     independent_rows: bool = True
 
 
@@ -68,8 +70,13 @@ class Tensors(Task):
                 raise InvalidInputError(f"Input '{name}' is empty (shape {array.shape}).")
         self.signature.bind(arrays)
         for name, array in arrays.items():
-            if array.dtype.kind not in "biu" and np.isnan(array).any():  # bfloat16 is of a kind of its own
-                raise InvalidInputError(f"Input '{name}' has NaN values. Fill them first.")
+            if name in self.config.missing or array.dtype.kind in "biu":  # bfloat16 is of a kind of its own
+                continue
+            if np.isnan(array).any():
+                raise InvalidInputError(
+                    f"Input '{name}' has NaN values. Fill them first (a model that knows missing values is logged with "
+                    f"an example that has some)."
+                )
         return [arrays]
 
     def encode(self, items: Sequence[Any]) -> Encoded:
