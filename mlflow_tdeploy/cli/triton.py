@@ -50,7 +50,7 @@ def run(repository: Path, models: tuple[str, ...], seconds: float | None) -> Non
 
 
 @triton.command()
-@click.argument("repository", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("repository")
 @_MODELS
 @click.option(
     "--ports",
@@ -59,7 +59,7 @@ def run(repository: Path, models: tuple[str, ...], seconds: float | None) -> Non
     default=None,
     help="For HTTP, gRPC and metrics. 8000 8001 8002 by default, or free ones where one of them is taken.",
 )
-def start(repository: Path, models: tuple[str, ...], ports: tuple[int, int, int] | None) -> None:
+def start(repository: str, models: tuple[str, ...], ports: tuple[int, int, int] | None) -> None:
     """Start a server that lasts for a REPOSITORY, on 127.0.0.1; the folder is made where there is none.
 
     Deployments to it need no TRITON_MODEL_REPO: which repository a server of this host has is known.
@@ -69,16 +69,28 @@ def start(repository: Path, models: tuple[str, ...], ports: tuple[int, int, int]
     from mlflow_tdeploy.triton import background
 
     with clean_errors():
-        with storage_errors(f"make '{repository}'"):
-            repository.mkdir(parents=True, exist_ok=True)
-        empty = not any(entry.is_dir() for entry in repository.iterdir())  # a lease may lie there
-        wanted = models or (() if empty else tuple(models_at_start(repository)))
-        found = background.start(repository, models=wanted, ports=ports or ())
+        folder = _folder_of(repository)
+        with storage_errors(f"make '{folder}'"):
+            folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(entry.is_dir() for entry in folder.iterdir())  # a lease may lie there
+        wanted = models or (() if empty else tuple(models_at_start(folder)))
+        found = background.start(folder, models=wanted, ports=ports or ())
         _show(found.server, wanted, found.listening)
         click.echo(f"repository {found.repository}")
         click.echo(f"log        {found.log}")
         click.echo(f"deploy to  -t tdeploy://127.0.0.1:{found.http}")
         click.echo(f"end it     tdeploy triton stop --port {found.http}")
+
+
+def _folder_of(repository: str) -> Path:
+    scheme, found, rest = repository.partition("://")
+    if found and scheme != "file":
+        raise click.BadParameter(
+            f"a server of this host serves a folder of it, got an address ({scheme}://…). For an object store start a "
+            f"server of your own with --model-repository.",
+            param_hint="REPOSITORY",
+        )
+    return Path(rest if found else repository)
 
 
 @triton.command()

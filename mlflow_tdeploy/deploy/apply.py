@@ -75,9 +75,10 @@ class Deployments(Tidy):
             self._clean(what.name, what.version, serving)
             before = route.active if route else None
             if route and self.answers(what, settings):
-                new = replace(route, config=settings.config, keep_loaded=settings.keep_loaded)
-                if said := new != route:  # that is for the next version: nothing is loaded
-                    self._write_route(what.name, new)
+                kept = route.previous[: settings.keep]
+                new = replace(route, previous=kept, config=settings.config, keep_loaded=settings.keep_loaded)
+                if said := new != route:
+                    self._switch(what.name, route, new)
                 self._retire(what.name, settings.grace)  # who was killed may not have come so far
                 return Deployed(what.name, what.version, before, said, Sent(), time.perf_counter() - started)
             sent = self._bring(what, settings, route, serving)

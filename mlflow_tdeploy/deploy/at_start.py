@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow_tdeploy.build.triton_repository import model_names
 from mlflow_tdeploy.core.errors import TDeployError
 from mlflow_tdeploy.deploy.files import FolderFiles
-from mlflow_tdeploy.deploy.publish import read_index
+from mlflow_tdeploy.deploy.publish import missing, read_index
 from mlflow_tdeploy.deploy.state import route_of
 from mlflow_tdeploy.triton.names import TRIAL, graph_of
 
@@ -27,7 +27,15 @@ def models_at_start(repository: Path) -> list[str]:
         InvalidInputError: It is no repository.
     """
     files = FolderFiles(repository)
-    return [model for model in model_names(repository) if not model.endswith(TRIAL) and _loads(files, model)]
+    names = [model for model in model_names(repository) if not model.endswith(TRIAL) and _loads(files, model)]
+    return [model for model in names if _is_whole(files, model)]
+
+
+def _is_whole(files: FolderFiles, model: str) -> bool:
+    gone = missing(files, model)
+    if gone:
+        _log.warning("'%s' is not loaded: its file '%s' is gone or damaged. Deploy it again.", model, gone[0])
+    return not gone
 
 
 def _loads(files: FolderFiles, model: str) -> bool:

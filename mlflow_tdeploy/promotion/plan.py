@@ -135,7 +135,8 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
         return replace(place, action="keep", why=f"no version of it has the {meant}: {serves}")
     variants = (observed.says("variant"), coming.variant)
     place = replace(place, variants=variants, digest=coming.digest)
-    if not coming.refused and _is_there(wanted, observed) and observed.says("key") == coming.key:
+    answers = not coming.refused and _is_there(wanted, observed) and observed.says("key") == coming.key
+    if answers and _as_said(wanted, observed):
         return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
     verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found))
@@ -157,8 +158,7 @@ def settled(wanted: Desired, observed: Observed) -> Step | None:
 
     A variant that was added to it meanwhile is not asked for where variants are pinned.
     """
-    as_said = observed.described.get("config") == json.loads(as_record(wanted.rule.serve))
-    if not (_is_there(wanted, observed) and as_said and wanted.rule.variants == "pinned"):
+    if not (_is_there(wanted, observed) and _as_said(wanted, observed) and wanted.rule.variants == "pinned"):
         return None
     variants, digest = (observed.says("variant"),) * 2, observed.says("digest")
     return replace(_place(wanted, observed), action="none", variants=variants, digest=digest, why=_THERE)
@@ -179,6 +179,11 @@ def _again(wanted: Desired, observed: Observed) -> str:
     if not _is_there(wanted, observed):
         return f"version {wanted.version} is deployed there, and it does not answer"
     return f"version {wanted.version} answers, and not as is said now"
+
+
+def _as_said(wanted: Desired, observed: Observed) -> bool:
+    """Tell whether what the rule says about serving is what was said when it was deployed."""
+    return bool(observed.described.get("config", {}) == json.loads(as_record(wanted.rule.serve)))
 
 
 def _is_there(wanted: Desired, observed: Observed) -> bool:

@@ -56,7 +56,9 @@ def listed(location: Location) -> dict[str, str]:
     try:
         return _below(location, None)
     except ValueError as error:  # such as an http: address that is none of an artifact proxy
-        raise NotFoundError(f"No model at '{location.uri}': {location.said(error)}") from error
+        raise NotFoundError(
+            f"No model at '{location.uri}': MLflow reads no artifacts at such an address ({location.said(error)})."
+        ) from error
 
 
 def state_of(location: Location, names: dict[str, str], *more: str) -> str:

@@ -7,12 +7,19 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, SessionError, StorageError, TDeployError
+from mlflow_tdeploy.core.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    SessionError,
+    StorageError,
+    TDeployError,
+)
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.records import from_json, to_json
 from mlflow_tdeploy.store.disk import cache_home, own_folder, storage_errors
@@ -25,9 +32,9 @@ from mlflow_tdeploy.triton.local import (
     STOP_S,
     LocalTriton,
     end_process,
-    free_shared_memory,
     launch,
     on_sigterm,
+    remove_remains,
 )
 
 #: Triton's own ports for HTTP, gRPC and metrics, which clients ask when nobody says others.
@@ -96,12 +103,29 @@ def start(
         seconds: How long it may take to be ready.
 
     Raises:
+        InvalidInputError: Two of the ports are the same.
         ConflictError: A server that was started here has that repository, or one of the ports.
         MissingDependencyError: There is no server on this host.
         SessionError: It cannot start: nothing of it is left.
         StorageError: Nothing can be remembered on this host.
     """
-    server, where = server or find_server(), _absolute(repository)
+    if len(set(ports)) < len(ports):
+        raise InvalidInputError(f"HTTP, gRPC and metrics need a port each, got {', '.join(map(str, ports))}.")
+    how: dict[str, Any] = {"models": list(models), "server": server or find_server(), "seconds": seconds}
+    folder, where = _folder(), _absolute(repository)
+    with contextlib.ExitStack() as alone:
+        alone.enter_context(_alone(folder))
+        known = _ports_of_others(where, ports)
+        usual = not ports and all(map(_is_free, USUAL_PORTS)) and not set(USUAL_PORTS) & set(known)
+        return _start(where, USUAL_PORTS if usual else ports, how, begun=alone.close, may_move=usual)
+
+
+def _ports_of_others(where: str, ports: Sequence[int]) -> list[int]:
+    """Return the ports of servers that were started here, some of which may not listen yet.
+
+    Raises:
+        ConflictError: One of them has that repository or one of the wanted ports, or another program has one.
+    """
     known = list[int]()
     for other in running():
         if not other.alive:
@@ -113,30 +137,56 @@ def start(
             raise ConflictError(f"Port {min(taken)} is that of another server. Stop it, or choose another port.")
         known += [other.http, other.grpc, other.metrics]  # it may not listen yet
     _require_free(ports)
-    folder, begun = _folder(), list[Running]()
-    usual = not ports and all(map(_is_free, USUAL_PORTS)) and not set(USUAL_PORTS) & set(known)
+    return known
+
+
+def _start(
+    where: str, ports: Sequence[int], how: dict[str, Any], *, begun: Callable[[], object], may_move: bool
+) -> Running:
+    """Start a server and remember it; what cannot start is forgotten.
+
+    Args:
+        where: Its repository.
+        ports: The ports; free ones where there are none.
+        how: For :func:`launch`.
+        begun: Called once it is remembered: others may look then.
+        may_move: Whether free ports will do where another program was quicker.
+    """
+    folder, made = _folder(), list[Running]()
     log = folder / f"{os.getpid()}-{time.time_ns()}.log"
 
-    def remember(made: LocalTriton) -> None:  # before it is ready: whatever ends this process, the server is known
-        _forget(begun)
-        begun.append(_running(made, where, server.description))
+    def remember(one: LocalTriton) -> None:  # before it is ready: whatever ends this process, the server is known
+        _forget(made)
+        made.append(_running(one, where, how["server"].description))
         with storage_errors(f"write below '{folder}'"):
-            _record(begun[-1]).write_text(to_json(begun[-1]), encoding="utf-8")
+            _record(made[-1]).write_text(to_json(made[-1]), encoding="utf-8")
+        begun()
 
-    how: dict[str, Any] = {"models": list(models), "server": server, "seconds": seconds, "lasting": True}
     try:
         with on_sigterm(end_process):
             try:
-                launch(where, log, ports=USUAL_PORTS if usual else ports, begun=remember, **how)
+                launch(where, log, ports=ports, begun=remember, lasting=True, **how)
             except SessionError:
-                if not usual or all(map(_is_free, USUAL_PORTS)):
+                if not may_move or all(map(_is_free, USUAL_PORTS)):
                     raise
-                launch(where, log, begun=remember, **how)  # somebody was quicker
+                launch(where, log, begun=remember, lasting=True, **how)  # somebody was quicker
     except BaseException:
-        _forget(begun)
+        _forget(made)
         log.unlink(missing_ok=True)
         raise
-    return begun[-1]
+    return made[-1]
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Be the only one of this host that looks for servers and starts one."""
+    import fcntl
+
+    with storage_errors(f"write below '{folder}'"):
+        file = (folder / ".lock").open("w")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _require_free(ports: Sequence[int]) -> None:
@@ -188,7 +238,7 @@ def stop(which: Running) -> None:
     """
     if which.alive:
         _end(which)
-    free_shared_memory(which.region)
+    remove_remains(which.region)
     docker.remove(which.container)
     Path(which.log).unlink(missing_ok=True)
     _record(which).unlink(missing_ok=True)
@@ -244,7 +294,7 @@ def _record(which: Running) -> Path:
 
 
 def _absolute(repository: Path | str) -> str:
-    return str(repository) if "://" in str(repository) else str(Path(repository).absolute())
+    return str(repository) if "://" in str(repository) else os.path.realpath(repository)
 
 
 def _is_free(port: int) -> bool:

@@ -97,6 +97,10 @@ class Listening:
 
     def last_error(self) -> str:
         """Return the last error in its log, without time and place; empty for none."""
-        lines = self.written().splitlines()
-        last = next((line for line in reversed(lines) if line.startswith(("E", "error: "))), "")
-        return (last.partition("] ")[2] if last.startswith("E") else last.removeprefix("error: ")).strip().strip('"')
+        return next(iter(self.last_errors(1)), "")
+
+    def last_errors(self, most: int) -> list[str]:
+        """Return the last errors in its log, each once, the last one last."""
+        lines = (line for line in self.written().splitlines() if line.startswith(("E", "error: ")))
+        told = (line.partition("] ")[2] if line.startswith("E") else line.removeprefix("error: ") for line in lines)
+        return [*dict.fromkeys(filter(None, (line.strip().strip('"') for line in told)))][-most:]

@@ -26,6 +26,8 @@ from mlflow_tdeploy.triton.listening import Listening
 _LAUNCH = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Triton puts it
 _ATTEMPTS = 3
+#: What a process of a Python model runs; its arguments begin with the name of its shared memory.
+_STUB = b"triton_python_backend_stub"
 #: Seconds that a Python process of the server may take to start: usually less than one, 30 where nobody says so.
 _STUB_S = 300
 #: Seconds after which whoever answers is taken for the server, where its log does not say so in words that are known.
@@ -73,7 +75,7 @@ class LocalTriton(Listening):
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        free_shared_memory(self.region)
+        remove_remains(self.region)
         docker.remove(self.container)
 
 
@@ -95,10 +97,27 @@ def end_process(number: int) -> None:
     raise SystemExit(128 + number)
 
 
-def free_shared_memory(region: str) -> None:
-    """Remove what a server that has ended left in shared memory."""
+def remove_remains(region: str) -> None:
+    """Remove what a server that has ended left: processes of its Python models, and files in shared memory.
+
+    A process that had just been started when the server ended does not notice that it has.
+    """
+    for pid in _processes_with(region):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
     for path in _SHARED_MEMORY.glob(f"{region}*"):
         path.unlink(missing_ok=True)
+
+
+def _processes_with(region: str) -> list[int]:
+    """Return the processes of Python models whose command line names a region of shared memory."""
+    found, wanted = list[int](), f"\0{region}".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = path.read_bytes()
+            if region and wanted in line and _STUB in line:
+                found.append(int(path.parent.name))
+    return found
 
 
 @contextmanager
@@ -120,7 +139,7 @@ def local_triton(
         MissingDependencyError: There is no server on this host.
         SessionError: It cannot start.
     """
-    with workspace() as folder:
+    with workspace() as folder, on_sigterm(end_process):  # until somebody waits: see LocalTriton.wait
         running = launch(repository, folder / "log", models=models, server=server, seconds=seconds)
         try:
             yield running
@@ -216,10 +235,8 @@ def _wait(running: LocalTriton, seconds: float) -> None:
     end, since = time.monotonic() + seconds, 0.0
     while time.monotonic() < end:
         if running.process.poll() is not None:
-            raise SessionError(
-                f"Triton ended with {running.process.returncode} while it started: "
-                f"{running.last_error() or running.written()[-400:]}"
-            )
+            why = "; ".join(running.last_errors(3)) or running.written()[-400:]
+            raise SessionError(f"Triton ended with {running.process.returncode} while it started: {why}")
         if running.ready:  # it, unless another one has the port
             since = since or time.monotonic()
             if running.listens or time.monotonic() - since > _UNSAID_S:

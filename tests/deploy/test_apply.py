@@ -406,6 +406,29 @@ def test_what_was_gone_back_from_is_nothing_to_go_back_to(target, tmp_path):
     assert target.rollback("m", grace=0.0).version == 7
 
 
+def test_keeping_fewer_counts_at_once(target, tmp_path):
+    keeping = dataclasses.replace(QUICK, keep=2)
+    for version in (7, 8, 9):
+        target.deploy(linear(tmp_path, version, float(version)), keeping)
+    assert target.route("m").previous == (8, 7)
+    fewer = dataclasses.replace(QUICK, keep=1)
+    assert target.deploy(linear(tmp_path, 9, 9.0), fewer).changed
+    assert (target.route("m").previous, target.graphs("m")) == ((8,), ["m.v8", "m.v9"])
+    assert not target.client.ready("m.v7")
+    assert target.serving("m").kept == (9, 8)
+    assert not target.deploy(linear(tmp_path, 9, 9.0), fewer).changed
+    assert target.deploy(linear(tmp_path, 9, 9.0), dataclasses.replace(QUICK, keep=0)).changed
+    assert target.graphs("m") == ["m.v9"]
+
+
+def test_a_damaged_version_keeps_no_server_from_starting(target, tmp_path, caplog):
+    for version in (7, 8):
+        target.deploy(linear(tmp_path, version, float(version)), QUICK)
+    (target.files.root / "m.v7" / "7" / "model.onnx").unlink()
+    assert models_at_start(target.files.root) == ["m", "m.v8"]
+    assert "'m.v7' is not loaded: its file '7/model.onnx' is gone or damaged" in caplog.text
+
+
 def test_keeping_on_disk_only_counts_at_once(target, tmp_path):
     for version in (7, 8):
         target.deploy(linear(tmp_path, version, float(version)), QUICK)

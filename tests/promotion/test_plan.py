@@ -60,6 +60,10 @@ def test_what_is_there_already_is_nothing_to_do():
         == "update"
     )
     assert step(WANTED, now(version=8, key="other", model_uri="models:/m/8"), COMING, BEFORE).action == "update"
+    kept = dataclasses.replace(WANTED, rule=RULE.model_copy(update={"serve": {"keep": 3}}))
+    otherwise = step(kept, there, COMING, BEFORE)
+    assert (otherwise.action, otherwise.again, otherwise.moves) == ("update", True, 0)
+    assert otherwise.why == "version 8 answers, and not as is said now"
     same_files = step(WANTED, now(digest="sha-8"), COMING, BEFORE)
     assert (same_files.action, same_files.moves) == ("update", 0)
 

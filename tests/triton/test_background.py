@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -16,7 +17,14 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_tdeploy.cli import main
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, SessionError, StorageError, UnreachableError
+from mlflow_tdeploy.core.errors import (
+    ConflictError,
+    InvalidInputError,
+    NotFoundError,
+    SessionError,
+    StorageError,
+    UnreachableError,
+)
 from mlflow_tdeploy.deploy.address import files_of
 from mlflow_tdeploy.triton import background
 from tests.bundles import WEIGHTS, linear_graph
@@ -48,7 +56,16 @@ def tdeploy(*arguments):
 
 
 def left(region):
-    return [name for name in os.listdir("/dev/shm") if name.startswith(region)]
+    return [name for name in os.listdir("/dev/shm") if name.startswith(region)] + processes(region)
+
+
+def processes(region):
+    """Return the command lines of what a server has started, as they name its shared memory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [line for line in [path.read_text().replace("\0", " ")] if region in line]
+    return found
 
 
 def test_a_server_outlives_the_command_and_is_ended_by_another(repository):
@@ -181,6 +198,7 @@ def test_a_server_is_known_from_its_first_moment_and_goes_with_who_is_told_to_en
             time.sleep(0.05)
         assert found[0].alive
         assert tdeploy("status")["starting"] == found[0].listening.url
+        _wait_until(lambda: len(processes(found[0].region)) > 1, 60)  # the model's own, which has just begun
         (tmp_path / "empty").mkdir()
         other = background.start(tmp_path / "empty")  # on ports of its own, though nobody listens at those yet
         assert not {other.http, other.grpc, other.metrics} & {found[0].http, found[0].grpc, found[0].metrics}
@@ -191,6 +209,47 @@ def test_a_server_is_known_from_its_first_moment_and_goes_with_who_is_told_to_en
     assert not found[0].alive
     assert not Path(found[0].log).exists()
     assert not left(found[0].region)
+
+
+def test_run_that_is_told_to_end_while_its_server_starts_leaves_nothing(tmp_path):
+    root = tmp_path / "repository" / "slow"
+    (root / "1").mkdir(parents=True)
+    (root / "1" / "model.py").write_text(SLOW)
+    (root / "config.pbtxt").write_text('name: "slow"\nbackend: "python"\nmax_batch_size: 0\n')
+    command = [sys.executable, "-m", "mlflow_tdeploy.cli", "triton", "run", str(root.parent)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
+        region = f"tdeploy-{starting.pid}-"
+        _wait_until(lambda: any("python_backend_stub" in one for one in processes(region)), 60)
+        starting.terminate()
+        assert starting.wait(60) == 128 + signal.SIGTERM
+    assert not left(region)
+
+
+def test_a_folder_has_one_server_however_it_is_called(repository, tmp_path):
+    (tmp_path / "link").symlink_to(repository)
+    found = background.start(repository)
+    for other in (tmp_path / "link", repository / ".." / repository.name):
+        with pytest.raises(ConflictError, match="is served at"):
+            background.start(other)
+    background.stop(found)
+    command = [sys.executable, "-m", "mlflow_tdeploy.cli", "triton", "start", str(repository)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    told = [one.communicate(timeout=120)[0] for one in both]
+    assert sorted(one.returncode for one in both) == [0, 1], told
+    assert "is served at" in "".join(told)
+    assert len(background.running()) == 1
+
+
+def test_what_is_no_folder_of_this_host_or_no_three_ports_is_told(repository):
+    done = CliRunner().invoke(main, ["triton", "start", "s3://127.0.0.1:1/bucket/models"])
+    assert done.exit_code == 2
+    assert "serves a folder of it, got an address (s3://…)" in done.output
+    assert not Path("s3:").exists()
+    with pytest.raises(InvalidInputError, match="need a port each, got 9100, 9100, 9101"):
+        background.start(repository, ports=(9100, 9100, 9101))
+    with pytest.raises(SessionError, match="nope"):
+        background.start(repository, models=["nope"])
+    assert background.running() == []
 
 
 def test_a_port_that_another_program_has_is_refused(repository):

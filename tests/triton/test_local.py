@@ -168,8 +168,9 @@ def test_install_says_so_when_the_folder_holds_something_else(tmp_path):
 
 
 def test_waiting_ends_when_told_and_says_when_the_server_ended_by_itself(server, repository):
-    before = signal.getsignal(signal.SIGTERM)
+    outside = signal.getsignal(signal.SIGTERM)
     with local_triton(repository, server=server) as triton:
+        before = signal.getsignal(signal.SIGTERM)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
         started = time.monotonic()
         triton.wait(60)
@@ -179,6 +180,7 @@ def test_waiting_ends_when_told_and_says_when_the_server_ended_by_itself(server,
         triton.process.kill()
         with pytest.raises(SessionError, match="Triton ended by itself"):
             triton.wait(60)
+    assert signal.getsignal(signal.SIGTERM) == outside
 
 
 def test_an_interrupt_while_a_server_starts_leaves_none(server, repository, monkeypatch):
