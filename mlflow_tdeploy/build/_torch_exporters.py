@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import linecache
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +14,20 @@ from typing import Any
 import torch
 
 #: What makes a number of Python of a tensor: a trace keeps what it was.
-_ENDS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
-#: Nodes of a trace whose results are sizes.
+_ENDS = (
+    *("__bool__", "__int__", "__float__", "__index__", "item", "tolist", "numpy", "__array__", "__len__"),
+    *("equal", "allclose", "is_nonzero"),
+)
+#: The same as functions.
+_FUNCTIONS = ("equal", "allclose", "is_nonzero")
+#: Nodes of a trace whose results hold sizes only; those that end so, too.
 _SIZES = frozenset({"aten::size", "aten::dim", "aten::numel", "aten::len", "prim::shape", "onnx::Shape"})
-_TORCH = str(Path(torch.__file__).parent)
+_SIZED = ("_like", "aten::new_zeros", "aten::new_ones", "aten::new_full", "aten::new_empty")
+#: Nodes whose results are as many as values say.
+_COUNTED = ("nonzero", "masked_select", "unique")
+#: Whose files are no caller's: where Python's operators of a tensor are, and this one.
+_WITHIN = (str(Path(torch.__file__).parent / "_tensor.py"), __file__)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 @contextlib.contextmanager
@@ -71,43 +83,54 @@ def decisions(inputs: int) -> Iterator[dict[str, None]]:
         The places, ``file.py:12: if x.max() > 1:``, each once.
     """
     found: dict[str, None] = {}
-    own = {name: torch.Tensor.__dict__.get(name) for name in _ENDS}
-    for name in _ENDS:
-        setattr(torch.Tensor, name, _noticing(getattr(torch.Tensor, name), inputs, found))
+    patched: list[tuple[Any, str]] = [(torch.Tensor, name) for name in _ENDS]
+    patched += [(torch, name) for name in _FUNCTIONS]
+    own = [(where, name, vars(where).get(name)) for where, name in patched]
+    for where, name in patched:
+        setattr(where, name, _noticing(getattr(where, name), name == "__len__", inputs, found))
     try:
         yield found
     finally:
-        for name, before in own.items():
+        for where, name, before in own:
             if before is None:
-                delattr(torch.Tensor, name)
+                delattr(where, name)
             else:
-                setattr(torch.Tensor, name, before)
+                setattr(where, name, before)
 
 
-def _noticing(original: Callable[..., Any], inputs: int, found: dict[str, None]) -> Callable[..., Any]:
-    def asked(tensor: torch.Tensor, *arguments: Any) -> Any:
-        if torch.jit.is_tracing() and _is_of_values(tensor, inputs) and (place := _caller()):
-            found[place] = None
-        return original(tensor, *arguments)
+def _noticing(original: Callable[..., Any], counts: bool, inputs: int, found: dict[str, None]) -> Callable[..., Any]:
+    def asked(*arguments: Any, **more: Any) -> Any:
+        if torch.jit.is_tracing():
+            tensors = (one for one in (*arguments, *more.values()) if isinstance(one, torch.Tensor))
+            if any(_is_of_values(one, inputs, counts=counts) for one in tensors) and (place := _caller()):
+                found[place] = None
+        return original(*arguments, **more)
 
     return asked
 
 
-def _is_of_values(tensor: torch.Tensor, inputs: int) -> bool:
-    """Tell whether a traced tensor is computed from the inputs' values, and not only from their sizes."""
+def _is_of_values(tensor: torch.Tensor, inputs: int, *, counts: bool) -> bool:
+    """Tell whether a traced tensor is computed from the inputs' values, and not only from their sizes.
+
+    Args:
+        tensor: The tensor.
+        inputs: How many inputs there are.
+        counts: Whether only its size is asked for, which is of values where these were counted.
+    """
     get: Any = getattr(torch._C, "_get_value_trace", None)
     try:
         waiting = [get(tensor)] if get else []
     except RuntimeError:  # it is no part of the trace
         return False
-    seen = set()
+    seen, counted = set(), not counts
     while waiting:
         value = waiting.pop()
         node, name = value.node(), value.debugName()
+        counted = counted or any(one in node.kind() for one in _COUNTED)
         if node.kind() == "prim::Param":
-            if value.offset() < inputs:
+            if value.offset() < inputs and counted:
                 return True
-        elif node.kind() not in _SIZES and name not in seen:
+        elif not (node.kind() in _SIZES or node.kind().endswith(_SIZED)) and name not in seen:
             waiting.extend(node.inputs())
         seen.add(name)
     return False
@@ -115,10 +138,10 @@ def _is_of_values(tensor: torch.Tensor, inputs: int) -> bool:
 
 def _caller() -> str:
     """Return the line of the model's code that is running; empty where it is torch's own."""
-    frame: Any = sys._getframe(2)
-    if frame.f_code.co_filename.startswith(_TORCH):
+    frame: Any = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename in _WITHIN:
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_filename.startswith(_TORCH):
         return ""
-    import linecache
-
     path, line = frame.f_code.co_filename, frame.f_lineno
     return f"{Path(path).name}:{line}: {linecache.getline(path, line).strip()[:100]}"

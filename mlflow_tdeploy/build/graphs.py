@@ -7,6 +7,7 @@ large weights are read and written beside the graph.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import tempfile
 from collections import Counter
@@ -322,11 +323,12 @@ def _interface(model: ir.Model) -> list[tuple[str | None, str, str]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the libraries' logs below ERROR, and take back the handler their calls of ``logging.warning`` install."""
+    """Silence the libraries' logs below ERROR and their prints; the handler that ``logging.warning`` installs goes."""
     disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(max(logging.WARNING, disabled))
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(disabled)
         logging.root.handlers[:] = handlers

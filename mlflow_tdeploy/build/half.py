@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -19,6 +21,11 @@ _FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these whil
 
 #: The smallest normal number of half precision: below it digits are lost, and the converter makes 1e-7 of an epsilon.
 _SMALLEST = 2.0**-14
+#: What the converter makes of larger constants: a mask's -3e38 must stay finite, with a score added to it, too.
+LARGEST = 1e4
+#: A constant of more numbers is a weight.
+_MOST_NUMBERS = 1 << 16
+_SCALING = ("Div", "Mul")
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
@@ -57,10 +64,10 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
             node_block_list=[
                 *keep_nodes,
                 *_finishing_nodes(model),
-                *_nodes_on_tiny_constants(model.graph),
+                *_nodes_on_extreme_constants(model.graph),
                 *(node.name for node, _ in _branching(model.graph)),
             ],
-            max_finite_val=1e4,  # a mask's -3e38 must not become -inf once a score is added
+            max_finite_val=LARGEST,  # a mask's -3e38 must not become -inf once a score is added
         )
         _drop_repeated_casts(half.graph)
         _cast_captured(half.graph)
@@ -112,10 +119,11 @@ def _finishing_nodes(model: onnx.ModelProto) -> list[str]:
     return names
 
 
-def _nodes_on_tiny_constants(graph: onnx.GraphProto) -> list[str]:
-    """Name the nodes that take a number too small for half precision (an epsilon), and those that take what they give.
+def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:
+    """Name the nodes that take numbers half precision has not, and those that take what nodes on tiny ones give.
 
-    All nodes have names, see :func:`_finishing_nodes`.
+    Tiny ones are epsilons, of whatever shape; large ones are scales (``x / 32768``) and values. What masks with a large
+    negative number is no such: any will do. All nodes have names, see :func:`_finishing_nodes`.
     """
     constants = {one.name: one for one in graph.initializer}
     constants |= {
@@ -124,16 +132,19 @@ def _nodes_on_tiny_constants(graph: onnx.GraphProto) -> list[str]:
         for attribute in node.attribute
         if node.op_type == "Constant" and attribute.name == "value"
     }
-    tiny = {name for name, tensor in constants.items() if _is_tiny(tensor)}
+    arrays = {
+        name: onnx.numpy_helper.to_array(tensor)
+        for name, tensor in constants.items()
+        if tensor.data_type == _FLOAT and math.prod(tensor.dims) <= _MOST_NUMBERS
+    }
+    tiny = {name for name, array in arrays.items() if 0 < np.abs(array).max(initial=0) < _SMALLEST}
+    large = {name for name, array in arrays.items() if np.abs(array).max(initial=0) > LARGEST}
+    values = {name for name in large if (arrays[name] > LARGEST).any() and np.isfinite(arrays[name]).all()}
     first = [node for node in graph.node if tiny & set(node.input)]
     made = {name for node in first for name in node.output}
-    return [node.name for node in (*first, *(one for one in graph.node if made & set(one.input)))]
-
-
-def _is_tiny(tensor: onnx.TensorProto) -> bool:
-    if tensor.data_type != _FLOAT or list(tensor.dims) not in ([], [1]):
-        return False
-    return 0 < abs(float(onnx.numpy_helper.to_array(tensor).reshape(-1)[0])) < _SMALLEST
+    after = [node for node in graph.node if made & set(node.input)]
+    scaled = [node for node in graph.node if (large if node.op_type in _SCALING else values) & set(node.input)]
+    return [node.name for node in (*first, *after, *scaled)]
 
 
 def _join_fp32_neighbours(model: ir.Model) -> None:

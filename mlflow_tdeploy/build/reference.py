@@ -45,6 +45,8 @@ CORNER_WORK = 4e11
 ANSWER_NUMBERS, FEWEST = 1 << 24, 512
 #: Outputs beyond this many bytes are kept on disk.
 MEMORY = 256 << 20
+#: So many inputs are 0 by themselves, too.
+_MOST_BLANKS = 8
 _PARTS = ("corners", "items")
 #: What is asked besides: the model may have no answer to it.
 _EXTRA = ("rows", "blanks")
@@ -281,16 +283,18 @@ def _rows(task: Task, data: VerifyData) -> Iterator[Case]:
 
 
 def _blanks(task: Task, data: VerifyData) -> Iterator[Case]:
-    """Yield a small request of zeros, where the model takes floats."""
-    floats = {
+    """Yield small requests of zeros, in all inputs of floats, and in each of them."""
+    floats = [
         spec.name
         for spec in task.signature.inputs
         if numpy_dtype(spec.dtype).kind not in "biu" and not is_mask(spec.name)
-    }
-    if task.input_kind == "tensors" and floats:
-        (sizes, *_) = corner_sizes(task.signature, "min", MIN_CORNER)
-        feeds = task.example_feeds("min", ragged=False, sizes=sizes, items=data.real)
-        blank = {name: np.zeros_like(array) if name in floats else array for name, array in feeds.items()}
+    ]
+    if task.input_kind != "tensors" or not floats:
+        return
+    (sizes, *_) = corner_sizes(task.signature, "min", MIN_CORNER)
+    feeds = task.example_feeds("min", ragged=False, sizes=sizes, items=data.real)
+    for names in (floats, *([name] for name in floats[:_MOST_BLANKS] if len(floats) > 1)):
+        blank = {name: np.zeros_like(array) if name in names else array for name, array in feeds.items()}
         yield Case("blanks", batch_text(task.signature, blank), blank, optional=True)
 
 

@@ -91,7 +91,7 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget, golden: Sequ
         budget: How far it may be.
         golden: Requests of which each session replays the first before it serves.
     """
-    asked = _Asked(answers)
+    asked = _Asked(answers, budget.of_one(answers.task.usual_budget()))
     for case, reference in answers:
         asked.ask(case, reference, infer)
         if len(asked.problems) >= _MOST_PROBLEMS:
@@ -107,8 +107,8 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget, golden: Sequ
 class _Asked:
     """One variant's comparison in progress."""
 
-    def __init__(self, answers: ReferenceAnswers) -> None:
-        self._answers = answers
+    def __init__(self, answers: ReferenceAnswers, usual: Budget) -> None:
+        self._answers, self._usual = answers, usual
         self._score = Score(answers.task, answers.data)
         self._whole = answers.task.comparison()
         self._parts: dict[str, Comparison] = {}
@@ -128,7 +128,7 @@ class _Asked:
         except Exception as error:  # whatever a runtime raises is the variant's failure
             problem = str(error) or type(error).__name__
         if problem is None and case.part == "blanks":
-            problem = _lost_on_blanks(reference, got)
+            problem = self._lost_on_blanks(case, reference, got)
             if problem is None:
                 return
         if problem is not None:
@@ -141,6 +141,19 @@ class _Asked:
             self._shapes[case.shape] = None
         self._batches[case.part] = self._batches.get(case.part, 0) + 1
         self._score.add(case, got)
+
+    def _lost_on_blanks(self, case: Case, reference: Arrays, got: Arrays) -> str | None:
+        """Return what is another answer where what comes in is 0; nothing where the source has none either."""
+        floats = {name: array for name, array in reference.items() if array.dtype.kind not in "biu"}
+        for name, array in floats.items():
+            if (np.isfinite(array) & ~np.isfinite(got[name])).any():
+                return f"'{name}' is NaN or infinite where inputs are 0 throughout, and the source's own is not"
+        if not all(np.isfinite(array).all() for array in floats.values()):
+            return None
+        comparison = self._answers.task.comparison()
+        comparison.add(reference, got, case.feeds)
+        wrong = self._usual.violations(comparison.metrics(), single=True)
+        return f"where inputs are 0 throughout, {'; '.join(wrong)}" if wrong else None
 
     def replay(self, golden: Sequence[GoldenRequest], infer: Infer, budget: Budget) -> tuple[str, ...]:
         try:
@@ -164,14 +177,6 @@ class _Asked:
         return {
             part: {"batches": self._batches[part], **comparison.metrics()} for part, comparison in self._parts.items()
         }
-
-
-def _lost_on_blanks(reference: Arrays, got: Arrays) -> str | None:
-    """Return what is no longer finite where all that comes in is 0."""
-    for name, array in reference.items():
-        if array.dtype.kind not in "biu" and (np.isfinite(array) & ~np.isfinite(got[name])).any():
-            return f"'{name}' is NaN or infinite where the inputs are 0 throughout, and the source's own is not"
-    return None
 
 
 def _worse(whole: Mapping[str, float], part: Mapping[str, float]) -> dict[str, float]:

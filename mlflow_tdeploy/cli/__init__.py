@@ -17,6 +17,7 @@ from mlflow_tdeploy.cli.render import render
 from mlflow_tdeploy.cli.show import explain, inspect
 from mlflow_tdeploy.cli.triton import triton
 from mlflow_tdeploy.cli.verify import verify
+from mlflow_tdeploy.cli.watch import watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,6 +28,6 @@ def main() -> None:
 
 for _command in (
     log, inspect, explain, doctor, bench, engine, verify, download, render, plan, apply, promote, rollback, status,
-    history, cache, triton,
+    history, watch, cache, triton,
 ):  # fmt: skip
     main.add_command(_command)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mlflow_tdeploy.cli._common import clean_errors
+from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.runtime.decision import align
 
 #: What logging needs, why, and how to get it. What serving needs each runtime says itself.
@@ -21,8 +24,15 @@ _FOR_LOGGING = {
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--promotion", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="TDEPLOY.YAML",
+    help="Look at this instead: registry, servers and repositories answer, MLflow sends webhooks.",
+)  # fmt: skip
+@click.pass_context
+def doctor(context: click.Context, as_json: bool, promotion: Path | None) -> None:
     """Show this host: fingerprint, runtimes (each exercised in a child process), what is missing and how to get it."""
+    if promotion:
+        context.exit(_examine_promotion(promotion, as_json=as_json))
     report = _examine_host()
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -63,6 +73,24 @@ def _examine_host() -> dict[str, Any]:
         "host": to_plain(probe.host()), "no_gpu": probe.gpu()[1],
         "runtimes": runtimes, "conflicts": _conflicts(), "missing": missing,
     }  # fmt: skip
+
+
+def _examine_promotion(file: Path, *, as_json: bool) -> int:
+    """Show what of promotion works; return the exit code."""
+    from mlflow_tdeploy.promotion.checks import checked
+    from mlflow_tdeploy.promotion.spec import Spec
+
+    with clean_errors():
+        found = checked(Spec.read(file))
+    if as_json:
+        click.echo(to_json(found), nl=False)
+    else:
+        rows = [
+            ("checked", "works", "what it said"),
+            *((one.what, "yes" if one.works else "no", one.why) for one in found),
+        ]
+        click.echo(align(rows))
+    return 0 if all(one.works for one in found) else 1
 
 
 def _conflicts() -> list[str]:

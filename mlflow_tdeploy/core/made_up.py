@@ -65,7 +65,8 @@ def make_up(
         if own is not None and (own.ndim != len(shape) or _is_blank(spec, own, tables)):
             own = None
         if own is not None and ragged and own.dtype.kind not in "iub" and not (own.any() or is_mask(spec.name)):
-            own = None  # what a stream begins with, and what it is later: both are asked
+            feeds[spec.name] = random.uniform(0.0, 1.0, shape).astype(own.dtype)
+            continue  # what a stream begins with, and what it is later; a flag, a time and a count are not negative
         if is_mask(spec.name):
             feeds[spec.name] = _mask(spec, shape, own, draw, ragged=ragged)
         elif own is not None and tables.get(spec.name, 0) <= len(_BINARY) and _is_padding(own):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from mlflow.models import Model as MlflowModel
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.model_utils import _validate_and_get_model_config_from_file
 
@@ -86,8 +85,8 @@ def known_only(config: Mapping[str, Any] | None) -> dict[str, Any]:
     return given
 
 
-def read_mlmodel(bundle: Bundle) -> MlflowModel | None:
-    """Return the ``MLmodel`` file around a bundle, or None for a bundle that was written without MLflow.
+def read_flavors(bundle: Bundle) -> Mapping[str, Any] | None:
+    """Return the flavors of the ``MLmodel`` file around a bundle, or None for one that was written without MLflow.
 
     Raises:
         IntegrityError: That file is damaged.
@@ -96,21 +95,22 @@ def read_mlmodel(bundle: Bundle) -> MlflowModel | None:
     folder = bundle.root.parent
     if not (folder / MLMODEL_FILE_NAME).is_file():
         return None
-    # not by MlflowModel.load, which takes a path for a URI and finds no folder with a "%" in its name
+    # not by MLflow's reader: it takes a path for a URI, finds no folder with a "%" in its name, and imports pandas
     try:
-        meta = MlflowModel.from_dict(yaml.safe_load((folder / MLMODEL_FILE_NAME).read_text(encoding="utf-8")))
+        flavors = yaml.safe_load((folder / MLMODEL_FILE_NAME).read_text(encoding="utf-8"))["flavors"]
+        found = {str(name): dict(one or {}) for name, one in flavors.items()}
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise IntegrityError(
             f"'{folder / MLMODEL_FILE_NAME}' is damaged ({first_line(error)}). Take a sound copy of the model."
         ) from error
-    if FLAVOR_NAME not in meta.flavors:
+    if FLAVOR_NAME not in found:
         raise NotFoundError(f"The model at '{folder}' was not logged with the flavor '{FLAVOR_NAME}'.")
-    return meta
+    return found
 
 
-def merged_config(meta: MlflowModel | None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def merged_config(flavors: Mapping[str, Any] | None, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the saved configuration with a user's overrides; what is None there overrides nothing."""
-    saved = dict(meta.flavors.get("python_function", {}).get("config") or {}) if meta is not None else {}
+    saved = dict((flavors or {}).get("python_function", {}).get("config") or {})
     return {**saved, **{key: value for key, value in (overrides or {}).items() if value is not None}}
 
 
@@ -126,7 +126,7 @@ def policy_of(bundle: Bundle, overrides: Mapping[str, Any] | None = None) -> Pol
     Raises:
         InvalidInputError: A value of a wrong type.
     """
-    return Policy.of(overrides, saved=merged_config(read_mlmodel(bundle)))
+    return Policy.of(overrides, saved=merged_config(read_flavors(bundle)))
 
 
 def said_now(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,5 +138,5 @@ def said_now(bundle: Bundle, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not any(os.environ.get(variable) for variable in ENVIRONMENT.values()):
         return {}  # then it makes no difference, and the file need not be read again
-    saved = merged_config(read_mlmodel(bundle))
+    saved = merged_config(read_flavors(bundle))
     return {key: value for key, value in config.items() if value != saved.get(key)}

@@ -10,7 +10,7 @@ from mlflow.utils.model_utils import _add_code_from_conf_to_system_path
 
 from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
-from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_config, read_mlmodel, split_config
+from mlflow_tdeploy.flavor.config import known_only, merged_config, policy_of, read_config, read_flavors, split_config
 from mlflow_tdeploy.flavor.native import TDeployModel
 from mlflow_tdeploy.registry_io import locate, mlflow_errors, open_records
 from mlflow_tdeploy.runtime.model import open_model
@@ -63,8 +63,8 @@ def load_model(
 
 
 def _open(bundle: Bundle, fetch: Fetch | None, given: Mapping[str, Any]) -> TDeployModel:
-    meta = read_mlmodel(bundle)
-    if meta is not None:
-        _add_code_from_conf_to_system_path(str(bundle.root.parent), meta.flavors[FLAVOR_NAME])
-    _, options = split_config(known_only(merged_config(meta, given)))
+    flavors = read_flavors(bundle)
+    if flavors is not None:
+        _add_code_from_conf_to_system_path(str(bundle.root.parent), flavors[FLAVOR_NAME])
+    _, options = split_config(known_only(merged_config(flavors, given)))
     return TDeployModel(open_model(bundle.root, policy=policy_of(bundle, given), options=options, fetch=fetch))

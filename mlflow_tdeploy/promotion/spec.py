@@ -35,6 +35,8 @@ _PATTERN = "*?["
 _ADDRESS = re.compile(r"(https?|grpcs?)://[^@/\s]+/?")
 #: Stages that a version can be served for.
 STAGES = ("Staging", "Production", "Archived")
+_WEB = re.compile(r"https?://[^@/\s]+(/\S*)?")
+_MOST_PORT = 65535
 _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Keys of ``-C`` that are said of one call, and of no deployment.
 _OF_A_CALL = ("version", "config_file")
@@ -174,16 +176,49 @@ class Rule(_Part):
         return fnmatch.fnmatchcase(model, self.name) if self.is_pattern else model == self.name
 
 
+class Watching(_Part):
+    """How ``tdeploy watch`` watches.
+
+    Attributes:
+        interval: Seconds between two looks at the registry and the servers.
+        listen: Address and port for webhooks, metrics and the status page.
+        url: Where MLflow reaches ``/webhook`` of that, for ``--install-webhook``.
+        secret: What MLflow signs webhooks with.
+    """
+
+    interval: float = Field(default=30.0, ge=0.1)
+    listen: str = "127.0.0.1:9464"
+    url: str = ""
+    secret: SecretStr = SecretStr("")
+
+    @field_validator("listen")
+    @classmethod
+    def _is_a_place(cls, given: str) -> str:
+        host, _, port = given.rpartition(":")
+        if not (host and port.isdigit() and int(port) <= _MOST_PORT):
+            raise ValueError("write it as address:port, such as 127.0.0.1:9464")
+        return given
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_url(cls, given: str) -> str:
+        if given and not _WEB.fullmatch(given):
+            raise ValueError("this is no address that MLflow can send to, such as https://watch.example.org/webhook")
+        return given
+
+
 class Spec(_Part):
     """What should be served where.
 
     Attributes:
         targets: By name.
         models: Which versions; of several about one model under one name on a target, the first one counts.
+        watch: How ``tdeploy watch`` watches.
     """
 
     targets: Mapping[str, Target] = Field(min_length=1)
     models: tuple[Rule, ...] = Field(min_length=1)
+    watch: Watching = Watching()
 
     @classmethod
     def read(cls, path: str | Path) -> Spec:
@@ -255,7 +290,7 @@ def _known(where: Where) -> list[str]:
     """Return the keys that a part may have."""
     parts: dict[tuple[str, ...], type[_Part]] = {
         (): Spec, ("targets",): Target, ("targets", "servers"): Server, ("targets", "server"): Server,
-        ("models",): Rule, ("models", "gates"): Gates,
+        ("models",): Rule, ("models", "gates"): Gates, ("watch",): Watching,
     }  # fmt: skip
     names = tuple(one for one in where if isinstance(one, str))
     kind = names if names[:1] != ("targets",) else (names[0], *names[2:])

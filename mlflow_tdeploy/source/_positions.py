@@ -10,6 +10,9 @@ import numpy as np
 from mlflow_tdeploy.core.made_up import is_mask, risen, within
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, TensorSpec
 
+#: What is smaller than the dimension is found here: a dimension of 1 spreads to whatever size is beside it.
+_SPREADS = 2
+
 
 def integer_positions(
     signature: Signature,
@@ -56,6 +59,8 @@ def _bounds(
 ) -> str:
     """Return how a dimension bounds an input; empty where it does not."""
     size, least = signature.sizes(example)[dim], signature.dim(dim).min
+    if size > _SPREADS + 1:
+        least = max(least, _SPREADS)
     cut = resized(example, signature.inputs, dim, least)
     if int(cut[name].max(initial=0)) < least or int(example[name].max()) > size:
         return ""

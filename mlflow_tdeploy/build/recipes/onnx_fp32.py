@@ -56,8 +56,9 @@ def _exported(source: Source, context: RecipeContext) -> Graph:
     shutil.rmtree(path.parent)
     if result.decided:
         _log.warning(
-            "The forward of %s decides by values of its inputs, and a graph has only the way that the example takes: "
-            "%s. Write it with torch.where, or make sure with verify_with=… that values of every way are asked.",
+            "The forward of %s decides by values of its inputs, and a graph has only the way that the example takes, "
+            "and no check: %s. Write it with torch.where, or make sure with verify_with=… that values of every way are "
+            "asked.",
             source.record.name, "; ".join(result.decided),
         )  # fmt: skip
     settings = {"exporter": result.exporter, "opset": result.opset, "simplified": simplified}

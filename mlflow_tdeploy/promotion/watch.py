@@ -1,0 +1,200 @@
+"""The registry and the servers, looked at again and again, and made to agree.
+
+Nothing is remembered that decides anything: who is killed and started again looks, and goes on. A poll finds whatever
+has changed; a webhook only has the next look come at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_tdeploy.core.errors import ConflictError, TDeployError, first_line
+from mlflow_tdeploy.core.evidence import now
+from mlflow_tdeploy.promotion.apply import together
+from mlflow_tdeploy.promotion.history import Event, History
+from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.look import make_plan, plan_for
+from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
+from mlflow_tdeploy.promotion.plan import Step
+from mlflow_tdeploy.promotion.registry import desired
+from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.promotion.status import Standing, status_of
+
+_log = logging.getLogger("mlflow_tdeploy")
+#: Seconds until something that failed is tried again, and at most: longer each time.
+_FIRST_REST_S, _LONGEST_REST_S = 10.0, 600.0
+#: Seconds until another look where somebody else was at a target.
+_SOON_S = 1.0
+_ACTIONS = 50
+
+
+@dataclass(frozen=True)
+class View:
+    """What was seen at the last look, for whoever asks.
+
+    Attributes:
+        at: When that was, UTC in ISO format; empty before the first one.
+        standings: How names stand on the servers.
+        error: Why there was nothing to see; empty where all went well. What was seen before it stays.
+        seconds: How long it took.
+        looks: How many there were.
+        actions: What was done and refused since the start, the newest first.
+    """
+
+    at: str = ""
+    standings: tuple[Standing, ...] = ()
+    error: str = ""
+    seconds: float = 0.0
+    looks: int = 0
+    actions: tuple[Event, ...] = ()
+
+
+@dataclass
+class _Rest:
+    failures: int = 0
+    until: float = 0.0
+
+
+class Watch:
+    """Keeps what serves equal to what the registry says.
+
+    Args:
+        read: Returns what is to be served where; called before each look, and may raise.
+        interval: Seconds between two looks.
+        client: Whose registry; the current one by default.
+        told: Called with each event.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Spec],
+        *,
+        interval: float,
+        client: MlflowClient | None = None,
+        told: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self._read, self._interval, self._told = read, interval, told
+        self._client = client or MlflowClient()
+        self._history = History(self._client)
+        self._woken, self._stopped = threading.Event(), threading.Event()
+        self._rests: dict[tuple[str, ...], _Rest] = {}
+        self._refused: set[tuple[str, str, int, str]] = set()
+        self._actions: deque[Event] = deque(maxlen=_ACTIONS)
+        self._succeeded = time.monotonic()
+        self.view = View()
+
+    def run(self) -> None:
+        """Look until :meth:`stop`; what is being done then is done to its end."""
+        while not self._stopped.is_set():
+            pause = self.look()
+            self._woken.wait(pause)
+            self._woken.clear()
+
+    def wake(self) -> None:
+        """Have the next look come at once."""
+        self._woken.set()
+
+    def stop(self) -> None:
+        """End :meth:`run`, soon."""
+        self._stopped.set()
+        self._woken.set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a look has gone well lately."""
+        lately = time.monotonic() - self._succeeded < 3 * self._interval + self.view.seconds + _SOON_S
+        return bool(self.view.at) and lately
+
+    def look(self) -> float:
+        """Look once and do what is to be done; whatever goes wrong is told.
+
+        Returns:
+            Seconds until the next look.
+        """
+        started = time.perf_counter()
+        try:
+            spec = self._read()
+            plan = make_plan(spec, self._client)
+            self._tell_refused(refusals(plan, "watch"))
+            due = [steps for steps in by_place(plan.changes).values() if self._is_due(steps)]
+            busy = [not self._bring(spec, steps) for steps in due]
+            if due:
+                plan = make_plan(spec, self._client)
+            self._seen(status_of(plan), "", started)
+            self._succeeded = time.monotonic()
+        except Exception as error:  # a registry that is away, a file that is wrong: what serves serves on
+            why = first_line(error)
+            if why != self.view.error:
+                trace = None if isinstance(error, (TDeployError, MlflowException)) else error
+                _log.warning("Nothing can be compared: %s", why, extra={"event": "look failed"}, exc_info=trace)
+            self._seen(self.view.standings, why, started)
+            return self._interval
+        moved = any(self._is_due(steps) for steps in by_place(plan.changes).values())  # meanwhile
+        return _SOON_S if any(busy) or moved else self._interval
+
+    def _seen(self, standings: tuple[Standing, ...], error: str, started: float) -> None:
+        seconds, looks = time.perf_counter() - started, self.view.looks + 1
+        at = now() if not error else self.view.at
+        self.view = View(at, standings, error, seconds, looks, tuple(self._actions))
+
+    def _bring(self, spec: Spec, steps: Sequence[Step]) -> bool:
+        """Do what is to be done about a name on a target, as it is by now; False where somebody else is at it."""
+        target, name = steps[0].target, steps[0].name
+        try:
+            with targets_held(spec, {target}, wait=0.0):
+                wanted = [one for one in desired(spec, self._client) if (one.target, one.name) == (target, name)]
+                fresh = plan_for(spec, wanted).changes
+                outcomes = together(fresh, spec)
+        except ConflictError as error:
+            _log.info("%s", first_line(error), extra={"event": "busy", "target": target})
+            return False
+        self._rest(fresh, outcomes)
+        self._tell(events_of(outcomes, "watch"))
+        return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)
+
+    def _is_due(self, steps: Sequence[Step]) -> bool:
+        rest = self._rests.get(_key(steps))
+        return rest is None or time.monotonic() >= rest.until
+
+    def _rest(self, steps: Sequence[Step], outcomes: Iterable[Outcome]) -> None:
+        """Leave what failed alone for a while: it would most likely fail again, and costs the server something."""
+        if not steps:
+            return
+        if all(one.state == "done" and not one.why for one in outcomes):
+            self._rests.pop(_key(steps), None)
+            return
+        rest = self._rests.setdefault(_key(steps), _Rest())
+        rest.until = time.monotonic() + min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**rest.failures)
+        rest.failures += 1
+
+    def _tell_refused(self, events: Iterable[Event]) -> None:
+        """Tell of refusals, each once: the registry is not asked for tags at every look."""
+        found = {(one.target, one.name, one.version, one.why): one for one in events}
+        self._tell(one for key, one in found.items() if key not in self._refused)
+        self._refused = set(found)
+
+    def _tell(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self._actions.appendleft(event)
+            _log.info(
+                "%s %s: version %s %s. %s", event.target, event.name, event.version, event.decision, event.why,
+                extra={"event": event.decision, "target": event.target, "name_": event.name, "version": event.version,
+                       "before": event.before, "seconds": event.seconds, "why": event.why},
+            )  # fmt: skip
+            self._told(event)
+            self._history.add([event])
+        self.view = replace(self.view, actions=tuple(self._actions))
+
+
+def _key(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return what tells one thing to do from another: a version that failed is tried again in other words at once."""
+    first = steps[0]
+    return (first.target, first.name, str(first.after), *(f"{one.server} {one.digest}" for one in steps))

@@ -1,0 +1,219 @@
+"""The registry and real servers are kept equal, whatever happens in between."""
+
+from __future__ import annotations
+
+import time
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.core.errors import VerificationError
+from mlflow_tdeploy.deploy import apply as deploying
+from mlflow_tdeploy.promotion import page
+from mlflow_tdeploy.promotion import watch as watching
+from mlflow_tdeploy.promotion.actual import deployments_at
+from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.specfile import SpecFile
+from mlflow_tdeploy.promotion.watch import Watch
+
+
+@pytest.fixture
+def watch(two):
+    spec, _ = two
+    return Watch(lambda: spec, interval=30.0)
+
+
+def at(spec, place):
+    target = spec.targets["both"]
+    return deployments_at(target, target.servers[place])
+
+
+def states(watch):
+    return [one.state for one in watch.view.standings]
+
+
+def test_what_changes_is_followed_and_what_drifts_is_corrected(two, words, versions, watch):
+    spec, _ = two
+    assert not watch.ready
+    assert watch.look() == 30.0
+    assert (versions(), states(watch), watch.ready) == ([1, 1], ["in sync"] * 2, True)
+    words.set_registered_model_alias("words", "champion", 2)
+    watch.look()
+    assert versions() == [2, 2]
+    assert [one.decision for one in watch.view.actions] == ["deployed", "deployed"]
+
+    at(spec, 0).client.unload("words")  # as after a restart with nothing loaded
+    at(spec, 0).client.unload("words.v2")
+    watch.look()
+    assert versions() == [2, 2]
+    assert watch.view.actions[0].why == "version 2 is deployed there, and it does not answer"
+    assert watch.view.actions[0].servers == (spec.targets["both"].servers[0].url,)
+
+    at(spec, 1).delete("words")
+    watch.look()
+    assert versions() == [2, 2]
+
+    at(spec, 0).rollback("words", 1)  # by somebody who did not tell the registry
+    assert versions() == [1, 2]
+    watch.look()
+    assert versions() == [2, 2]
+
+    words.delete_registered_model_alias("words", "champion")
+    watch.look()
+    assert (versions(), states(watch)) == ([2, 2], ["not wanted"] * 2)
+    words.set_registered_model_alias("words", "champion", 1)
+    words.delete_model_version("words", "2")  # while it serves
+    watch.look()
+    assert versions() == [1, 1]
+
+
+def test_a_server_that_was_away_gets_what_it_missed(two, words, versions, watch, server):
+    from mlflow_tdeploy.triton.local import local_triton
+
+    spec, second = two
+    watch.look()
+    second.stop()
+    words.set_registered_model_alias("words", "champion", 2)
+    watch.look()
+    assert (versions(1), states(watch)) == ([2], ["in sync", "unknown"])
+    where = spec.targets["both"].servers[1]
+    with local_triton(where.repository, server=server) as back:  # it starts empty, at another port
+        servers = (spec.targets["both"].servers[0], where.model_copy(update={"url": back.url}))
+        moved = spec.targets["both"].model_copy(update={"servers": servers})
+        spec = spec.model_copy(update={"targets": {"both": moved}})
+        again = Watch(lambda: spec, interval=30.0)
+        again.look()
+        assert states(again) == ["in sync"] * 2
+        assert at(spec, 1).serving("words").active == 2
+
+
+def test_what_fails_rests_and_what_is_refused_is_told_once(two, words, versions, watch, monkeypatch):
+    watch.look()
+    words.set_registered_model_alias("words", "champion", 2)
+    tried = []
+
+    def wrong(*arguments):
+        tried.append(1)
+        raise VerificationError("golden request 0: another answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deploying, "check_graph", wrong)
+        watch.look()
+        assert (versions(), len(tried), states(watch)) == ([1, 1], 1, ["drift"] * 2)
+        watch.look()
+        assert len(tried) == 1  # it would fail again
+        patch.setattr(watching.time, "monotonic", lambda clock=time.monotonic: clock() + 11)
+        watch.look()
+        assert len(tried) == 2
+    assert "golden request 0" in dict(words.get_model_version("words", "2").tags)["tdeploy.both.words"]
+    assert [one.decision for one in mlflow_tdeploy.history("words")][:2] == ["failed", "deployed"]  # told once
+    words.set_registered_model_alias("words", "champion", 1)
+    watch.look()
+    assert states(watch) == ["in sync"] * 2
+
+    mlflow.MlflowClient().create_model_version("words", source="file:///nowhere")
+    words.set_registered_model_alias("words", "champion", 3)
+    for _ in range(3):
+        watch.look()
+    assert (versions(), states(watch)) == ([1, 1], ["refused"] * 2)
+    refused = [one for one in watch.view.actions if one.decision == "refused"]
+    assert len(refused) == 1
+    assert mlflow_tdeploy.history("words")[0].decision == "refused"
+
+
+def test_a_registry_that_is_away_changes_nothing(two, words, versions, watch, monkeypatch):
+    watch.look()
+
+    def away(*arguments, **more):
+        raise MlflowException("the registry does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "make_plan", away)
+        assert watch.look() == 30.0
+        assert (watch.view.error, states(watch), watch.ready) == (
+            "the registry does not answer", ["in sync"] * 2, True,
+        )  # fmt: skip
+        patch.setattr(watching.time, "monotonic", lambda clock=time.monotonic: clock() + 100)
+        assert not watch.ready
+    assert versions() == [1, 1]
+    watch.look()
+    assert not watch.view.error
+
+
+def test_two_watchers_do_not_fight(two, words, versions, watch):
+    spec, _ = two
+    with targets_held(spec, {"both"}):
+        assert watch.look() < 30.0  # soon again
+        assert (versions(), watch.view.actions) == ([None, None], ())
+    other = Watch(lambda: spec, interval=30.0)
+    other.look()
+    assert watch.look() == 30.0
+    assert (versions(), watch.view.actions, states(watch)) == ([1, 1], (), ["in sync"] * 2)
+
+
+def test_an_alias_that_is_moved_while_a_version_loads_is_followed_in_the_end(two, words, versions, watch, monkeypatch):
+    watch.look()
+    words.set_registered_model_alias("words", "champion", 2)
+    check = deploying.check_front
+
+    def moving(*arguments):
+        words.set_registered_model_alias("words", "champion", 1)
+        return check(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deploying, "check_front", moving)
+        assert watch.look() < 30.0
+    watch.look()
+    assert (versions(), states(watch)) == ([1, 1], ["in sync"] * 2)
+
+
+def test_run_looks_when_it_is_woken_and_ends_when_it_is_stopped(two, words, versions, watch):
+    import threading
+
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    try:
+        _wait_until(lambda: versions() == [1, 1])
+        words.set_registered_model_alias("words", "champion", 2)
+        watch.wake()
+        _wait_until(lambda: versions() == [2, 2])
+    finally:
+        watch.stop()
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_file_that_changes_is_read_again_and_one_that_becomes_wrong_is_told(two, words, tmp_path, caplog):
+    file = SpecFile(tmp_path / "tdeploy.yaml")
+    text = (tmp_path / "tdeploy.yaml").read_text()
+    assert file.read().models[0].alias == "champion"
+    (tmp_path / "tdeploy.yaml").write_text(text.replace("champion", "next"))
+    assert file.read().models[0].alias == "next"
+    (tmp_path / "tdeploy.yaml").write_text("targets: [")
+    assert file.read().models[0].alias == "next"
+    assert "What the file said before counts on" in caplog.text
+    (tmp_path / "tdeploy.yaml").unlink()
+    assert file.read().models[0].alias == "next"
+    (tmp_path / "tdeploy.yaml").write_text(text)
+    assert file.read().models[0].alias == "champion"
+
+
+def test_the_page_shows_names_and_reasons_as_text(two, words, watch):
+    watch.look()
+    view = watch.view
+    bad = view.standings[0].__class__("refused", "t", "<b>s</b>", "n", "m", 2, 1, why="<script>alert(1)</script>")
+    text = page.render(view.__class__(view.at, (bad, *view.standings), "<i>", 0.1, 3, view.actions))
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert "&lt;i&gt;" in text
+    assert "1 of 3 not as the registry says" in text
+    assert "all as the registry says" in page.render(view)
+
+
+def _wait_until(done, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
