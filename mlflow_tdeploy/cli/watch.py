@@ -105,5 +105,6 @@ def _watch(file: object, interval: float | None, listen: str | None, *, install:
             tried = webhooks.install(MlflowClient(), said.url, secret)
             click.echo(f"webhook    {tried.url}: {'works' if tried.works else f'does not work: {tried.why}'}")
             click.echo(f"           {webhooks.KEY_HINT}")
+            watching.hurry(webhooks.UNKNOWN_S if tried.is_new else 0.0)
         watching.run()
     click.echo("ended")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow import MlflowClient
@@ -13,6 +13,8 @@ from mlflow_tdeploy.promotion.webhook import EVENTS
 from mlflow_tdeploy.registry_io.location import without_password
 
 _NAME = "mlflow-tdeploy"
+#: Seconds for which MLflow's server remembers which webhooks there are (MLFLOW_WEBHOOK_CACHE_TTL, 60 by default).
+UNKNOWN_S = 90.0
 _HTTPS = "MLflow sends to https only, unless its server has MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https."
 _PUBLIC = "MLflow sends to public addresses only, unless its server has MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true."
 _KEY = (
@@ -40,12 +42,14 @@ class Tried:
         url: Where it is sent to.
         works: Whether it arrived and was accepted.
         why: Why not, and what to do about it.
+        is_new: Whether it was made now: MLflow may not know it for :data:`UNKNOWN_S`.
     """
 
     id: str
     url: str
     works: bool
     why: str = ""
+    is_new: bool = False
 
 
 def install(client: MlflowClient, url: str, secret: str) -> Tried:
@@ -75,7 +79,7 @@ def install(client: MlflowClient, url: str, secret: str) -> Tried:
             made = client.update_webhook(known.webhook_id, events=events, secret=secret, status="ACTIVE")
     except (MlflowException, NotImplementedError) as error:
         raise PromotionError(f"MLflow installs no webhook for {url}: {_told(first_line(error))}") from error
-    return try_out(client, made)
+    return replace(try_out(client, made), is_new=known is None)
 
 
 def require_server(registry: str) -> None:

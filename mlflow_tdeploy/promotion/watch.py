@@ -33,6 +33,8 @@ _log = logging.getLogger("mlflow_tdeploy")
 _FIRST_REST_S, _LONGEST_REST_S = 10.0, 600.0
 #: Seconds until another look where somebody else was at a target.
 _SOON_S = 1.0
+#: Seconds between two looks of who hurries.
+_HURRY_S = 2.0
 _ACTIONS = 50
 
 
@@ -89,14 +91,20 @@ class Watch:
         self._refused: set[tuple[str, str, int, str]] = set()
         self._actions: deque[Event] = deque(maxlen=_ACTIONS)
         self._succeeded = time.monotonic()
+        self._hurry_until = 0.0
         self.view = View()
 
     def run(self) -> None:
         """Look until :meth:`stop`; what is being done then is done to its end."""
         while not self._stopped.is_set():
             pause = self.look()
-            self._woken.wait(pause)
+            hurries = time.monotonic() < self._hurry_until
+            self._woken.wait(min(pause, _HURRY_S) if hurries else pause)
             self._woken.clear()
+
+    def hurry(self, seconds: float) -> None:
+        """Look often for a while, as what else would say when to look may not do so yet."""
+        self._hurry_until = time.monotonic() + seconds
 
     def wake(self) -> None:
         """Have the next look come at once."""

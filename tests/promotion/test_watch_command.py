@@ -28,7 +28,7 @@ from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from tests.flavor.text_bundles import make_text_bundle
-from tests.promotion.test_webhook import signed
+from tests.promotion.test_webhook import BODY, signed
 
 SECRET = "correct horse"
 
@@ -49,7 +49,7 @@ def registry(tmp_path, _database):
     command += ["--artifacts-destination", str(tmp_path / "artifacts")]
     more = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
-        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true", "MLFLOW_WEBHOOK_CACHE_TTL": "1",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
     }  # fmt: skip
     with (tmp_path / "mlflow.log").open("wb") as log:
@@ -97,11 +97,11 @@ def file(running, tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def watching(path, registry, *more, environment=None):
+def watching(path, registry, *more):
     """Run the command; its process is told to end after the block."""
     command = [sys.executable, "-m", "mlflow_tdeploy.cli", "watch", "--file", str(path), *more]
     log = path.parent / "watch.log"
-    env = os.environ | {"MLFLOW_TRACKING_URI": registry} | (environment or {})
+    env = os.environ | {"MLFLOW_TRACKING_URI": registry, "MLFLOW_REGISTRY_URI": registry}
     with log.open("ab") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
         try:
             yield process, log
@@ -116,10 +116,13 @@ def test_a_webhook_has_a_version_answer_at_once(client, registry, running, file,
     with watching(path, registry, "--install-webhook") as (process, log):
         _wait_until(lambda: serving(running) == 1 and "works" in log.read_text(), log=log)
         client.set_registered_model_alias("words", "champion", 2)
-        _wait_until(lambda: serving(running) == 2, 20, log=log)  # the next look would be in an hour
+        _wait_until(lambda: serving(running) == 2, 20, log=log)
+        assert log.read_text().count("Webhook accepted: model_version_alias.created") == 2  # when it was tried, and now
+
+        _wait_until(lambda: standing(url) == ("in sync", 2, 2))
 
         for headers, code in ((signed(secret="other", at=time.time()), 401), ({}, 400), (signed(secret=SECRET), 400)):
-            assert refused(f"{url}/webhook", headers) == code
+            assert refused(f"{url}/webhook", headers, BODY.encode()) == code
         assert refused(f"{url}/webhook", {}, b"x" * 100_000) == 413
         assert json.loads(got(f"{url}/ready")) == {"ready": True, "why": ""}
         numbers = {
@@ -130,8 +133,6 @@ def test_a_webhook_has_a_version_answer_at_once(client, registry, running, file,
         assert numbers["tdeploy_decisions_total", "deployed", "here", "words"] == 2
         assert numbers["tdeploy_serving_version", *sorted(("here", running[0].url, "words"))] == 2
         assert numbers["tdeploy_webhooks_total", "forged"] == 1
-        standing = json.loads(got(f"{url}/status.json"))["standings"][0]
-        assert (standing["state"], standing["wants"], standing["serves"]) == ("in sync", 2, 2)
 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
         told = CliRunner().invoke(main, ["doctor", "--promotion", str(path)])
@@ -160,6 +161,7 @@ def test_polling_alone_follows_and_once_is_enough_for_cron(client, registry, run
         client.set_registered_model_alias("words", "champion", 2)
         _wait_until(lambda: serving(running) == 2, log=log)
         assert " INFO " in log.read_text()
+        assert "Downloading" not in log.read_text()
     client.set_registered_model_alias("words", "champion", 1)
     with watching(path, registry, "--once") as (process, log):
         assert process.wait(60) == 0, log.read_text()
@@ -192,7 +194,6 @@ def test_the_page_in_a_browser(client, registry, running, file, tmp_path):
         assert "all as the registry says" in shown
         assert "<td>words</td>" in shown.replace(' class=""', "")
         assert "deployed" in shown
-    client.set_registered_model_alias("words", "champion", 2)
 
 
 def browsed(url, profile):
@@ -215,12 +216,17 @@ def serving(running):
     return route.active
 
 
+def standing(url):
+    (found,) = json.loads(got(f"{url}/status.json"))["standings"]
+    return found["state"], found["wants"], found["serves"]
+
+
 def got(url):
     with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read().decode()
 
 
-def refused(url, headers, body=b"{}"):
+def refused(url, headers, body):
     try:
         urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10)
     except urllib.error.HTTPError as error:
