@@ -93,7 +93,8 @@ def file(running, tmp_path, monkeypatch):
     )
     path = tmp_path / "tdeploy.yaml"
     path.write_text(text)
-    return path, f"http://127.0.0.1:{port}"
+    yield path, f"http://127.0.0.1:{port}"
+    Deployments(TritonClient(Connection(triton.url)), FolderFiles(folder)).delete("words")
 
 
 @contextlib.contextmanager
