@@ -70,6 +70,23 @@ def switching(target: Any, work: Path, longest: float, *, quick: bool) -> tuple[
 _BASE = float((np.ones((1, 4), np.float32) @ (np.arange(12, dtype=np.float32).reshape(4, 3) / 10))[0, 0])
 
 
+def small_graph(factor: float) -> Any:
+    """Return a graph of one matrix product, told by its answers."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.arange(12, dtype=np.float32).reshape(4, 3) / 10 * np.float32(factor)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], "small",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
 def _watching(target: Any, passed: Any) -> Any:
     """Return the same target, telling when a version's golden requests have passed."""
     from mlflow_tdeploy.deploy.apply import Deployments
@@ -85,22 +102,10 @@ def _small(work: Path, version: int, factor: float) -> tuple[Any, Any]:
 
     folder = work / "small" / str(version)
     if not folder.exists():
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-
         import mlflow_tdeploy
 
-        weights = np.arange(12, dtype=np.float32).reshape(4, 3) / 10 * np.float32(factor)
-        graph = helper.make_graph(
-            [helper.make_node("MatMul", ["x", "w"], ["y"])], "small",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
-            [numpy_helper.from_array(weights, "w")],
-        )  # fmt: skip
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.checker.check_model(model)
         with peers.quiet():
-            mlflow_tdeploy.save_model(model, folder, precisions=["fp32"])
+            mlflow_tdeploy.save_model(small_graph(factor), folder, precisions=["fp32"])
     bundle = Bundle.open(folder)
     variant = bundle.variants["onnx-fp32"]
     return BundleVersion("small", version, {}, bundle, variant, triton_runtime(variant)), Settings(grace=0.5)

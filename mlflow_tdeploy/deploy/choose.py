@@ -12,7 +12,7 @@ from typing import Any
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.records import to_plain
-from mlflow_tdeploy.deploy.found import LoggedBundle, find
+from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle, find
 from mlflow_tdeploy.deploy.settings import SHAPES, DeploySettings
 from mlflow_tdeploy.registry_io import locate, registered_version
 from mlflow_tdeploy.registry_io.location import without_password
@@ -20,6 +20,7 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
+from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.names import check_name, check_version
@@ -39,7 +40,7 @@ def choose(
     version: int = 0,
     flavor: str = "",
     host: Callable[[], Fingerprint | None] = lambda: None,
-    fetch: bool = True,
+    known: Bundle | None = None,
 ) -> Deployable:
     """Return the version that a URI stands for, of a bundle with the variant that suits a server; its files are here.
 
@@ -50,7 +51,8 @@ def choose(
         version: Number to use where neither the settings nor the URI say one.
         flavor: What to take the model for, see :mod:`mlflow_tdeploy.deploy.found`; empty for what it is.
         host: Returns what the server says that its host is, None for one like this; asked where there is a choice.
-        fetch: Bring the files of the chosen variant of a bundle; without them it can be looked at and not rendered.
+        known: The records of the bundle that the URI stands for, where somebody has them: nothing is brought then, so
+            that the version can be looked at and not rendered.
 
     Raises:
         InvalidInputError: Neither says a name, or the settings contradict the model.
@@ -63,14 +65,15 @@ def choose(
     number = check_version(settings.version or (registered[1] if registered else version or 1))
     # an alias is followed once: it may be moved meanwhile
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
+    if known is not None:
+        about = {"model_uri": without_password(pinned), "flavor": TDEPLOY}
+        return _of_bundle(LoggedBundle(TDEPLOY, known), settings, settings.host(host()), wanted, number, about)
     location = locate(pinned)
     if location.local is not None and not urllib.parse.urlsplit(pinned).scheme:
         pinned = str(location.local.absolute())  # whoever comes back to it may be somewhere else
     found = find(location, flavor, settings.shapes, insist=SHAPES in settings.now)
     about = {"model_uri": without_password(pinned), "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
-        if not fetch:
-            found = replace(found, fetch=None)
         return _of_bundle(found, settings, settings.host(host()), wanted, number, about)
     about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}
     return ReadyVersion(wanted, number, about, found.folder)

@@ -70,13 +70,13 @@ def described(uri: str, variant: str) -> tuple[Asked, dict[str, float]]:
 def _looked_at(wanted: Desired, observed: Observed) -> Candidate:
     settings = DeploySettings.of(wanted.rule.serve)
     try:
-        open_records(locate(wanted.uri))  # what holds none would be brought here by what comes now
+        bundle, _ = open_records(locate(wanted.uri))
     except NotFoundError as error:
         raise NotFoundError(
             f"{first_line(error)} Plans are made of models that this package has logged; others go to a server by "
             f"mlflow deployments create -t tdeploy."
         ) from error
-    what = choose(wanted.uri, settings, name=wanted.name, host=lambda: observed.host, fetch=False)
+    what = choose(wanted.uri, settings, name=wanted.name, host=lambda: observed.host, known=bundle)
     assert isinstance(what, BundleVersion)
     record = as_record(wanted.rule.serve)
     options = served(settings, what, observed.described or None)
