@@ -5,7 +5,8 @@ Steps, in order; whatever fails, what served before serves on, and what was new 
 1. ``graph``: the graph is published as ``m.v8`` and loaded. ``m.v7`` is not touched.
 2. ``verify``: the golden requests are replayed on it.
 3. ``front``: what the stable name needs for it is published as a model of its own and loaded.
-4. ``answers``: the golden requests are sent to that as a user would send them; it is unloaded and removed.
+4. ``answers``: the golden requests are sent to that as a user would send them; whoever else is to judge asks it
+   (``judge``); it is unloaded and removed.
 5. ``switch``: ``m`` gets the new version's folder and its route, and is loaded anew: the thin front only.
 6. ``retire``: versions that are not kept are unloaded and removed, after a while for requests that they still have.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,17 +51,24 @@ from mlflow_tdeploy.triton.config import OWN, parse, to_text
 from mlflow_tdeploy.triton.names import CONFIG, ROUTED, TRIAL, check_name
 from mlflow_tdeploy.triton.repository import Deployable
 
+#: Raises where a version may not serve; is told the version, and the name of a model that answers as it will.
+Judge = Callable[[Deployable, str], None]
+
 
 class Deployments(Tidy):
     """Changes the deployments of one server and its repository, see :class:`Tidy`."""
 
-    def deploy(self, what: Deployable, settings: Settings, *, create: bool = False) -> Deployed:
+    def deploy(
+        self, what: Deployable, settings: Settings, *, create: bool = False, judge: Judge | None = None
+    ) -> Deployed:
         """Have a version answer to its name; a version that does already is left as it is.
 
         Args:
             what: The version.
             settings: How.
             create: Fail where the name is deployed already.
+            judge: Called with the version and the name of a model that answers as it will, before it does; what it
+                raises is a failure.
 
         Raises:
             ConflictError: The name is taken, by another model or by a deployer that is at it.
@@ -81,7 +89,7 @@ class Deployments(Tidy):
                     self._switch(what.name, route, new)
                 self._retire(what.name, settings.grace)  # who was killed may not have come so far
                 return Deployed(what.name, what.version, before, said, Sent(), time.perf_counter() - started)
-            sent = self._bring(what, settings, route, serving)
+            sent = self._bring(what, settings, route, serving, judge)
             self._retire(what.name, settings.grace)
         return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
 
@@ -189,7 +197,9 @@ class Deployments(Tidy):
             )
         return serving, route
 
-    def _bring(self, what: Deployable, settings: Settings, route: Route | None, serving: Route | None) -> Sent:
+    def _bring(
+        self, what: Deployable, settings: Settings, route: Route | None, serving: Route | None, judge: Judge | None
+    ) -> Sent:
         kept = {*(route.kept if route else ()), *(serving.kept if serving else ())}
         made_of = {self.published_key(what.graph_name), self.loaded_key(what.graph_name, what.version)}
         if what.version in kept and made_of - {"", key_of(what, settings)}:
@@ -200,7 +210,7 @@ class Deployments(Tidy):
             )
         with self._undone(what, known=what.version in kept), workspace() as work:
             sent = self._bring_graph(what, settings, work)
-            sent += self._bring_front(what, settings, work)
+            sent += self._bring_front(what, settings, work, judge)
             self._step("switch")
             new = (route or Route(what.version)).switched(what.version, settings, now(), user_name())
             self._switch(what.name, route, new)
@@ -217,7 +227,7 @@ class Deployments(Tidy):
         check_graph(self.client, what, settings.options)
         return sent
 
-    def _bring_front(self, what: Deployable, settings: Settings, work: Path) -> Sent:
+    def _bring_front(self, what: Deployable, settings: Settings, work: Path, judge: Judge | None) -> Sent:
         self._step("front")
         trial, folder = f"{what.graph_name}{TRIAL}", work / "front"
         what.write_front(folder, settings.options)
@@ -229,6 +239,9 @@ class Deployments(Tidy):
         self.client.bring_up(trial, what.version)
         self._step("answers")
         check_front(self.client, what, trial, settings.options)
+        if judge:
+            self._step("judge")
+            judge(what, trial)
         self.client.unload(trial)
         remove(self.files, trial)
         return sent

@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.records import to_plain
-from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle, find
+from mlflow_tdeploy.deploy.found import LoggedBundle, find
 from mlflow_tdeploy.deploy.settings import SHAPES, DeploySettings
 from mlflow_tdeploy.registry_io import locate, registered_version
 from mlflow_tdeploy.registry_io.location import without_password
@@ -20,7 +21,6 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
-from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.names import check_name, check_version
@@ -40,7 +40,7 @@ def choose(
     version: int = 0,
     flavor: str = "",
     host: Callable[[], Fingerprint | None] = lambda: None,
-    known: Bundle | None = None,
+    known: LoggedBundle | None = None,
 ) -> Deployable:
     """Return the version that a URI stands for, of a bundle with the variant that suits a server; its files are here.
 
@@ -51,8 +51,8 @@ def choose(
         version: Number to use where neither the settings nor the URI say one.
         flavor: What to take the model for, see :mod:`mlflow_tdeploy.deploy.found`; empty for what it is.
         host: Returns what the server says that its host is, None for one like this; asked where there is a choice.
-        known: The records of the bundle that the URI stands for, where somebody has them: nothing is brought then, so
-            that the version can be looked at and not rendered.
+        known: The bundle that the URI stands for, where somebody has its records. Where nothing brings its files the
+            version can be looked at and not rendered.
 
     Raises:
         InvalidInputError: Neither says a name, or the settings contradict the model.
@@ -66,8 +66,8 @@ def choose(
     # an alias is followed once: it may be moved meanwhile
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
     if known is not None:
-        about = {"model_uri": without_password(pinned), "flavor": TDEPLOY}
-        return _of_bundle(LoggedBundle(TDEPLOY, known), settings, settings.host(host()), wanted, number, about)
+        about = {"model_uri": without_password(pinned), "flavor": known.flavor}
+        return _of_bundle(known, settings, settings.host(host()), wanted, number, about)
     location = locate(pinned)
     if location.local is not None and not urllib.parse.urlsplit(pinned).scheme:
         pinned = str(location.local.absolute())  # whoever comes back to it may be somewhere else
@@ -83,7 +83,8 @@ def _of_bundle(
     found: LoggedBundle, settings: DeploySettings, host: Fingerprint, name: str, number: int, about: Mapping[str, str]
 ) -> BundleVersion:
     bundle = found.bundle
-    decision = decide_bundle(bundle, host, settings.policy(bundle), triton=True)
+    budget = Budget.of(settings.budget) if settings.budget else None
+    decision = decide_bundle(bundle, host, settings.policy(bundle), triton=True, budget=budget)
     chosen = decision.chosen
     if chosen is None:
         raise decision.none_left()

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, shown
 from mlflow_tdeploy.core.hardware import Fingerprint, Gpu
 from mlflow_tdeploy.flavor.config import policy_of
@@ -46,6 +47,7 @@ class DeploySettings:
         variant: Only this variant.
         runtime: Only what stands for this runtime.
         strict: Fail rather than serve another variant than the first choice.
+        budget: What a variant's evidence has to keep here, besides the model's own budget: ``worst_cosine >= 0.999``.
         shapes: Ranges of the dimensions of a plain ONNX graph, which says none.
         now: Keys that are said in this call; the others are remembered, and count where they mean something.
         options: How Triton serves the model.
@@ -62,6 +64,7 @@ class DeploySettings:
     variant: str = ""
     runtime: str = ""
     strict: bool = False
+    budget: str = ""
     shapes: Mapping[str, Any] = field(default_factory=dict)
     now: frozenset[str] = frozenset()
     options: TritonOptions = field(default_factory=TritonOptions)
@@ -70,6 +73,8 @@ class DeploySettings:
         for name in ("version", "keep", "cores"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"'{name}' must not be negative, got {getattr(self, name)}.")
+        if self.budget:
+            Budget.of(self.budget)
         if not 0 <= self.grace <= 3600:
             raise InvalidInputError(f"'grace' is from 0 to 3600 seconds, got {self.grace}.")
         if self.device not in _DEVICES:
@@ -85,6 +90,8 @@ class DeploySettings:
         """
         current = said(config)
         values = {key: value for key, value in {**(remembered or {}), **current}.items() if value != ""}
+        if isinstance(values.get("budget"), Mapping):
+            values["budget"] = str(Budget.of(values["budget"]))
         own = {one.name: one for one in dataclasses.fields(cls) if one.name not in ("options", "now", SHAPES)}
         found: dict[str, Any] = {SHAPES: _shapes(values.pop(SHAPES, None))}
         for name in [key for key in values if key in own]:

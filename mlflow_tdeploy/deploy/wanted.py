@@ -10,6 +10,7 @@ from typing import Any
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.choose import choose, served
+from mlflow_tdeploy.deploy.found import LoggedBundle
 from mlflow_tdeploy.deploy.plan import Settings, key_of
 from mlflow_tdeploy.deploy.server_host import host_of
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_record, said
@@ -28,6 +29,7 @@ class Wanted:
         flavor: What to take it for; empty for what it is.
         config: What is said in this call.
         before: What is deployed, as :meth:`State.describe` tells it; None for a new deployment.
+        known: The bundle that the model is, where somebody has its records.
     """
 
     deployments: Deployments
@@ -36,6 +38,7 @@ class Wanted:
     flavor: str
     config: Mapping[str, Any]
     before: Mapping[str, Any] | None = None
+    known: LoggedBundle | None = None
 
     def for_server(self) -> tuple[Deployable, Settings]:
         """Return what suits the server, which says what its host is; not where what answers is what is wanted.
@@ -62,7 +65,9 @@ class Wanted:
 
     def _chosen_for(self, host: Callable[[], Fingerprint | None]) -> tuple[Deployable, Settings]:
         settings, coming = self._settings, self._next()
-        what = choose(self.uri, settings, name=self.name, version=coming, flavor=self.flavor, host=host)
+        what = choose(
+            self.uri, settings, name=self.name, version=coming, flavor=self.flavor, host=host, known=self.known
+        )
         record = as_record({**self._remembered, **said(self.config)})
         options = served(settings, what, self.before)
         how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, record)

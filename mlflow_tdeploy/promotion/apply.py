@@ -12,12 +12,15 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, first_line
 from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import deployments_at
+from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.lease import targets_held
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Plan, Step
+from mlflow_tdeploy.promotion.records import opened
 from mlflow_tdeploy.promotion.spec import Rule, Server, Spec, Target
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
@@ -110,14 +113,17 @@ def _bring(step: Step, spec: Spec) -> None:
         raise ConflictError(f"Version {version} of '{step.name}' answers, the plan has seen {step.before}. Plan again.")
     if before:
         before = {**before, "config": {}}  # what the file says counts, and nothing that was said before it
-    wanted = Wanted(found, step.name, f"models:/{step.model}/{step.after}", "", dict(rule.serve), before)
+    uri = f"models:/{step.model}/{step.after}"
+    records = opened(uri)
+    known = LoggedBundle(TDEPLOY, records.bundle, records.fetch)
+    wanted = Wanted(found, step.name, uri, "", dict(rule.serve), before, known)
     what, how = wanted.for_server()
     if rule.variants == "pinned" and isinstance(what, BundleVersion) and what.variant.digest != step.digest:
         raise ConflictError(
             f"'{what.variant.id}' would serve '{step.name}' at {step.server}, and the plan has seen "
             f"'{step.variants[1]}'. Plan again, or say variants: auto."
         )
-    found.deploy(what, how)
+    found.deploy(what, how, judge=metric_gate(rule.gates.metric, found.client, step.name))
 
 
 def take_back(outcomes: Iterable[Outcome], spec: Spec, why: str) -> list[Outcome]:

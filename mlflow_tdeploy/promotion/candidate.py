@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlflow.exceptions import MlflowException
 
 from mlflow_tdeploy.core.errors import NotFoundError, TDeployError, first_line
+from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.deploy.choose import choose, served
+from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
 from mlflow_tdeploy.deploy.plan import Settings, key_of
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_record
 from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.compatible import Asked
+from mlflow_tdeploy.promotion.records import opened
 from mlflow_tdeploy.promotion.registry import Desired
-from mlflow_tdeploy.registry_io import describe, locate, open_records
+from mlflow_tdeploy.registry_io import Location, describe
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.layout import ROOT
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
 
@@ -32,6 +37,7 @@ class Candidate:
         metrics: Its variant's evidence, by name.
         decision: Which variant, and why no other.
         refused: Why it cannot be deployed; empty where it can.
+        incomplete: Which file of the variant is not in the artifact store as its record says; empty where all are.
     """
 
     variant: str = ""
@@ -42,6 +48,7 @@ class Candidate:
     metrics: Mapping[str, float] = field(default_factory=dict)
     decision: str = ""
     refused: str = ""
+    incomplete: str = ""
 
 
 def candidate(wanted: Desired, observed: Observed) -> Candidate:
@@ -64,19 +71,21 @@ def described(uri: str, variant: str) -> tuple[Asked, dict[str, float]]:
         TDeployError: It is not there any more, or holds no bundle.
         MlflowException: The registry does not know it.
     """
-    return _told_by(open_records(locate(uri))[0], variant)
+    return _told_by(opened(uri, within=math.inf).bundle, variant)
 
 
 def _looked_at(wanted: Desired, observed: Observed) -> Candidate:
     settings = DeploySettings.of(wanted.rule.serve)
     try:
-        bundle, _ = open_records(locate(wanted.uri))
+        found = opened(wanted.uri)
     except NotFoundError as error:
         raise NotFoundError(
             f"{first_line(error)} Plans are made of models that this package has logged; others go to a server by "
             f"mlflow deployments create -t tdeploy."
         ) from error
-    what = choose(wanted.uri, settings, name=wanted.name, host=lambda: observed.host, known=bundle)
+    what = choose(
+        wanted.uri, settings, name=wanted.name, host=lambda: observed.host, known=LoggedBundle(TDEPLOY, found.bundle)
+    )
     assert isinstance(what, BundleVersion)
     record = as_record(wanted.rule.serve)
     options = served(settings, what, observed.described or None)
@@ -90,7 +99,26 @@ def _looked_at(wanted: Desired, observed: Observed) -> Candidate:
         asked,
         metrics,
         what.about["decision"],
+        incomplete=_incomplete(found.location, what.variant),
     )
+
+
+def _incomplete(location: Location, variant: Variant) -> str:
+    """Return which file of a variant is gone or of another size; what is in it is hashed when it is brought."""
+    folders = dict.fromkeys(record.path.rpartition("/")[0] for record in variant.files)
+    try:
+        there = {
+            entry.path: entry.file_size
+            for folder in folders
+            for entry in location.repository.list_artifacts(f"{ROOT}/{folder}")
+        }
+    except (OSError, ValueError, MlflowException) as error:
+        return f"The files of '{variant.id}' cannot be listed: {location.said(error)}"
+    for record in variant.files:
+        size = there.get(f"{ROOT}/{record.path}", -1)
+        if size is not None and int(size) != record.size:
+            return f"'{record.path}' of '{variant.id}' is {'gone' if int(size) < 0 else 'damaged'}: log it again."
+    return ""
 
 
 def _told_by(bundle: Bundle, variant: str) -> tuple[Asked, dict[str, float]]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from mlflow_tdeploy.core.errors import InvalidInputError, first_line
+from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.deploy.settings import as_record
 from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.candidate import Candidate
 from mlflow_tdeploy.promotion.compatible import Asked, Difference, differences
+from mlflow_tdeploy.promotion.gates import measured_by
 from mlflow_tdeploy.promotion.registry import Desired
+from mlflow_tdeploy.promotion.spec import Metric
 
 Action = Literal["none", "keep", "create", "update", "refuse", "unknown"]
 #: Actions that change something.
@@ -194,13 +199,27 @@ def _is_there(wanted: Desired, observed: Observed) -> bool:
 
 def _verdicts(wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference]) -> Iterable[Verdict]:
     yield Verdict("variant", not coming.refused, coming.refused or coming.decision)
-    if observed.version is None:
-        yield Verdict("signature", True, "nothing serves yet")
-        return
+    yield Verdict("bundle", not coming.incomplete, coming.incomplete or "its files are there")
+    yield _of_signature(wanted, found) if observed.version else Verdict("signature", True, "nothing serves yet")
+    if (metric := wanted.rule.gates.metric) is not None and coming.asked is not None:
+        yield _of_metric(metric, coming.asked.task)
+
+
+def _of_signature(wanted: Desired, found: Sequence[Difference]) -> Verdict:
     rule = wanted.rule.gates.signature
     wrong = [one for one in found if rule == "same" or (rule == "compatible" and one.breaking)]
     why = f"signature: {rule}, and {'; '.join(map(str, wrong))}" if wrong else "who asks is answered"
-    yield Verdict("signature", not wrong, why)
+    return Verdict("signature", not wrong, why)
+
+
+def _of_metric(metric: Metric, task: str) -> Verdict:
+    """Return whether a version can be asked; how it answers is seen on the server."""
+    try:
+        measured = measured_by(task, TASKS.get(task).quality, metric)
+    except InvalidInputError as error:
+        return Verdict("metric", passed=False, why=first_line(error))
+    told = f"{measured} on '{Path(metric.data).name}', at most {metric.worse_by:g} worse: is asked on the server"
+    return Verdict("metric", passed=True, why=told)
 
 
 def _up_to_the_first_failure(verdicts: Iterable[Verdict]) -> tuple[Verdict, ...]:

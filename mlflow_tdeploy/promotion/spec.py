@@ -107,14 +107,30 @@ class Target(_Part):
         return server.repository or self.repository
 
 
+class Metric(_Part):
+    """How good a version has to be on labelled texts, beside the one that serves.
+
+    Attributes:
+        data: File with the columns ``text`` and ``label`` (CSV, else JSON lines); relative to ``tdeploy.yaml``.
+        worse_by: How much worse it may be.
+        name: The metric; the task's first one by default.
+    """
+
+    data: str = Field(min_length=1)
+    worse_by: float = Field(default=0.0, ge=0)
+    name: str = ""
+
+
 class Gates(_Part):
     """What a version has to pass besides its own budget and golden requests.
 
     Attributes:
         signature: ``compatible`` with what serves (who asks that is answered by this, too), the ``same``, or ``any``.
+        metric: How good it has to be on labelled texts; None for no such gate.
     """
 
     signature: Literal["compatible", "same", "any"] = "compatible"
+    metric: Metric | None = None
 
 
 class Rule(_Part):
@@ -244,9 +260,11 @@ class Spec(_Part):
                 raise document.error(
                     ("targets", target), "a target is called with 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'."
                 )
+        rules = []
         for index, rule in enumerate(found.models):
             _check_rule(document, found, rule, ("models", index))
-        return found
+            rules.append(_with_file(document, rule, ("models", index)))
+        return found.model_copy(update={"models": tuple(rules)})
 
 
 def _check_rule(document: Document, spec: Spec, rule: Rule, where: Where) -> None:
@@ -262,6 +280,18 @@ def _check_rule(document: Document, spec: Spec, rule: Rule, where: Where) -> Non
             raise document.error((*where, "serve", key), "that is said of one call, not of a deployment. Leave it out.")
         _checked(document, (*where, "serve", key), DeploySettings.of, {key: value})
     _checked(document, (*where, "serve"), DeploySettings.of, dict(rule.serve))
+
+
+def _with_file(document: Document, rule: Rule, where: Where) -> Rule:
+    """Return a rule whose file of labelled texts is named from the root."""
+    metric = rule.gates.metric
+    if metric is None:
+        return rule
+    path = Path(document.name).parent.absolute() / metric.data
+    if not path.is_file():
+        raise document.error((*where, "gates", "metric", "data"), f"there is no file '{path}'.")
+    gates = rule.gates.model_copy(update={"metric": metric.model_copy(update={"data": str(path)})})
+    return rule.model_copy(update={"gates": gates})
 
 
 def _checked(document: Document, where: Where, check: Any, value: Any) -> None:
@@ -290,7 +320,7 @@ def _known(where: Where) -> list[str]:
     """Return the keys that a part may have."""
     parts: dict[tuple[str, ...], type[_Part]] = {
         (): Spec, ("targets",): Target, ("targets", "servers"): Server, ("targets", "server"): Server,
-        ("models",): Rule, ("models", "gates"): Gates, ("watch",): Watching,
+        ("models",): Rule, ("models", "gates"): Gates, ("models", "gates", "metric"): Metric, ("watch",): Watching,
     }  # fmt: skip
     names = tuple(one for one in where if isinstance(one, str))
     kind = names if names[:1] != ("targets",) else (names[0], *names[2:])

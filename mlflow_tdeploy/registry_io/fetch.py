@@ -24,7 +24,7 @@ from mlflow_tdeploy.store.prune import used, views_home
 
 #: How often a view is fetched that is pruned as soon as it is there.
 _ATTEMPTS = 3
-_WORKERS = 4
+_WORKERS, _RECORD_WORKERS = 4, 8
 #: Begins the name of the file that says which model a folder is being filled with.
 _MARK = ".tdeploy-model-"
 #: What to do where a cache has no room.
@@ -76,12 +76,10 @@ def fetch_records(location: Location, into: Path) -> Bundle:
     if MANIFEST not in found:
         raise NotFoundError(f"'{location.uri}' holds no bundle: it was not logged with the flavor 'tdeploy'.")
     with tempfile.TemporaryDirectory(dir=into, prefix=".tdeploy-") as folder:  # MLflow writes files piece by piece
-        for entry in repository.list_artifacts(None):
-            if entry.path != ROOT:
-                repository.download_artifacts(entry.path, folder)
-        for name in found - {FILES, SOURCE}:
-            if not name.startswith("."):
-                repository.download_artifacts(f"{ROOT}/{name}", folder)
+        wanted = [entry.path for entry in repository.list_artifacts(None) if entry.path != ROOT]
+        wanted += [f"{ROOT}/{name}" for name in sorted(found - {FILES, SOURCE}) if not name.startswith(".")]
+        with ThreadPoolExecutor(_RECORD_WORKERS, thread_name_prefix="tdeploy-records") as pool:  # small files, far away
+            list(pool.map(lambda path: repository.download_artifacts(path, folder), wanted))
         _claim(location, Path(folder) / ROOT / MANIFEST, into)
         _merge(Path(folder), into)
     return Bundle.open(into)

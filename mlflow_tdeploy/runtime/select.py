@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy, measured_latency, recorded_shapes, shape_text
 from mlflow_tdeploy.core.hardware import Fingerprint
@@ -72,21 +73,49 @@ def decide(
     return _without_silent_fallback(Decision(host, policy, candidates, chosen, lost, measured_at), entries)
 
 
-def decide_bundle(bundle: Bundle, host: Fingerprint, policy: Policy | None = None, *, triton: bool = False) -> Decision:
-    """Like :func:`decide` for everything that a bundle's records say, also of variants that it lacks."""
+def decide_bundle(
+    bundle: Bundle,
+    host: Fingerprint,
+    policy: Policy | None = None,
+    *,
+    triton: bool = False,
+    budget: Budget | None = None,
+) -> Decision:
+    """Like :func:`decide` for everything that a bundle's records say, also of variants that it lacks.
+
+    Args:
+        bundle: The model.
+        host: The host.
+        policy: What the user insists on.
+        triton: See :func:`decide`.
+        budget: What a variant's evidence has to keep besides the model's own budget; the reference keeps any.
+    """
     evidence = {variant_id: bundle.evidence(variant_id) for variant_id in bundle.variants}
+    over = _over(bundle, evidence, budget) if budget else {}
     doubts = {variant_id: why for variant_id in bundle.variants if (why := bundle.doubt(variant_id))}
     return decide(
         bundle.manifest,
-        bundle.variants,
+        {name: variant for name, variant in bundle.variants.items() if name not in over},
         evidence,
         host,
         policy,
-        absent=bundle.absent,
+        absent={**bundle.absent, **over},
         damaged=bundle.damaged,
         doubts=doubts,
         triton=triton,
     )
+
+
+def _over(bundle: Bundle, evidence: Mapping[str, Iterable[Evidence]], budget: Budget) -> dict[str, str]:
+    """Return why variants do not keep a budget, by id; what was not measured is not kept."""
+    found = {}
+    for name in bundle.variants:
+        if name == bundle.manifest.reference:
+            continue
+        accuracy = latest_accuracy(evidence[name])
+        if violations := budget.violations(accuracy.metrics if accuracy else {}):
+            found[name] = f"over the deployment's budget: {'; '.join(violations)}"
+    return found
 
 
 def _check_names(variants: Collection[str], policy: Policy) -> None:

@@ -9,8 +9,9 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
-from mlflow_tdeploy.core.errors import VerificationError
+from mlflow_tdeploy.core.errors import StorageError, VerificationError
 from mlflow_tdeploy.deploy import apply as deploying
+from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.promotion import page
 from mlflow_tdeploy.promotion import watch as watching
 from mlflow_tdeploy.promotion.actual import deployments_at
@@ -121,6 +122,28 @@ def test_what_fails_rests_and_what_is_refused_is_told_once(two, words, versions,
     refused = [one for one in watch.view.actions if one.decision == "refused"]
     assert len(refused) == 1
     assert mlflow_tdeploy.history("words")[0].decision == "refused"
+
+
+def test_a_repository_that_refuses_leaves_what_serves(two, words, versions, watch, monkeypatch):
+    watch.look()
+    words.set_registered_model_alias("words", "champion", 2)
+    write, refused = FolderFiles.write, []
+
+    def full(self, path, content):
+        if path.startswith("words") and "second" in self.url:
+            refused.append(path)
+            raise StorageError("the storage is full")
+        return write(self, path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderFiles, "write", full)
+        watch.look()
+    assert refused
+    assert (versions(), states(watch)) == ([1, 1], ["drift"] * 2)
+    assert "the storage is full" in mlflow_tdeploy.history("words")[0].why
+    watch._rests.clear()
+    watch.look()
+    assert (versions(), states(watch)) == ([2, 2], ["in sync"] * 2)
 
 
 def test_a_registry_that_is_away_changes_nothing(two, words, versions, watch, monkeypatch):

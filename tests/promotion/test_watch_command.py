@@ -31,6 +31,8 @@ from tests.flavor.text_bundles import make_text_bundle
 from tests.promotion.test_webhook import BODY, signed
 
 SECRET = "correct horse"
+#: What ends the server at an address.
+_SERVERS: dict[str, contextlib.ExitStack] = {}
 
 
 def free_port():
@@ -39,11 +41,9 @@ def free_port():
         return one.getsockname()[1]
 
 
-@pytest.fixture
-def registry(tmp_path, _database):
-    """The address of an MLflow server that may send webhooks to this host."""
-    shutil.copyfile(_database, tmp_path / "mlflow.db")
-    port = free_port()
+@contextlib.contextmanager
+def mlflow_server(tmp_path, port):
+    """Run an MLflow server that may send webhooks to this host."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(tmp_path / "artifacts")]
@@ -52,22 +52,34 @@ def registry(tmp_path, _database):
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true", "MLFLOW_WEBHOOK_CACHE_TTL": "1",
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
     }  # fmt: skip
-    with (tmp_path / "mlflow.log").open("wb") as log:
+    with (tmp_path / "mlflow.log").open("ab") as log:
         process = subprocess.Popen(command, env=os.environ | more, stdout=log, stderr=log, start_new_session=True)
-    before, url = mlflow.get_tracking_uri(), f"http://127.0.0.1:{port}"
     try:
-        _wait_until(lambda: _answers(f"{url}/health"))
-        mlflow.set_tracking_uri(url)
-        mlflow.set_registry_uri(url)
-        mlflow.set_experiment("tests")
-        yield url
+        _wait_until(lambda: _answers(f"http://127.0.0.1:{port}/health"))
+        yield
     finally:
-        mlflow.set_registry_uri("")
-        mlflow.set_tracking_uri(before)
-        os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
+
+
+@pytest.fixture
+def registry(tmp_path, _database):
+    """The address of such a server; another one may take its place while the stack is closed."""
+    shutil.copyfile(_database, tmp_path / "mlflow.db")
+    port, before = free_port(), mlflow.get_tracking_uri()
+    url = f"http://127.0.0.1:{port}"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mlflow_server(tmp_path, port))
+        try:
+            mlflow.set_tracking_uri(url)
+            mlflow.set_registry_uri(url)
+            mlflow.set_experiment("tests")
+            _SERVERS[url] = stack
+            yield url
+        finally:
+            mlflow.set_registry_uri("")
+            mlflow.set_tracking_uri(before)
+            os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
 
 
 @pytest.fixture
@@ -167,6 +179,39 @@ def test_polling_alone_follows_and_once_is_enough_for_cron(client, registry, run
     with watching(path, registry, "--once") as (process, log):
         assert process.wait(60) == 0, log.read_text()
     assert serving(running) == 1
+
+
+def test_a_registry_that_is_restarted_is_followed_again(client, registry, running, file, tmp_path):
+    path, url = file
+    with watching(path, registry, "--interval", "0.5") as (_, log):
+        _wait_until(lambda: serving(running) == 1, log=log)
+        _SERVERS[registry].close()
+        _wait_until(lambda: json.loads(got(f"{url}/status.json"))["error"], log=log)
+        assert serving(running) == 1
+        with mlflow_server(tmp_path, int(registry.rpartition(":")[2])):
+            client.set_registered_model_alias("words", "champion", 2)
+            _wait_until(lambda: serving(running) == 2, log=log)
+            _wait_until(lambda: standing(url) == ("in sync", 2, 2), log=log)
+            assert not json.loads(got(f"{url}/status.json"))["error"]
+
+
+@pytest.mark.slow
+def test_a_watcher_that_is_killed_at_any_moment_goes_on_where_it_was(client, registry, running, file):
+    path, _ = file
+    triton, folder = running
+    wanted = 1
+    for place, moment in enumerate((0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.3)):
+        with watching(path, registry, "--interval", "0.3") as (process, log):
+            _wait_until(lambda before=wanted: serving(running) == before, log=log)
+            wanted = 1 + (place + 1) % 2
+            client.set_registered_model_alias("words", "champion", wanted)
+            time.sleep(moment)
+            process.kill()
+    with watching(path, registry, "--interval", "0.3") as (_, log):
+        _wait_until(lambda: serving(running) == wanted, log=log)
+        found = Deployments(TritonClient(Connection(triton.url)), FolderFiles(folder))
+        kept = {"words", *(f"words.v{version}" for version in (1, 2))}
+        _wait_until(lambda: set(found.files.models()) <= kept and set(found.loaded("words")) <= kept, log=log)
 
 
 def test_a_webhook_that_cannot_be_installed_is_told(client, registry, running, file, tmp_path):

@@ -1,0 +1,109 @@
+"""Gates that are asked of a version while it is on the server, before anybody else is answered by it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow_tdeploy.core.budget import higher_is_better
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, VerificationError, first_line
+from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.deploy.apply import Judge
+from mlflow_tdeploy.deploy.ask import ask
+from mlflow_tdeploy.promotion.spec import Metric
+from mlflow_tdeploy.triton.bundle_version import BundleVersion
+from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.repository import Deployable
+
+_TEXT, _LABEL = "text", "label"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts with the right answers.
+
+    Attributes:
+        texts: The texts.
+        labels: Names or class indices.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[Any, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Labelled:
+        """Read a file: CSV with the columns ``text`` and ``label``, or JSON lines with these keys.
+
+        Raises:
+            NotFoundError: There is no such file.
+            InvalidInputError: It is not of that form, or empty.
+        """
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                lines = (json.loads(line) for line in file if line.strip())
+                rows: list[Mapping[str, Any]] = [*(csv.DictReader(file) if path.suffix == ".csv" else lines)]
+            texts, labels = (tuple(row[key] for row in rows) for key in (_TEXT, _LABEL))
+        except FileNotFoundError:
+            raise NotFoundError(f"There is no file '{path}'.") from None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InvalidInputError(
+                f"'{path}' is neither CSV with the columns text and label nor JSON lines with these keys: "
+                f"{first_line(error)}"
+            ) from error
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise InvalidInputError(f"'{path}' holds no texts.")
+        return cls(texts, labels)
+
+
+def measured_by(task: str, quality: Sequence[str], metric: Metric) -> str:
+    """Return the name of the metric that a gate is about.
+
+    Raises:
+        InvalidInputError: The task measures none, or not that one.
+    """
+    if not quality:
+        raise InvalidInputError(f"Task '{task}' has no metric on labelled data: leave the gate 'metric' out.")
+    if metric.name and metric.name not in quality:
+        raise InvalidInputError(f"Task '{task}' does not measure '{metric.name}', but {', '.join(quality)}.")
+    return metric.name or quality[0]
+
+
+def metric_gate(metric: Metric | None, client: TritonClient, name: str) -> Judge | None:
+    """Return what asks a version's trial all labelled texts, and the version that serves the same.
+
+    Args:
+        metric: The gate; None for none.
+        client: The server.
+        name: The stable name.
+    """
+    if metric is None:
+        return None
+
+    def judge(what: Deployable, trial: str) -> None:
+        if not isinstance(what, BundleVersion):
+            raise InvalidInputError("A Triton model, as it is, has no metric on labelled data.")
+        data, task = Labelled.read(Path(metric.data)), what.bundle.task()
+        measured = measured_by(task.name, task.quality, metric)
+        new = _asked(client, trial, task, data, measured, what.version)
+        if client.parameters(name) is None:
+            return  # nothing serves yet: there is nothing to be worse than
+        old = _asked(client, name, task, data, measured, None)
+        lost = old - new if higher_is_better(measured) else new - old
+        if lost > metric.worse_by:
+            raise VerificationError(
+                f"{measured} of version {what.version} on '{Path(metric.data).name}' ({len(data.texts)} texts) is "
+                f"{new:.4g}, that of the version which serves {old:.4g}: worse by more than {metric.worse_by:g}."
+            )
+
+    return judge
+
+
+def _asked(
+    client: TritonClient, name: str, task: Task, data: Labelled, metric: str, version: int | None
+) -> float:  # fmt: skip
+    task.check_labels(data.labels)
+    return task.metric(ask(client, name, list(data.texts), version=version), data.labels)[metric]
