@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "promotion.json"
 #: Goals: seconds with a webhook and on top of the interval without, of a plan; MiB and % of a core; beside one server.
 WEBHOOK_GOAL, POLL_GOAL, PLAN_GOAL, MEMORY_GOAL, CORE_GOAL, SERVERS_GOAL = 3.0, 3.0, 10.0, 150.0, 1.0, 3.0
+_SECTIONS = ("answers", "idle", "servers", "random", "many models")
 _INTERVAL, _SERVERS, _CLIENTS = 2.0, 3, 4
 
 
@@ -41,10 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.promotion", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file to write")
+    parser.add_argument("--only", nargs="*", default=list(_SECTIONS), choices=_SECTIONS, help="these; all by default")
     parser.add_argument("--quick", action="store_true", help="a smoke run: few of each; writes no JSON")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="tdeploy-promotion-") as folder:
-        results = measure(Path(folder), quick=options.quick)
+        results = measure(Path(folder), options.only, quick=options.quick)
     print(table(results.figures))
     goals = [figure for figure in results.figures if figure.goal is not None]
     print(f"\n{len(goals) - len(results.missed)} of {len(goals)} goals met on this machine")
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(work: Path, *, quick: bool) -> Results:
+def measure(work: Path, only: Sequence[str], *, quick: bool) -> Results:
     """Run everything below a folder."""
     import mlflow
 
@@ -63,16 +65,20 @@ def measure(work: Path, *, quick: bool) -> Results:
     results = Results()
     with registry(work / "mlflow") as url, _tritons(work, _SERVERS) as servers:
         client = mlflow.MlflowClient()
-        results.add("many models", *_many(client, servers, work, quick=quick))
+        one = dict([next(iter(servers.items()))])
+        small = _log_small(client, work)
         say("log_model of all-MiniLM-L6-v2")
         _log_minilm(client, versions=6 if quick else 14)
-        one = dict([next(iter(servers.items()))])
-        say("from an alias to an answer")
-        results.add("answers", *_answers(client, one, work, url, quick=quick))
-        results.add("idle", *_idle(one, work, url, quick=quick))
-        results.add("servers", *_servers(client, servers, work))
-        say("aliases in random order under load")
-        results.add("random", *_random(client, one, work, url, quick=quick))
+        sections: dict[str, Callable[[], tuple[list[Figure], dict[str, Any]]]] = {
+            "answers": lambda: _answers(client, one, work, url, quick=quick),
+            "idle": lambda: _idle(one, work, url, quick=quick),
+            "servers": lambda: _servers(client, servers, work),
+            "random": lambda: _random(client, one, work, url, quick=quick),
+            "many models": lambda: _many(client, servers, work, small, quick=quick),
+        }
+        for name in only:
+            say(name)
+            results.add(name, *sections[name]())
     return results
 
 
@@ -121,7 +127,7 @@ def _answers(
     client: Any, servers: dict[str, str], work: Path, url: str, *, quick: bool
 ) -> tuple[list[Figure], dict[str, Any]]:
     """Return how long it takes from setting the alias over REST until another version answers."""
-    spec = write_spec(work / "answers.yaml", servers, "minilm", keep=0)
+    spec = _minilm_spec(work, servers)
     found, count = _deployments(next(iter(servers.items()))), 2 if quick else 6
     times: dict[str, list[float]] = {"webhook": [], "poll": []}
     ways = {"webhook": ("--install-webhook",), "poll": ("--interval", str(_INTERVAL))}
@@ -148,6 +154,10 @@ def _answers(
     return figures, times
 
 
+def _minilm_spec(work: Path, servers: dict[str, str]) -> Path:
+    return write_spec(work / "minilm.yaml", servers, "minilm", keep=0)
+
+
 def _serves(found: Any, name: str) -> int | None:
     route = found.serving(name)
     return route.active if route else None
@@ -161,7 +171,7 @@ def _idle(servers: dict[str, str], work: Path, url: str, *, quick: bool) -> tupl
     """Return what a watcher takes that has deployed something and finds nothing more to do, at its usual interval."""
     import psutil
 
-    spec, seconds = work / "answers.yaml", 10.0 if quick else 90.0
+    spec, seconds = _minilm_spec(work, servers), 10.0 if quick else 90.0
     found = _deployments(next(iter(servers.items())))
     found.delete("minilm")
     with watcher(spec, url, "--interval", "30") as process:
@@ -269,7 +279,6 @@ def _many(client: Any, servers: dict[str, str], work: Path, *, quick: bool) -> t
 
     count, versions = (20, 2) if quick else (500, 5)
     say(f"{count} registered models with {versions} versions each")
-    source = _log_small(client, work)
     artifacts, experiment = work / "mlflow" / "artifacts", client.get_experiment_by_name("bench").experiment_id
     for number in range(count):
         name = f"fleet-{number:03d}"

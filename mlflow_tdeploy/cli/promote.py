@@ -46,7 +46,7 @@ def promote(uri: str, alias: str, stage: str, file: Path) -> None:
 
     with clean_errors():
         done = do(uri, Spec.read(file), alias=alias, stage=stage, told=show_outcome)
-    _say_if_nothing(done, "It answers everywhere already.")
+    _say_if_nothing(done, "It answers everywhere already; the registry says so, too.")
 
 
 @click.command()

@@ -13,6 +13,7 @@ import click
 from mlflow_tdeploy.cli._common import clean_errors
 from mlflow_tdeploy.cli._logs import log_to_stderr
 from mlflow_tdeploy.cli.plan import FILE
+from mlflow_tdeploy.core.errors import PromotionError, first_line
 
 #: What MLflow imports for tables where it is there: a hundred MiB that nobody here needs. Without them it is as
 #: mlflow-skinny.
@@ -102,9 +103,12 @@ def _watch(file: object, interval: float | None, listen: str | None, *, install:
         click.echo(f"watching   every {interval or said.interval:g} s; {url} has the page, /metrics, /health, /webhook")
         if install:
             webhooks.require_server(mlflow.get_registry_uri())
-            tried = webhooks.install(MlflowClient(), said.url, secret)
-            click.echo(f"webhook    {tried.url}: {'works' if tried.works else f'does not work: {tried.why}'}")
-            click.echo(f"           {webhooks.KEY_HINT}")
-            watching.hurry(webhooks.UNKNOWN_S if tried.is_new else 0.0)
+            try:
+                tried = webhooks.install(MlflowClient(), said.url, secret)
+                click.echo(f"webhook    {tried.url}: {'works' if tried.works else f'does not work: {tried.why}'}")
+                click.echo(f"           {webhooks.KEY_HINT}")
+                watching.hurry(webhooks.UNKNOWN_S if tried.is_new else 0.0)
+            except PromotionError as error:  # polling works without
+                click.echo(f"webhook    {first_line(error)}")
         watching.run()
     click.echo("ended")

@@ -7,6 +7,10 @@ why, and what to do about it.
 
 from __future__ import annotations
 
+import re
+
+_USER = re.compile(r"://[^/@\s'\"]+@")
+
 
 class TDeployError(Exception):
     """Base of every error raised on purpose by this package."""
@@ -155,9 +159,9 @@ class BrokenDependencyError(TDeployError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class where it has none."""
+    """Return the first line of an error's message, or its class where it has none; no user or password of a URL."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return _USER.sub("://", text.splitlines()[0]) if text else type(error).__name__
 
 
 def shown(value: object, width: int = 60) -> str:

@@ -59,7 +59,13 @@ class Deployments(Tidy):
     """Changes the deployments of one server and its repository, see :class:`Tidy`."""
 
     def deploy(
-        self, what: Deployable, settings: Settings, *, create: bool = False, judge: Judge | None = None
+        self,
+        what: Deployable,
+        settings: Settings,
+        *,
+        create: bool = False,
+        judge: Judge | None = None,
+        retire: bool = True,
     ) -> Deployed:
         """Have a version answer to its name; a version that does already is left as it is.
 
@@ -69,6 +75,7 @@ class Deployments(Tidy):
             create: Fail where the name is deployed already.
             judge: Called with the version and the name of a model that answers as it will, before it does; what it
                 raises is a failure.
+            retire: Remove what is not kept any more; else :meth:`retire` does, and until then :meth:`restore` can.
 
         Raises:
             ConflictError: The name is taken, by another model or by a deployer that is at it.
@@ -87,10 +94,12 @@ class Deployments(Tidy):
                 new = replace(route, previous=kept, config=settings.config, keep_loaded=settings.keep_loaded)
                 if said := new != route:
                     self._switch(what.name, route, new)
-                self._retire(what.name, settings.grace)  # who was killed may not have come so far
+                if retire:  # who was killed may not have come so far
+                    self._retire(what.name, settings.grace)
                 return Deployed(what.name, what.version, before, said, Sent(), time.perf_counter() - started)
             sent = self._bring(what, settings, route, serving, judge)
-            self._retire(what.name, settings.grace)
+            if retire:
+                self._retire(what.name, settings.grace)
         return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
 
     def host(self, name: str, *, create: bool = False) -> Fingerprint:
@@ -118,7 +127,9 @@ class Deployments(Tidy):
         same = self.loaded_key(what.graph_name, what.version) == key_of(what, settings)
         return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
 
-    def rollback(self, name: str, version: int | None = None, grace: float = Settings.grace) -> Deployed:
+    def rollback(
+        self, name: str, version: int | None = None, grace: float = Settings.grace, *, retire: bool = True
+    ) -> Deployed:
         """Have the version answer that did before, or another one that is kept, such as one that was gone back from.
 
         A call that was killed is completed by the next one, which goes no further back.
@@ -127,6 +138,7 @@ class Deployments(Tidy):
             name: The deployment.
             version: Which version; the one before by default.
             grace: Seconds that what does not stay loaded stays all the same, for requests that it has.
+            retire: See :meth:`deploy`.
 
         Raises:
             NotFoundError: There is no such deployment, or no such version is kept.
@@ -149,8 +161,32 @@ class Deployments(Tidy):
                 self._step("switch")
                 self._switch(name, route, route.moved(wanted, now(), user_name()))
                 changed = True
-            self._retire(name, grace)
+            if retire:
+                self._retire(name, grace)
         return Deployed(name, wanted, before, changed, Sent(), time.perf_counter() - started)
+
+    def retire(self, name: str, grace: float = Settings.grace) -> None:
+        """Remove the versions that are not kept, after a while for requests that they have."""
+        with self._changing(check_name(name)):
+            self._retire(name, grace)
+
+    def restore(self, name: str, route: Route) -> None:
+        """Have everything as it was before a call of :meth:`deploy` or :meth:`rollback` that has retired nothing.
+
+        Args:
+            name: The deployment.
+            route: What :meth:`State.route` said before it.
+
+        Raises:
+            ServerError: The server cannot load what served then.
+        """
+        self.client.require_live()
+        with self._changing(check_name(name)):
+            now = self.required(name)
+            self._load_graph(f"{name}.v{route.active}", route.active, self.published_key(f"{name}.v{route.active}"))
+            if now != route:
+                self._switch(name, now, route)
+            self._retire(name, 0.0)
 
     def delete(self, name: str) -> bool:
         """Remove a deployment: its models from the server, and exactly their files; False where there was none.

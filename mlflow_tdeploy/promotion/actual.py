@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow_tdeploy.core.errors import NotFoundError, TDeployError, first_line
+from mlflow_tdeploy.core.errors import NotFoundError, first_line
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import open_files
@@ -39,6 +39,11 @@ class Observed:
         return self.described.get("version")
 
     @property
+    def kept(self) -> tuple[int, ...]:
+        """The versions that can answer again: they have passed everything when they came."""
+        return tuple(int(one) for key in ("previous", "ahead") for one in self.described.get(key, ()))
+
+    @property
     def host(self) -> Fingerprint | None:
         """What the server's host was when it was last asked."""
         return host_of(self.described)
@@ -64,5 +69,5 @@ def observe(target: Target, server: Server, name: str) -> Observed:
         except NotFoundError:
             described = {}
         return Observed(server.url, name, reachable, described, "" if reachable else "the server does not answer")
-    except TDeployError as error:
+    except Exception as error:  # a folder that cannot be read, a store that refuses: that is of this place alone
         return Observed(server.url, name, reachable=False, why=first_line(error))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
@@ -13,6 +14,8 @@ from mlflow.exceptions import MlflowException
 from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, first_line
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
+from mlflow_tdeploy.deploy.route import Route
+from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.gates import metric_gate
@@ -21,6 +24,7 @@ from mlflow_tdeploy.promotion.lease import targets_held
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Plan, Step
 from mlflow_tdeploy.promotion.records import opened
+from mlflow_tdeploy.promotion.registry import desired
 from mlflow_tdeploy.promotion.spec import Rule, Server, Spec, Target
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
@@ -54,7 +58,7 @@ def apply(
     history.add(refusals(plan, trigger))
     found: list[Outcome] = []
     for steps in by_place(plan.changes).values():
-        outcomes = _alone(steps, spec)
+        outcomes = _alone(steps, spec, client)
         for outcome in outcomes:
             told(outcome)
         found += outcomes
@@ -62,38 +66,70 @@ def apply(
     return tuple(found)
 
 
-def _alone(steps: list[Step], spec: Spec) -> list[Outcome]:
-    """Do the steps while nobody else promotes to the target."""
+def _alone(steps: list[Step], spec: Spec, client: MlflowClient | None) -> list[Outcome]:
+    """Do the steps while nobody else promotes to the target, if the registry wants them still."""
     try:
         with targets_held(spec, {one.target for one in steps}):
+            now = {(one.target, one.name): one.version for one in desired(spec, client)}
+            if old := [one for one in steps if now.get((one.target, one.name)) != one.after]:
+                raise ConflictError(f"The registry does not want version {old[0].after} any more. Plan again.")
             return together(steps, spec)
-    except TDeployError as error:  # somebody else is at it: nothing was begun
+    except Exception as error:  # somebody else is at it, or the repository refuses: nothing was begun
         return [Outcome(one, "left", why=first_line(error)) for one in steps]
 
 
+@dataclass
+class _Done:
+    """A step that was done, and what undoes it."""
+
+    outcome: Outcome
+    route: Route | None
+
+
 def together(steps: Sequence[Step], spec: Spec, do: Callable[[Step, Spec], None] | None = None) -> list[Outcome]:
-    """Do all steps, one by one, or none of them: where one fails, those before it are taken back.
+    """Do all steps, one by one, or none of them: where one fails, those before it are as they were.
+
+    What is not kept any more goes once all are done: until then every server can go back. Who is interrupted takes back
+    what was done, too.
 
     Args:
         steps: The steps. Who calls holds their targets, see :func:`targets_held`.
         spec: What they were made from.
-        do: Does a step; brings the version by default.
+        do: Does a step and retires nothing; brings the version by default.
     """
-    found: list[Outcome] = []
+    done: list[_Done] = []
     for place, step in enumerate(steps):
         started = time.perf_counter()
         try:
+            route = server_of(step, spec).route(step.name)
             (do or _bring)(step, spec)
-        except Exception as error:  # whatever a gate throws: what served serves on
-            why = first_line(error)
-            if not isinstance(error, (TDeployError, MlflowException)):
-                _log.exception("Version %s of '%s' at %s", step.after, step.name, step.server)
-                why = f"{type(error).__name__}: {why}"
-            back = [_taken_back(one, spec, why) for one in found]
+        except BaseException as error:  # whatever a gate throws: what served serves on
+            why = _why(error, step)
+            back = [_taken_back(one, spec, why) for one in done]
+            if not isinstance(error, Exception):
+                raise
             failed = Outcome(step, "failed", time.perf_counter() - started, why)
             return [*back, failed, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
-        found.append(Outcome(step, "done", time.perf_counter() - started))
-    return found
+        done.append(_Done(Outcome(step, "done", time.perf_counter() - started), route))
+    for one in done:
+        _retire(one.outcome.step, spec)
+    return [one.outcome for one in done]
+
+
+def _why(error: BaseException, step: Step) -> str:
+    if isinstance(error, (TDeployError, MlflowException)):
+        return first_line(error)
+    if isinstance(error, Exception):
+        _log.exception("Version %s of '%s' at %s", step.after, step.name, step.server)
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _retire(step: Step, spec: Spec) -> None:
+    """Remove what is not kept any more; what cannot be removed now is by the next deployment."""
+    try:
+        server_of(step, spec).retire(step.name, DeploySettings.of(_rule(step, spec).serve).grace)
+    except Exception as error:
+        _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
 
 
 def _bring(step: Step, spec: Spec) -> None:
@@ -123,24 +159,22 @@ def _bring(step: Step, spec: Spec) -> None:
             f"'{what.variant.id}' would serve '{step.name}' at {step.server}, and the plan has seen "
             f"'{step.variants[1]}'. Plan again, or say variants: auto."
         )
-    found.deploy(what, how, judge=metric_gate(rule.gates.metric, found.client, step.name))
+    kept = (*before["previous"], *before["ahead"], before["version"]) if before else ()
+    judge = None if step.after in kept else metric_gate(rule.gates.metric, found.client, step.name)  # it has passed
+    found.deploy(what, how, judge=judge, retire=False)
 
 
-def take_back(outcomes: Iterable[Outcome], spec: Spec, why: str) -> list[Outcome]:
-    """Give servers back what they had; what was not done stays as it is told."""
-    return [_taken_back(one, spec, why) if one.state == "done" else one for one in outcomes]
-
-
-def _taken_back(outcome: Outcome, spec: Spec, why: str) -> Outcome:
+def _taken_back(done: _Done, spec: Spec, why: str) -> Outcome:
     """Give a server back what it had."""
-    step, started = outcome.step, time.perf_counter()
+    outcome, started = done.outcome, time.perf_counter()
+    step = outcome.step
     try:
         found = server_of(step, spec)
-        if step.before is None:
+        if done.route is None:
             found.delete(step.name)
         else:
-            found.rollback(step.name, step.before)
-    except TDeployError as error:
+            found.restore(step.name, done.route)
+    except Exception as error:  # the others are taken back all the same
         _log.warning("Version %s of '%s' stays at %s: %s", step.after, step.name, step.server, first_line(error))
         return Outcome(step, "done", outcome.seconds, f"not taken back: {first_line(error)}")
     seconds = outcome.seconds + time.perf_counter() - started

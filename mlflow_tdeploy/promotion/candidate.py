@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mlflow.exceptions import MlflowException
-
-from mlflow_tdeploy.core.errors import NotFoundError, TDeployError, first_line
+from mlflow_tdeploy.core.errors import NotFoundError, first_line
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.deploy.choose import choose, served
 from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
@@ -16,7 +14,7 @@ from mlflow_tdeploy.deploy.plan import Settings, key_of
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_record
 from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.compatible import Asked
-from mlflow_tdeploy.promotion.records import opened
+from mlflow_tdeploy.promotion.records import FRESH_S, opened
 from mlflow_tdeploy.promotion.registry import Desired
 from mlflow_tdeploy.registry_io import Location, describe
 from mlflow_tdeploy.store.bundle import Bundle
@@ -51,16 +49,17 @@ class Candidate:
     incomplete: str = ""
 
 
-def candidate(wanted: Desired, observed: Observed) -> Candidate:
+def candidate(wanted: Desired, observed: Observed, within: float = FRESH_S) -> Candidate:
     """Return what a version would be on a server whose host is known from what is deployed, or is like this one.
 
     Args:
         wanted: What should answer there.
         observed: What does.
+        within: Seconds for which its records are good enough, see :func:`opened`.
     """
     try:
-        return _looked_at(wanted, observed)
-    except (TDeployError, MlflowException) as error:
+        return _looked_at(wanted, observed, within)
+    except Exception as error:  # whatever is wrong with this version stops no other
         return Candidate(refused=first_line(error))
 
 
@@ -74,10 +73,10 @@ def described(uri: str, variant: str) -> tuple[Asked, dict[str, float]]:
     return _told_by(opened(uri, within=math.inf).bundle, variant)
 
 
-def _looked_at(wanted: Desired, observed: Observed) -> Candidate:
+def _looked_at(wanted: Desired, observed: Observed, within: float) -> Candidate:
     settings = DeploySettings.of(wanted.rule.serve)
     try:
-        found = opened(wanted.uri)
+        found = opened(wanted.uri, within, wanted.updated)
     except NotFoundError as error:
         raise NotFoundError(
             f"{first_line(error)} Plans are made of models that this package has logged; others go to a server by "
@@ -112,7 +111,7 @@ def _incomplete(location: Location, variant: Variant) -> str:
             for folder in folders
             for entry in location.repository.list_artifacts(f"{ROOT}/{folder}")
         }
-    except (OSError, ValueError, MlflowException) as error:
+    except Exception as error:  # as the store says
         return f"The files of '{variant.id}' cannot be listed: {location.said(error)}"
     for record in variant.files:
         size = there.get(f"{ROOT}/{record.path}", -1)

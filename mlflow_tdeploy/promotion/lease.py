@@ -42,7 +42,7 @@ def targets_held(spec: Spec, targets: Iterable[str], wait: float = WAIT_S) -> It
 def _repository(spec: Spec, target: str) -> str:
     if (found := spec.targets.get(target)) is None:
         raise ConflictError(f"There is no target '{target}' any more. Plan again.")
-    return min(found.repository_of(server) for server in found.servers)
+    return min(open_files(found.repository_of(server)).url for server in found.servers)
 
 
 @contextlib.contextmanager

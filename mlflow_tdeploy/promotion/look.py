@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
-from mlflow_tdeploy.core.errors import TDeployError
 from mlflow_tdeploy.promotion.actual import Observed, observe
 from mlflow_tdeploy.promotion.candidate import candidate, described
-from mlflow_tdeploy.promotion.plan import Before, Plan, Step, settled, step
+from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, settled, step
+from mlflow_tdeploy.promotion.records import FRESH_S
 from mlflow_tdeploy.promotion.registry import Desired, desired
 from mlflow_tdeploy.promotion.spec import Server, Spec
 
@@ -19,34 +18,34 @@ from mlflow_tdeploy.promotion.spec import Server, Spec
 _AT_ONCE = 8
 
 
-def make_plan(spec: Spec, client: MlflowClient | None = None) -> Plan:
+def make_plan(spec: Spec, client: MlflowClient | None = None, *, within: float = FRESH_S) -> Plan:
     """Return what would have to change for a target's servers to agree with the registry.
 
     Args:
         spec: What should be served where.
         client: Whose registry; the current one by default.
+        within: Seconds for which the records of a version that does not answer are good enough.
 
     Raises:
-        ConflictError: Two models would have one name on a target.
         MlflowException: The registry does not answer.
     """
-    return plan_for(spec, desired(spec, client))
+    return plan_for(spec, desired(spec, client), within=within)
 
 
-def plan_for(spec: Spec, wanted: Iterable[Desired]) -> Plan:
+def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S) -> Plan:
     """Return what would have to change for what is wanted to be so."""
     places = [(one, server) for one in wanted for server in spec.targets[one.target].servers]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return Plan(tuple(pool.map(lambda place: _step(spec, *place), places)))
+        return Plan(all_or_none(pool.map(lambda place: _step(spec, place[0], place[1], within), places)))
 
 
-def _step(spec: Spec, wanted: Desired, server: Server) -> Step:
+def _step(spec: Spec, wanted: Desired, server: Server, within: float) -> Step:
     found = observe(spec.targets[wanted.target], server, wanted.name)
     if (nothing := settled(wanted, found)) is not None:
         return nothing
     if not found.reachable or wanted.version is None:
         return step(wanted, found, None, Before())
-    return step(wanted, found, candidate(wanted, found), _before(found))
+    return step(wanted, found, candidate(wanted, found, within), _before(found))
 
 
 def _before(found: Observed) -> Before:
@@ -55,5 +54,5 @@ def _before(found: Observed) -> Before:
         return Before()
     try:
         return Before(*described(found.says("model_uri"), found.says("variant")))
-    except (TDeployError, MlflowException):
+    except Exception:  # it cannot be known any more
         return Before()

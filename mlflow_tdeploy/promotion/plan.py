@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,8 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
     place = _place(wanted, observed)
     if not observed.reachable:
         return replace(place, why=observed.why)
+    if wanted.conflict:
+        return replace(place, action="refuse", why=wanted.conflict)
     if not wanted.registered:
         return replace(place, why=f"there is no registered model '{wanted.model}' (yet)")
     if wanted.version is None or coming is None:
@@ -158,11 +161,27 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
     )
 
 
+def all_or_none(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return steps of which those of one name on one target are refused together: no target serves two versions."""
+    found = tuple(steps)
+    refused = {(one.target, one.name): one for one in found if one.action == "refuse"}
+
+    def of(one: Step) -> Step:
+        other = refused.get((one.target, one.name))
+        if other is None or one.action not in CHANGES:
+            return one
+        return replace(one, action="refuse", why=f"refused at {other.server}: {other.why}")
+
+    return tuple(map(of, found))
+
+
 def settled(wanted: Desired, observed: Observed) -> Step | None:
     """Return that there is nothing to do where that is certain without a look at the model: it never changes.
 
     A variant that was added to it meanwhile is not asked for where variants are pinned.
     """
+    if wanted.updated > _milliseconds(observed.says("deployed")):
+        return None  # the number may have become another version's
     if not (_is_there(wanted, observed) and _as_said(wanted, observed) and wanted.rule.variants == "pinned"):
         return None
     variants, digest = (observed.says("variant"),) * 2, observed.says("digest")
@@ -186,6 +205,10 @@ def _again(wanted: Desired, observed: Observed) -> str:
     return f"version {wanted.version} answers, and not as is said now"
 
 
+def _milliseconds(at: str) -> float:
+    return datetime.datetime.fromisoformat(at).timestamp() * 1000 if at else 0.0
+
+
 def _as_said(wanted: Desired, observed: Observed) -> bool:
     """Tell whether what the rule says about serving is what was said when it was deployed."""
     return bool(observed.described.get("config", {}) == json.loads(as_record(wanted.rule.serve)))
@@ -200,6 +223,15 @@ def _is_there(wanted: Desired, observed: Observed) -> bool:
 def _verdicts(wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference]) -> Iterable[Verdict]:
     yield Verdict("variant", not coming.refused, coming.refused or coming.decision)
     yield Verdict("bundle", not coming.incomplete, coming.incomplete or "its files are there")
+    if observed.version == wanted.version and observed.says("key") not in ("", coming.key):
+        why = (
+            f"version {wanted.version} is deployed with other files or options, and a version is not changed in place: "
+            f"register it once more and move the alias, or delete the deployment first"
+        )
+        yield Verdict("options", passed=False, why=why)
+    if wanted.version in observed.kept:
+        yield Verdict("signature", passed=True, why="it has passed when it came, and is kept")
+        return
     yield _of_signature(wanted, found) if observed.version else Verdict("signature", True, "nothing serves yet")
     if (metric := wanted.rule.gates.metric) is not None and coming.asked is not None:
         yield _of_metric(metric, coming.asked.task)

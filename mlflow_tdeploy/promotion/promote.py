@@ -59,13 +59,16 @@ def promote(
         wanted = [replace(one, version=version) for one in _meant(spec, client, model, label)]
         plan = plan_for(spec, wanted)
         _require_passed(plan, client)
-        with label.moved(client, model, version):
-            done = tuple(together(plan.changes, spec))
+        done: list[Outcome] = []
+        try:
+            with label.moved(client, model, version):
+                done += together(plan.changes, spec)
+                require_done(done, f"'{model}' version {version} was not promoted")
+        finally:  # nobody who cannot be told may undo it
+            History(client).add(events_of(done, "promote"))
             for outcome in done:
                 told(outcome)
-            History(client).add(events_of(done, "promote"))
-            require_done(done, f"'{model}' version {version} was not promoted")
-    return done
+    return tuple(done)
 
 
 def _registered(uri: str, client: MlflowClient) -> tuple[str, int]:

@@ -27,24 +27,27 @@ class Opened:
         bundle: Its records.
         fetch: Brings the files of a variant; None where they are here.
         since: When it was opened, on the clock of ``time.monotonic``.
+        at: When that was, in milliseconds since 1970.
     """
 
     location: Location
     bundle: Bundle
     fetch: Fetch | None
     since: float
+    at: float
 
 
 _known: dict[tuple[str, str, str], Opened] = {}
 _lock = threading.Lock()
 
 
-def opened(uri: str, within: float = FRESH_S) -> Opened:
+def opened(uri: str, within: float = FRESH_S, changed: float = 0.0) -> Opened:
     """Return the records of a model version.
 
     Args:
         uri: ``models:/name/version``.
         within: Seconds for which those that this process has opened before are good enough.
+        changed: When the registered model was changed, in milliseconds since 1970: what was opened before it is not.
 
     Raises:
         TDeployError: It is not there, or holds no bundle.
@@ -53,11 +56,12 @@ def opened(uri: str, within: float = FRESH_S) -> Opened:
     key = (mlflow.get_registry_uri(), mlflow.get_tracking_uri(), uri)
     with _lock:
         found = _known.get(key)
-    if found is not None and time.monotonic() - found.since < within and (found.bundle.root / MANIFEST).is_file():
+    good = found is not None and time.monotonic() - found.since < within and found.at > changed
+    if found is not None and good and (found.bundle.root / MANIFEST).is_file():  # else somebody has pruned it
         return found
     location = locate(uri)
     bundle, fetch = open_records(location)
-    fresh = Opened(location, bundle, fetch, time.monotonic())
+    fresh = Opened(location, bundle, fetch, time.monotonic(), time.time() * 1000)
     with _lock:
         _known.pop(key, None)
         _known[key] = fresh

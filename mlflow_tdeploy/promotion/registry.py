@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from mlflow_tdeploy.core.errors import ConflictError
 from mlflow_tdeploy.promotion.spec import Rule, Spec
 
 _PAGE = 1000  # the most that MLflow gives at once: a look at 500 models is one request
@@ -27,6 +26,8 @@ class Desired:
         target: The target, by name.
         rule: What says so.
         registered: Whether there is such a registered model.
+        updated: When the registered model was changed, in milliseconds since 1970.
+        conflict: Why it cannot have that name; empty where it can.
     """
 
     model: str
@@ -35,6 +36,8 @@ class Desired:
     target: str
     rule: Rule
     registered: bool = True
+    updated: float = 0.0
+    conflict: str = ""
 
     @property
     def uri(self) -> str:
@@ -50,19 +53,19 @@ def desired(spec: Spec, client: MlflowClient | None = None) -> tuple[Desired, ..
         client: Whose registry; the current one by default.
 
     Raises:
-        ConflictError: Two models would have one name on a target.
         MlflowException: The registry does not answer.
     """
     found: dict[tuple[str, str], Desired] = {}
     for one in _of_rules(spec.models, client or MlflowClient()):
         before = found.get((one.target, one.name))
-        if before is None:
+        if before is None or (before.model != one.model and before.version is None):
             found[one.target, one.name] = one
-        elif before.model != one.model:
-            raise ConflictError(
+        elif before.model != one.model and one.version is not None:
+            why = (
                 f"'{before.model}' and '{one.model}' would both be '{one.name}' on target '{one.target}'. Give one of "
                 f"them another name: deploy_as."
-            )  # else an earlier rule has said it
+            )
+            found[one.target, one.name] = replace(before, conflict=why)  # else an earlier rule has said it
     return tuple(found[key] for key in sorted(found))
 
 
@@ -80,7 +83,9 @@ def _of_rules(rules: Iterable[Rule], client: MlflowClient) -> Iterator[Desired]:
                 if model is None:
                     yield Desired(rule.name, None, rule.served_as(rule.name), target, rule, registered=False)
                 else:
-                    yield Desired(model.name, _version(model, rule), rule.served_as(model.name), target, rule)
+                    updated = float(model.last_updated_timestamp or 0)
+                    name = rule.served_as(model.name)
+                    yield Desired(model.name, _version(model, rule), name, target, rule, updated=updated)
 
 
 def _model(client: MlflowClient, name: str) -> Any:

@@ -62,12 +62,15 @@ def rollback(
         left = tuple(Outcome(one.step(back), "left", why=one.observed.why or "nothing is deployed") for one in seen
                      if not one.observed.reachable or one.observed.version is None)  # fmt: skip
         model = places[0].model
-        with Label.of_rule(places[0].rule).moved(client, model, back):
-            done = tuple(together(steps, spec, _go_back))
+        done: list[Outcome] = []
+        try:
+            with Label.of_rule(places[0].rule).moved(client, model, back):
+                done += together(steps, spec, _go_back)
+                require_done(done, f"'{model}' did not go back to version {back}")
+        finally:  # nobody who cannot be told may undo it
+            History(client).add(events_of(done, "rollback", "rolled back"))
             for outcome in (*done, *left):
                 told(outcome)
-            History(client).add(events_of(done, "rollback", "rolled back"))
-            require_done(done, f"'{model}' did not go back to version {back}")
     return (*done, *left)
 
 
@@ -86,7 +89,7 @@ class _Place:
 
 
 def _go_back(step: Step, spec: Spec) -> None:
-    server_of(step, spec).rollback(step.name, step.after)
+    server_of(step, spec).rollback(step.name, step.after, retire=False)
 
 
 def _named(spec: Spec, client: MlflowClient, name: str, label: Label | None) -> list[Desired]:

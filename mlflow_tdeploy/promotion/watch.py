@@ -32,9 +32,11 @@ _log = logging.getLogger("mlflow_tdeploy")
 #: Seconds until something that failed is tried again, and at most: longer each time.
 _FIRST_REST_S, _LONGEST_REST_S = 10.0, 600.0
 #: Seconds until another look where somebody else was at a target.
-_SOON_S = 1.0
+_SOON_S = 2.0
 #: Seconds between two looks of who hurries.
 _HURRY_S = 2.0
+#: Seconds for which the records of a version that is refused, or rests, are good enough to look; not to do anything.
+_RECORDS_S = 300.0
 _ACTIONS = 50
 
 
@@ -92,6 +94,7 @@ class Watch:
         self._actions: deque[Event] = deque(maxlen=_ACTIONS)
         self._succeeded = time.monotonic()
         self._hurry_until = 0.0
+        self._spec: Spec | None = None
         self.view = View()
 
     def run(self) -> None:
@@ -130,12 +133,15 @@ class Watch:
         started = time.perf_counter()
         try:
             spec = self._read()
-            plan = make_plan(spec, self._client)
+            if spec is not self._spec:
+                self._spec = spec
+                self._rests.clear()  # what failed may be said otherwise now
+            plan = make_plan(spec, self._client, within=_RECORDS_S)
             self._tell_refused(refusals(plan, "watch"))
             due = [steps for steps in by_place(plan.changes).values() if self._is_due(steps)]
             busy = [not self._bring(spec, steps) for steps in due]
-            if due:
-                plan = make_plan(spec, self._client)
+            if due and not all(busy):
+                plan = make_plan(spec, self._client, within=_RECORDS_S)
             self._seen(status_of(plan), "", started)
             self._succeeded = time.monotonic()
         except Exception as error:  # a registry that is away, a file that is wrong: what serves serves on
@@ -164,6 +170,10 @@ class Watch:
         except ConflictError as error:
             _log.info("%s", first_line(error), extra={"event": "busy", "target": target})
             return False
+        except Exception as error:  # this repository refuses, or the registry went away: the others are others
+            _log.warning("%s %s: %s", target, name, first_line(error), extra={"event": "failed", "target": target})
+            self._rest(steps, [Outcome(one, "failed", why=first_line(error)) for one in steps])
+            return True
         self._rest(fresh, outcomes)
         self._tell(events_of(outcomes, "watch"))
         return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)

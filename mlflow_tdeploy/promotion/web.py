@@ -31,7 +31,7 @@ _log = logging.getLogger("mlflow_tdeploy")
 #: Nothing from elsewhere, and no script but the page's own: names and reasons come from whoever writes the registry.
 _POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; frame-ancestors 'none'"
 _HEADERS = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-_START_S = 10.0
+_START_S, _MOST_AT_ONCE = 10.0, 100
 
 
 def make_app(watch: Watch, receiver: Receiver, metrics: Metrics) -> Starlette:
@@ -117,7 +117,7 @@ def served(app: Any, listen: str) -> Iterator[str]:
     host, _, port = listen.rpartition(":")
     config = uvicorn.Config(
         app, host.strip("[]"), int(port), log_config=None, access_log=False, timeout_keep_alive=5, lifespan="off",
-        server_header=False, h11_max_incomplete_event_size=MOST_BYTES,
+        server_header=False, limit_concurrency=_MOST_AT_ONCE, h11_max_incomplete_event_size=MOST_BYTES,
     )  # fmt: skip
     try:
         socket = config.bind_socket()

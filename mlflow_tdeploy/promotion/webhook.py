@@ -84,7 +84,7 @@ class Receiver:
         try:
             found = json.loads(body)
             event = f"{found['entity']}.{found['action']}"
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, RecursionError):
             return Received(HTTPStatus.BAD_REQUEST, "refused", "the body is no event of MLflow")
         return Received(HTTPStatus.ACCEPTED, "accepted", "", event)
 
@@ -96,8 +96,8 @@ class Receiver:
 
     def _too_old(self, sent: str) -> str | None:
         try:
-            off = self._clock() - int(sent)
-        except ValueError:
+            off = self._clock() - float(int(sent))
+        except (ValueError, OverflowError):
             return "its time is no number"
         if abs(off) <= WINDOW_S:
             return None

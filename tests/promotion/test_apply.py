@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
+import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
+import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.wanted import Wanted
+from mlflow_tdeploy.promotion import apply as applying
+from mlflow_tdeploy.promotion import plan as planning
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.apply import apply
+from mlflow_tdeploy.promotion.compatible import Difference
 from mlflow_tdeploy.promotion.look import make_plan
+from tests.flavor.text_bundles import make_text_bundle
 
 
 def test_all_servers_of_a_target_get_a_version_or_none_does(two, words, tmp_path, versions):
@@ -53,6 +63,10 @@ def test_a_plan_that_is_older_than_what_is_there_is_not_done(two, words, version
     words.set_registered_model_alias("words", "champion", 2)
     apply(make_plan(spec), spec)
     done = apply(empty, spec)  # version 1, where nothing was
+    assert [one.state for one in done] == ["left", "left"]
+    assert done[0].why == "The registry does not want version 1 any more. Plan again."
+    words.set_registered_model_alias("words", "champion", 1)
+    done = apply(empty, spec)
     assert [one.state for one in done] == ["failed", "left"]
     assert "Version 2 of 'words' answers, the plan has seen None. Plan again." in done[0].why
     assert versions() == [2, 2]
@@ -85,3 +99,96 @@ def test_whatever_fails_on_one_server_is_taken_back_on_the_others(two, words, mo
     done = apply(make_plan(spec), spec)
     assert [one.state for one in done] == ["taken back", "failed"]
     assert versions() == [None, None]
+
+
+def failing_at(monkeypatch, place, error):
+    """Have the deployment at one server of two fail."""
+    deploy, asked = Deployments.deploy, []
+
+    def failing(self, *arguments, **more):
+        asked.append(1)
+        if len(asked) == place:
+            raise error
+        return deploy(self, *arguments, **more)
+
+    monkeypatch.setattr(Deployments, "deploy", failing)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+def test_what_is_taken_back_is_as_it_was_and_can_go_back_further(two, words, versions, monkeypatch, error):
+    spec, _ = two
+    for version in (1, 2):
+        words.set_registered_model_alias("words", "champion", version)
+        apply(make_plan(spec), spec)
+    words.create_model_version("words", words.get_model_version("words", "1").source)
+    before = [routes(spec, place) for place in (0, 1)]
+    with monkeypatch.context() as patch:
+        failing_at(patch, 2, error)
+        with contextlib.suppress(KeyboardInterrupt, MlflowException):
+            mlflow_tdeploy.promote("models:/words/3", alias="champion", file=spec)
+    assert len(before[0].previous) == 1
+    assert [(one.active, one.previous, one.ahead) for one in (routes(spec, 0), routes(spec, 1))] == [
+        (one.active, one.previous, one.ahead) for one in before
+    ]
+    assert int(dict(words.get_registered_model("words").aliases)["champion"]) == 2
+    mlflow_tdeploy.rollback("words", file=spec)
+    assert versions() == [1, 1]
+    for place in (0, 1):
+        target = spec.targets["both"]
+        assert deployments_at(target, target.servers[place]).graphs("words") == ["words.v1", "words.v2"]
+
+
+def routes(spec, place):
+    target = spec.targets["both"]
+    return deployments_at(target, target.servers[place]).route("words")
+
+
+def test_going_back_by_the_registry_passes_no_gate_that_it_has_passed(two, words, versions, monkeypatch):
+    """As after a rollback that was killed when it had moved the alias."""
+    spec, _ = two
+    for version in (1, 2):
+        mlflow_tdeploy.promote(f"models:/words/{version}", alias="champion", file=spec)
+    found = [Difference("the label bad is gone", breaking=True)]
+    monkeypatch.setattr(planning, "differences", lambda before, after: tuple(found))
+    monkeypatch.setattr(applying, "metric_gate", lambda *arguments: pytest.fail("it is asked"))
+    words.set_registered_model_alias("words", "champion", 1)
+    assert [one.action for one in make_plan(spec).steps] == ["update", "update"]
+    apply(make_plan(spec), spec)
+    assert versions() == [1, 1]
+
+
+def test_one_refusal_refuses_a_version_on_all_servers_of_the_target(two, words, versions, tmp_path):
+    spec, _ = two
+    mlflow_tdeploy.promote("models:/words/1", alias="champion", file=spec)
+    made = make_text_bundle(tmp_path / "other", "text-classification")
+    mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    words.set_registered_model_alias("words", "champion", 3)
+    target = spec.targets["both"]
+    deployments_at(target, target.servers[0]).delete("words")  # it would take whatever comes
+    plan = make_plan(spec)
+    assert [one.action for one in plan.steps] == ["refuse", "refuse"]
+    assert plan.steps[0].why.startswith(f"refused at {target.servers[1].url}: signature")
+    apply(plan, spec)
+    assert versions() == [None, 1]
+
+
+def test_a_server_whose_files_cannot_be_read_is_told_and_stops_no_other(two, words, versions):
+    spec, _ = two
+    apply(make_plan(spec), spec)
+    place = Path(spec.targets["both"].servers[0].repository) / "words" / "config.pbtxt"
+    place.unlink()
+    place.mkdir()
+    words.set_registered_model_alias("words", "champion", 2)
+    plan = make_plan(spec)
+    assert [one.action for one in plan.steps] == ["unknown", "update"]
+    assert "directory" in plan.steps[0].why
+
+
+def test_other_options_of_what_serves_are_refused_with_what_to_do(two, words):
+    spec, _ = two
+    apply(make_plan(spec), spec)
+    rule = spec.models[0]
+    other = rule.model_copy(update={"serve": {**rule.serve, "max_queue_delay_microseconds": 900}})
+    plan = make_plan(spec.model_copy(update={"models": (other,)}))
+    assert [one.action for one in plan.steps] == ["refuse", "refuse"]
+    assert "register it once more and move the alias" in plan.steps[0].why

@@ -59,7 +59,8 @@ def test_what_is_there_already_is_nothing_to_do():
         step(WANTED, now(version=8, key="key-8", model_uri="models:/m/8", ready=False), COMING, BEFORE).action
         == "update"
     )
-    assert step(WANTED, now(version=8, key="other", model_uri="models:/m/8"), COMING, BEFORE).action == "update"
+    other = step(WANTED, now(version=8, key="other", model_uri="models:/m/8"), COMING, BEFORE)
+    assert (other.action, other.verdicts[-1].gate) == ("refuse", "options")
     kept = dataclasses.replace(WANTED, rule=RULE.model_copy(update={"serve": {"keep": 3}}))
     otherwise = step(kept, there, COMING, BEFORE)
     assert (otherwise.action, otherwise.again, otherwise.moves) == ("update", True, 0)

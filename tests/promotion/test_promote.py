@@ -37,7 +37,7 @@ def test_a_version_is_promoted_and_gone_back_from_with_its_alias(two, words, ver
     assert output.count("done       both words at http") == 2
     assert (alias(words), versions()) == (2, [2, 2])
     assert said("promote", "models:/words/2", "--alias", "champion", "--file", file) == (
-        "It answers everywhere already.\n"
+        "It answers everywhere already; the registry says so, too.\n"
     )
     assert tags(words, 2)["tdeploy.both.words"].startswith("serves since ")
     assert tags(words, 1)["tdeploy.both.words"].endswith("then version 2")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mlflow
 import pytest
 
-from mlflow_tdeploy.core.errors import ConflictError
 from mlflow_tdeploy.promotion.document import parse
 from mlflow_tdeploy.promotion.registry import desired
 from mlflow_tdeploy.promotion.spec import Spec
@@ -60,8 +59,10 @@ def test_names_on_the_servers(client):
     assert desired(spec("{name: my model, alias: champion, to: a}"), client)[0].name == "my-model"
     assert desired(spec("{name: my model, alias: champion, to: a, deploy_as: m}"), client)[0].name == "m"
     rules = ("{name: my model, alias: champion, to: a, deploy_as: intent}", "{name: intent, alias: champion, to: a}")
-    with pytest.raises(ConflictError, match="'my model' and 'intent' would both be 'intent' on target 'a'"):
-        desired(spec(*rules), client)
+    assert told(desired(spec(*rules), client)) == [("a", "intent", "my model", 1)]  # the other one has no version
+    client.set_registered_model_alias("intent", "champion", 1)
+    (both,) = desired(spec(*rules), client)
+    assert both.conflict.startswith("'my model' and 'intent' would both be 'intent' on target 'a'")
 
 
 def test_a_model_that_is_not_there_is_told_and_a_pattern_may_mean_none(client):

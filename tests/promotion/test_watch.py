@@ -18,6 +18,7 @@ from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.lease import targets_held
 from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.watch import Watch
+from tests.flavor.text_bundles import make_text_bundle
 
 
 @pytest.fixture
@@ -146,6 +147,49 @@ def test_a_repository_that_refuses_leaves_what_serves(two, words, versions, watc
     assert (versions(), states(watch)) == ([2, 2], ["in sync"] * 2)
 
 
+def test_a_target_that_cannot_be_held_stops_no_other(two, words, versions, watch, monkeypatch):
+    spec, _ = two
+    bad = spec.targets["both"].model_copy(update={"repository": ""})
+    spec = spec.model_copy(update={"targets": {"aaa": bad, **spec.targets}})
+    rule = spec.models[0].model_copy(update={"to": ("aaa", "both")})
+    spec = spec.model_copy(update={"models": (rule,)})
+    held = watching.targets_held
+
+    def refusing(spec, targets, **more):
+        if "aaa" in targets:
+            raise StorageError("the repository cannot be written at http://bob:s3cret@host/x")
+        return held(spec, targets, **more)
+
+    monkeypatch.setattr(watching, "targets_held", refusing)
+    again = Watch(lambda: spec, interval=30.0)
+    again.look()
+    assert versions() == [1, 1]  # they are the servers of the other one, too
+    assert again._rests
+    assert not again.view.error
+
+
+def test_no_password_is_shown(two, words, watch, monkeypatch, caplog):
+    def away(*arguments, **more):
+        raise MlflowException("API request to http://bob:s3cret@127.0.0.1:9/api failed")
+
+    monkeypatch.setattr(watching, "make_plan", away)
+    watch.look()
+    assert watch.view.error == "API request to http://127.0.0.1:9/api failed"
+    assert "s3cret" not in caplog.text + page.render(watch.view)
+    assert "nothing can be compared" in page.render(watch.view)
+
+
+def test_a_model_that_was_registered_anew_is_looked_at(two, words, versions, watch, tmp_path):
+    watch.look()
+    words.delete_registered_model("words")
+    made = make_text_bundle(tmp_path / "anew", batch=(1, 2, 8))
+    mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    words.set_registered_model_alias("words", "champion", 1)
+    watch.look()
+    assert states(watch) == ["refused"] * 2
+    assert "with other files or options" in watch.view.standings[0].why
+
+
 def test_a_registry_that_is_away_changes_nothing(two, words, versions, watch, monkeypatch):
     watch.look()
 
@@ -231,7 +275,8 @@ def test_the_page_shows_names_and_reasons_as_text(two, words, watch):
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)" in text
     assert "&lt;i&gt;" in text
-    assert "1 of 3 not as the registry says" in text
+    assert "nothing can be compared" in text
+    assert "1 of 2 not as the registry says" in page.render(view.__class__(view.at, (bad, view.standings[0])))
     assert "all as the registry says" in page.render(view)
 
 

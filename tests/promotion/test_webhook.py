@@ -49,6 +49,7 @@ def test_what_mlflow_sends_is_accepted_once():
         (signed(at=NOW + WINDOW_S + 1), BODY, 400, "is one of the two clocks wrong"),
         (signed("[]"), "[]", 400, "no event of MLflow"),
         (signed("{"), "{", 400, "no event of MLflow"),
+        (signed("[" * 60_000), "[" * 60_000, 400, "no event of MLflow"),
         (signed("x" * (MOST_BYTES + 1)), "x" * (MOST_BYTES + 1), 413, "more than"),
         ({**signed(), "x-mlflow-signature": "ü"}, BODY, 401, "the signature"),
     ],

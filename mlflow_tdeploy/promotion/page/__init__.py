@@ -26,7 +26,9 @@ def render(view: View) -> str:
     drift = [one for one in view.standings if one.state not in (*_GOOD, *_NEUTRAL)]
     told = f"{len(drift)} of {len(view.standings)} not as the registry says" if drift else "all as the registry says"
     state = f'<strong id="state" class="{"bad" if drift else "good"}">{told}</strong>'
-    if not view.at:
+    if view.error:
+        state = '<strong id="state" class="bad">nothing can be compared; below is what was seen last</strong>'
+    elif not view.at:
         state = '<strong id="state">nothing was seen yet</strong>'
     error = f'<p class="error">{escape(view.error)}</p>' if view.error else ""
     seen = f"{escape(view.at[:19].replace('T', ' '))} UTC, look {view.looks}, {view.seconds:.2f} s"
