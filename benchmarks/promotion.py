@@ -272,7 +272,9 @@ def orphans(found: Any, name: str) -> list[str]:
     return [*folders, *loaded, *(f"{name}/{one}" for one in versions if int(one) not in route.kept)]
 
 
-def _many(client: Any, servers: dict[str, str], work: Path, *, quick: bool) -> tuple[list[Figure], dict[str, Any]]:
+def _many(
+    client: Any, servers: dict[str, str], work: Path, source: Path, *, quick: bool
+) -> tuple[list[Figure], dict[str, Any]]:
     """Plan over many registered models, none of which is deployed: each one's records are read."""
     from mlflow_tdeploy.promotion.look import make_plan
     from mlflow_tdeploy.promotion.spec import Spec
