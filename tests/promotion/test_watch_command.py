@@ -263,8 +263,8 @@ def serving(running):
 
 
 def standing(url):
-    (found,) = json.loads(got(f"{url}/status.json"))["standings"]
-    return found["state"], found["wants"], found["serves"]
+    found = json.loads(got(f"{url}/status.json"))["standings"]
+    return (found[0]["state"], found[0]["wants"], found[0]["serves"]) if found else None
 
 
 def got(url):
