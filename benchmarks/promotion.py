@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.ours import BUDGET, MODEL
 from benchmarks.promotion_servers import registry, wait_until, watcher, write_spec
-from benchmarks.report import Figure, Results, say, table, write_json
+from benchmarks.report import Figure, Results, finish, say
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "promotion.json"
@@ -47,13 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="tdeploy-promotion-") as folder:
         results = measure(Path(folder), options.only, quick=options.quick)
-    print(table(results.figures))
-    goals = [figure for figure in results.figures if figure.goal is not None]
-    print(f"\n{len(goals) - len(results.missed)} of {len(goals)} goals met on this machine")
-    if not options.quick:
-        write_json(results, options.out)
-        say(f"written to {options.out}")
-    return 0
+    return finish(results, options.out, quick=options.quick)
 
 
 def measure(work: Path, only: Sequence[str], *, quick: bool) -> Results:

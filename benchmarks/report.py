@@ -144,6 +144,17 @@ def _section(figures: Sequence[Figure], details: Mapping[str, Any]) -> dict[str,
     return {**host_record(), "figures": rows, "details": details}
 
 
+def finish(results: Results, out: Path, *, quick: bool) -> int:
+    """Print the table and what was reached, and write the JSON unless it was a smoke run; return the exit code."""
+    print(table(results.figures))
+    goals = [figure for figure in results.figures if figure.goal is not None]
+    print(f"\n{len(goals) - len(results.missed)} of {len(goals)} goals met on this machine")
+    if not quick:
+        write_json(results, out)
+        say(f"written to {out}")
+    return 0
+
+
 def say(what: str) -> None:
     """Tell whoever waits what is going on; the table alone goes to standard output."""
     print(f"[{time.strftime('%H:%M:%S')}] {what}", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import ours, peers, perf_analyzer
 from benchmarks.data import SHORT_TEXT, digest, mixed_texts
-from benchmarks.report import Figure, Results, say, table, write_json
+from benchmarks.report import Figure, Results, finish, say
 from benchmarks.triton_layouts import write_empty, write_transformer_deploy
 from benchmarks.triton_switching import switching
 
@@ -53,13 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = 1.0 if options.quick else options.seconds
     with tempfile.TemporaryDirectory(prefix="tdeploy-triton-") as folder:
         results = measure(Path(folder), seconds, quick=options.quick)
-    print(table(results.figures))
-    goals = [figure for figure in results.figures if figure.goal is not None]
-    print(f"\n{len(goals) - len(results.missed)} of {len(goals)} goals met on this machine")
-    if not options.quick:
-        write_json(results, options.out)
-        say(f"written to {options.out}")
-    return 0
+    return finish(results, options.out, quick=options.quick)
 
 
 def measure(work: Path, seconds: float, *, quick: bool) -> Results:

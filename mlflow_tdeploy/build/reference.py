@@ -6,8 +6,8 @@ What is asked, in graph inputs:
   different lengths (ragged). Text tasks fill them with the verification texts, joined and cut to length: random
   token ids are no language, activations on them are not those a user's texts cause, and an int8 variant's error on
   them says little about its error in use, in either direction.
-* *blanks*, of ``tensors`` with floats: zeros throughout (silence, a black image), of which only is asked that what the
-  reference answers in finite numbers is answered so: an epsilon may have been lost.
+* *blanks*, of ``tensors`` with floats: zeros throughout, and in each input (silence, a black image), each a request by
+  itself, where the reference has a finite answer: an epsilon may have been lost.
 * *rows*: some rows of the given requests of ``tensors``, each alone.
 * *batches*: all items in the batches that serving makes of them, and a sample of items alone, because dynamic
   quantization picks its ranges per batch: a text's answer depends on its neighbours.

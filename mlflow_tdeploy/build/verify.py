@@ -97,7 +97,7 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget, golden: Sequ
         if len(asked.problems) >= _MOST_PROBLEMS:
             break
     metrics = asked.metrics()
-    violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()))
+    violations = (*asked.problems, *(budget.violations(metrics) if metrics else ()), *asked.over)
     if golden and not violations:  # what fails there must not pass here: it would be refused wherever it is loaded
         violations = asked.replay(golden, infer, budget)
     failed = bool(asked.problems)
@@ -115,6 +115,7 @@ class _Asked:
         self._batches: dict[str, int] = {}
         self._shapes: dict[str, None] = {}
         self.problems: list[str] = []
+        self.over: list[str] = []
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -128,11 +129,12 @@ class _Asked:
         except Exception as error:  # whatever a runtime raises is the variant's failure
             problem = str(error) or type(error).__name__
         if problem is None and case.part == "blanks":
-            problem = self._lost_on_blanks(case, reference, got)
-            if problem is None:
-                return
+            problem = _lost(reference, got)
         if problem is not None:
             self.problems.append(f"at {case.shape}: {problem}")
+            return
+        if case.part == "blanks":
+            self._judge_alone(case, reference, got)
             return
         part = self._parts.setdefault(case.part, self._answers.task.comparison())
         for comparison in (self._whole, part):
@@ -142,18 +144,13 @@ class _Asked:
         self._batches[case.part] = self._batches.get(case.part, 0) + 1
         self._score.add(case, got)
 
-    def _lost_on_blanks(self, case: Case, reference: Arrays, got: Arrays) -> str | None:
-        """Return what is another answer where what comes in is 0; nothing where the source has none either."""
-        floats = {name: array for name, array in reference.items() if array.dtype.kind not in "biu"}
-        for name, array in floats.items():
-            if (np.isfinite(array) & ~np.isfinite(got[name])).any():
-                return f"'{name}' is NaN or infinite where inputs are 0 throughout, and the source's own is not"
-        if not all(np.isfinite(array).all() for array in floats.values()):
-            return None
-        comparison = self._answers.task.comparison()
-        comparison.add(reference, got, case.feeds)
-        wrong = self._usual.violations(comparison.metrics(), single=True)
-        return f"where inputs are 0 throughout, {'; '.join(wrong)}" if wrong else None
+    def _judge_alone(self, case: Case, reference: Arrays, got: Arrays) -> None:
+        """Hold one request against the budget; not where the source has no answer either."""
+        if all(np.isfinite(array).all() for array in reference.values()):
+            comparison = self._answers.task.comparison()
+            comparison.add(reference, got, case.feeds)
+            wrong = self._usual.violations(comparison.metrics(), single=True)
+            self.over += [f"at {case.shape}, where inputs are 0 throughout, {one}" for one in wrong]
 
     def replay(self, golden: Sequence[GoldenRequest], infer: Infer, budget: Budget) -> tuple[str, ...]:
         try:
@@ -177,6 +174,14 @@ class _Asked:
         return {
             part: {"batches": self._batches[part], **comparison.metrics()} for part, comparison in self._parts.items()
         }
+
+
+def _lost(reference: Arrays, got: Arrays) -> str | None:
+    """Return what is no longer finite where inputs are 0."""
+    for name, array in reference.items():
+        if (np.isfinite(array) & ~np.isfinite(got[name])).any():
+            return f"'{name}' is NaN or infinite where inputs are 0 throughout, and the source's own is not"
+    return None
 
 
 def _worse(whole: Mapping[str, float], part: Mapping[str, float]) -> dict[str, float]:

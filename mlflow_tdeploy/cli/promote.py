@@ -83,7 +83,7 @@ def status(context: click.Context, file: Path, as_json: bool) -> None:
     with clean_errors():
         found = status_of(make_plan(Spec.read(file)))
     click.echo(to_json(found) if as_json else _table(found), nl=not as_json)
-    context.exit(1 if any(one.state not in ("in sync", "not wanted") for one in found) else 0)
+    context.exit(1 if not all(one.right for one in found) else 0)
 
 
 def _table(found: Sequence[Standing]) -> str:

@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +16,12 @@ from mlflow_tdeploy.cli._logs import log_to_stderr
 from mlflow_tdeploy.cli.plan import FILE
 from mlflow_tdeploy.core.errors import PromotionError, first_line
 
+if TYPE_CHECKING:
+    from mlflow_tdeploy.promotion.specfile import SpecFile
+
 #: What MLflow imports for tables where it is there: a hundred MiB that nobody here needs. Without them it is as
 #: mlflow-skinny.
-_TABLES = ("pandas", "pyarrow", "scipy", "sklearn", "matplotlib")
+_TABLES = ("pandas", "pyarrow", "scipy")
 #: No bars in a log. A registry that is away is asked again at the next look: MLflow's own patience is minutes.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -62,33 +66,29 @@ def _leave_out_tables() -> None:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
-def _look_once(file: object) -> int:
-    from mlflow_tdeploy.promotion.specfile import SpecFile
+def _look_once(file: SpecFile) -> int:
     from mlflow_tdeploy.promotion.watch import Watch
 
-    assert isinstance(file, SpecFile)
     watching = Watch(file.read, interval=1.0)
     watching.look()
     for one in watching.view.standings:
         click.echo(f"{one.state:11}{one.target} {one.name} at {one.server}: {one.serves or 'none'} {one.why}".rstrip())
     if watching.view.error:
         click.echo(watching.view.error, err=True)
-    bad = any(one.state not in ("in sync", "not wanted") for one in watching.view.standings)
-    return 1 if bad or watching.view.error else 0
+    right = all(one.right for one in watching.view.standings)
+    return 0 if right and not watching.view.error else 1
 
 
-def _watch(file: object, interval: float | None, listen: str | None, *, install: bool) -> None:
+def _watch(file: SpecFile, interval: float | None, listen: str | None, *, install: bool) -> None:
     import mlflow
     from mlflow import MlflowClient
 
     from mlflow_tdeploy.promotion import install as webhooks
     from mlflow_tdeploy.promotion.metrics import Metrics
-    from mlflow_tdeploy.promotion.specfile import SpecFile
     from mlflow_tdeploy.promotion.watch import Watch
     from mlflow_tdeploy.promotion.web import make_app, served
     from mlflow_tdeploy.promotion.webhook import Receiver
 
-    assert isinstance(file, SpecFile)
     said = file.read().watch
     secret = said.secret.get_secret_value()
     watching = Watch(file.read, interval=interval or said.interval, told=lambda event: metrics.decided(event))

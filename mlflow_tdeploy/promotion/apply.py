@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,6 @@ def apply(
     told: Callable[[Outcome], None] = lambda outcome: None,
     *,
     client: MlflowClient | None = None,
-    trigger: str = "apply",
 ) -> tuple[Outcome, ...]:
     """Do what a plan says; what it refuses is left alone, and a second call finds nothing to do.
 
@@ -49,20 +48,19 @@ def apply(
         spec: What it was made from.
         told: Called with each outcome.
         client: Whose registry is told what became of it; the current one by default.
-        trigger: What to say there that was called.
 
     Returns:
         An outcome for each step that changes something, in the order of the plan.
     """
     history = History(client)
-    history.add(refusals(plan, trigger))
+    history.add(refusals(plan, "apply"))
     found: list[Outcome] = []
     for steps in by_place(plan.changes).values():
         outcomes = _alone(steps, spec, client)
         for outcome in outcomes:
             told(outcome)
         found += outcomes
-        history.add(events_of(outcomes, trigger))
+        history.add(events_of(outcomes, "apply"))
     return tuple(found)
 
 
@@ -73,7 +71,9 @@ def _alone(steps: list[Step], spec: Spec, client: MlflowClient | None) -> list[O
             now = {(one.target, one.name): one.version for one in desired(spec, client)}
             if old := [one for one in steps if now.get((one.target, one.name)) != one.after]:
                 raise ConflictError(f"The registry does not want version {old[0].after} any more. Plan again.")
-            return together(steps, spec)
+            done = together(steps, spec)
+            retire(done, spec)
+            return done
     except Exception as error:  # somebody else is at it, or the repository refuses: nothing was begun
         return [Outcome(one, "left", why=first_line(error)) for one in steps]
 
@@ -89,8 +89,8 @@ class _Done:
 def together(steps: Sequence[Step], spec: Spec, do: Callable[[Step, Spec], None] | None = None) -> list[Outcome]:
     """Do all steps, one by one, or none of them: where one fails, those before it are as they were.
 
-    What is not kept any more goes once all are done: until then every server can go back. Who is interrupted takes back
-    what was done, too.
+    What is not kept any more stays, so that every server can go back; :func:`retire` removes it. Who is interrupted
+    takes back what was done, too.
 
     Args:
         steps: The steps. Who calls holds their targets, see :func:`targets_held`.
@@ -111,8 +111,6 @@ def together(steps: Sequence[Step], spec: Spec, do: Callable[[Step, Spec], None]
             failed = Outcome(step, "failed", time.perf_counter() - started, why)
             return [*back, failed, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
         done.append(_Done(Outcome(step, "done", time.perf_counter() - started), route))
-    for one in done:
-        _retire(one.outcome.step, spec)
     return [one.outcome for one in done]
 
 
@@ -124,12 +122,17 @@ def _why(error: BaseException, step: Step) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _retire(step: Step, spec: Spec) -> None:
-    """Remove what is not kept any more; what cannot be removed now is by the next deployment."""
-    try:
-        server_of(step, spec).retire(step.name, DeploySettings.of(_rule(step, spec).serve).grace)
-    except Exception as error:
-        _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
+def retire(outcomes: Iterable[Outcome], spec: Spec) -> None:
+    """Remove what is not kept any more where all is as it shall be; what cannot be removed now is the next time.
+
+    It takes seconds, as requests that are being answered are waited for. So it comes when nothing can be taken back any
+    more: who is interrupted here has done everything.
+    """
+    for step in [one.step for one in outcomes if one.state == "done"]:
+        try:
+            server_of(step, spec).retire(step.name, DeploySettings.of(_rule(step, spec).serve).grace)
+        except Exception as error:
+            _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
 
 
 def _bring(step: Step, spec: Spec) -> None:

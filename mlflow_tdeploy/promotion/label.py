@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, first_line
-from mlflow_tdeploy.promotion.registry import versions_of
+from mlflow_tdeploy.promotion.registry import alias_of, versions_of
 from mlflow_tdeploy.promotion.spec import STAGES, Rule
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -81,8 +81,7 @@ class Label:
 
 
 def _alias_of(client: MlflowClient, model: str, alias: str) -> int | None:
-    found = dict(client.get_registered_model(model).aliases).get(alias)
-    return int(found) if found is not None else None
+    return alias_of(client.get_registered_model(model), alias)
 
 
 def _set_alias(client: MlflowClient, model: str, alias: str, version: int) -> int | None:

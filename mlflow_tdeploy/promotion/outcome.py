@@ -94,4 +94,4 @@ def require_done(outcomes: Iterable[Outcome], what: str) -> None:
         return
     stays = ", ".join(one.step.server for one in found if one.state == "done")
     back = f"These could not be given back what they had: {stays}." if stays else "Everything is as it was."
-    raise PromotionError(f"{what}: '{bad.step.name}' at {bad.step.server} failed: {bad.why} {back}")
+    raise PromotionError(f"{what}: '{bad.step.name}' at {bad.step.server} failed: {bad.why.rstrip('.')}. {back}")

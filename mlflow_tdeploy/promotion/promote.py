@@ -8,7 +8,7 @@ from dataclasses import replace
 from mlflow import MlflowClient
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, PromotionError
-from mlflow_tdeploy.promotion.apply import together
+from mlflow_tdeploy.promotion.apply import retire, together
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.label import Label
 from mlflow_tdeploy.promotion.lease import targets_held
@@ -68,6 +68,7 @@ def promote(
             History(client).add(events_of(done, "promote"))
             for outcome in done:
                 told(outcome)
+        retire(done, spec)
     return tuple(done)
 
 
@@ -97,5 +98,5 @@ def _require_passed(plan: Plan, client: MlflowClient) -> None:
     first = plan.refused[0]
     raise PromotionError(
         f"'{first.model}' version {first.after} may not serve as '{first.name}' on target '{first.target}' "
-        f"({first.server}): {first.why} Nothing was changed."
+        f"({first.server}): {first.why.rstrip('.')}. Nothing was changed."
     )

@@ -122,10 +122,15 @@ def _all(client: MlflowClient) -> Iterator[Any]:
             return
 
 
+def alias_of(model: Any, alias: str) -> int | None:
+    """Return the version of a registered model that an alias stands for; None for none."""
+    version = dict(model.aliases).get(alias)
+    return int(version) if version is not None else None
+
+
 def _version(model: Any, rule: Rule) -> int | None:
     """Return the version that a rule means; None for none."""
     if rule.alias:
-        version = dict(model.aliases).get(rule.alias)
-        return int(version) if version is not None else None
+        return alias_of(model, rule.alias)
     staged = [int(one.version) for one in model.latest_versions if one.current_stage == rule.stage]
     return max(staged, default=None)

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, UnreachableError
 from mlflow_tdeploy.promotion.actual import Observed, observe
-from mlflow_tdeploy.promotion.apply import server_of, together
+from mlflow_tdeploy.promotion.apply import retire, server_of, together
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.label import Label
 from mlflow_tdeploy.promotion.lease import targets_held
@@ -71,6 +71,7 @@ def rollback(
             History(client).add(events_of(done, "rollback", "rolled back"))
             for outcome in (*done, *left):
                 told(outcome)
+        retire(done, spec)
     return (*done, *left)
 
 

@@ -50,6 +50,11 @@ class Standing:
     by: str = ""
     why: str = ""
 
+    @property
+    def right(self) -> bool:
+        """Whether there is nothing to do and nothing to know: it is as the registry says, or that says nothing."""
+        return self.state in ("in sync", "not wanted")
+
 
 def status_of(plan: Plan) -> tuple[Standing, ...]:
     """Return how names stand, from what would have to be done."""

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_tdeploy.core.errors import ConflictError, TDeployError, first_line
 from mlflow_tdeploy.core.evidence import now
-from mlflow_tdeploy.promotion.apply import together
+from mlflow_tdeploy.promotion.apply import retire, together
 from mlflow_tdeploy.promotion.history import Event, History
 from mlflow_tdeploy.promotion.lease import targets_held
 from mlflow_tdeploy.promotion.look import make_plan, plan_for
@@ -167,6 +167,7 @@ class Watch:
                 wanted = [one for one in desired(spec, self._client) if (one.target, one.name) == (target, name)]
                 fresh = plan_for(spec, wanted).changes
                 outcomes = together(fresh, spec)
+                retire(outcomes, spec)
         except ConflictError as error:
             _log.info("%s", first_line(error), extra={"event": "busy", "target": target})
             return False

@@ -14,14 +14,19 @@ from tests.flavor.text_bundles import make_text_bundle
 from tests.triton.conftest import server  # noqa: F401
 
 
-@pytest.fixture
-def words(tracking, tmp_path):
+def log_words(folder):
+    """Register two versions of a model and call the first one champion; return the registry."""
     for number in range(2):
-        made = make_text_bundle(tmp_path / str(number))
+        made = make_text_bundle(folder / str(number))
         mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
     found = mlflow.MlflowClient()
     found.set_registered_model_alias("words", "champion", 1)
     return found
+
+
+@pytest.fixture
+def words(tracking, tmp_path):
+    return log_words(tmp_path)
 
 
 @pytest.fixture

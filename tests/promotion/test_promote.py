@@ -92,11 +92,27 @@ def test_what_fails_on_a_server_leaves_alias_and_servers_as_they_were_and_is_tol
     monkeypatch.setattr(Deployments, "deploy", failing)
     output = said("promote", "models:/words/2", "--alias", "champion", "--file", file, code=1)
     assert "taken back both words" in output
-    assert "RuntimeError: a gate that throws Everything is as it was." in output
+    assert "RuntimeError: a gate that throws. Everything is as it was." in output
     assert asked == [2, 2]  # first the registry: a watcher that looks now wants the same
     assert (alias(words), versions()) == (1, [1, 1])
     assert tags(words, 2)["tdeploy.both.words"].startswith("failed ")
     assert mlflow_tdeploy.history("words")[0].decision == "failed"
+
+
+def test_who_is_interrupted_when_all_serve_leaves_registry_and_servers_together(two, words, versions, monkeypatch):
+    """What is not kept is removed last, and takes seconds: that is when people press Ctrl-C."""
+    spec, _ = two
+    mlflow_tdeploy.promote("models:/words/1", alias="champion", file=spec)
+
+    def interrupted(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Deployments, "retire", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mlflow_tdeploy.promote("models:/words/2", alias="champion", file=spec)
+    assert (alias(words), versions()) == (2, [2, 2])
+    assert mlflow_tdeploy.history("words")[0].decision == "deployed"
 
 
 def test_an_alias_that_was_moved_meanwhile_is_left_alone(two, words, monkeypatch):

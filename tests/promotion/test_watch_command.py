@@ -22,12 +22,11 @@ from click.testing import CliRunner
 from cryptography.fernet import Fernet
 from prometheus_client.parser import text_string_to_metric_families
 
-import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.triton.client import Connection, TritonClient
-from tests.flavor.text_bundles import make_text_bundle
+from tests.promotion.conftest import log_words
 from tests.promotion.test_webhook import BODY, signed
 
 SECRET = "correct horse"
@@ -84,12 +83,7 @@ def registry(tmp_path, _database):
 
 @pytest.fixture
 def client(registry, tmp_path):
-    for number in range(2):
-        made = make_text_bundle(tmp_path / str(number))
-        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
-    found = mlflow.MlflowClient()
-    found.set_registered_model_alias("words", "champion", 1)
-    return found
+    return log_words(tmp_path)
 
 
 @pytest.fixture

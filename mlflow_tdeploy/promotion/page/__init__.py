@@ -13,7 +13,6 @@ from mlflow_tdeploy.promotion.watch import View
 #: Files that the page takes, by name, with their kinds.
 FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 _GOOD = ("in sync", "deployed", "rolled back")
-_NEUTRAL = ("not wanted",)
 
 
 def content(name: str) -> bytes:
@@ -23,7 +22,7 @@ def content(name: str) -> bytes:
 
 def render(view: View) -> str:
     """Return the page; whatever comes from registry and servers is text in it, and nothing else."""
-    drift = [one for one in view.standings if one.state not in (*_GOOD, *_NEUTRAL)]
+    drift = [one for one in view.standings if not one.right]
     told = f"{len(drift)} of {len(view.standings)} not as the registry says" if drift else "all as the registry says"
     state = f'<strong id="state" class="{"bad" if drift else "good"}">{told}</strong>'
     if view.error:
@@ -44,7 +43,8 @@ def render(view: View) -> str:
 
 def _standings(standings: Sequence[Standing]) -> str:
     rows = "".join(
-        f"<tr>{_cell(one.state, _kind(one.state))}{_cell(one.target)}{_cell(one.name)}{_cell(one.server)}"
+        f"<tr>{_cell(one.state, _kind(one.state, bad=not one.right))}{_cell(one.target)}"
+        f"{_cell(one.name)}{_cell(one.server)}"
         f"{_cell(one.wants or '-')}{_cell(one.serves or '-')}{_cell(one.variant)}"
         f"<td>{escape(_time(one.since))}<div class=why>{escape(one.by)}</div></td>"
         f"<td class=why>{escape(one.why)}</td></tr>"
@@ -77,8 +77,8 @@ def _cell(value: object, kind: str = "") -> str:
     return f'<td class="{kind}">{escape(str(value))}</td>'
 
 
-def _kind(state: str) -> str:
-    return "good" if state in _GOOD else "" if state in _NEUTRAL else "bad"
+def _kind(state: str, *, bad: bool = True) -> str:
+    return "good" if state in _GOOD else "bad" if bad else ""
 
 
 def _time(at: str) -> str:
