@@ -102,9 +102,12 @@ def remove_remains(region: str) -> None:
 
     A process that had just been started when the server ended does not notice that it has.
     """
-    for pid in _processes_with(region):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + STOP_S
+    while (left := _processes_with(region)) and time.monotonic() < end:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)  # on a busy host it takes a moment to end, and has its shared memory until then
     for path in _SHARED_MEMORY.glob(f"{region}*"):
         path.unlink(missing_ok=True)
 
