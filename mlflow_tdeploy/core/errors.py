@@ -117,6 +117,10 @@ class VerificationError(TDeployError):
     code = "INVALID_STATE"
 
 
+class TryoutError(VerificationError):
+    """A version that was tried out on everybody's requests did worse than the one that serves."""
+
+
 class PromotionError(TDeployError):
     """A version may not serve, or could not be brought everywhere: everything is as it was."""
 

@@ -6,7 +6,8 @@ Steps, in order; whatever fails, what served before serves on, and what was new 
 2. ``verify``: the golden requests are replayed on it.
 3. ``front``: what the stable name needs for it is published as a model of its own and loaded.
 4. ``answers``: the golden requests are sent to that as a user would send them; whoever else is to judge asks it
-   (``judge``); it is unloaded and removed.
+   (``judge``). It may be tried out on requests to ``m`` for a while (``tryout``): ``m`` is loaded anew with that in its
+   route, and again without it. It is unloaded and removed.
 5. ``switch``: ``m`` gets the new version's folder and its route, and is loaded anew: the thin front only.
 6. ``retire``: versions that are not kept are unloaded and removed, after a while for requests that they still have.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,14 +24,14 @@ from pathlib import Path
 
 from mlflow_tdeploy.core.errors import (
     ConflictError,
-    IntegrityError,
     NotFoundError,
-    ServerError,
     TDeployError,
     VerificationError,
 )
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.records import to_json
+from mlflow_tdeploy.core.rollout import Rollout
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.publish import (
@@ -44,18 +46,22 @@ from mlflow_tdeploy.deploy.publish import (
 )
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.server_host import ask_host
-from mlflow_tdeploy.deploy.tidy import Tidy
+from mlflow_tdeploy.deploy.switch import Switch
+from mlflow_tdeploy.deploy.tryout import Tryout, counted
 from mlflow_tdeploy.deploy.verify import check_front, check_graph
 from mlflow_tdeploy.store.staging import workspace
-from mlflow_tdeploy.triton.config import OWN, parse, to_text
-from mlflow_tdeploy.triton.names import CONFIG, ROUTED, TRIAL, check_name
+from mlflow_tdeploy.triton.bundle_version import BundleVersion
+from mlflow_tdeploy.triton.config import parse, to_text
+from mlflow_tdeploy.triton.names import CONFIG, FACTS, TRIAL, check_name, tally_model_of
 from mlflow_tdeploy.triton.repository import Deployable
 
+#: Seconds that a server goes on trying a version out where nobody says any more that it is over.
+_LONGER_S = 30.0
 #: Raises where a version may not serve; is told the version, and the name of a model that answers as it will.
 Judge = Callable[[Deployable, str], None]
 
 
-class Deployments(Tidy):
+class Deployments(Switch):
     """Changes the deployments of one server and its repository, see :class:`Tidy`."""
 
     def deploy(
@@ -65,6 +71,7 @@ class Deployments(Tidy):
         *,
         create: bool = False,
         judge: Judge | None = None,
+        tryout: Tryout | None = None,
         retire: bool = True,
     ) -> Deployed:
         """Have a version answer to its name; a version that does already is left as it is.
@@ -75,11 +82,13 @@ class Deployments(Tidy):
             create: Fail where the name is deployed already.
             judge: Called with the version and the name of a model that answers as it will, before it does; what it
                 raises is a failure.
+            tryout: How it is tried out before it answers everybody; not where nothing answers yet.
             retire: Remove what is not kept any more; else :meth:`retire` does, and until then :meth:`restore` can.
 
         Raises:
             ConflictError: The name is taken, by another model or by a deployer that is at it.
             VerificationError: The version answers otherwise on the server: what served before serves on.
+            TryoutError: It did worse than the version that serves.
             ServerError: The server cannot load it, or is not there.
         """
         started = time.perf_counter()
@@ -91,16 +100,18 @@ class Deployments(Tidy):
             before = route.active if route else None
             if route and self.answers(what, settings):
                 kept = route.previous[: settings.keep]
-                new = replace(route, previous=kept, config=settings.config, keep_loaded=settings.keep_loaded)
-                if said := new != route:
+                new = replace(
+                    route, previous=kept, config=settings.config, keep_loaded=settings.keep_loaded, rollout=""
+                )
+                if changed := new != route:
                     self._switch(what.name, route, new)
                 if retire:  # who was killed may not have come so far
                     self._retire(what.name, settings.grace)
-                return Deployed(what.name, what.version, before, said, Sent(), time.perf_counter() - started)
-            sent = self._bring(what, settings, route, serving, judge)
+                return Deployed(what.name, what.version, before, changed, Sent(), time.perf_counter() - started)
+            sent, seen = self._bring(what, settings, (route, serving), judge, tryout)
             if retire:
                 self._retire(what.name, settings.grace)
-        return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started)
+        return Deployed(what.name, what.version, before, True, sent, time.perf_counter() - started, seen)
 
     def host(self, name: str, *, create: bool = False) -> Fingerprint:
         """Return what the server's host is, as a model says that is loaded for it, under a deployment's lease.
@@ -157,7 +168,7 @@ class Deployments(Tidy):
                 raise NotFoundError(f"'{name}' has no version {wanted or 'before'} to go back to. Kept are: {kept}.")
             self._step("load")
             changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
-            if not wanted == before == route.active:
+            if route.rollout or not wanted == before == route.active:
                 self._step("switch")
                 self._switch(name, route, route.moved(wanted, now(), user_name()))
                 changed = True
@@ -234,8 +245,14 @@ class Deployments(Tidy):
         return serving, route
 
     def _bring(
-        self, what: Deployable, settings: Settings, route: Route | None, serving: Route | None, judge: Judge | None
-    ) -> Sent:
+        self,
+        what: Deployable,
+        settings: Settings,
+        found: tuple[Route | None, Route | None],
+        judge: Judge | None,
+        tryout: Tryout | None,
+    ) -> tuple[Sent, str]:
+        route, serving = found
         kept = {*(route.kept if route else ()), *(serving.kept if serving else ())}
         made_of = {self.published_key(what.graph_name), self.loaded_key(what.graph_name, what.version)}
         if what.version in kept and made_of - {"", key_of(what, settings)}:
@@ -245,12 +262,19 @@ class Deployments(Tidy):
                 f"deployment first."
             )
         with self._undone(what, known=what.version in kept), workspace() as work:
-            sent = self._bring_graph(what, settings, work)
-            sent += self._bring_front(what, settings, work, judge)
+            sent = Sent()
+            if route and tryout:
+                self._require_tries_out(what, route)
+            sent += self._bring_graph(what, settings, work)
+            with self._front(what, settings, work) as (trial, more):
+                if judge:
+                    self._step("judge")
+                    judge(what, trial)
+                seen = self._try_out(what, trial, tryout) if route and tryout else ""
             self._step("switch")
             new = (route or Route(what.version)).switched(what.version, settings, now(), user_name())
             self._switch(what.name, route, new)
-        return sent
+        return sent + more, seen
 
     def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("graph")
@@ -263,7 +287,9 @@ class Deployments(Tidy):
         check_graph(self.client, what, settings.options)
         return sent
 
-    def _bring_front(self, what: Deployable, settings: Settings, work: Path, judge: Judge | None) -> Sent:
+    @contextlib.contextmanager
+    def _front(self, what: Deployable, settings: Settings, work: Path) -> Iterator[tuple[str, Sent]]:
+        """Have a version's front answer in a model of its own; yields its name, and what was moved."""
         self._step("front")
         trial, folder = f"{what.graph_name}{TRIAL}", work / "front"
         what.write_front(folder, settings.options)
@@ -275,63 +301,38 @@ class Deployments(Tidy):
         self.client.bring_up(trial, what.version)
         self._step("answers")
         check_front(self.client, what, trial, settings.options)
-        if judge:
-            self._step("judge")
-            judge(what, trial)
-        self.client.unload(trial)
+        yield trial, sent
+        self.client.unload(trial)  # where something fails, who undoes the rest does
         remove(self.files, trial)
-        return sent
 
-    def _switch(self, name: str, old: Route | None, new: Route) -> None:
-        """Write a route and load it; where that fails, the old one is written and loaded again."""
-        before = self.files.read(f"{name}/{CONFIG}")
-        self._write_route(name, new)
-        try:
-            self.client.bring_up(name, new.active)
-            serving = self.serving(name)
-            if serving is None or serving.active != new.active:
-                raise ServerError(
-                    f"The server at {self.client.connection.url} has loaded '{name}', and it is not the one in "
-                    f"'{self.files.url}': is that the server's repository?"
-                )
-        except BaseException:
-            if self._is_lost():
-                pass  # what is there is another deployer's
-            elif before is None or old is None:
-                self.files.remove(f"{name}/{CONFIG}")
-                with contextlib.suppress(TDeployError):
-                    self.client.unload(name)
-            else:
-                self.files.write(f"{name}/{CONFIG}", before)
-                with contextlib.suppress(TDeployError):
-                    self.client.load(name)
-            raise
+    def _require_tries_out(self, what: Deployable, route: Route) -> None:
+        content = self.files.read(f"{what.name}/{route.active}/{FACTS}")
+        if not (isinstance(what, BundleVersion) and content and json.loads(content).get("tries_out")):
+            raise ConflictError(
+                f"Version {what.version} of '{what.name}' cannot be tried out beside version {route.active}: a Triton "
+                f"model as it is, or one that an older mlflow-tdeploy has deployed, does not know how. Switch to it."
+            )
 
-    def _write_route(self, name: str, route: Route) -> None:
-        """Write the stable name's configuration: that of the version which answers, and what a route says."""
-        content = self.files.read(f"{name}/{route.active}/{ROUTED}")
-        if content is None:
-            raise IntegrityError(f"'{name}/{route.active}/{ROUTED}' is gone from '{self.files.url}': deploy it again.")
-        self._held()
-        config = parse(content.decode())
-        for key, value in route.parameters().items():
-            config.parameters[f"{OWN}{key}"].string_value = value
-        write_file(self.files, name, CONFIG, to_text(config).encode())
+    def _try_out(self, what: Deployable, trial: str, tryout: Tryout) -> str:
+        """Have a version asked a share of the requests; return what was seen."""
+        self._step(tryout.kind)
 
-    def _is_lost(self) -> bool:
-        """Tell whether another deployer has taken over, to whom everything belongs then."""
-        try:
+        def say(rollout: str) -> None:
+            route = self.required(what.name)
+            self._switch(what.name, route, replace(route, rollout=rollout))
+
+        def go_on() -> None:
             self._held()
-        except ConflictError:
-            return True
-        return False
+            tryout.go_on()
 
-    def _load_graph(self, model: str, version: int, key: str) -> bool:
-        """Load a graph, unless the server has this very one: another may be left of a deployer that was killed."""
-        if key and self.loaded_key(model, version) == key:
-            return False
-        self.client.bring_up(model, version)
-        return True
+        with counted(self.client, self.files, what.name) as seen:
+            tally = tally_model_of(what.name)
+            rollout = Rollout(what.version, trial, tally, tryout.kind, tryout.share, tryout.seconds + _LONGER_S)
+            try:
+                say(to_json(rollout))
+                return f"{tryout.kind}: {replace(tryout, go_on=go_on).watched(seen)}"
+            finally:
+                say("")
 
     @contextlib.contextmanager
     def _undone(self, what: Deployable, *, known: bool) -> Iterator[None]:
@@ -353,7 +354,7 @@ class Deployments(Tidy):
                 with contextlib.suppress(TDeployError):
                     self._remove_front(what.name, what.version)
             if isinstance(error, VerificationError):
-                raise VerificationError(f"{error} What served before serves on; nothing of it was kept.") from error
+                raise type(error)(f"{error} What served before serves on; nothing of it was kept.") from error
             raise
 
     def _remove_front(self, name: str, version: int) -> None:

@@ -40,6 +40,7 @@ class Deployed:
         changed: Whether anything was changed.
         sent: What was moved.
         seconds: How long it took.
+        seen: What was seen when it was tried out, in one line; empty where it was not.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Deployed:
     changed: bool
     sent: Sent
     seconds: float
+    seen: str = ""
 
 
 def key_of(what: Deployable, settings: Settings) -> str:

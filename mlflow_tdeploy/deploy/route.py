@@ -32,6 +32,8 @@ class Route:
         by: Who changed it.
         config: What was said about the deployment, as JSON.
         keep_loaded: Whether versions that are kept stay loaded.
+        rollout: The version that is tried out beside the one that answers, as JSON of a
+            :class:`mlflow_tdeploy.core.rollout.Rollout`; empty for none.
     """
 
     active: int
@@ -41,6 +43,7 @@ class Route:
     ahead: tuple[int, ...] = ()
     config: str = "{}"
     keep_loaded: bool = True
+    rollout: str = ""
 
     @property
     def said(self) -> dict[str, Any]:
@@ -82,7 +85,9 @@ class Route:
 
     def parameters(self) -> dict[str, str]:
         """Return it as parameters of a configuration."""
+        rollout = {"rollout": self.rollout} if self.rollout else {}
         return {
+            **rollout,
             "ahead": json.dumps(self.ahead),
             "active": str(self.active),
             "previous": json.dumps(self.previous),
@@ -105,7 +110,8 @@ class Route:
             )
             changed, by = (str(parameters.get(key, "")) for key in ("changed", "by"))
             config, loaded = str(parameters.get("config") or "{}"), parameters.get("keep_loaded") != "false"
-            return cls(int(parameters["active"]), previous, changed, by, ahead, config, loaded)
+            rollout = str(parameters.get("rollout", ""))
+            return cls(int(parameters["active"]), previous, changed, by, ahead, config, loaded, rollout)
         except (LookupError, ValueError, TypeError) as error:
             raise IntegrityError(
                 f"{where} says no route ({error!r}), so what serves is not known. Delete the deployment and create "

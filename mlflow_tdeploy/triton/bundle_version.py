@@ -132,6 +132,7 @@ class BundleVersion(Deployable):
             "dtypes": dict(self.variant.dtypes),
             "token_budget": options.token_budget or self.variant.token_budget or runtime.token_budget,
             "workers": max(1, options.instances),
+            "tries_out": True,
         }
         (own / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         (own / ROUTED).write_text(self.route_text(options))

@@ -12,7 +12,7 @@ CONFIG = "config.pbtxt"
 FACTS, ROUTED = "front.json", "route.pbtxt"
 #: Ends the name of the model in which a version's front is tried, and of the one that says what the host is.
 TRIAL = ".check"
-_HOST = f".host{TRIAL}"
+_HOST, _TALLY = f".host{TRIAL}", f".tally{TRIAL}"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _GRAPH_NAME = re.compile(r"(.+)\.v([1-9][0-9]*)")
 #: Triton's versions are positive numbers of 63 bits.
@@ -58,10 +58,16 @@ def host_model_of(name: str) -> str:
     return f"{name}{_HOST}"
 
 
+def tally_model_of(name: str) -> str:
+    """Return the name of the model that counts what is seen of a version which is tried out for a deployment."""
+    return f"{name}{_TALLY}"
+
+
 def owner(model: str) -> str:
     """Return the deployment that a Triton model is of by its name: ``m`` for ``m.v7``, ``m.v7.check`` and ``m``."""
-    if model.endswith(_HOST):
-        return model.removesuffix(_HOST)
+    for end in (_HOST, _TALLY):
+        if model.endswith(end):
+            return model.removesuffix(end)
     found = graph_of(model.removesuffix(TRIAL))
     return found[0] if found else model
 

@@ -15,6 +15,8 @@ import triton_python_backend_utils as triton
 
 #: Batches that are with the graph at once.
 _MOST_AT_ONCE = 32
+#: The parameter with which one version asks another: a model cannot be sent numbers that are not whole.
+_PARAMS = "tdeploy.params"
 
 
 class TritonPythonModel:
@@ -31,6 +33,7 @@ class TritonPythonModel:
         from mlflow_tdeploy.core.desk import Ask, Desk
         from mlflow_tdeploy.core.errors import InvalidInputError
         from mlflow_tdeploy.core.open_task import open_task
+        from mlflow_tdeploy.core.rollout import Beside, Rollout
 
         self._wire, self._ask, self._wrong_input = wire, Ask, InvalidInputError
         task = open_task(folder, front["most_rows"])
@@ -40,6 +43,9 @@ class TritonPythonModel:
         self._desk = Desk(task, self._infer, token_budget=front["token_budget"], workers=front["workers"])
         self._loop, self._pool = asyncio.new_event_loop(), ThreadPoolExecutor(_MOST_AT_ONCE)
         self._memory = triton.PreferredMemory(triton.TRITONSERVER_MEMORY_CPU, 0)
+        said = json.loads(args["model_config"])["parameters"].get("tdeploy.rollout")
+        rollout = Rollout(**json.loads(said["string_value"])) if said else None
+        self._beside = Beside(rollout, self._other, self._tell) if rollout else None
 
     def execute(self, requests):
         """Answer requests that came together, each with its own answer or its own error."""
@@ -47,20 +53,27 @@ class TritonPythonModel:
 
     def finalize(self):
         """End the threads that wait for the graph."""
+        if self._beside:
+            self._beside.close()
         self._pool.shutdown(wait=False)
         self._loop.close()
 
     async def _answer(self, requests):
         asks = [self._read(request) for request in requests]
         good = [index for index, ask in enumerate(asks) if not isinstance(ask, Exception)]
-        for index, answer in zip(good, await self._desk.answer([asks[index] for index in good]), strict=True):
+        own = [asks[index] for index in good]
+        answers = self._desk.answer(own)
+        answers = self._beside.answers(own, answers) if self._beside else answers
+        for index, answer in zip(good, await answers, strict=True):
             asks[index] = answer
         return [self._response(answer) for answer in asks]
 
     def _read(self, request):
         try:
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            return self._ask(arrays, json.loads(request.parameters() or "{}"), tuple(request.requested_output_names()))
+            params = json.loads(request.parameters() or "{}")
+            params = json.loads(params[_PARAMS]) if _PARAMS in params else params
+            return self._ask(arrays, params, tuple(request.requested_output_names()))
         except Exception as error:
             return error
 
@@ -74,17 +87,32 @@ class TritonPythonModel:
 
     async def _infer(self, feeds):
         sent = self._wire.sent(feeds, self._dtypes, batched=self._batched)
-        inputs = [triton.Tensor(name, np.ascontiguousarray(array)) for name, array in sent.items()]
-        request = triton.InferenceRequest(
-            model_name=self._graph,
-            model_version=self._version,
-            requested_output_names=self._outputs,
-            inputs=inputs,
-            preferred_memory=self._memory,
-        )
+        request = self._request(self._graph, self._version, sent, self._outputs)
         # what request.async_exec() does, in a loop and threads that stay: making them takes as long as a short text
         response = await self._loop.run_in_executor(self._pool, request.exec)
+        return self._wire.received(self._arrays(self._graph, response), self._signature)
+
+    def _request(self, model, version, arrays, outputs, **more):
+        return triton.InferenceRequest(
+            model_name=model,
+            model_version=version,
+            requested_output_names=list(outputs),
+            inputs=[triton.Tensor(name, np.ascontiguousarray(array)) for name, array in arrays.items()],
+            preferred_memory=self._memory,
+            **more,
+        )
+
+    def _arrays(self, model, response):
         if response.has_error():
-            raise RuntimeError(f"{self._graph}: {response.error().message()}")
-        found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-        return self._wire.received(found, self._signature)
+            raise RuntimeError(f"{model}: {response.error().message()}")
+        return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+
+    def _other(self, model, ask):
+        """Have the version that is tried out answer a request."""
+        request = self._request(model, -1, ask.arrays, ask.outputs, parameters={_PARAMS: json.dumps(ask.params)})
+        return self._arrays(model, request.exec())
+
+    def _tell(self, model, seen):
+        """Have it counted."""
+        array = np.array([seen.encode()], dtype=np.object_)
+        self._arrays(model, self._request(model, -1, {"seen": array}, ["tally"]).exec())

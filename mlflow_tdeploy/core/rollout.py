@@ -1,0 +1,220 @@
+"""A version tried out beside the one that serves: on a share of everybody's requests, with the answers compared.
+
+A ``canary`` answers those requests; where it fails, or is late, the version that serves does, which is asked all of
+them. A ``shadow`` gets copies, when the requests have been answered. A request that is not chosen is answered as ever;
+those that came together with one that is wait for a canary as long as that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mlflow_tdeploy.core.tensors import Array, Arrays
+from mlflow_tdeploy.core.wire import ANSWER
+
+Kind = Literal["canary", "shadow"]
+#: Requests that are with the other version, or wait for it, at once; while there are more, no others are chosen.
+_MOST_WAITING, _WORKERS = 64, 8
+#: Seconds for which a canary is waited for, at least; and how many times as long as the version that serves took.
+_PATIENCE_S, _PATIENCE = 1.0, 5.0
+#: Vectors with at least this cosine, and single numbers that differ by at most this part of them, are alike.
+_COSINE, _RELATIVE = 0.99, 0.05
+_LONGEST = 300  # characters of a reason
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A version that is tried out.
+
+    Attributes:
+        version: The version.
+        model: Name of the model on the same server that answers as the version will.
+        tally: Name of the model there that is told of each request.
+        kind: ``canary`` or ``shadow``.
+        share: Part of the requests, 0 to 1.
+        seconds: For how long at most, whatever becomes of who has begun it.
+    """
+
+    version: int
+    model: str
+    tally: str
+    kind: Kind
+    share: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was seen of one request that the version which serves has answered.
+
+    Attributes:
+        before: Seconds that the version which serves took.
+        after: Seconds that the other one took.
+        alike: Whether both said the same, see :func:`alike`.
+        failed: Why the other one has no answer; empty where it has.
+    """
+
+    before: float
+    after: float
+    alike: bool = True
+    failed: str = ""
+
+
+class Beside:
+    """Asks another version beside the own one.
+
+    Args:
+        rollout: Which, and how.
+        ask: Has the model of the name answer a request; called in threads.
+        tell: Sends the model of the name what was seen, as JSON; called in threads.
+    """
+
+    def __init__(self, rollout: Rollout, ask: Callable[[str, Any], Arrays], tell: Callable[[str, str], None]) -> None:
+        self._rollout, self._ask, self._tell = rollout, ask, tell
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-rollout")
+        self._waiting, self._lock = 0, threading.Lock()
+        self._until = time.monotonic() + rollout.seconds
+
+    async def answers(
+        self, requests: Sequence[Any], own: Awaitable[list[Arrays | Exception]]
+    ) -> list[Arrays | Exception]:
+        """Return the answers to requests, those of the other version where it is a canary that answers.
+
+        Args:
+            requests: What ``ask`` gets.
+            own: The own answers to all of them.
+        """
+        chosen = self._chosen(len(requests))
+        canary = self._rollout.kind == "canary"
+        loop = asyncio.get_running_loop()
+        asked = {
+            place: loop.run_in_executor(self._pool, self._timed, requests[place])
+            for place in (chosen if canary else ())
+        }
+        started = time.perf_counter()
+        found = await own
+        before = time.perf_counter() - started
+        for place in chosen:
+            answer = found[place]
+            if not canary:
+                self._pool.submit(self._compared, answer, before, requests[place])
+                continue
+            other, after = await self._in_time(asked[place], before)
+            self._pool.submit(self._seen, answer, before, other, after)
+            if not isinstance(other, Exception) and not isinstance(answer, Exception):
+                found[place] = other
+        return found
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _chosen(self, count: int) -> list[int]:
+        if time.monotonic() > self._until:
+            return []
+        found = [place for place in range(count) if random.random() < self._rollout.share]  # noqa: S311 - no secret
+        with self._lock:
+            found = found[: max(0, _MOST_WAITING - self._waiting)]
+            self._waiting += len(found)
+        return found
+
+    def _timed(self, request: Any) -> tuple[Arrays | Exception, float]:
+        started = time.perf_counter()
+        try:
+            return self._ask(self._rollout.model, request), time.perf_counter() - started
+        except Exception as error:  # whatever it is, it is no answer
+            return error, time.perf_counter() - started
+
+    async def _in_time(
+        self, asked: asyncio.Future[tuple[Arrays | Exception, float]], before: float
+    ) -> tuple[Arrays | Exception, float]:
+        patience = max(_PATIENCE_S, _PATIENCE * before)
+        await asyncio.wait([asked], timeout=patience)
+        return asked.result() if asked.done() else (TimeoutError(f"no answer within {patience:.1f} s"), patience)
+
+    def _compared(self, own: Arrays | Exception, before: float, request: Any) -> None:
+        self._seen(own, before, *self._timed(request))
+
+    def _seen(self, own: Arrays | Exception, before: float, other: Arrays | Exception, after: float) -> None:
+        try:
+            if isinstance(own, Exception):
+                return  # a request that nobody can answer says nothing
+            failed = f"{other}"[:_LONGEST] or type(other).__name__ if isinstance(other, Exception) else ""
+            same = not isinstance(other, Exception) and alike(own, other)
+            self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed))))
+        finally:
+            with self._lock:
+                self._waiting -= 1
+
+
+def alike(one: Arrays, other: Arrays) -> bool:
+    """Tell whether two versions' answers to a request say the same.
+
+    Two versions of a model never give the same numbers. Where an answer says something in words, such as a label, the
+    words count; else each row of numbers by its direction (cosine of at least 0.99), a single number within 5 %.
+    """
+    if one.keys() != other.keys():
+        return False
+    words = [name for name, array in one.items() if array.dtype == object and _says_words(name, array)]
+    return all(_alike(name, one[name], other[name]) for name in (words or one))
+
+
+def _says_words(name: str, array: Array) -> bool:
+    return name != ANSWER or any(_words(json.loads(value)) for value in array.reshape(-1))
+
+
+def _words(value: Any) -> list[str]:
+    """Return the words in a value of JSON, in their order."""
+    if isinstance(value, dict):
+        return [word for key in sorted(value) for word in _words(value[key])]
+    if isinstance(value, list):
+        return [word for one in value for word in _words(one)]
+    return [value] if isinstance(value, str) else []
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in _numbers(value[key])]
+    if isinstance(value, list):
+        return [number for one in value for number in _numbers(one)]
+    return [float(value)] if isinstance(value, (int, float)) else []
+
+
+def _alike(name: str, one: Array, other: Array) -> bool:
+    if one.dtype != object:
+        return one.shape == other.shape and _close(one, other)
+    if one.size != other.size:
+        return False
+    pairs = zip(one.reshape(-1).tolist(), other.reshape(-1).tolist(), strict=True)
+    if name != ANSWER:
+        return all(mine == theirs for mine, theirs in pairs)
+    return all(_same_answer(json.loads(mine), json.loads(theirs)) for mine, theirs in pairs)
+
+
+def _same_answer(one: Any, other: Any) -> bool:
+    if words := _words(one):
+        return words == _words(other)
+    mine, theirs = (np.asarray(_numbers(value)) for value in (one, other))
+    return mine.shape == theirs.shape and _close(mine, theirs)
+
+
+def _close(one: Array, other: Array) -> bool:
+    if one.dtype.kind in "biu":
+        return bool(np.array_equal(one, other))
+    mine, theirs = (array.astype(np.float64) for array in (one, other))
+    if mine.ndim < 2 or mine.shape[-1] == 1:
+        return bool(np.allclose(mine, theirs, rtol=_RELATIVE, atol=1e-6, equal_nan=True))
+    rows, others = (array.reshape(-1, array.shape[-1]) for array in (mine, theirs))
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(others, axis=1)
+    same = np.isclose(rows, others, rtol=_RELATIVE, atol=1e-6, equal_nan=True).all(axis=1)
+    return bool((same | (np.einsum("ij,ij->i", rows, others) >= _COSINE * np.maximum(lengths, 1e-30))).all())
