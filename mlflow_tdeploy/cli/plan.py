@@ -55,5 +55,7 @@ def _show_step(one: Step) -> None:
     for name, pair in one.evidence.items():
         before, after = ("-" if value is None else f"{value:.4g}" for value in pair)
         click.echo(f"  evidence  {name}: {before} -> {after}")
+    if one.strategy:
+        click.echo(f"  strategy  {one.strategy}")
     if one.why:
         click.echo(f"  because   {one.why}")

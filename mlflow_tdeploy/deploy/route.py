@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.errors import IntegrityError
+from mlflow_tdeploy.core.errors import IntegrityError, TDeployError
+from mlflow_tdeploy.core.records import from_json
+from mlflow_tdeploy.core.rollout import Rollout
 from mlflow_tdeploy.deploy.plan import Settings
 
 
@@ -49,6 +51,13 @@ class Route:
     def said(self) -> dict[str, Any]:
         """What was said about the deployment; nothing where that cannot be read."""
         return record(self.config)
+
+    @property
+    def tried_out(self) -> Rollout | None:
+        """The version that is tried out; None where none is, or where that cannot be read."""
+        with contextlib.suppress(TDeployError):
+            return from_json(Rollout, self.rollout, "the rollout") if self.rollout else None
+        return None
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, first_line
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, TryoutError, first_line
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
 from mlflow_tdeploy.deploy.route import Route
@@ -20,7 +21,7 @@ from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
-from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Plan, Step
 from mlflow_tdeploy.promotion.records import opened
@@ -29,6 +30,10 @@ from mlflow_tdeploy.promotion.spec import Rule, Server, Spec, Target
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
 _log = logging.getLogger("mlflow_tdeploy")
+#: Seconds between two looks at the registry while a version is tried out.
+_LOOK_S = 3.0
+#: Does a step, and returns what was seen; it may ask whether it shall go on.
+Do = Callable[[Step, Spec, Callable[[], None]], str]
 
 
 def apply(
@@ -67,15 +72,34 @@ def apply(
 def _alone(steps: list[Step], spec: Spec, client: MlflowClient | None) -> list[Outcome]:
     """Do the steps while nobody else promotes to the target, if the registry wants them still."""
     try:
-        with targets_held(spec, {one.target for one in steps}):
-            now = {(one.target, one.name): one.version for one in desired(spec, client)}
-            if old := [one for one in steps if now.get((one.target, one.name)) != one.after]:
-                raise ConflictError(f"The registry does not want version {old[0].after} any more. Plan again.")
-            done = together(steps, spec)
+        with places_held(spec, {(one.target, one.name) for one in steps}):
+            _require_wanted(spec, client, steps)
+            done = together(steps, spec, go_on=wanted_still(spec, client, steps))
             retire(done, spec)
             return done
     except Exception as error:  # somebody else is at it, or the repository refuses: nothing was begun
         return [Outcome(one, "left", why=first_line(error)) for one in steps]
+
+
+def _require_wanted(spec: Spec, client: MlflowClient | None, steps: Iterable[Step]) -> None:
+    now = {(one.target, one.name): one.version for one in desired(spec, client)}
+    if old := [one for one in steps if now.get((one.target, one.name)) != one.after]:
+        raise ConflictError(f"The registry does not want version {old[0].after} any more. Plan again.")
+
+
+def wanted_still(spec: Spec, client: MlflowClient | None, steps: Iterable[Step]) -> Callable[[], None]:
+    """Return what raises a ConflictError where the registry wants another version by now; it may be called often."""
+    looked, meant = time.monotonic(), tuple(steps)
+
+    def go_on() -> None:
+        nonlocal looked
+        if time.monotonic() - looked < _LOOK_S:
+            return
+        looked = time.monotonic()
+        with contextlib.suppress(MlflowException):  # a registry that is away says nothing
+            _require_wanted(spec, client, meant)
+
+    return go_on
 
 
 @dataclass
@@ -86,7 +110,9 @@ class _Done:
     route: Route | None
 
 
-def together(steps: Sequence[Step], spec: Spec, do: Callable[[Step, Spec], None] | None = None) -> list[Outcome]:
+def together(
+    steps: Sequence[Step], spec: Spec, do: Do | None = None, go_on: Callable[[], None] = lambda: None
+) -> list[Outcome]:
     """Do all steps, one by one, or none of them: where one fails, those before it are as they were.
 
     What is not kept any more stays, so that every server can go back; :func:`retire` removes it. Who is interrupted
@@ -96,21 +122,23 @@ def together(steps: Sequence[Step], spec: Spec, do: Callable[[Step, Spec], None]
         steps: The steps. Who calls holds their targets, see :func:`targets_held`.
         spec: What they were made from.
         do: Does a step and retires nothing; brings the version by default.
+        go_on: Called again and again while a version is tried out; what it raises ends that.
     """
     done: list[_Done] = []
     for place, step in enumerate(steps):
         started = time.perf_counter()
         try:
             route = server_of(step, spec).route(step.name)
-            (do or _bring)(step, spec)
+            seen = (do or _bring)(step, spec, go_on)
         except BaseException as error:  # whatever a gate throws: what served serves on
             why = _why(error, step)
             back = [_taken_back(one, spec, why) for one in done]
             if not isinstance(error, Exception):
                 raise
-            failed = Outcome(step, "failed", time.perf_counter() - started, why)
+            worse = isinstance(error, TryoutError)
+            failed = Outcome(step, "failed", time.perf_counter() - started, why, worse=worse)
             return [*back, failed, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
-        done.append(_Done(Outcome(step, "done", time.perf_counter() - started), route))
+        done.append(_Done(Outcome(step, "done", time.perf_counter() - started, seen=seen), route))
     return [one.outcome for one in done]
 
 
@@ -135,8 +163,8 @@ def retire(outcomes: Iterable[Outcome], spec: Spec) -> None:
             _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
 
 
-def _bring(step: Step, spec: Spec) -> None:
-    """Have a version answer on a server, with what the plan has seen.
+def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
+    """Have a version answer on a server, with what the plan has seen; return what was seen where it was tried out.
 
     Raises:
         ConflictError: The plan is older than what is there, or the variant would be another one now.
@@ -164,7 +192,8 @@ def _bring(step: Step, spec: Spec) -> None:
         )
     kept = (*before["previous"], *before["ahead"], before["version"]) if before else ()
     judge = None if step.after in kept else metric_gate(rule.gates.metric, found.client, step.name)  # it has passed
-    found.deploy(what, how, judge=judge, retire=False)
+    tryout = rule.strategy.tryout(go_on) if step.strategy else None
+    return found.deploy(what, how, judge=judge, tryout=tryout, retire=False).seen
 
 
 def _taken_back(done: _Done, spec: Spec, why: str) -> Outcome:

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow_tdeploy.core.errors import PromotionError, first_line
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.install import KEY_HINT, find, require_server, try_out
-from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.registry import desired
 from mlflow_tdeploy.promotion.spec import Server, Spec, Target
 
@@ -74,7 +74,7 @@ def _server(target: Target, server: Server) -> str:
 
 
 def _lease(spec: Spec, target: str) -> str:
-    with targets_held(spec, {target}, wait=0.0):
+    with places_held(spec, {(target, "doctor")}, wait=0.0):
         return "can be taken"
 
 

@@ -1,4 +1,4 @@
-"""One at a time changes what a target serves: a watcher, a person, or another watcher."""
+"""One at a time changes what answers to a name on a target: a watcher, a person, or another watcher."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from mlflow_tdeploy.core.errors import ConflictError, first_line
 from mlflow_tdeploy.deploy.files import open_files
 from mlflow_tdeploy.promotion.spec import Spec
 
-#: No deployment can be called so.
-_LEASE = "~promotion"
+#: Begins the name of a lease: no deployment can be called so.
+_LEASE = "~promotion."
 #: Seconds to wait for whoever is at it, and between two looks.
 WAIT_S, _PAUSE_S = 120.0, 0.2
 
 
 @contextlib.contextmanager
-def targets_held(spec: Spec, targets: Iterable[str], wait: float = WAIT_S) -> Iterator[None]:
-    """Be the only one to promote to targets, while the body runs; who comes later waits.
+def places_held(spec: Spec, places: Iterable[tuple[str, str]], wait: float = WAIT_S) -> Iterator[None]:
+    """Be the only one to promote to names on targets, while the body runs; who comes later waits.
 
     The lease is a file in a repository of each target, taken in one order by everybody. A dead holder's is taken over,
     see :meth:`RepositoryFiles.lease`; each deployment has a lease of its own besides, which tells who lost this one.
 
     Args:
         spec: What should be served where.
-        targets: Their names.
+        places: Targets and stable names.
         wait: Seconds to wait for another one.
 
     Raises:
         ConflictError: Another one is at it for longer than that.
         StorageError: The repository cannot be written.
     """
-    repositories = {_repository(spec, target): target for target in sorted(targets)}
+    found = {(_repository(spec, target), name): target for target, name in sorted(places)}
     with contextlib.ExitStack() as held:
-        for url in sorted(repositories):
-            held.enter_context(_taken(url, repositories[url], wait))
+        for (url, name), target in sorted(found.items()):
+            held.enter_context(_taken(url, name, target, wait))
         yield
 
 
@@ -46,15 +46,17 @@ def _repository(spec: Spec, target: str) -> str:
 
 
 @contextlib.contextmanager
-def _taken(url: str, target: str, wait: float) -> Iterator[None]:
+def _taken(url: str, name: str, target: str, wait: float) -> Iterator[None]:
     end = time.monotonic() + wait
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(open_files(url).lease(_LEASE))
+                held.enter_context(open_files(url).lease(f"{_LEASE}{name}"))
                 break
             except ConflictError as error:
                 if time.monotonic() >= end:
-                    raise ConflictError(f"Target '{target}' is being changed: {first_line(error)}") from error
+                    raise ConflictError(
+                        f"'{name}' on target '{target}' is being changed: {first_line(error)}"
+                    ) from error
             time.sleep(_PAUSE_S)
         yield

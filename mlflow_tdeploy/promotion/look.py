@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from mlflow_tdeploy.promotion.actual import Observed, observe
 from mlflow_tdeploy.promotion.candidate import candidate, described
-from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, settled, step
+from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, at_first, settled, step
 from mlflow_tdeploy.promotion.records import FRESH_S
 from mlflow_tdeploy.promotion.registry import Desired, desired
 from mlflow_tdeploy.promotion.spec import Server, Spec
@@ -36,7 +36,7 @@ def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S) 
     """Return what would have to change for what is wanted to be so."""
     places = [(one, server) for one in wanted for server in spec.targets[one.target].servers]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return Plan(all_or_none(pool.map(lambda place: _step(spec, place[0], place[1], within), places)))
+        return Plan(at_first(all_or_none(pool.map(lambda place: _step(spec, place[0], place[1], within), places))))
 
 
 def _step(spec: Spec, wanted: Desired, server: Server, within: float) -> Step:

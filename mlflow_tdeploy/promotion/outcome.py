@@ -21,12 +21,16 @@ class Outcome:
             ``left``: not begun, as one before it failed.
         seconds: How long it took.
         why: Why it failed, in one line.
+        seen: What was seen when it was tried out, in one line.
+        worse: Whether it failed as it did worse than the version that serves: it would again.
     """
 
     step: Step
     state: Literal["done", "failed", "taken back", "left"]
     seconds: float = 0.0
     why: str = ""
+    seen: str = ""
+    worse: bool = False
 
 
 def by_place(steps: Iterable[Step]) -> dict[tuple[str, str], list[Step]]:
@@ -61,7 +65,8 @@ def events_of(outcomes: Iterable[Outcome], trigger: str, done: Decision = "deplo
             continue
         why = next((one.why for one in ours if one.state == "failed"), next((one.why for one in ours if one.why), ""))
         decision: Decision = done if states == {"done"} else "failed" if "failed" in states else "taken back"
-        why = steps[0].why if decision == done else why
+        if decision == done:
+            why = "; ".join(filter(None, (steps[0].why, *(one.seen for one in ours))))
         yield _event(steps, trigger, target, name, version, decision, why, sum(one.seconds for one in ours))
 
 

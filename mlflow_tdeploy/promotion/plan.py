@@ -72,6 +72,7 @@ class Step:
         differences: What the version takes or answers otherwise.
         evidence: By name: what the variant that serves has, and what the other one has.
         verdicts: Of the gates, in order, up to the first that fails.
+        strategy: How it is tried out there before it answers everybody; empty where it is not.
         why: In one line.
         since: When the version that answers was switched to, UTC in ISO format.
         by: Who did that.
@@ -90,6 +91,7 @@ class Step:
     differences: tuple[Difference, ...] = ()
     evidence: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
+    strategy: str = ""
     why: str = ""
     since: str = ""
     by: str = ""
@@ -157,8 +159,20 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
         differences=found,
         evidence=_side_by_side(before.metrics, coming.metrics),
         verdicts=verdicts,
-        why=failed.why if failed else _again(wanted, observed) or coming.decision,
+        strategy=str(wanted.rule.strategy) if action == "update" and _is_tried_out(wanted, observed) else "",
+        why=failed.why if failed else _again(wanted, observed) or _tried_out(wanted, observed) or coming.decision,
     )
+
+
+def at_first(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return steps of which a version is tried out on the first server of a target only; the others follow at once."""
+    found, seen = [], set[tuple[str, str]]()
+    for one in steps:
+        place = (one.target, one.name)
+        found.append(replace(one, strategy="") if place in seen else one)
+        if one.strategy:
+            seen.add(place)
+    return tuple(found)
 
 
 def all_or_none(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -203,6 +217,18 @@ def _again(wanted: Desired, observed: Observed) -> str:
     if not _is_there(wanted, observed):
         return f"version {wanted.version} is deployed there, and it does not answer"
     return f"version {wanted.version} answers, and not as is said now"
+
+
+def _is_tried_out(wanted: Desired, observed: Observed) -> bool:
+    """Tell whether a version comes by its strategy: not where it has been there already."""
+    new = wanted.version != observed.version and wanted.version not in observed.kept
+    return new and wanted.rule.strategy.is_tryout
+
+
+def _tried_out(wanted: Desired, observed: Observed) -> str:
+    """Return that a version is tried out by somebody at this moment; empty where it is not."""
+    version = observed.described.get("tried_out")
+    return f"version {version} is being tried out there" if version and version == wanted.version else ""
 
 
 def _milliseconds(at: str) -> float:

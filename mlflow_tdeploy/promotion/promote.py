@@ -8,10 +8,10 @@ from dataclasses import replace
 from mlflow import MlflowClient
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, PromotionError
-from mlflow_tdeploy.promotion.apply import retire, together
+from mlflow_tdeploy.promotion.apply import retire, together, wanted_still
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.label import Label
-from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.look import plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, events_of, refusals, require_done
 from mlflow_tdeploy.promotion.plan import Plan
@@ -54,15 +54,15 @@ def promote(
     """
     label, client = Label.of(alias, stage), client or MlflowClient()
     model, version = _registered(uri, client)
-    targets = {one.target for one in _meant(spec, client, model, label)}
-    with targets_held(spec, targets):
+    places = {(one.target, one.name) for one in _meant(spec, client, model, label)}
+    with places_held(spec, places):
         wanted = [replace(one, version=version) for one in _meant(spec, client, model, label)]
         plan = plan_for(spec, wanted)
         _require_passed(plan, client)
         done: list[Outcome] = []
         try:
             with label.moved(client, model, version):
-                done += together(plan.changes, spec)
+                done += together(plan.changes, spec, go_on=wanted_still(spec, client, plan.changes))
                 require_done(done, f"'{model}' version {version} was not promoted")
         finally:  # nobody who cannot be told may undo it
             History(client).add(events_of(done, "promote"))

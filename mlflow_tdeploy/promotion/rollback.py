@@ -12,7 +12,7 @@ from mlflow_tdeploy.promotion.actual import Observed, observe
 from mlflow_tdeploy.promotion.apply import retire, server_of, together
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.label import Label
-from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import Outcome, events_of, require_done
 from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.registry import Desired, desired
@@ -54,7 +54,7 @@ def rollback(
     """
     client = client or MlflowClient()
     label = Label.of(alias, stage) if alias or stage else None
-    with targets_held(spec, {one.target for one in _named(spec, client, name, label)}):
+    with places_held(spec, {(one.target, one.name) for one in _named(spec, client, name, label)}):
         places = _named(spec, client, name, label)
         seen = _seen(spec, places)
         back = version if version is not None else _before(name, [one.observed for one in seen])
@@ -89,8 +89,9 @@ class _Place:
         )  # fmt: skip
 
 
-def _go_back(step: Step, spec: Spec) -> None:
+def _go_back(step: Step, spec: Spec, _: Callable[[], None]) -> str:
     server_of(step, spec).rollback(step.name, step.after, retire=False)
+    return ""
 
 
 def _named(spec: Spec, client: MlflowClient, name: str, label: Label | None) -> list[Desired]:

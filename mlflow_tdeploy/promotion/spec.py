@@ -13,6 +13,7 @@
         to: production
         serve: {device: cpu, keep: 2, max_queue_delay_microseconds: 500}
         gates: {signature: compatible}
+        strategy: {canary: {percent: 10, minutes: 10}}   # or shadow, or switch
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.deploy.choose import plain_name
 from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.promotion.document import Document, Where, read
+from mlflow_tdeploy.promotion.part import Part
+from mlflow_tdeploy.promotion.strategy import Shadow, Strategy, Trying
 from mlflow_tdeploy.triton.names import check_name
 
 _PATTERN = "*?["
@@ -42,11 +45,7 @@ _TARGET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OF_A_CALL = ("version", "config_file")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Server(_Part):
+class Server(Part):
     """A Triton server.
 
     Attributes:
@@ -70,7 +69,7 @@ class Server(_Part):
         return {"url": given} if isinstance(given, str) else given
 
 
-class Target(_Part):
+class Target(Part):
     """Servers that serve the same.
 
     Attributes:
@@ -107,7 +106,7 @@ class Target(_Part):
         return server.repository or self.repository
 
 
-class Metric(_Part):
+class Metric(Part):
     """How good a version has to be on labelled texts, beside the one that serves.
 
     Attributes:
@@ -121,7 +120,7 @@ class Metric(_Part):
     name: str = ""
 
 
-class Gates(_Part):
+class Gates(Part):
     """What a version has to pass besides its own budget and golden requests.
 
     Attributes:
@@ -133,7 +132,7 @@ class Gates(_Part):
     metric: Metric | None = None
 
 
-class Rule(_Part):
+class Rule(Part):
     """Which version of which models is to be served where.
 
     Attributes:
@@ -144,6 +143,7 @@ class Rule(_Part):
         deploy_as: The stable name on the servers; the model's by default.
         serve: How it is served: keys of ``-C``.
         gates: What it has to pass.
+        strategy: How it comes to answer everybody.
         variants: ``pinned``: what a plan has seen; ``auto``: what suits the server when it is applied.
     """
 
@@ -154,6 +154,7 @@ class Rule(_Part):
     deploy_as: str = ""
     serve: Mapping[str, Any] = Field(default_factory=dict)
     gates: Gates = Gates()
+    strategy: Strategy = Strategy()
     variants: Literal["pinned", "auto"] = "pinned"
 
     @model_validator(mode="before")
@@ -192,7 +193,7 @@ class Rule(_Part):
         return fnmatch.fnmatchcase(model, self.name) if self.is_pattern else model == self.name
 
 
-class Watching(_Part):
+class Watching(Part):
     """How ``tdeploy watch`` watches.
 
     Attributes:
@@ -223,7 +224,7 @@ class Watching(_Part):
         return given
 
 
-class Spec(_Part):
+class Spec(Part):
     """What should be served where.
 
     Attributes:
@@ -318,9 +319,11 @@ def _told(document: Document, error: ValidationError) -> InvalidInputError:
 
 def _known(where: Where) -> list[str]:
     """Return the keys that a part may have."""
-    parts: dict[tuple[str, ...], type[_Part]] = {
+    parts: dict[tuple[str, ...], type[Part]] = {
         (): Spec, ("targets",): Target, ("targets", "servers"): Server, ("targets", "server"): Server,
         ("models",): Rule, ("models", "gates"): Gates, ("models", "gates", "metric"): Metric, ("watch",): Watching,
+        ("models", "strategy"): Strategy, ("models", "strategy", "canary"): Trying,
+        ("models", "strategy", "shadow"): Shadow,
     }  # fmt: skip
     names = tuple(one for one in where if isinstance(one, str))
     kind = names if names[:1] != ("targets",) else (names[0], *names[2:])

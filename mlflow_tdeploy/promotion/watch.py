@@ -18,9 +18,9 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_tdeploy.core.errors import ConflictError, TDeployError, first_line
 from mlflow_tdeploy.core.evidence import now
-from mlflow_tdeploy.promotion.apply import retire, together
+from mlflow_tdeploy.promotion.apply import retire, together, wanted_still
 from mlflow_tdeploy.promotion.history import Event, History
-from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.look import make_plan, plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Step
@@ -91,6 +91,8 @@ class Watch:
         self._woken, self._stopped = threading.Event(), threading.Event()
         self._rests: dict[tuple[str, ...], _Rest] = {}
         self._refused: set[tuple[str, str, int, str]] = set()
+        self._trying: dict[tuple[str, str], threading.Thread] = {}
+        self._telling = threading.Lock()
         self._actions: deque[Event] = deque(maxlen=_ACTIONS)
         self._succeeded = time.monotonic()
         self._hurry_until = 0.0
@@ -98,12 +100,14 @@ class Watch:
         self.view = View()
 
     def run(self) -> None:
-        """Look until :meth:`stop`; what is being done then is done to its end."""
+        """Look until :meth:`stop`; what is being done then is done to its end, but for what is tried out: it goes."""
         while not self._stopped.is_set():
             pause = self.look()
             hurries = time.monotonic() < self._hurry_until
             self._woken.wait(min(pause, _HURRY_S) if hurries else pause)
             self._woken.clear()
+        for one in self._trying.values():
+            one.join()
 
     def hurry(self, seconds: float) -> None:
         """Look often for a while, as what else would say when to look may not do so yet."""
@@ -139,7 +143,7 @@ class Watch:
             plan = make_plan(spec, self._client, within=_RECORDS_S)
             self._tell_refused(refusals(plan, "watch"))
             due = [steps for steps in by_place(plan.changes).values() if self._is_due(steps)]
-            busy = [not self._bring(spec, steps) for steps in due]
+            busy = [not self._begun(spec, steps) for steps in due]
             if due and not all(busy):
                 plan = make_plan(spec, self._client, within=_RECORDS_S)
             self._seen(status_of(plan), "", started)
@@ -159,14 +163,32 @@ class Watch:
         at = now() if not error else self.view.at
         self.view = View(at, standings, error, seconds, looks, tuple(self._actions))
 
+    def _begun(self, spec: Spec, steps: Sequence[Step]) -> bool:
+        """Do what is to be done, in a thread where a version is tried out: that takes long, and the others are others.
+
+        Returns:
+            False where somebody else is at it.
+        """
+        if not any(one.strategy for one in steps):
+            return self._bring(spec, steps)
+
+        def bring() -> None:
+            self._bring(spec, steps)
+            self.wake()
+
+        place = (steps[0].target, steps[0].name)
+        self._trying[place] = threading.Thread(target=bring, name=f"tdeploy-{'-'.join(place)}")
+        self._trying[place].start()
+        return True
+
     def _bring(self, spec: Spec, steps: Sequence[Step]) -> bool:
         """Do what is to be done about a name on a target, as it is by now; False where somebody else is at it."""
         target, name = steps[0].target, steps[0].name
         try:
-            with targets_held(spec, {target}, wait=0.0):
+            with places_held(spec, {(target, name)}, wait=0.0):
                 wanted = [one for one in desired(spec, self._client) if (one.target, one.name) == (target, name)]
                 fresh = plan_for(spec, wanted).changes
-                outcomes = together(fresh, spec)
+                outcomes = together(fresh, spec, go_on=self._unless_stopped(wanted_still(spec, self._client, fresh)))
                 retire(outcomes, spec)
         except ConflictError as error:
             _log.info("%s", first_line(error), extra={"event": "busy", "target": target})
@@ -179,7 +201,18 @@ class Watch:
         self._tell(events_of(outcomes, "watch"))
         return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)
 
+    def _unless_stopped(self, go_on: Callable[[], None]) -> Callable[[], None]:
+        def asked() -> None:
+            if self._stopped.is_set():
+                raise ConflictError("The watcher is being stopped. It is tried out anew when that is there again.")
+            go_on()
+
+        return asked
+
     def _is_due(self, steps: Sequence[Step]) -> bool:
+        trying = self._trying.get((steps[0].target, steps[0].name))
+        if trying is not None and trying.is_alive():
+            return False
         rest = self._rests.get(_key(steps))
         return rest is None or time.monotonic() >= rest.until
 
@@ -192,6 +225,8 @@ class Watch:
             return
         rest = self._rests.setdefault(_key(steps), _Rest())
         rest.until = time.monotonic() + min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**rest.failures)
+        if any(one.worse for one in outcomes):  # people have been asked enough of their requests for it
+            rest.until = float("inf")
         rest.failures += 1
 
     def _tell_refused(self, events: Iterable[Event]) -> None:
@@ -201,6 +236,10 @@ class Watch:
         self._refused = set(found)
 
     def _tell(self, events: Iterable[Event]) -> None:
+        with self._telling:
+            self._tell_each(events)
+
+    def _tell_each(self, events: Iterable[Event]) -> None:
         for event in events:
             self._actions.appendleft(event)
             _log.info(

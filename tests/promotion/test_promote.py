@@ -118,7 +118,7 @@ def test_who_is_interrupted_when_all_serve_leaves_registry_and_servers_together(
 def test_an_alias_that_was_moved_meanwhile_is_left_alone(two, words, monkeypatch):
     spec, _ = two
 
-    def failing(steps, spec):
+    def failing(steps, spec, **more):
         words.set_registered_model_alias("words", "champion", 1)
         raise RuntimeError("killed")
 

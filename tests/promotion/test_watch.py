@@ -15,7 +15,7 @@ from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.promotion import page
 from mlflow_tdeploy.promotion import watch as watching
 from mlflow_tdeploy.promotion.actual import deployments_at
-from mlflow_tdeploy.promotion.lease import targets_held
+from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.watch import Watch
 from tests.flavor.text_bundles import make_text_bundle
@@ -153,14 +153,14 @@ def test_a_target_that_cannot_be_held_stops_no_other(two, words, versions, watch
     spec = spec.model_copy(update={"targets": {"aaa": bad, **spec.targets}})
     rule = spec.models[0].model_copy(update={"to": ("aaa", "both")})
     spec = spec.model_copy(update={"models": (rule,)})
-    held = watching.targets_held
+    held = watching.places_held
 
     def refusing(spec, targets, **more):
-        if "aaa" in targets:
+        if "aaa" in {target for target, _ in targets}:
             raise StorageError("the repository cannot be written at http://bob:s3cret@host/x")
         return held(spec, targets, **more)
 
-    monkeypatch.setattr(watching, "targets_held", refusing)
+    monkeypatch.setattr(watching, "places_held", refusing)
     again = Watch(lambda: spec, interval=30.0)
     again.look()
     assert versions() == [1, 1]  # they are the servers of the other one, too
@@ -211,7 +211,7 @@ def test_a_registry_that_is_away_changes_nothing(two, words, versions, watch, mo
 
 def test_two_watchers_do_not_fight(two, words, versions, watch):
     spec, _ = two
-    with targets_held(spec, {"both"}):
+    with places_held(spec, {("both", "words")}):
         assert watch.look() < 30.0  # soon again
         assert (versions(), watch.view.actions) == ([None, None], ())
     other = Watch(lambda: spec, interval=30.0)
