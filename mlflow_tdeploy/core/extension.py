@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -32,6 +33,7 @@ class Registry(Generic[T]):
         self._discover = discover
         self._items: dict[str, T] = {}
         self._broken: BrokenDependencyError | None = None
+        self._loading = threading.RLock()  # a module that is imported may ask for another
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers the decorated thing under ``name``.
@@ -88,12 +90,15 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._discover is None:
             return
-        package: ModuleType = importlib.import_module(self._discover)
-        names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
-        broken = [error for name in names if (error := self._import(f"{self._discover}.{name}")) is not None]
-        self._broken = next(iter(broken), None)
-        if not broken:  # else it is tried again: somebody may have mended it
-            self._discover = None
+        with self._loading:
+            if (home := self._discover) is None:  # another thread has been as far meanwhile
+                return
+            package: ModuleType = importlib.import_module(home)
+            names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"]
+            broken = [error for name in names if (error := self._import(f"{home}.{name}")) is not None]
+            self._broken = next(iter(broken), None)
+            if not broken:  # else it is tried again: somebody may have mended it
+                self._discover = None
 
     def _import(self, name: str) -> BrokenDependencyError | None:
         """Import a module; one whose packages are broken takes the others with it no more than it must."""

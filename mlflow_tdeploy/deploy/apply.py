@@ -176,17 +176,24 @@ class Deployments(Switch):
                 self._retire(name, grace)
         return Deployed(name, wanted, before, changed, Sent(), time.perf_counter() - started)
 
-    def retire(self, name: str, grace: float = Settings.grace) -> None:
-        """Remove the versions that are not kept, after a while for requests that they have."""
-        with self._changing(check_name(name)):
-            self._retire(name, grace)
+    def retire(self, name: str, grace: float = Settings.grace, *, unload_only: bool = False) -> None:
+        """Remove the versions that are not kept, after a while for requests that they have.
 
-    def restore(self, name: str, route: Route) -> None:
+        Args:
+            name: The deployment.
+            grace: That while, in seconds.
+            unload_only: Leave their files, as another server of the repository may have them loaded.
+        """
+        with self._changing(check_name(name)):
+            self._retire(name, grace, unload_only=unload_only)
+
+    def restore(self, name: str, route: Route, *, retire: bool = True) -> None:
         """Have everything as it was before a call of :meth:`deploy` or :meth:`rollback` that has retired nothing.
 
         Args:
             name: The deployment.
             route: What :meth:`State.route` said before it.
+            retire: See :meth:`deploy`.
 
         Raises:
             ServerError: The server cannot load what served then.
@@ -195,9 +202,11 @@ class Deployments(Switch):
         with self._changing(check_name(name)):
             now = self.required(name)
             self._load_graph(f"{name}.v{route.active}", route.active, self.published_key(f"{name}.v{route.active}"))
-            if now != route:
+            serving = self.serving(name)
+            if now != route or serving is None or serving.active != route.active:
                 self._switch(name, now, route)
-            self._retire(name, 0.0)
+            if retire:
+                self._retire(name, 0.0)
 
     def delete(self, name: str) -> bool:
         """Remove a deployment: its models from the server, and exactly their files; False where there was none.
@@ -261,11 +270,10 @@ class Deployments(Switch):
                 f"not changed in place. Deploy it under another number (version={max(kept) + 1}), or delete the "
                 f"deployment first."
             )
-        with self._undone(what, known=what.version in kept), workspace() as work:
-            sent = Sent()
-            if route and tryout:
-                self._require_tries_out(what, route)
-            sent += self._bring_graph(what, settings, work)
+        if route and tryout:
+            self._require_tries_out(what, route)
+        with workspace() as work, self._undone(what, known=what.version in kept):
+            sent = self._bring_graph(what, settings, work)
             with self._front(what, settings, work) as (trial, more):
                 if judge:
                     self._step("judge")
@@ -342,20 +350,32 @@ class Deployments(Switch):
         except BaseException as error:
             if self._is_lost():
                 raise
+            stays = known or self._may_answer(what)
             trial = f"{what.graph_name}{TRIAL}"
-            for model in (trial,) if known else (trial, what.graph_name):
+            for model in (trial,) if stays else (trial, what.graph_name):
                 with contextlib.suppress(TDeployError):
                     if read_index(self.files, model) is None:
                         continue  # nothing of ours is there
                     self.client.unload(model)
                 with contextlib.suppress(TDeployError):
                     remove(self.files, model)
-            if not known:
+            if not stays:
                 with contextlib.suppress(TDeployError):
                     self._remove_front(what.name, what.version)
             if isinstance(error, VerificationError):
                 raise type(error)(f"{error} What served before serves on; nothing of it was kept.") from error
             raise
+
+    def _may_answer(self, what: Deployable) -> bool:
+        """Tell whether a version that was to be new answers already, or may: what it is made of stays then.
+
+        Who is interrupted may be so between the switch and what would have noted it; whose network is, does not know.
+        """
+        try:
+            routes = (self.route(what.name), self.serving(what.name))
+        except TDeployError:
+            return True
+        return any(route is not None and route.active == what.version for route in routes)
 
     def _remove_front(self, name: str, version: int) -> None:
         if self.route(name) is None:

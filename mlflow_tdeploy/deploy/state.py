@@ -101,6 +101,7 @@ class State:
         return {
             "name": name,
             "version": route.active,
+            "answers": serving.active if serving else None,
             "previous": list(route.previous),
             "ahead": list(route.ahead),
             "ready": serving is not None and serving.active == route.active and route.active in loaded,
@@ -151,6 +152,9 @@ class State:
     def require_same(self, name: str, serving: Route | None) -> None:
         """Make sure that a server answers with what the repository has: else the two do not belong together.
 
+        One that answers with a version whose files are lost is given another one all the same, where it lists the one
+        that the repository routes to: it is the server's repository then.
+
         Raises:
             ConflictError: It answers with a version that the repository does not have, or has with other files.
         """
@@ -158,11 +162,14 @@ class State:
             return
         model = f"{name}.v{serving.active}"
         has, loaded = self.published_key(model), self.loaded_key(model, serving.active)
+        route = self.route(name) if not has else None
+        if route and f"{name}.v{route.active}" in {one.name for one in self.client.models()}:
+            return
         if not has or loaded not in ("", has):
             raise ConflictError(
                 f"The server at {self.client.connection.url} answers to '{name}' with version {serving.active}, and "
                 f"'{self.files.url}' {'has it with other files' if has else 'does not have it'}: is that the server's "
-                f"repository? A repository is for one server. If its files were lost, delete the deployment first."
+                f"repository? If its files were lost, delete the deployment first."
             )
 
     def loaded_key(self, model: str, version: int) -> str:

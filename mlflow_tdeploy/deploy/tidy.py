@@ -54,7 +54,7 @@ class Tidy(State):
                 remove(self.files, name, f"{version[1]}/")
             remove(self.files, model)  # last: it tells the next call that there is something to remove
 
-    def _retire(self, name: str, grace: float) -> None:
+    def _retire(self, name: str, grace: float, *, unload_only: bool = False) -> None:
         """Unload and remove the versions that are not kept, and unload those that are kept on disk only."""
         route = self.route(name)
         if route is None:
@@ -71,8 +71,11 @@ class Tidy(State):
         self._held()
         for model in resting.values():
             self.client.unload(model)
-        for version, model in old.items():
+        for model in old.values():
             self.client.unload(model)
+        if unload_only:
+            return
+        for version, model in old.items():
             remove(self.files, name, f"{version}/")
             remove(self.files, model)
         if old:

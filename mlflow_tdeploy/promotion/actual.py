@@ -8,9 +8,11 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import NotFoundError, first_line
 from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.manifest import MANIFEST, Manifest
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import open_files
 from mlflow_tdeploy.deploy.server_host import host_of
+from mlflow_tdeploy.promotion.compatible import Asked
 from mlflow_tdeploy.promotion.spec import Server, Target
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 
@@ -57,6 +59,16 @@ def deployments_at(target: Target, server: Server) -> Deployments:
     """Return the deployments of one server of a target."""
     connection = Connection(server.url, target.token.get_secret_value(), target.ca, target.timeout)
     return Deployments(TritonClient(connection), open_files(target.repository_of(server)))
+
+
+def asked_at(target: Target, server: Server, name: str, version: int) -> Asked | None:
+    """Return what a version takes and answers that is deployed, as lies beside its front; None where none can tell."""
+    try:
+        content = open_files(target.repository_of(server)).read(f"{name}/{version}/{MANIFEST}")
+        manifest = Manifest.read(content, MANIFEST) if content else None
+    except Exception:  # a Triton model as it is, a damaged file, a store that refuses
+        return None
+    return Asked(manifest.task, manifest.task_config, manifest.signature) if manifest else None
 
 
 def observe(target: Target, server: Server, name: str) -> Observed:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow import MlflowClient
@@ -104,7 +104,7 @@ def wanted_still(spec: Spec, client: MlflowClient | None, steps: Iterable[Step])
 
 @dataclass
 class _Done:
-    """A step that was done, and what undoes it."""
+    """A step that was done, or begun, and what undoes it."""
 
     outcome: Outcome
     route: Route | None
@@ -124,21 +124,21 @@ def together(
         do: Does a step and retires nothing; brings the version by default.
         go_on: Called again and again while a version is tried out; what it raises ends that.
     """
+    # before anything is done: servers may have one repository, which says the same of all of them
+    routes = [server_of(step, spec).route(step.name) for step in steps]
     done: list[_Done] = []
     for place, step in enumerate(steps):
         started = time.perf_counter()
         try:
-            route = server_of(step, spec).route(step.name)
             seen = (do or _bring)(step, spec, go_on)
         except BaseException as error:  # whatever a gate throws: what served serves on
-            why = _why(error, step)
-            back = [_taken_back(one, spec, why) for one in done]
+            why, seconds = _why(error, step), time.perf_counter() - started
+            begun = _Done(Outcome(step, "failed", seconds, why, worse=isinstance(error, TryoutError)), routes[place])
+            found = _all_taken_back([*done, begun], spec, why)
             if not isinstance(error, Exception):
                 raise
-            worse = isinstance(error, TryoutError)
-            failed = Outcome(step, "failed", time.perf_counter() - started, why, worse=worse)
-            return [*back, failed, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
-        done.append(_Done(Outcome(step, "done", time.perf_counter() - started, seen=seen), route))
+            return [*found, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
+        done.append(_Done(Outcome(step, "done", time.perf_counter() - started, seen=seen), routes[place]))
     return [one.outcome for one in done]
 
 
@@ -156,11 +156,19 @@ def retire(outcomes: Iterable[Outcome], spec: Spec) -> None:
     It takes seconds, as requests that are being answered are waited for. So it comes when nothing can be taken back any
     more: who is interrupted here has done everything.
     """
-    for step in [one.step for one in outcomes if one.state == "done"]:
-        try:
-            server_of(step, spec).retire(step.name, DeploySettings.of(_rule(step, spec).serve).grace)
-        except Exception as error:
-            _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
+    done = [one.step for one in outcomes if one.state == "done"]
+    _retired(done, spec, lambda step: DeploySettings.of(_rule(step, spec).serve).grace)
+
+
+def _retired(steps: Sequence[Step], spec: Spec, grace: Callable[[Step], float]) -> None:
+    """Unload what is not kept on all servers, and then remove it: they may have one repository."""
+    for unload_only in (True, False) if len(steps) > 1 else (False,):
+        for step in steps:
+            seconds = grace(step) if unload_only or len(steps) == 1 else 0.0
+            try:
+                server_of(step, spec).retire(step.name, seconds, unload_only=unload_only)
+            except Exception as error:
+                _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
 
 
 def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
@@ -196,21 +204,38 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
     return found.deploy(what, how, judge=judge, tryout=tryout, retire=False).seen
 
 
+def _all_taken_back(done: Sequence[_Done], spec: Spec, why: str) -> list[Outcome]:
+    """Give all servers back what they had, and then remove what was new."""
+    found = [_taken_back(one, spec, why) for one in done]
+    _retired([one.outcome.step for one in done if one.route is not None], spec, lambda step: 0.0)
+    return found
+
+
 def _taken_back(done: _Done, spec: Spec, why: str) -> Outcome:
-    """Give a server back what it had."""
+    """Give a server back what it had; one that failed has it already, as far as that could be done there."""
     outcome, started = done.outcome, time.perf_counter()
-    step = outcome.step
+    step, failed = outcome.step, outcome.state == "failed"
     try:
         found = server_of(step, spec)
+        if failed and not _has_come(step, found):
+            return outcome
         if done.route is None:
             found.delete(step.name)
         else:
-            found.restore(step.name, done.route)
+            found.restore(step.name, done.route, retire=False)
     except Exception as error:  # the others are taken back all the same
-        _log.warning("Version %s of '%s' stays at %s: %s", step.after, step.name, step.server, first_line(error))
+        _log.warning("Version %s of '%s' may stay at %s: %s", step.after, step.name, step.server, first_line(error))
+        if failed:
+            return replace(outcome, unsure=not isinstance(error, ConflictError))  # else another one knows
         return Outcome(step, "done", outcome.seconds, f"not taken back: {first_line(error)}")
     seconds = outcome.seconds + time.perf_counter() - started
-    return Outcome(step, "taken back", seconds, f"another server failed: {why}")
+    return outcome if failed else Outcome(step, "taken back", seconds, f"another server failed: {why}")
+
+
+def _has_come(step: Step, found: Deployments) -> bool:
+    """Tell whether a version that failed answers all the same: who is interrupted may be so right after the switch."""
+    routes = (found.route(step.name), found.serving(step.name))
+    return step.before != step.after and any(route is not None and route.active == step.after for route in routes)
 
 
 def server_of(step: Step, spec: Spec) -> Deployments:

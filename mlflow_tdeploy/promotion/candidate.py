@@ -63,14 +63,14 @@ def candidate(wanted: Desired, observed: Observed, within: float = FRESH_S) -> C
         return Candidate(refused=first_line(error))
 
 
-def described(uri: str, variant: str) -> tuple[Asked, dict[str, float]]:
-    """Return what a model version takes and answers, and the evidence of one of its variants.
+def evidence(uri: str, variant: str) -> dict[str, float]:
+    """Return the evidence of one of a model version's variants.
 
     Raises:
         TDeployError: It is not there any more, or holds no bundle.
         MlflowException: The registry does not know it.
     """
-    return _told_by(opened(uri, within=math.inf).bundle, variant)
+    return _evidence(opened(uri, within=math.inf).bundle, variant)
 
 
 def _looked_at(wanted: Desired, observed: Observed, within: float) -> Candidate:
@@ -89,14 +89,14 @@ def _looked_at(wanted: Desired, observed: Observed, within: float) -> Candidate:
     record = as_record(wanted.rule.serve)
     options = served(settings, what, observed.described or None)
     how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, record)
-    asked, metrics = _told_by(what.bundle, what.variant.id)
+    manifest = what.bundle.manifest
     return Candidate(
         what.variant.id,
         what.variant.digest,
         key_of(what, how),
         sum(file.size for file in what.variant.files),
-        asked,
-        metrics,
+        Asked(manifest.task, manifest.task_config, manifest.signature),
+        _evidence(what.bundle, what.variant.id),
         what.about["decision"],
         incomplete=_incomplete(found.location, what.variant),
     )
@@ -120,7 +120,6 @@ def _incomplete(location: Location, variant: Variant) -> str:
     return ""
 
 
-def _told_by(bundle: Bundle, variant: str) -> tuple[Asked, dict[str, float]]:
-    manifest, (_, metrics) = bundle.manifest, describe(bundle)
-    own = {name.removeprefix(f"{variant}."): one for name, one in metrics.items() if name.startswith(f"{variant}.")}
-    return Asked(manifest.task, manifest.task_config, manifest.signature), own
+def _evidence(bundle: Bundle, variant: str) -> dict[str, float]:
+    _, metrics = describe(bundle)
+    return {name.removeprefix(f"{variant}."): one for name, one in metrics.items() if name.startswith(f"{variant}.")}

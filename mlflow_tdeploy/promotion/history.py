@@ -6,6 +6,7 @@ kept; ``tdeploy.<target>.<name>`` says in words what a version is there.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -133,7 +134,8 @@ class History:
             self._client.delete_model_version_tag(model, version, key)
         if event.decision in _SERVES and event.before not in (None, event.version):
             gone = f"served until {event.at[:19]} UTC, then version {version}".replace("T", " ", 1)
-            self._tag(model, str(event.before), f"tdeploy.{event.target}.{event.name}", gone)
+            with contextlib.suppress(MlflowException):  # it may have been deleted, or the model be another one
+                self._tag(model, str(event.before), f"tdeploy.{event.target}.{event.name}", gone)
 
     def _tag(self, model: str, version: str, key: str, value: str) -> None:
         self._client.set_model_version_tag(model, version, key, value)

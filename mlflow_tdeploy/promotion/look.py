@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mlflow import MlflowClient
 
-from mlflow_tdeploy.promotion.actual import Observed, observe
-from mlflow_tdeploy.promotion.candidate import candidate, described
+from mlflow_tdeploy.promotion.actual import Observed, asked_at, observe
+from mlflow_tdeploy.promotion.candidate import candidate, evidence
 from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, at_first, settled, step
 from mlflow_tdeploy.promotion.records import FRESH_S
 from mlflow_tdeploy.promotion.registry import Desired, desired
@@ -45,14 +45,19 @@ def _step(spec: Spec, wanted: Desired, server: Server, within: float) -> Step:
         return nothing
     if not found.reachable or wanted.version is None:
         return step(wanted, found, None, Before())
-    return step(wanted, found, candidate(wanted, found, within), _before(found))
+    return step(wanted, found, candidate(wanted, found, within), _before(spec, wanted, server, found))
 
 
-def _before(found: Observed) -> Before:
-    """Return what is known of the version that serves; it may have been deleted from the registry meanwhile."""
-    if not found.says("model_uri") or not found.says("variant"):
+def _before(spec: Spec, wanted: Desired, server: Server, found: Observed) -> Before:
+    """Return what is known of the version that serves.
+
+    What it takes and answers is read beside its front in the repository. Its evidence is in the registry, which may
+    have forgotten it.
+    """
+    if found.version is None:
         return Before()
+    asked = asked_at(spec.targets[wanted.target], server, wanted.name, found.version)
     try:
-        return Before(*described(found.says("model_uri"), found.says("variant")))
-    except Exception:  # it cannot be known any more
-        return Before()
+        return Before(asked, evidence(found.says("model_uri"), found.says("variant")))
+    except Exception:  # whatever became of it there
+        return Before(asked)

@@ -23,6 +23,7 @@ class Outcome:
         why: Why it failed, in one line.
         seen: What was seen when it was tried out, in one line.
         worse: Whether it failed as it did worse than the version that serves: it would again.
+        unsure: Whether nobody knows what answers there, as the server could not be asked any more.
     """
 
     step: Step
@@ -31,6 +32,7 @@ class Outcome:
     why: str = ""
     seen: str = ""
     worse: bool = False
+    unsure: bool = False
 
 
 def by_place(steps: Iterable[Step]) -> dict[tuple[str, str], list[Step]]:
@@ -99,4 +101,6 @@ def require_done(outcomes: Iterable[Outcome], what: str) -> None:
         return
     stays = ", ".join(one.step.server for one in found if one.state == "done")
     back = f"These could not be given back what they had: {stays}." if stays else "Everything is as it was."
+    if unknown := ", ".join(one.step.server for one in found if one.unsure):
+        back = f"{back if stays else ''} What answers at {unknown} is not known: see tdeploy status.".strip()
     raise PromotionError(f"{what}: '{bad.step.name}' at {bad.step.server} failed: {bad.why.rstrip('.')}. {back}")

@@ -145,11 +145,13 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
         return replace(place, action="keep", why=f"no version of it has the {meant}: {serves}")
     variants = (observed.says("variant"), coming.variant)
     place = replace(place, variants=variants, digest=coming.digest)
-    answers = not coming.refused and _is_there(wanted, observed) and observed.says("key") == coming.key
-    if answers and _as_said(wanted, observed):
+    # the files count, and not the name that the model had when they came: it may be called otherwise now
+    same = observed.version == wanted.version and observed.says("key") == coming.key
+    if same and not coming.refused and _answers(observed) and _as_said(wanted, observed):
         return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
-    verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found))
+    known = before.asked is not None
+    verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found, known=known))
     failed = next((one for one in verdicts if not one.passed), None)
     action: Action = "refuse" if failed else "update" if observed.version else "create"
     return replace(
@@ -194,7 +196,7 @@ def settled(wanted: Desired, observed: Observed) -> Step | None:
 
     A variant that was added to it meanwhile is not asked for where variants are pinned.
     """
-    if wanted.updated > _milliseconds(observed.says("deployed")):
+    if wanted.conflict or wanted.updated > _milliseconds(observed.says("deployed")):
         return None  # the number may have become another version's
     if not (_is_there(wanted, observed) and _as_said(wanted, observed) and wanted.rule.variants == "pinned"):
         return None
@@ -214,8 +216,10 @@ def _again(wanted: Desired, observed: Observed) -> str:
     """Return why the version that is deployed is brought again; empty where another one is."""
     if observed.version is None or observed.version != wanted.version:
         return ""
-    if not _is_there(wanted, observed):
-        return f"version {wanted.version} is deployed there, and it does not answer"
+    if not _answers(observed):
+        other = observed.described.get("answers")
+        what = f"version {other} answers" if other not in (None, wanted.version) else "it does not answer"
+        return f"version {wanted.version} is deployed there, and {what}"
     return f"version {wanted.version} answers, and not as is said now"
 
 
@@ -242,11 +246,17 @@ def _as_said(wanted: Desired, observed: Observed) -> bool:
 
 def _is_there(wanted: Desired, observed: Observed) -> bool:
     """Tell whether the version answers; whether it does as is said now is another question."""
-    same = wanted.version is not None and observed.says("model_uri") == wanted.uri
-    return same and observed.reachable and bool(observed.described.get("ready"))
+    return wanted.version is not None and observed.says("model_uri") == wanted.uri and _answers(observed)
 
 
-def _verdicts(wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference]) -> Iterable[Verdict]:
+def _answers(observed: Observed) -> bool:
+    """Tell whether the version that is deployed answers."""
+    return observed.reachable and bool(observed.described.get("ready"))
+
+
+def _verdicts(
+    wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference], *, known: bool
+) -> Iterable[Verdict]:
     yield Verdict("variant", not coming.refused, coming.refused or coming.decision)
     yield Verdict("bundle", not coming.incomplete, coming.incomplete or "its files are there")
     if observed.version == wanted.version and observed.says("key") not in ("", coming.key):
@@ -258,13 +268,19 @@ def _verdicts(wanted: Desired, observed: Observed, coming: Candidate, found: Seq
     if wanted.version in observed.kept:
         yield Verdict("signature", passed=True, why="it has passed when it came, and is kept")
         return
-    yield _of_signature(wanted, found) if observed.version else Verdict("signature", True, "nothing serves yet")
+    yield _of_signature(wanted, found, known) if observed.version else Verdict("signature", True, "nothing serves yet")
     if (metric := wanted.rule.gates.metric) is not None and coming.asked is not None:
         yield _of_metric(metric, coming.asked.task)
 
 
-def _of_signature(wanted: Desired, found: Sequence[Difference]) -> Verdict:
+def _of_signature(wanted: Desired, found: Sequence[Difference], known: bool) -> Verdict:
     rule = wanted.rule.gates.signature
+    if not known and rule != "any":
+        why = (
+            f"signature: {rule}, and nobody knows what the version that serves takes and answers: its manifest cannot "
+            f"be read from the repository. signature: any lets every version pass"
+        )
+        return Verdict("signature", passed=False, why=why)
     wrong = [one for one in found if rule == "same" or (rule == "compatible" and one.breaking)]
     why = f"signature: {rule}, and {'; '.join(map(str, wrong))}" if wrong else "who asks is answered"
     return Verdict("signature", not wrong, why)

@@ -66,7 +66,35 @@ def desired(spec: Spec, client: MlflowClient | None = None) -> tuple[Desired, ..
                 f"them another name: deploy_as."
             )
             found[one.target, one.name] = replace(before, conflict=why)  # else an earlier rule has said it
-    return tuple(found[key] for key in sorted(found))
+    return tuple(_apart(spec, [found[key] for key in sorted(found)]))
+
+
+def _apart(spec: Spec, found: Iterable[Desired]) -> Iterator[Desired]:
+    """Return what should be served, refused where two targets have a server in common and want different things there.
+
+    Each would undo what the other has done, for ever.
+    """
+    found = tuple(found)
+    named: dict[str, list[Desired]] = {}
+    for one in found:
+        if one.version is not None:
+            named.setdefault(one.name, []).append(one)
+    for one in found:
+        others = named.get(one.name, ()) if one.version is not None and not one.conflict else ()
+        why = next((why for other in others if (why := _clash(spec, one, other))), "")
+        yield replace(one, conflict=why) if why else one
+
+
+def _clash(spec: Spec, one: Desired, other: Desired) -> str:
+    """Return why two targets cannot both have what they want; empty where they can."""
+    servers, others = ({server.url for server in spec.targets[which.target].servers} for which in (one, other))
+    common = min(servers & others, default="") if one.target != other.target else ""
+    if not common or (other.uri, other.rule.serve) == (one.uri, one.rule.serve):
+        return ""
+    return (
+        f"Targets '{one.target}' and '{other.target}' have {common} in common, and want {one.uri} and {other.uri} "
+        f"to be '{one.name}' there, or otherwise served. Give one of them another name: deploy_as."
+    )
 
 
 def _of_rules(rules: Iterable[Rule], client: MlflowClient) -> Iterator[Desired]:

@@ -90,7 +90,10 @@ class _Place:
 
 
 def _go_back(step: Step, spec: Spec, _: Callable[[], None]) -> str:
-    server_of(step, spec).rollback(step.name, step.after, retire=False)
+    try:
+        server_of(step, spec).rollback(step.name, step.after, retire=False)
+    except NotFoundError as error:
+        raise NotFoundError(f"{error} tdeploy promote models:/{step.model}/{step.after} brings it.") from error
     return ""
 
 
@@ -130,7 +133,10 @@ def _before(name: str, seen: Iterable[Observed]) -> int:
     found = set(versions.values())
     if len(found) > 1:
         told = ", ".join(f"{server}: {before or 'none'}" for server, before in versions.items())
-        raise ConflictError(f"The servers do not agree on the version of '{name}' before ({told}). Say which: version.")
+        raise ConflictError(
+            f"The servers do not agree on the version of '{name}' before ({told}). Say which: version; "
+            f"or bring one by tdeploy promote."
+        )
     back = found.pop()
     if back is None:
         raise NotFoundError(

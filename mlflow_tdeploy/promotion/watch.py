@@ -141,11 +141,13 @@ class Watch:
                 self._spec = spec
                 self._rests.clear()  # what failed may be said otherwise now
             plan = make_plan(spec, self._client, within=_RECORDS_S)
+            self._forget(plan.steps)
             self._tell_refused(refusals(plan, "watch"))
             due = [steps for steps in by_place(plan.changes).values() if self._is_due(steps)]
             busy = [not self._begun(spec, steps) for steps in due]
             if due and not all(busy):
                 plan = make_plan(spec, self._client, within=_RECORDS_S)
+                self._forget(plan.steps)
             self._seen(status_of(plan), "", started)
             self._succeeded = time.monotonic()
         except Exception as error:  # a registry that is away, a file that is wrong: what serves serves on
@@ -209,6 +211,12 @@ class Watch:
 
         return asked
 
+    def _forget(self, steps: Iterable[Step]) -> None:
+        """Forget what rests where there is nothing to do any more."""
+        settled = {place for place, of in by_place(steps).items() if all(one.action in ("none", "keep") for one in of)}
+        for key in [key for key in tuple(self._rests) if key[:2] in settled]:
+            self._rests.pop(key, None)
+
     def _is_due(self, steps: Sequence[Step]) -> bool:
         trying = self._trying.get((steps[0].target, steps[0].name))
         if trying is not None and trying.is_alive():
@@ -217,11 +225,11 @@ class Watch:
         return rest is None or time.monotonic() >= rest.until
 
     def _rest(self, steps: Sequence[Step], outcomes: Iterable[Outcome]) -> None:
-        """Leave what failed alone for a while: it would most likely fail again, and costs the server something."""
+        """Leave what was done alone for a while: where it failed, it would most likely fail again.
+
+        What went well is forgotten as soon as it is seen to be so; where it is not, doing it again would not help.
+        """
         if not steps:
-            return
-        if all(one.state == "done" and not one.why for one in outcomes):
-            self._rests.pop(_key(steps), None)
             return
         rest = self._rests.setdefault(_key(steps), _Rest())
         rest.until = time.monotonic() + min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**rest.failures)

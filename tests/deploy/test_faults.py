@@ -24,6 +24,7 @@ from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.at_start import models_at_start
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.deploy.publish import INDEX
+from mlflow_tdeploy.deploy.switch import Switch
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
@@ -348,3 +349,69 @@ def test_a_delete_that_was_killed_holds_no_server_up(target, tmp_path):
     assert models_at_start(target.files.root) == []
     assert target.delete("m")
     assert target.files.models() == []
+
+
+def test_who_is_interrupted_right_after_the_switch_keeps_what_answers(target, tmp_path, monkeypatch):
+    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
+    switch = Switch._switch
+
+    def interrupted(self, *arguments):
+        switch(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Switch, "_switch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    assert factor(target) == 2
+    assert target.route("m").active == 8
+    target.deploy(linear(tmp_path, 9, 3.0), QUICK)
+    target.rollback("m")
+    assert factor(target) == 2
+
+
+def test_a_network_that_goes_away_while_a_route_is_loaded_leaves_nobody_without_files(target, tmp_path, monkeypatch):
+    """The server has loaded it, and nobody was told: its files stay, and the next call finds out."""
+    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
+    call, away = TritonClient._call, []
+
+    def lost(self, doing, *arguments, **more):
+        if away:
+            raise UnreachableError("nobody answers")
+        found = call(self, doing, *arguments, **more)
+        if doing == "load 'm'":
+            away.append(doing)
+            raise UnreachableError("the connection was closed")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TritonClient, "_call", lost)
+        with pytest.raises(UnreachableError, match="the connection was closed"):
+            target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    assert away
+    assert factor(target) == 2
+    described = target.describe("m")
+    assert (described["version"], described["answers"], described["ready"]) == (7, 8, False)
+    assert target.rollback("m", 7).changed
+    assert factor(target) == 1
+    target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    assert factor(target) == 2
+    assert there(target)[0].keys() == {"m", "m.v7", "m.v8"}
+
+
+def test_a_version_that_answers_and_whose_files_are_lost_can_be_replaced(target, tmp_path):
+    for version, times in ((7, 1.0), (8, 2.0)):
+        target.deploy(linear(tmp_path, version, times), QUICK)
+    before = target.route("m")
+    target.rollback("m")
+    target._write_route("m", target.route("m"))
+    shutil.copyfile(target.files.root / "m/config.pbtxt", tmp_path / "seven")
+    target.rollback("m", 8)
+    shutil.copyfile(tmp_path / "seven", target.files.root / "m/config.pbtxt")
+    shutil.rmtree(target.files.root / "m.v8")
+    shutil.rmtree(target.files.root / "m" / "8")
+    assert before.active == 8
+    assert target.route("m").active == 7
+    assert factor(target) == 2
+    target.deploy(linear(tmp_path, 9, 3.0), QUICK)
+    assert factor(target) == 3

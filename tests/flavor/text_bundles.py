@@ -33,11 +33,12 @@ def make_text_bundle(
     *,
     failed: tuple[str, ...] = (),
     batch: tuple[int, int, int] = (1, 2, 4),
+    times: float = 1.0,
 ) -> Path:
     """Write a model directory with the variants onnx-fp32 (the reference) and ort-cpu-int8.
 
     The second one's answers are a little different, so that a test can tell which one served. Variants in ``failed``
-    are recorded as over budget. ``batch`` is the range of that dimension.
+    are recorded as over budget. ``batch`` is the range of that dimension. Vectors are ``times`` those of the words.
     """
     draft = BundleDraft(root / "tdeploy")
     write_tokenizer(draft.root / "assets")
@@ -60,7 +61,7 @@ def make_text_bundle(
         )
     )
     for variant_id, scale in {"onnx-fp32": 1.0, "ort-cpu-int8": 1.0001}.items():
-        graph(draft.root / "files" / variant_id / "model.onnx", task, scale)
+        graph(draft.root / "files" / variant_id / "model.onnx", task, scale * times)
         name = variant_id.rsplit("-", 1)[-1]
         draft.write_evidence(accuracy(variant_id, passed=variant_id not in failed))
         draft.write_variant(

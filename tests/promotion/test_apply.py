@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.switch import Switch
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion import apply as applying
 from mlflow_tdeploy.promotion import plan as planning
@@ -20,6 +21,8 @@ from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.apply import apply
 from mlflow_tdeploy.promotion.compatible import Difference
 from mlflow_tdeploy.promotion.look import make_plan
+from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.triton.local import local_triton
 from tests.flavor.text_bundles import make_text_bundle
 
 
@@ -192,3 +195,99 @@ def test_other_options_of_what_serves_are_refused_with_what_to_do(two, words):
     plan = make_plan(spec.model_copy(update={"models": (other,)}))
     assert [one.action for one in plan.steps] == ["refuse", "refuse"]
     assert "register it once more and move the alias" in plan.steps[0].why
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_who_is_interrupted_right_after_a_switch_takes_back_that_server_too(two, words, versions, monkeypatch, place):
+    spec, _ = two
+    mlflow_tdeploy.promote("models:/words/1", alias="champion", file=spec)
+    switch, asked = Switch._switch, []
+
+    def interrupted(self, *arguments):
+        switch(self, *arguments)
+        asked.append(1)
+        if len(asked) == place:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Switch, "_switch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            mlflow_tdeploy.promote("models:/words/2", alias="champion", file=spec)
+    assert versions() == [1, 1]
+    assert {one.action for one in make_plan(spec).steps} == {"none"}
+
+
+@pytest.fixture
+def shared(server, tmp_path):
+    """Three servers that have one repository."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        urls = [stack.enter_context(local_triton(folder, server=server)).url for _ in range(3)]
+        text = f"targets: {{all: {{servers: [{', '.join(urls)}], repository: '{folder}'}}}}\n"
+        text += "models: [{name: words, alias: champion, to: all, serve: {device: cpu, variant: onnx-fp32, keep: 0}}]\n"
+        (tmp_path / "shared.yaml").write_text(text)
+        yield Spec.read(tmp_path / "shared.yaml")
+
+
+def loaded(spec, target="all"):
+    """Return which models each server has loaded, and which version answers."""
+    found = [deployments_at(spec.targets[target], one) for one in spec.targets[target].servers]
+    ready = [{state.name for state in one.client.models() if state.state == "READY"} for one in found]
+    return ready, [one.serving("words").active for one in found]
+
+
+def test_servers_with_one_repository_are_changed_and_taken_back_together(shared, words, monkeypatch):
+    mlflow_tdeploy.promote("models:/words/1", alias="champion", file=shared)
+    assert loaded(shared) == ([{"words", "words.v1"}] * 3, [1, 1, 1])
+    with monkeypatch.context() as patch:
+        failing_at(patch, 3, RuntimeError("no"))
+        with pytest.raises(MlflowException, match="Everything is as it was"):
+            mlflow_tdeploy.promote("models:/words/2", alias="champion", file=shared)
+    assert loaded(shared) == ([{"words", "words.v1"}] * 3, [1, 1, 1])
+    mlflow_tdeploy.promote("models:/words/2", alias="champion", file=shared)
+    assert loaded(shared) == ([{"words", "words.v2"}] * 3, [2, 2, 2])
+    folder = Path(shared.targets["all"].repository)
+    assert {one.name for one in folder.iterdir() if one.is_dir()} == {"words", "words.v2"}
+    assert {one.action for one in make_plan(shared).steps} == {"none"}
+
+
+def test_a_model_that_is_called_otherwise_now_is_the_same(two, words, versions):
+    spec, _ = two
+    rule = spec.models[0].model_copy(update={"deploy_as": "words"})
+    apply(make_plan(spec), spec)
+    words.rename_registered_model("words", "speech")
+    renamed = spec.model_copy(update={"models": (rule.model_copy(update={"name": "speech"}),)})
+    assert {one.action for one in make_plan(renamed).steps} == {"none"}
+
+
+def test_what_a_deleted_version_answers_is_known_all_the_same(two, words, versions, tmp_path):
+    spec, _ = two
+    apply(make_plan(spec), spec)
+    made = make_text_bundle(tmp_path / "labels", "text-classification")
+    mlflow_tdeploy.log_model(made, "labels", registered_model_name="words")
+    words.delete_model_version("words", "1")
+    words.set_registered_model_alias("words", "champion", 3)
+    assert {one.why for one in make_plan(spec).refused} == {
+        "signature: compatible, and the task is text-classification, it was sentence-embedding (breaking)"
+    }
+    for server in spec.targets["both"].servers:
+        (Path(server.repository) / "words/1/manifest.json").unlink()
+    assert all("nobody knows what the version that serves takes" in one.why for one in make_plan(spec).refused)
+    gates = spec.models[0].gates.model_copy(update={"signature": "any"})
+    free = spec.model_copy(update={"models": (spec.models[0].model_copy(update={"gates": gates}),)})
+    assert {one.action for one in make_plan(free).steps} == {"update"}
+
+
+def test_targets_with_a_server_in_common_do_not_undo_each_other(two, words):
+    spec, _ = two
+    words.set_registered_model_alias("words", "next", 2)
+    rule = spec.models[0]
+    other = rule.model_copy(update={"alias": "next", "to": ("again",)})
+    targets = {**spec.targets, "again": spec.targets["both"]}
+    both = spec.model_copy(update={"targets": targets, "models": (rule, other)})
+    steps = make_plan(both).steps
+    assert {one.action for one in steps} == {"refuse"}
+    assert "have http://127.0.0.1:" in steps[0].why
+    apart = both.model_copy(update={"models": (rule, other.model_copy(update={"deploy_as": "words-next"}))})
+    assert {one.action for one in make_plan(apart).steps} == {"create"}

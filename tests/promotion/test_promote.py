@@ -104,7 +104,7 @@ def test_who_is_interrupted_when_all_serve_leaves_registry_and_servers_together(
     spec, _ = two
     mlflow_tdeploy.promote("models:/words/1", alias="champion", file=spec)
 
-    def interrupted(self, *arguments):
+    def interrupted(self, *arguments, **more):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

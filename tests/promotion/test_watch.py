@@ -16,6 +16,7 @@ from mlflow_tdeploy.promotion import page
 from mlflow_tdeploy.promotion import watch as watching
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.lease import places_held
+from mlflow_tdeploy.promotion.outcome import Outcome
 from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.watch import Watch
 from tests.flavor.text_bundles import make_text_bundle
@@ -164,7 +165,6 @@ def test_a_target_that_cannot_be_held_stops_no_other(two, words, versions, watch
     again = Watch(lambda: spec, interval=30.0)
     again.look()
     assert versions() == [1, 1]  # they are the servers of the other one, too
-    assert again._rests
     assert not again.view.error
 
 
@@ -285,3 +285,23 @@ def _wait_until(done, seconds=60.0):
     while not done():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_what_is_done_and_is_not_so_afterwards_is_not_done_all_the_time(two, words, versions, watch, monkeypatch):
+    watch.look()
+    words.set_registered_model_alias("words", "champion", 2)
+    done = []
+
+    def nothing(steps, spec, **more):
+        done.append(steps)
+        return [Outcome(one, "done") for one in steps]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "together", nothing)
+        for _ in range(5):
+            watch.look()
+    assert len(done) == 1
+    watch._rests.clear()
+    watch.look()
+    assert versions() == [2, 2]
+    assert not watch._rests
