@@ -13,7 +13,8 @@ from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.publish import publish, remove
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import TritonClient
-from mlflow_tdeploy.triton.host_model import VERSION, fingerprint_of, question, write_host_model
+from mlflow_tdeploy.triton.helper_model import VERSION
+from mlflow_tdeploy.triton.host_model import HOST, fingerprint_of, question
 from mlflow_tdeploy.triton.names import host_model_of
 
 
@@ -30,7 +31,7 @@ def ask_host(client: TritonClient, files: RepositoryFiles, name: str) -> Fingerp
     """
     model = host_model_of(name)
     with workspace() as work:
-        write_host_model(work / model)
+        HOST.write(work / model)
         try:
             publish(files, model, work / model)
             client.bring_up(model, VERSION)

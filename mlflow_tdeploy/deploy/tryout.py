@@ -16,8 +16,9 @@ from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.publish import publish, remove
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.helper_model import VERSION
 from mlflow_tdeploy.triton.names import tally_model_of
-from mlflow_tdeploy.triton.tally_model import VERSION, Tally, question, tally_of, write_tally_model
+from mlflow_tdeploy.triton.tally_model import COUNTING, Tally, question, tally_of
 
 #: Seconds between two looks at what was seen.
 _PAUSE_S = 1.0
@@ -102,7 +103,7 @@ def counted(client: TritonClient, files: RepositoryFiles, name: str) -> Iterator
     model = tally_model_of(name)
     try:
         with workspace() as work:
-            write_tally_model(work / model)
+            COUNTING.write(work / model)
             publish(files, model, work / model)
         client.bring_up(model, VERSION)
         yield lambda: tally_of(client.infer(model, question()), client.connection.url)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import ServerError, TDeployError, shown
-from mlflow_tdeploy.core.records import from_json
 from mlflow_tdeploy.core.tensors import Arrays
-from mlflow_tdeploy.triton.config import OWN, messages, to_text
-from mlflow_tdeploy.triton.names import CONFIG
+from mlflow_tdeploy.triton.helper_model import HelperModel
 
-#: Its only version, its input and its output.
-VERSION, _INPUT, _OUTPUT = 1, "seen", "tally"
-_MODEL = Path(__file__).parent / "tally" / "model.py"
+#: It is told of requests, or of nothing.
+COUNTING = HelperModel("tally", (Path(__file__).parent / "tally" / "model.py",), ("seen", "TYPE_STRING", -1), "tally")
 
 
 @dataclass(frozen=True)
@@ -45,23 +40,9 @@ class Tally:
         return f"{self.requests} requests, {self.failed} failed, {self.alike} answered alike, {p95}"
 
 
-def write_tally_model(folder: Path) -> None:
-    """Write the model to a new folder, which has its name."""
-    pb = messages()
-    config = pb.ModelConfig(name=folder.name, backend="python")
-    config.input.add(name=_INPUT, data_type="TYPE_STRING", dims=[-1])
-    config.output.add(name=_OUTPUT, data_type="TYPE_STRING", dims=[1])
-    config.parameters[f"{OWN}about"].string_value = "tally"  # it is ours, whoever finds it
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
-    files = folder / str(VERSION)
-    files.mkdir(parents=True)
-    shutil.copyfile(_MODEL, files / _MODEL.name)
-    (folder / CONFIG).write_text(to_text(config))
-
-
 def question() -> Arrays:
     """Return what the model is asked by who wants to know."""
-    return {_INPUT: np.array([b""], dtype=object)}
+    return {COUNTING.takes[0]: np.array([b""], dtype=object)}
 
 
 def tally_of(answer: Arrays, where: str) -> Tally:
@@ -74,9 +55,4 @@ def tally_of(answer: Arrays, where: str) -> Tally:
     Raises:
         ServerError: That is nothing this package understands.
     """
-    try:
-        return from_json(Tally, bytes(answer[_OUTPUT].reshape(-1)[0]), f"what {where} has counted")
-    except (TDeployError, LookupError, TypeError) as error:
-        raise ServerError(
-            f"The server at {where} does not say what it has counted: {shown(str(error), 200)}"
-        ) from error
+    return COUNTING.said(Tally, answer, where, "what it has counted")

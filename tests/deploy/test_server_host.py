@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_tdeploy.core.errors import ServerError
 from mlflow_tdeploy.core.records import to_plain
+from mlflow_tdeploy.deploy import server_host
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.triton import host_model
 from mlflow_tdeploy.triton.client import Connection, TritonClient
-from mlflow_tdeploy.triton.host_model import fingerprint_of, write_host_model
+from mlflow_tdeploy.triton.host_model import HOST, fingerprint_of
 from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import WEIGHTS, make_bundle
 
@@ -92,7 +93,7 @@ def test_what_a_killed_deployer_asked_is_taken_away(client, running, model, targ
         lambda: client.update_deployment("linear", model, config={"device": "cpu"}),
         lambda: client.delete_deployment("linear"),
     ):
-        write_host_model(repository / name)
+        HOST.write(repository / name)
         (repository / name / "tdeploy.json").write_text('{"files": {"config.pbtxt": ""}, "whole": false}')
         target.client.load(name)
         take_away()
@@ -103,7 +104,7 @@ def test_what_a_killed_deployer_asked_is_taken_away(client, running, model, targ
 def test_a_server_that_cannot_be_asked_says_why_and_what_to_do(client, running, model, tmp_path, monkeypatch):
     broken = tmp_path / "model.py"
     broken.write_text("raise RuntimeError('no such host')\n")
-    monkeypatch.setattr(host_model, "_MODEL", broken)
+    monkeypatch.setattr(server_host, "HOST", replace(HOST, sources=(broken,)))
     with pytest.raises(MlflowException, match=r"(?s)no such host.*device=cpu or device=cuda"):
         client.create_deployment("linear", model, config=SAVED)
     assert not [path for path in running[1].iterdir() if path.is_dir()]
