@@ -10,8 +10,10 @@ from types import ModuleType
 from typing import Generic, TypeVar
 
 from mlflow_tdeploy.core.errors import BrokenDependencyError, ConflictError, InvalidInputError, TDeployError, shown
+from mlflow_tdeploy.core.thread_lock import ThreadLock
 
 T = TypeVar("T")
+_discovering = ThreadLock()
 _log = logging.getLogger("mlflow_tdeploy")
 
 
@@ -88,9 +90,14 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._discover is None:
             return
-        package: ModuleType = importlib.import_module(self._discover)
+        with _discovering.held():
+            if self._discover is not None:  # else another thread has found everything in the meantime
+                self._import_all(self._discover)
+
+    def _import_all(self, folder: str) -> None:
+        package: ModuleType = importlib.import_module(folder)
         names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
-        broken = [error for name in names if (error := self._import(f"{self._discover}.{name}")) is not None]
+        broken = [error for name in names if (error := self._import(f"{folder}.{name}")) is not None]
         self._broken = next(iter(broken), None)
         if not broken:  # else it is tried again: somebody may have mended it
             self._discover = None
