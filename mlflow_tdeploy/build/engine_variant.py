@@ -18,6 +18,7 @@ from mlflow_tdeploy.core.engine import EngineRecord
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -28,6 +29,7 @@ from mlflow_tdeploy.store.layout import FILES, safe_path
 PLAN = "model.plan"
 
 
+@one_at_a_time()
 def build_engine_variant(
     bundle: Bundle,
     engine: Engine,

@@ -21,6 +21,7 @@ from mlflow_tdeploy.core.errors import (
     NotFoundError,
 )
 from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant, check_variant_id
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
@@ -44,6 +45,7 @@ class Built:
     steps: tuple[Step, ...]
 
 
+@one_at_a_time()
 def build_variant(
     bundle: Bundle,
     what: str | Path,

@@ -27,6 +27,7 @@ from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.probe import library_versions
@@ -39,6 +40,7 @@ from mlflow_tdeploy.store.writer import BundleDraft
 __all__ = ["BuildOptions", "BuildReport", "Step", "build_bundle"]
 
 
+@one_at_a_time()
 def build_bundle(
     source: Source, draft: BundleDraft, options: BuildOptions | None = None, progress: Progress | None = None
 ) -> BuildReport:

@@ -15,6 +15,7 @@ from mlflow_tdeploy.build.workshop import Progress, Workshop
 from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence, after
 from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -22,6 +23,7 @@ from mlflow_tdeploy.store.bundle import Bundle, Fetch
 _log = logging.getLogger("mlflow_tdeploy")
 
 
+@one_at_a_time()
 def recheck_variants(
     bundle: Bundle,
     variant_ids: Iterable[str] | None,
