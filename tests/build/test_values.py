@@ -66,6 +66,31 @@ class Sound(torch.nn.Module):
         return self.out(x / 32768.0)
 
 
+class Scaled(torch.nn.Module):
+    """What comes in is brought into range in one of many ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.out, self.how = torch.nn.Linear(3, 2), how
+
+    def forward(self, x):
+        return torch.tanh(self.out(self.how(x)))
+
+
+class Recommender(torch.nn.Module):
+    """Attends to what is present of a history."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.query, self.out = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 8), torch.nn.Linear(16, 1)
+
+    def forward(self, history, present, item):
+        past, wanted = self.table(history), self.table(item)
+        scores = (past * self.query(wanted)[:, None]).sum(-1) + (1 - present) * -1e9
+        user = (scores.softmax(1)[..., None] * past).sum(1)
+        return torch.sigmoid(self.out(torch.cat([user, wanted], 1)))
+
+
 class Online(torch.nn.Module):
     """A running mean, which is nothing at first."""
 
@@ -190,6 +215,36 @@ def test_a_scale_beyond_what_masks_are_limited_to_stays(tmp_path):
     model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
     expected = module(torch.tensor(waves)).detach().numpy()
     np.testing.assert_allclose(model.infer({"x": waves})["output_0"], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        (lambda x: x / 65535.0, 65535),
+        (lambda x: (x - torch.tensor([45.0, 30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
+        (lambda x: (x - 8000.0) / 9000.0, 80000),
+        (lambda x: (x.unsqueeze(1).transpose(1, 2) * 1e-4).flatten(1), 80000),
+    ],
+)
+def test_what_half_precision_does_not_hold_is_scaled_before(tmp_path, how, most):
+    module, rows = Scaled(how).eval(), (np.abs(ROWS) % 1 * 50000).round()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows[:, 1] = most
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=5e-3)
+
+
+def test_a_mask_that_is_multiplied_stays_finite_in_half_precision(tmp_path):
+    module, count = Recommender().eval(), RANDOM.integers(1, 11, 32)
+    present = (np.arange(10) < count[:, None]).astype(np.float32)
+    example = {"history": RANDOM.integers(0, 50, (32, 10)), "present": present, "item": RANDOM.integers(0, 50, 32)}
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example=example, precisions=["fp32", "fp16"])
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(**{name: torch.tensor(array) for name, array in example.items()}).detach().numpy()
+    np.testing.assert_allclose(model.infer(example)["output_0"], expected, atol=2e-3)
+    example["present"] = np.zeros_like(present)  # who has seen nothing yet
+    assert np.isfinite(model.infer(example)["output_0"]).all()
 
 
 @pytest.mark.parametrize(
