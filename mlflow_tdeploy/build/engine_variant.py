@@ -10,7 +10,7 @@ from mlflow_tdeploy.build.engine import BuildProgress, build_engine
 from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan, tensorrt_module
 from mlflow_tdeploy.build.extend import Built, refuse_taken
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference, shaken_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged
 from mlflow_tdeploy.build.workshop import Progress, Workshop
@@ -179,7 +179,7 @@ def _variant(new_id: str, root: Path, precision: Precision, record: EngineRecord
 
 def _checked(shop: Workshop, bundle: Bundle, here: Here, staged: Staged) -> Built:
     with open_reference(bundle, here) as (name, infer, weights):
-        answers = shop.ask_reference(infer, weights)
+        answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
     verified = shop.check(staged, answers)
     evidence = shop.evidence(staged, verified, name)
     if not verified.passed:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference, shaken_reference
 from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.report import Step
@@ -92,7 +92,7 @@ def build_variant(
         return Built(taken.variant, taken.root, (), tuple(shop.steps))
     here = Here(bundle, fetch)
     with open_reference(bundle, here) as (name, infer, weights):
-        answers = shop.ask_reference(infer, weights)
+        answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
     staged = _stage(shop, here, new_id, path)
     verified = shop.check(staged, answers)
     evidence = shop.evidence(staged, verified, name)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference, shaken_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged, runtime_for
 from mlflow_tdeploy.build.workshop import Progress, Workshop
@@ -65,7 +65,7 @@ def recheck_variants(
     )
     here = Here(bundle, fetch)
     with open_reference(bundle, here, stand_in=False) as (name, infer, weights):
-        answers = shop.ask_reference(infer, weights)
+        answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
     found, failed = [], None
     for variant in wanted:
         try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import warnings
 
 import numpy as np
 import onnx
@@ -12,9 +14,14 @@ from mlflow.exceptions import MlflowException
 from onnx import numpy_helper
 
 import mlflow_tdeploy
+from mlflow_tdeploy.build.parents import shaken_reference
 from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.recipes.onnx_fp32 import OnnxFp32
+from mlflow_tdeploy.build.steadiness import Steadiness
+from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.source._shaken import Shaken
+from mlflow_tdeploy.source.resolve import resolve
+from mlflow_tdeploy.store.bundle import Bundle
 
 RANDOM = np.random.default_rng(0)
 
@@ -164,3 +171,51 @@ def test_other_roundings_change_nothing_that_is_exact():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
     assert module.table.weight.requires_grad
     assert torch.equal(x, torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
+
+
+def exported(module, given, path):
+    """A graph that torch's older exporter makes of a module, with its weights beside it."""
+    x = torch.tensor(given[:2].astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {"x": {0: "batch"}}
+        torch.onnx.export(module.eval(), (x,), path, input_names=["x"], dynamo=False, dynamic_axes=axes)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, size_threshold=0, location="weights")
+    return path
+
+
+@pytest.mark.parametrize(("module", "given"), CASES)
+def test_a_graph_is_asked_with_other_roundings_too(tmp_path, module, given):
+    path = exported(module, given, tmp_path / "model.onnx")
+    zeros, given = {"x": np.zeros_like(given[:1], np.float32)}, {"x": given[:8].astype(np.float32)}
+    with contextlib.closing(resolve(path, example=given)) as source:
+        task = TASKS.get(source.task)(source.task_config, source.signature, tmp_path)
+        steadiness, budget = Steadiness(task, source.shaken), task.usual_budget()
+        assert steadiness.unsteady(zeros, source.reference(zeros), budget)
+        if isinstance(module, Speaker):  # of noise no two places are as good
+            assert not steadiness.unsteady(given, source.reference(given), budget)
+
+
+@pytest.mark.parametrize("epsilon", [1e-7, 1e-9, 1e-12])
+def test_an_epsilon_of_a_graph_makes_zeros_an_answer_of_its_own(tmp_path, epsilon):
+    path = exported(Levels(epsilon), RANDOM.standard_normal((8, 3)), tmp_path / "model.onnx")
+    zeros = {"x": np.zeros((1, 3), np.float32)}
+    with contextlib.closing(resolve(path, example={"x": np.ones((4, 3), np.float32)})) as source:
+        (plain,), (shaken,) = source.reference(zeros).values(), source.shaken(zeros, 0).values()
+        assert not np.array_equal(shaken, plain)
+        np.testing.assert_allclose(shaken, plain, rtol=1e-5)
+
+
+def test_a_variant_that_is_added_later_is_held_against_a_reference_of_that_kind(tmp_path):
+    module, given = CASES[3]
+    mlflow_tdeploy.save_model(
+        module.eval(), tmp_path / "m", example={"x": given.astype(np.float32)}, precisions=["onnx-fp32"]
+    )
+    mlflow_tdeploy.extend_model(str(tmp_path / "m"), precisions=["ort-cpu-fp32"])
+    assert "ort-cpu-fp32" in mlflow_tdeploy.load_model(tmp_path / "m").variants
+    bundle = Bundle.open(tmp_path / "m")
+    zeros = {"x": np.zeros((1, 40, 100), np.float32)}
+    shaken = shaken_reference(bundle, "onnx-fp32")
+    assert shaken is not None
+    first, second = (shaken(zeros, seed)["output_0"] for seed in range(2))
+    assert np.abs(first - second).max() > 0.01
