@@ -24,7 +24,12 @@ _FUNCTIONS = ("equal", "allclose", "is_nonzero")
 _SIZES = frozenset({"aten::size", "aten::dim", "aten::numel", "aten::len", "prim::shape", "onnx::Shape"})
 _SIZED = ("_like", "aten::new_zeros", "aten::new_ones", "aten::new_full", "aten::new_empty")
 #: Nodes whose results are as many as values say.
-_COUNTED = ("nonzero", "masked_select", "unique")
+_COUNTED = ("nonzero", "argwhere", "unique", "bincount", "repeat_interleave", "aten::arange")
+#: Of those that choose, what is chosen from decides nothing.
+_CHOOSING = frozenset({"aten::masked_select", "aten::index"})
+_MASKS = ("Bool", "Byte")
+#: What repeats something has more inputs than how often, and how many that makes.
+_FEWEST_REPEATING = 2
 #: Whose files are no caller's: where Python's operators of a tensor are, and this one.
 _WITHIN = (str(Path(torch.__file__).parent / "_tensor.py"), __file__)
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -118,22 +123,40 @@ def _is_of_values(tensor: torch.Tensor, inputs: int, *, counts: bool) -> bool:
         counts: Whether only its size is asked for, which is of values where these were counted.
     """
     get: Any = getattr(torch._C, "_get_value_trace", None)
-    try:
-        waiting = [get(tensor)] if get else []
+    try:  # with each value goes whether what it holds matters, or only how large it is
+        ways = [(get(tensor), not counts)] if get else []
     except RuntimeError:  # it is no part of the trace
         return False
-    seen, counted = set(), not counts
-    while waiting:
-        value = waiting.pop()
-        node, name = value.node(), value.debugName()
-        counted = counted or any(one in node.kind() for one in _COUNTED)
-        if node.kind() == "prim::Param":
-            if value.offset() < inputs and counted:
-                return True
-        elif not (node.kind() in _SIZES or node.kind().endswith(_SIZED)) and name not in seen:
-            waiting.extend(node.inputs())
-        seen.add(name)
+    seen: set[tuple[str, bool]] = set()
+    while ways:
+        value, held = ways.pop()
+        if (value.debugName(), held) in seen:
+            continue
+        seen.add((value.debugName(), held))
+        if value.node().kind() != "prim::Param":
+            ways.extend(_inputs(value.node(), held))
+        elif held and value.offset() < inputs:
+            return True
     return False
+
+
+def _inputs(node: Any, held: bool) -> list[tuple[Any, bool]]:
+    """Return what a node of a trace was given, each with whether its values matter where the result's do, or not."""
+    kind, given = node.kind(), list(node.inputs())
+    if kind in _SIZES or kind.endswith(_SIZED):
+        return [(one, False) for one in given]
+    if kind in _CHOOSING:
+        masks = [one for listed in given[1:] for one in (listed.node().inputs() if kind == "aten::index" else [listed])]
+        return [(given[0], held), *((one, held or _is_mask(one)) for one in masks)]
+    if kind == "aten::repeat_interleave" and len(given) > _FEWEST_REPEATING:
+        return [(given[0], held), *((one, True) for one in given[1:])]
+    counted = any(one in kind for one in _COUNTED) or (kind == "aten::where" and len(given) == 1)
+    return [(one, held or counted) for one in given]
+
+
+def _is_mask(value: Any) -> bool:
+    """Tell whether a tensor of a trace chooses as many as it has that are not 0; a place chooses one."""
+    return value.type().kind() == "TensorType" and value.type().scalarType() in _MASKS
 
 
 def _caller() -> str:

@@ -10,7 +10,7 @@ from mlflow_tdeploy.build.engine import BuildProgress, build_engine
 from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan, tensorrt_module
 from mlflow_tdeploy.build.extend import Built, refuse_taken
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference, shaken_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged
 from mlflow_tdeploy.build.workshop import Progress, Workshop
@@ -18,6 +18,7 @@ from mlflow_tdeploy.core.engine import EngineRecord
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.probe import library_versions
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -28,6 +29,7 @@ from mlflow_tdeploy.store.layout import FILES, safe_path
 PLAN = "model.plan"
 
 
+@one_at_a_time()
 def build_engine_variant(
     bundle: Bundle,
     engine: Engine,
@@ -177,7 +179,7 @@ def _variant(new_id: str, root: Path, precision: Precision, record: EngineRecord
 
 def _checked(shop: Workshop, bundle: Bundle, here: Here, staged: Staged) -> Built:
     with open_reference(bundle, here) as (name, infer, weights):
-        answers = shop.ask_reference(infer, weights)
+        answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
     verified = shop.check(staged, answers)
     evidence = shop.evidence(staged, verified, name)
     if not verified.passed:

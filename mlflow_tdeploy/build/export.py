@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import tempfile
 import time
 import warnings
@@ -34,6 +35,12 @@ MAX_IR_VERSION = 10
 #: Weights above this size are stored beside the graph, where a runtime can memory-map them.
 EXTERNAL_DATA_BYTES = 64 * 2**20
 
+#: How the exporters name an operator that they do not know.
+_UNKNOWN = r"(?:No ONNX function found for <OpOverload\(op='|Exporting the operator ')(\w+(?:\.|::)\w+)'"
+_REWRITE = (
+    "What torch itself does not export has to be written in another way, or logged as an ONNX graph that was made "
+    "elsewhere."
+)
 _NOISY_LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx", "transformers")
 
 
@@ -117,10 +124,26 @@ def _first_that_works(
             failures.append(f"{name}: {_reason(error)}")
         else:
             return name, model, [f"not exported by {failure}" for failure in failures], decided
+    raise not_exported(module, opset, tuple(failures))
+
+
+def not_exported(module: torch.nn.Module, opset: int, failures: tuple[str, ...]) -> ExportError:
+    """Return the error for a module that no exporter takes, which says once why, and what to do.
+
+    Args:
+        module: The module.
+        opset: The opset that was wanted.
+        failures: What each exporter said, ``dynamo: …``.
+    """
     inner = getattr(module, "inner", module)
+    unknown = [re.findall(_UNKNOWN, failure) for failure in failures]
+    names = dict.fromkeys(name.replace(".", "::") for found in unknown for name in found)
     said = " | ".join(failure.rstrip(".") for failure in failures)
-    raise ExportError(
-        f"{type(inner).__name__} could not be exported to ONNX opset {opset} by torch. {said}. {_advice(inner, said)}"
+    if names and all(unknown):
+        said = f"It knows no ONNX for {', '.join(names)} ({' and '.join(one.partition(':')[0] for one in failures)})"
+    advice = _REWRITE if names else _advice(inner, said)
+    return ExportError(
+        f"{type(inner).__name__} could not be exported to ONNX opset {opset} by torch. {said}. {advice}", failures
     )
 
 
@@ -131,10 +154,7 @@ def _advice(module: torch.nn.Module, said: str) -> str:
             "A recurrent layer on packed sequences (pack_padded_sequence) is exported only with an initial state that "
             "is passed: rnn(packed, (h0, c0)) with zeros of the batch's size."
         )
-    return (
-        "Check that every range of the signature is allowed by the model (positions, sequence length); what torch "
-        "itself does not export has to be written in another way, or logged as an ONNX graph that was made elsewhere."
-    )
+    return f"Check that every range of the signature is allowed by the model (positions, sequence length). {_REWRITE}"
 
 
 class _Adapter(torch.nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference, shaken_reference
 from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.report import Step
@@ -21,6 +21,7 @@ from mlflow_tdeploy.core.errors import (
     NotFoundError,
 )
 from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant, check_variant_id
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 
@@ -44,6 +45,7 @@ class Built:
     steps: tuple[Step, ...]
 
 
+@one_at_a_time()
 def build_variant(
     bundle: Bundle,
     what: str | Path,
@@ -90,7 +92,7 @@ def build_variant(
         return Built(taken.variant, taken.root, (), tuple(shop.steps))
     here = Here(bundle, fetch)
     with open_reference(bundle, here) as (name, infer, weights):
-        answers = shop.ask_reference(infer, weights)
+        answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
     staged = _stage(shop, here, new_id, path)
     verified = shop.check(staged, answers)
     evidence = shop.evidence(staged, verified, name)

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,8 @@ _SMALLEST = 2.0**-14
 LARGEST = 1e4
 #: A constant of more numbers is a weight.
 _MOST_NUMBERS = 1 << 16
-_SCALING = ("Div", "Mul")
+_SHIFTING = ("Add", "Div", "Mul", "Sub")
+_MOVING = ("Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
@@ -55,24 +57,27 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
     onnx.load_external_data_for_model(model, str(src.parent))
     _name_constants(model.graph)
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPS, "IsInf"]  # of which opset 10 knows no half precision
+    kept = {
+        *keep_nodes,
+        *_finishing_nodes(model),
+        *_nodes_on_extreme_constants(model.graph),
+        *_nodes_that_bring_into_range(model.graph),
+        *(node.name for node, _ in _branching(model.graph)),
+    }
+    kept |= {node.name for node in model.graph.node if node.op_type in blocked}
     with quiet():
         half = float16.convert_float_to_float16(
             model,
             keep_io_types=True,
             disable_shape_infer=True,
             op_block_list=blocked,
-            node_block_list=[
-                *keep_nodes,
-                *_finishing_nodes(model),
-                *_nodes_on_extreme_constants(model.graph),
-                *(node.name for node, _ in _branching(model.graph)),
-            ],
+            node_block_list=sorted(kept),
             max_finite_val=LARGEST,  # a mask's -3e38 must not become -inf once a score is added
         )
         _drop_repeated_casts(half.graph)
         _cast_captured(half.graph)
         converted = ir.serde.deserialize_model(half)
-        _join_fp32_neighbours(converted)
+        _join_fp32_neighbours(converted, kept)
         save_ir(converted, dst)
 
 
@@ -119,12 +124,8 @@ def _finishing_nodes(model: onnx.ModelProto) -> list[str]:
     return names
 
 
-def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:
-    """Name the nodes that take numbers half precision has not, and those that take what nodes on tiny ones give.
-
-    Tiny ones are epsilons, of whatever shape; large ones are scales (``x / 32768``) and values. What masks with a large
-    negative number is no such: any will do. All nodes have names, see :func:`_finishing_nodes`.
-    """
+def _small_constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Return a graph's constants of floats by name, without its weights."""
     constants = {one.name: one for one in graph.initializer}
     constants |= {
         node.output[0]: attribute.t
@@ -132,30 +133,67 @@ def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:
         for attribute in node.attribute
         if node.op_type == "Constant" and attribute.name == "value"
     }
-    arrays = {
+    return {
         name: onnx.numpy_helper.to_array(tensor)
         for name, tensor in constants.items()
         if tensor.data_type == _FLOAT and math.prod(tensor.dims) <= _MOST_NUMBERS
     }
+
+
+def _nodes_that_bring_into_range(graph: onnx.GraphProto) -> set[str]:
+    """Name the nodes that shift and scale what comes in (``(x - mean) / std``), and what only moves it before them.
+
+    Incomes and pixels of 16 bits may be more than half precision holds, whatever the example has.
+    """
+    weights = {one.name for one in graph.initializer}
+    raw = {one.name for one in graph.input if one.type.tensor_type.elem_type == _FLOAT} - weights
+    shifts = {name for name, array in _small_constants(graph).items() if not (array < -LARGEST).any()}  # no masks
+    found: set[str] = set()
+    makers: dict[str, Any] = {}
+    for node in graph.node:
+        shifted = node.op_type in _SHIFTING and len(raw & set(node.input)) == len(shifts & set(node.input)) == 1
+        if shifted or (node.op_type in _MOVING and node.input[0] in raw):
+            raw.update(node.output)
+            makers |= dict.fromkeys(node.output, node)
+        while shifted and node is not None and node.name not in found:
+            found.add(node.name)
+            node = next((makers[one] for one in node.input if one in makers), None)
+    return found
+
+
+def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:
+    """Name the nodes that take numbers half precision has not, and those that take what nodes on tiny ones give.
+
+    Tiny ones are epsilons, of whatever shape; large ones are scales (``x / 32768``) and values. What masks with a large
+    negative number (``(1 - mask) * -1e9``) is no such: any will do, and that one in fp32 would be -inf in fp16. All
+    nodes have names, see :func:`_finishing_nodes`.
+    """
+    arrays = _small_constants(graph)
     tiny = {name for name, array in arrays.items() if 0 < np.abs(array).max(initial=0) < _SMALLEST}
-    large = {name for name, array in arrays.items() if np.abs(array).max(initial=0) > LARGEST}
-    values = {name for name in large if (arrays[name] > LARGEST).any() and np.isfinite(arrays[name]).all()}
+    large = {name for name, array in arrays.items() if (array > LARGEST).any() and np.isfinite(array).all()}
     first = [node for node in graph.node if tiny & set(node.input)]
     made = {name for node in first for name in node.output}
     after = [node for node in graph.node if made & set(node.input)]
-    scaled = [node for node in graph.node if (large if node.op_type in _SCALING else values) & set(node.input)]
+    scaled = [node for node in graph.node if large & set(node.input)]
     return [node.name for node in (*first, *after, *scaled)]
 
 
-def _join_fp32_neighbours(model: ir.Model) -> None:
-    """Remove the trip through fp16 that the converter puts between two nodes that both stay fp32."""
+def _join_fp32_neighbours(model: ir.Model, kept: Collection[str]) -> None:
+    """Remove the trip through fp16 that the converter puts between two nodes that both stay fp32.
+
+    The same before a node that takes an input of the graph: what it scales (``x / 65535``) may be more than fp16 holds.
+
+    Args:
+        model: The converted graph.
+        kept: Names of the nodes that stay fp32.
+    """
     for back in list(model.graph):
         there = back.inputs[0].producer() if back.op_type == "Cast" and back.inputs[0] is not None else None
         if there is None or there.op_type != "Cast" or (_cast_to(back), _cast_to(there)) != (_FLOAT, _FLOAT16):
             continue
         source = there.inputs[0]
         producer = source.producer() if source is not None else None
-        if source is not None and producer is not None and producer.op_type in (*FP32_OPS, *_FP32_AFTER):
+        if source is not None and (source.is_graph_input() if producer is None else producer.name in kept):
             if back.outputs[0].is_graph_output():  # its name is the interface: it stays, as a cast that does nothing
                 back.replace_input_with(0, source)
             else:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import lone, opened
+from mlflow_tdeploy.build.steadiness import Shaken
 from mlflow_tdeploy.core.compare import same_outputs
 from mlflow_tdeploy.core.errors import (
     BuildError,
@@ -26,6 +27,7 @@ from mlflow_tdeploy.core.tensors import Array
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import Session
+from mlflow_tdeploy.source._shaken_graph import ShakenGraph
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.external_data import copy_graph
 
@@ -173,3 +175,16 @@ def open_reference(bundle: Bundle, here: Here, *, stand_in: bool = True) -> Iter
             yield variant_id, session.infer, variant.size // 4
             return
     raise BuildError(f"No variant of this model can be opened here as the reference: {'; '.join(reasons)}.")
+
+
+def shaken_reference(bundle: Bundle, name: str) -> Shaken | None:
+    """Return what asks a reference of a bundle with other roundings; None where it is no graph.
+
+    Args:
+        bundle: The bundle.
+        name: Id of the variant that is the reference, as :func:`open_reference` has said.
+    """
+    variant = bundle.variants.get(name)
+    if variant is None or variant.format not in ("onnx", "ort"):
+        return None
+    return ShakenGraph(bundle.path(variant.entry), [spec.name for spec in bundle.manifest.signature.outputs])

@@ -20,13 +20,14 @@ from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, opened, runtime_for, stage_graph
 from mlflow_tdeploy.build.triton_repository import stage_repository
-from mlflow_tdeploy.build.verify import Verified
+from mlflow_tdeploy.build.verify import ZEROS, Verified
 from mlflow_tdeploy.build.workshop import Progress, Workshop, brief
 from mlflow_tdeploy.core.errors import BudgetError, BuildError, ConflictError, NoVariantError, SessionError
 from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.manifest import SCHEMA_VERSION, Manifest
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.latency import Contender
 from mlflow_tdeploy.runtime.probe import library_versions
@@ -39,6 +40,7 @@ from mlflow_tdeploy.store.writer import BundleDraft
 __all__ = ["BuildOptions", "BuildReport", "Step", "build_bundle"]
 
 
+@one_at_a_time()
 def build_bundle(
     source: Source, draft: BundleDraft, options: BuildOptions | None = None, progress: Progress | None = None
 ) -> BuildReport:
@@ -88,7 +90,7 @@ class _Build:
         plan = self._plan(has_source)
         given = self._given()
         self.reference = HF if has_source else self.source.reference_id or PORTABLE
-        answers = self.shop.ask_reference(self.source.reference, _parameters(self.source))
+        answers = self.shop.ask_reference(self.source.reference, _parameters(self.source), self.source.shaken)
         self._say_whether_rows_depend(answers)
         for variant_id, path in given.items():
             self._take(variant_id, path, answers)
@@ -275,6 +277,11 @@ class _Build:
                     "No budget allows that. Where values are made up, show what the model takes with example=… or "
                     "verify_with=… (rows that end in padding show what they are padded with), narrow its ranges with "
                     "shapes=…, and call a mask or padding '…mask'."
+                )
+            elif any(ZEROS in one for one in verified.violations):
+                mend = (
+                    "Zeros are held against the budget's limits for one request (worst_cosine, max_norm_difference, of "
+                    f"whole numbers exact_share): where they mean nothing to the model, state wider ones. {mend}"
                 )
             mend = f"{_traced(staged)}{mend}"
             raise BudgetError(

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.parents import Here, open_reference
+from mlflow_tdeploy.build.parents import Here, open_reference, shaken_reference
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import Staged, runtime_for
 from mlflow_tdeploy.build.workshop import Progress, Workshop
 from mlflow_tdeploy.core.errors import InvalidInputError, NoVariantError, TDeployError
 from mlflow_tdeploy.core.evidence import Evidence, after
 from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -22,6 +23,7 @@ from mlflow_tdeploy.store.bundle import Bundle, Fetch
 _log = logging.getLogger("mlflow_tdeploy")
 
 
+@one_at_a_time()
 def recheck_variants(
     bundle: Bundle,
     variant_ids: Iterable[str] | None,
@@ -63,7 +65,7 @@ def recheck_variants(
     )
     here = Here(bundle, fetch)
     with open_reference(bundle, here, stand_in=False) as (name, infer, weights):
-        answers = shop.ask_reference(infer, weights)
+        answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
     found, failed = [], None
     for variant in wanted:
         try:

@@ -7,7 +7,7 @@ What is asked, in graph inputs:
   token ids are no language, activations on them are not those a user's texts cause, and an int8 variant's error on
   them says little about its error in use, in either direction.
 * *blanks*, of ``tensors`` with floats: zeros throughout, and in each input (silence, a black image), each a request by
-  itself, where the reference has a finite answer: an epsilon may have been lost.
+  itself, where the reference has a finite answer of its own (``build.steadiness``): an epsilon may have been lost.
 * *rows*: some rows of the given requests of ``tensors``, each alone.
 * *batches*: all items in the batches that serving makes of them, and a sample of items alone, because dynamic
   quantization picks its ranges per batch: a text's answer depends on its neighbours.
@@ -16,7 +16,7 @@ What is asked, in graph inputs:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.build.golden import golden_texts
+from mlflow_tdeploy.build.steadiness import Shaken, Steadiness
+from mlflow_tdeploy.build.stored_answers import StoredAnswers
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison
@@ -43,8 +45,6 @@ MIN_CORNER = 2_048
 CORNER_WORK = 4e11
 #: Numbers in the answer to the largest corner, and the fewest elements that are asked all the same.
 ANSWER_NUMBERS, FEWEST = 1 << 24, 512
-#: Outputs beyond this many bytes are kept on disk.
-MEMORY = 256 << 20
 #: So many inputs are 0 by themselves, too.
 _MOST_BLANKS = 8
 _PARTS = ("corners", "items")
@@ -83,21 +83,33 @@ class ReferenceAnswers:
         reference: The original model.
         folder: Where outputs that are too large for memory are kept.
         parameters: Number of weights, which bounds the largest corner; 0 where unknown.
+        shaken: The original with other roundings, where it can be asked so.
 
     Raises:
         BuildError: The reference itself fails.
         InvalidInputError: Its answer to an item is not finite.
 
     Attributes:
+        steadiness: Which of its answers to zeros are its own.
         skipped: Sizes of corners that were left out: the model fails at them, and may.
         not_compared: How many rows of corners it has no finite answer for; variants are not held against those.
         unanswered: Sizes of corners at which it has none at all.
     """
 
-    def __init__(self, task: Task, data: VerifyData, reference: Infer, folder: Path, *, parameters: int = 0) -> None:
+    def __init__(
+        self,
+        task: Task,
+        data: VerifyData,
+        reference: Infer,
+        folder: Path,
+        *,
+        parameters: int = 0,
+        shaken: Shaken | None = None,
+    ) -> None:
         self.task = task
+        self.steadiness = Steadiness(task, shaken)
         self.data = data
-        self._store = _Store(folder)
+        self._store = StoredAnswers(folder)
         cases, skipped = [], []
         for case in _cases(task, data, largest_corner(parameters, task.signature)):
             try:
@@ -361,36 +373,3 @@ def _asked(reference: Infer, case: Case) -> Arrays:
             f"Narrow the ranges with shapes=…, give bounds that are multiples of what the model needs, or show with "
             f"example=… what it takes. {said}"
         ) from error
-
-
-class _Store(Sequence[Arrays]):
-    """Outputs by position; in memory at first, on disk once they are many."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._items: list[Arrays | Path] = []
-        self._bytes = 0
-
-    def append(self, arrays: Arrays) -> None:
-        self._bytes += sum(array.nbytes for array in arrays.values())
-        if self._bytes <= MEMORY:
-            self._items.append(dict(arrays))
-            return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"reference-{len(self._items)}.npz"
-        names = {f"a{index}": array for index, array in enumerate(arrays.values())}
-        dtypes = np.array([array.dtype.name for array in arrays.values()])
-        np.savez(path, names=np.array(list(arrays)), dtypes=dtypes, **names)  # type: ignore[arg-type]
-        self._items.append(path)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Any:
-        item = self._items[index]
-        if not isinstance(item, Path):
-            return item
-        with np.load(item, allow_pickle=False) as stored:
-            found = zip(stored["names"].tolist(), stored["dtypes"].tolist(), strict=True)
-            # a type that numpy itself lacks, such as bfloat16, is stored as raw bytes
-            return {name: stored[f"a{place}"].view(numpy_dtype(dtype)) for place, (name, dtype) in enumerate(found)}

@@ -22,6 +22,8 @@ __all__ = ["ReferenceAnswers", "Verified", "VerifyData", "verify"]
 
 #: After so many batches without a comparable answer the rest is not asked.
 _MOST_PROBLEMS = 3
+#: What is said of a request that was made up.
+ZEROS = "where inputs are 0 throughout"
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,18 @@ class _Asked:
         self._score.add(case, got)
 
     def _judge_alone(self, case: Case, reference: Arrays, got: Arrays) -> None:
-        """Hold one request against the budget; not where the source has no answer either."""
-        if all(np.isfinite(array).all() for array in reference.values()):
-            comparison = self._answers.task.comparison()
-            comparison.add(reference, got, case.feeds)
-            wrong = self._usual.violations(comparison.metrics(), single=True)
-            self.over += [f"at {case.shape}, where inputs are 0 throughout, {one}" for one in wrong]
+        """Hold one request against the budget; not where the source has no answer either, or none of its own."""
+        if not all(np.isfinite(array).all() for array in reference.values()):
+            return
+        wrong = self._wrong(case, reference, got)
+        if wrong and (unsteady := self._answers.steadiness.unsteady(case.feeds, reference, self._usual)):
+            wrong = self._wrong(case, reference, {**got, **{name: reference[name] for name in unsteady}})
+        self.over += [f"at {case.shape}, {ZEROS}, {one}" for one in wrong]
+
+    def _wrong(self, case: Case, reference: Arrays, got: Arrays) -> list[str]:
+        comparison = self._answers.task.comparison()
+        comparison.add(reference, got, case.feeds)
+        return list(self._usual.violations(comparison.metrics(), single=True))
 
     def replay(self, golden: Sequence[GoldenRequest], infer: Infer, budget: Budget) -> tuple[str, ...]:
         try:
@@ -180,7 +188,7 @@ def _lost(reference: Arrays, got: Arrays) -> str | None:
     """Return what is no longer finite where inputs are 0."""
     for name, array in reference.items():
         if (np.isfinite(array) & ~np.isfinite(got[name])).any():
-            return f"'{name}' is NaN or infinite where inputs are 0 throughout, and the source's own is not"
+            return f"'{name}' is NaN or infinite {ZEROS}, and the source's own is not"
     return None
 
 

@@ -25,6 +25,7 @@ from mlflow_tdeploy.build.stage import (
     stage_recipe,
     without_folder,
 )
+from mlflow_tdeploy.build.steadiness import Shaken
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
@@ -113,10 +114,11 @@ class Workshop:
             self._golden = golden_requests(self.task, self.data, self.source.reference)
         return self._golden
 
-    def ask_reference(self, reference: Infer, parameters: int) -> ReferenceAnswers:
-        """Let the reference answer everything, once."""
+    def ask_reference(self, reference: Infer, parameters: int, shaken: Shaken | None = None) -> ReferenceAnswers:
+        """Let the reference answer everything, once; with other roundings (``shaken``) where a variant differs."""
         with self.step("reference answers") as detail:
-            answers = ReferenceAnswers(self.task, self.data, reference, self.work / "reference", parameters=parameters)
+            folder = self.work / "reference"
+            answers = ReferenceAnswers(self.task, self.data, reference, folder, parameters=parameters, shaken=shaken)
             detail.append(f"{len(self.data.items)} items ({self.data.name}), {', '.join(answers.corner_shapes)}")
             if answers.skipped:
                 detail.append(f"not at {', '.join(answers.skipped)}, where the model fails")

@@ -134,7 +134,16 @@ class BuildError(TDeployError):
 
 
 class ExportError(BuildError):
-    """A module could not be exported to ONNX, or the graph is not the module."""
+    """A module could not be exported to ONNX, or the graph is not the module.
+
+    Args:
+        message: What happened.
+        said: What each exporter said that was tried, ``dynamo: …``.
+    """
+
+    def __init__(self, message: str, said: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class MissingDependencyError(TDeployError):

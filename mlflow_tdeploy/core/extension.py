@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import logging
 import pkgutil
-import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Generic, TypeVar
 
 from mlflow_tdeploy.core.errors import BrokenDependencyError, ConflictError, InvalidInputError, TDeployError, shown
+from mlflow_tdeploy.core.thread_lock import ThreadLock
 
 T = TypeVar("T")
+_discovering = ThreadLock()
 _log = logging.getLogger("mlflow_tdeploy")
 
 
@@ -33,7 +34,6 @@ class Registry(Generic[T]):
         self._discover = discover
         self._items: dict[str, T] = {}
         self._broken: BrokenDependencyError | None = None
-        self._loading = threading.RLock()  # a module that is imported may ask for another
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers the decorated thing under ``name``.
@@ -90,15 +90,17 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._discover is None:
             return
-        with self._loading:
-            if (home := self._discover) is None:  # another thread has been as far meanwhile
-                return
-            package: ModuleType = importlib.import_module(home)
-            names = [module.name for module in pkgutil.iter_modules(package.__path__) if module.name[0] != "_"]
-            broken = [error for name in names if (error := self._import(f"{home}.{name}")) is not None]
-            self._broken = next(iter(broken), None)
-            if not broken:  # else it is tried again: somebody may have mended it
-                self._discover = None
+        with _discovering.held():
+            if self._discover is not None:  # else another thread has found everything in the meantime
+                self._import_all(self._discover)
+
+    def _import_all(self, folder: str) -> None:
+        package: ModuleType = importlib.import_module(folder)
+        names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+        broken = [error for name in names if (error := self._import(f"{folder}.{name}")) is not None]
+        self._broken = next(iter(broken), None)
+        if not broken:  # else it is tried again: somebody may have mended it
+            self._discover = None
 
     def _import(self, name: str) -> BrokenDependencyError | None:
         """Import a module; one whose packages are broken takes the others with it no more than it must."""

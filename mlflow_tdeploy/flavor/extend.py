@@ -46,7 +46,8 @@ def extend_model(
     """Make variants of a logged or registered model, check each, and add them to that very version.
 
     Files of the version are never changed: a variant is added with its evidence, its record last, so readers see it
-    wholly or not at all. Each is added as soon as it is checked; a later failure keeps the earlier ones.
+    wholly or not at all. Each is added as soon as it is checked; a later failure keeps the earlier ones. Of several
+    threads of a process, one after the other builds.
 
     Args:
         model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…`` or a folder.

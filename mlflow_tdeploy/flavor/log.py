@@ -82,6 +82,8 @@ def log_model(
 
     The tag says what the newest verdict is; a metric also matches by values it had before a later verdict.
 
+    Of several threads of a process, one after the other reads its model and builds: processes do so side by side.
+
     Args:
         model: What to log; see :func:`save_model`, also for every parameter that is not listed here.
         name: Name of the logged model.

@@ -57,6 +57,8 @@ def save_model(
 ) -> None:
     """Save a model with its verified variants to a folder. After a failure the folder does not exist.
 
+    Of several threads of a process, one after the other reads its model and builds: processes do so side by side.
+
     Args:
         model: A transformers pipeline, a ``PreTrainedModel``, a ``SentenceTransformer``, a local folder or hub id, a
             ``torch.nn.Module``, an ``onnx.ModelProto`` or its path, a mapping from variant id to ONNX graphs (and,

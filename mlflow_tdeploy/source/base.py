@@ -41,6 +41,18 @@ class Source(ABC):
     def reference(self, feeds: Arrays) -> Arrays:
         """Run the original model in its own precision: the truth that variants are compared with."""
 
+    def shaken(self, feeds: Arrays, seed: int) -> Arrays | None:
+        """Answer with roundings other than the original's own, which tells what only rounding makes.
+
+        None where the original cannot be asked so.
+
+        Args:
+            feeds: A request.
+            seed: Of what the roundings are.
+        """
+        del feeds, seed
+        return None
+
     @property
     def module(self) -> torch.nn.Module | None:
         """The module to export: signature inputs as keywords in, outputs in order out. None for graphs."""

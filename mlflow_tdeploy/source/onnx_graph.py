@@ -28,6 +28,7 @@ from mlflow_tdeploy.source._onnx_signature import (
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
 from mlflow_tdeploy.source._positions import integer_positions, missing_values
+from mlflow_tdeploy.source._shaken_graph import ShakenGraph
 from mlflow_tdeploy.source._shapes import check_shapes, make_dims
 from mlflow_tdeploy.source._survival import deadly
 from mlflow_tdeploy.source._tokenizer import (
@@ -64,6 +65,7 @@ class OnnxSource(Source):
         self._repositories: dict[str, Path] = {}
         self._tokenizer: Any = None
         self._session: Any = None
+        self._shaken: ShakenGraph | None = None
 
     @property
     def repositories(self) -> Mapping[str, Path]:
@@ -91,6 +93,13 @@ class OnnxSource(Source):
         names = [spec.name for spec in self.signature.outputs]
         return dict(zip(names, self.session().run(names, feeds), strict=True))
 
+    def shaken(self, feeds: Arrays, seed: int) -> Arrays:
+        """Run the reference graph with every node's results off by as much as rounding might be."""
+        if self._shaken is None:
+            names = [spec.name for spec in self.signature.outputs]
+            self._shaken = ShakenGraph(self._graphs[self.reference_id], names)
+        return self._shaken(feeds, seed)
+
     def write_assets(self, folder: Path) -> None:
         """Write ``tokenizer.json`` for a text task."""
         if self._tokenizer is not None:
@@ -98,7 +107,7 @@ class OnnxSource(Source):
 
     def close(self) -> None:
         """Close the session and remove graphs that were in memory."""
-        self._session = None
+        self._session = self._shaken = None
         self._clean()
 
     def set_tensors(self, facts: GraphFacts, options: Options) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from mlflow_tdeploy.core.errors import BrokenDependencyError, InvalidInputError, MissingDependencyError, NotFoundError
 from mlflow_tdeploy.core.tasks import heads
 from mlflow_tdeploy.core.tensors import Array
+from mlflow_tdeploy.core.thread_lock import one_at_a_time
 from mlflow_tdeploy.source._hub import fetch, is_hub_id
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._progress import no_progress_bars
@@ -25,6 +26,7 @@ _ACCEPTED = (
 )
 
 
+@one_at_a_time()
 def resolve(
     model: Any,
     *,

@@ -16,6 +16,7 @@ from mlflow_tdeploy.core.tensors import DTYPES, Array, Arrays, Dim, Signature, T
 from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._positions import integer_positions, missing_values, resized
+from mlflow_tdeploy.source._shaken import Shaken
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, check_shapes, identifier, make_dims
 from mlflow_tdeploy.source._tables import integer_ranges
 from mlflow_tdeploy.source._transformer_layers import one_path
@@ -42,6 +43,11 @@ class TorchModuleSource(Source):
         """Run the module on the CPU; half-precision weights in fp32."""
         with one_path():
             return run_module(self._module, feeds, [spec.name for spec in self.signature.outputs])
+
+    def shaken(self, feeds: Arrays, seed: int) -> Arrays:
+        """Run the module with every operator's result off by as much as rounding might be."""
+        with Shaken(seed):
+            return self.reference(feeds)
 
     @property
     def module(self) -> torch.nn.Module:

@@ -370,6 +370,23 @@ def test_packed_sequences_without_a_state_say_what_to_write(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_an_operator_that_torch_does_not_export_is_named_once(tmp_path):
+    class Binned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("edges", torch.linspace(-2, 2, 9))
+
+        def forward(self, x):
+            return torch.searchsorted(self.edges, x).float()
+
+    with pytest.raises(
+        MlflowException, match=r"Binned could not be exported .* no ONNX for aten::searchsorted"
+    ) as error:
+        mlflow_tdeploy.save_model(Binned(), tmp_path / "m", example={"x": np.zeros((4, 3), np.float32)})
+    assert str(error.value).count("searchsorted") == str(error.value).count("could not be exported") == 1
+    assert "range" not in str(error.value)
+
+
 def test_a_cache_that_is_returned_says_how_to_leave_it_out(tmp_path):
     import transformers
 

@@ -66,6 +66,31 @@ class Sound(torch.nn.Module):
         return self.out(x / 32768.0)
 
 
+class Scaled(torch.nn.Module):
+    """What comes in is brought into range in one of many ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.out, self.how = torch.nn.Linear(3, 2), how
+
+    def forward(self, x):
+        return torch.tanh(self.out(self.how(x)))
+
+
+class Recommender(torch.nn.Module):
+    """Attends to what is present of a history."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.query, self.out = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 8), torch.nn.Linear(16, 1)
+
+    def forward(self, history, present, item):
+        past, wanted = self.table(history), self.table(item)
+        scores = (past * self.query(wanted)[:, None]).sum(-1) + (1 - present) * -1e9
+        user = (scores.softmax(1)[..., None] * past).sum(1)
+        return torch.sigmoid(self.out(torch.cat([user, wanted], 1)))
+
+
 class Online(torch.nn.Module):
     """A running mean, which is nothing at first."""
 
@@ -193,6 +218,36 @@ def test_a_scale_beyond_what_masks_are_limited_to_stays(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        (lambda x: x / 65535.0, 65535),
+        (lambda x: (x - torch.tensor([45.0, 30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
+        (lambda x: (x - 8000.0) / 9000.0, 80000),
+        (lambda x: (x.unsqueeze(1).transpose(1, 2) * 1e-4).flatten(1), 80000),
+    ],
+)
+def test_what_half_precision_does_not_hold_is_scaled_before(tmp_path, how, most):
+    module, rows = Scaled(how).eval(), (np.abs(ROWS) % 1 * 50000).round()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows[:, 1] = most
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=5e-3)
+
+
+def test_a_mask_that_is_multiplied_stays_finite_in_half_precision(tmp_path):
+    module, count = Recommender().eval(), RANDOM.integers(1, 11, 32)
+    present = (np.arange(10) < count[:, None]).astype(np.float32)
+    example = {"history": RANDOM.integers(0, 50, (32, 10)), "present": present, "item": RANDOM.integers(0, 50, 32)}
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example=example, precisions=["fp32", "fp16"])
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(**{name: torch.tensor(array) for name, array in example.items()}).detach().numpy()
+    np.testing.assert_allclose(model.infer(example)["output_0"], expected, atol=2e-3)
+    example["present"] = np.zeros_like(present)  # who has seen nothing yet
+    assert np.isfinite(model.infer(example)["output_0"]).all()
+
+
+@pytest.mark.parametrize(
     ("module", "more"),
     [
         (Online(), {"count": np.zeros((64, 1), np.float32), "mean": np.zeros((64, 3), np.float32)}),
@@ -302,7 +357,32 @@ def test_a_decision_by_values_is_told_and_what_it_loses_is_found(tmp_path, caplo
         (lambda x: np.asarray(x.detach()).max() > 1.5, True),
         (lambda x: -1 in x, True),
         (lambda x: x.sum().item() > 100, True),
+        (lambda x: torch.nonzero(x > 1.5).shape[0] > 0, True),
+        (lambda x: torch.nonzero(x > 1.5).numel() > 0, True),
+        (lambda x: (x > 1.5).nonzero().size(0) > 0, True),
+        (lambda x: (x > 1.5).nonzero(as_tuple=True)[0].shape[0] > 0, True),
+        (lambda x: torch.argwhere(x > 1.5).shape[0] > 0, True),
+        (lambda x: x[x > 1.5].numel() > 0, True),
+        (lambda x: len(x[x > 1.5]) > 0, True),
+        (lambda x: x[:, 1:][x[:, 1:] > 1.5].shape[0] > 0, True),
+        (lambda x: x[(x > 1.5).any(1), 2].shape[0] > 0, True),
+        (lambda x: torch.masked_select(x, x > 1.5).numel() > 0, True),
+        (lambda x: torch.where(x > 1.5)[0].numel() > 0, True),
+        (lambda x: len(torch.where(x > 1.5)[0]) > 0, True),
+        (lambda x: torch.unique(x).shape[0] < 3, True),
+        (lambda x: torch.unique_consecutive(x).numel() < 3, True),
+        (lambda x: x.repeat_interleave((x[:, 0] > 1.5).long(), 0).shape[0] > 0, True),
+        (lambda x: torch.bincount(x.long().flatten()).shape[0] > 2, True),
+        (lambda x: torch.ones_like(x[x > 1.5]).sum() > 0, True),
         (lambda x: len(x) > 1000, False),
+        (lambda x: x.numel() > 1000, False),
+        (lambda x: (x * 2)[:, :2].size(0) > 1000, False),
+        (lambda x: x[torch.tensor([0, 1])].shape[0] > 1000, False),
+        (lambda x: x[torch.tensor([True, False, True, True])].shape[0] > 1000, False),
+        (lambda x: x[:, x.argmax(1)].shape[0] > 1000, False),
+        (lambda x: torch.where(x > 1.5, x, 0.0).shape[0] > 1000, False),
+        (lambda x: torch.arange(x.shape[0]).shape[0] > 1000, False),
+        (lambda x: x.repeat_interleave(2, 0).shape[0] > 1000, False),
         (lambda x: not bool(torch.ones_like(x).all()), False),
         (lambda x: x.new_ones(x.shape).sum() == 0, False),
         (lambda x: x.shape[0] > 1000, False),

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_tdeploy.build import reference
+from mlflow_tdeploy.build import stored_answers
 from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes, largest_corner
 from mlflow_tdeploy.build.verify import verify
@@ -227,7 +227,7 @@ def test_reference_is_asked_once_for_all_variants(tmp_path):
 
 
 def test_reference_answers_are_the_same_when_they_are_kept_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlflow_tdeploy.build.reference.MEMORY", 0)
+    monkeypatch.setattr("mlflow_tdeploy.build.stored_answers.MEMORY", 0)
     task = linear_task()
     answers = ReferenceAnswers(task, VerifyData.of(None).for_task(task), scaled(1.0), tmp_path / "new")
     assert list((tmp_path / "new").iterdir())
@@ -238,8 +238,8 @@ def test_reference_answers_are_the_same_when_they_are_kept_on_disk(tmp_path, mon
 def test_reference_answers_on_disk_keep_a_type_that_numpy_lacks(tmp_path):
     import ml_dtypes
 
-    store = reference._Store(tmp_path)
-    store._bytes = reference.MEMORY
+    store = stored_answers.StoredAnswers(tmp_path)
+    store._bytes = stored_answers.MEMORY
     store.append({"y": np.ones((2, 3), ml_dtypes.bfloat16)})
     assert list(tmp_path.iterdir())
     assert store[0]["y"].dtype == ml_dtypes.bfloat16

@@ -1,5 +1,7 @@
 import importlib
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,22 @@ def test_registry_finds_what_is_added_as_one_file(package):
     with open(f"{folder}/three.py", "w") as file:
         file.write("import toy_recipes\ntoy_recipes.RECIPES.register('three')(3)\n")
     assert package.RECIPES.get("three") == 3
+
+
+def test_threads_that_look_first_at_once_find_everything(package, caplog):
+    (Path(package.__path__[0]) / "one.py").write_text(
+        "import time, toy_recipes\ntime.sleep(0.3)\ntoy_recipes.RECIPES.register('one')('one')\n"
+    )
+    (Path(package.__path__[0]) / "three.py").write_text("import time\ntime.sleep(0.3)\n")
+    importlib.invalidate_caches()
+
+    def look(place):
+        time.sleep(0.1 * place)
+        return package.RECIPES.names()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(look, range(4))) == {("one", "two")}
+    assert not caplog.records
 
 
 def test_registry_tries_again_when_a_module_could_not_be_imported(package):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, cast
 
-from mlflow_tdeploy.build.export import Exporter, ExportResult, export_module
+from mlflow_tdeploy.build.export import Exporter, ExportResult, export_module, not_exported
 from mlflow_tdeploy.build.graphs import simplify
 from mlflow_tdeploy.build.inspect_graph import differing_dtypes, precision_of
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
@@ -83,8 +83,12 @@ def _export(source: Source, context: RecipeContext, path: Path) -> ExportResult:
         try:
             result = attempt("torchscript")
         except ExportError as second:
-            raise ExportError(f"{first} {second}") from second
-        return replace(result, notes=(*result.notes, f"not exported by dynamo: {first}"))
+            if not (first.said and second.said):
+                raise
+            assert source.module is not None
+            raise not_exported(source.module, context.opset, (*first.said, *second.said)) from second
+        said = first.said or (f"dynamo: {first}",)
+        return replace(result, notes=(*result.notes, *(f"not exported by {one}" for one in said)))
 
 
 def _simplify(path: Path, output: Path) -> bool:

@@ -1,0 +1,61 @@
+"""A module asked once more with other roundings: has it an answer, or only what rounding makes of it?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+#: How far off each number is that is computed: a few times what fp32 rounds by, as sums of many numbers are.
+_ROUNDING = 2.0**-21
+#: What is added before numbers are chosen from: less than any epsilon, and enough to tell zeros apart.
+_LEAST = 2.0**-120
+#: Operators that choose by order: of two that are as large, either is right.
+_CHOOSING = frozenset({"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode"})
+
+
+class Shaken(TorchDispatchMode):
+    """Has every operator's result off by about as much as rounding might be.
+
+    Neither the inputs nor the weights are touched: an epsilon of 1e-9 beside zeros is nothing beside the least change
+    of an input that may be 1, and keeps its effect where only what is *computed* is off by a part of its own size. What
+    that changes are differences of numbers that are as large (a constant signal less its mean, divided by next to
+    nothing) and the order of numbers that are as large. Whole numbers stay: they are exact, and may be places.
+
+    Args:
+        seed: Of the random numbers.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator and shake what it makes."""
+        name = func._schema.name.removeprefix("aten::")
+        if name in _CHOOSING and args and _is_float(args[0]):
+            args = (self._told_apart(args[0]), *args[1:])
+        result = func(*args, **(kwargs or {}))
+        if not any(isinstance(one, torch.Tensor) for one in args):
+            return result  # nothing that was computed
+        if isinstance(result, (tuple, list)):
+            shaken = [self._off(one, returned) for one, returned in zip(result, func._schema.returns, strict=False)]
+            return type(result)(shaken) if len(shaken) == len(result) else result  # else a list of views
+        return self._off(result, func._schema.returns[0]) if func._schema.returns else result
+
+    def _off(self, value: Any, returned: Any) -> Any:
+        """Shake a result; in its place where that is what the operator writes to, and no view of another tensor."""
+        if not _is_float(value) or (returned.alias_info is not None and not returned.alias_info.is_write):
+            return value
+        by = torch.rand(value.shape, generator=self._random) * (2 * _ROUNDING) - _ROUNDING
+        off = torch.where(value == value.round(), value, value * (1 + by.to(value.dtype)))
+        return off if returned.alias_info is None else value.copy_(off)
+
+    def _told_apart(self, tensor: torch.Tensor) -> torch.Tensor:
+        by = torch.rand(tensor.shape, generator=self._random).to(tensor.dtype)
+        return tensor * (1 + by * _ROUNDING) + by * _LEAST
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 0
