@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -24,9 +24,11 @@ from mlflow_tdeploy.core.wire import ANSWER
 
 Kind = Literal["canary", "shadow"]
 #: Requests that are with the other version, or wait for it, at once; while there are more, no others are chosen.
-_MOST_WAITING, _WORKERS = 64, 8
-#: Seconds for which a canary is waited for, at least; and how many times as long as the version that serves took.
+_MOST_WAITING, _WORKERS = 64, 32
+#: Seconds within which it has to answer, at least; and how many times as long as the version that serves took.
 _PATIENCE_S, _PATIENCE = 1.0, 5.0
+#: After so many late answers in a row nobody is chosen any more.
+_MOST_LATE = 3
 #: Vectors with at least this cosine, and single numbers that differ by at most this part of them, are alike.
 _COSINE, _RELATIVE = 0.99, 0.05
 _LONGEST = 300  # characters of a reason
@@ -62,12 +64,14 @@ class Sample:
         after: Seconds that the other one took.
         alike: Whether both said the same, see :func:`alike`.
         failed: Why the other one has no answer; empty where it has.
+        late: Whether it is that it took too long.
     """
 
     before: float
     after: float
     alike: bool = True
     failed: str = ""
+    late: bool = False
 
 
 class Beside:
@@ -76,13 +80,15 @@ class Beside:
     Args:
         rollout: Which, and how.
         ask: Has the model of the name answer a request; called in threads.
-        tell: Sends the model of the name what was seen, as JSON; called in threads.
+        tell: Sends the model of the name what was seen, as JSON; called in a thread.
     """
 
     def __init__(self, rollout: Rollout, ask: Callable[[str, Any], Arrays], tell: Callable[[str, str], None]) -> None:
         self._rollout, self._ask, self._tell = rollout, ask, tell
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-rollout")
-        self._waiting, self._lock = 0, threading.Lock()
+        self._asking = ThreadPoolExecutor(_WORKERS, thread_name_prefix="tdeploy-rollout")
+        self._telling = ThreadPoolExecutor(1, thread_name_prefix="tdeploy-tally")  # also while all others wait
+        self._lock = threading.Lock()
+        self._waiting, self._overdue, self._late = 0, 0, 0
         self._until = time.monotonic() + rollout.seconds
 
     async def answers(
@@ -94,36 +100,30 @@ class Beside:
             requests: What ``ask`` gets.
             own: The own answers to all of them.
         """
-        chosen = self._chosen(len(requests))
-        canary = self._rollout.kind == "canary"
-        loop = asyncio.get_running_loop()
-        asked = {
-            place: loop.run_in_executor(self._pool, self._timed, requests[place])
-            for place in (chosen if canary else ())
-        }
+        chosen, canary = self._chosen(len(requests)), self._rollout.kind == "canary"
         started = time.perf_counter()
+        asked = {place: self._asking.submit(self._timed, requests[place]) for place in (chosen if canary else [])}
         found = await own
         before = time.perf_counter() - started
-        for place in chosen:
-            answer = found[place]
-            if not canary:
-                self._pool.submit(self._compared, answer, before, requests[place])
-                continue
-            other, after = await self._in_time(asked[place], before)
-            self._pool.submit(self._seen, answer, before, other, after)
-            if not isinstance(other, Exception) and not isinstance(answer, Exception):
-                found[place] = other
+        if asked:
+            await self._in_time(asked, before, found)
+        elif chosen:
+            for place in chosen:
+                self._asking.submit(self._copied, requests[place], found[place], before)
         return found
 
     def close(self) -> None:
         """End what is under way."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._asking, self._telling):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _chosen(self, count: int) -> list[int]:
         if time.monotonic() > self._until:
             return []
         found = [place for place in range(count) if random.random() < self._rollout.share]  # noqa: S311 - no secret
         with self._lock:
+            if self._overdue or self._late >= _MOST_LATE:  # whoever waits for it waits long
+                return []
             found = found[: max(0, _MOST_WAITING - self._waiting)]
             self._waiting += len(found)
         return found
@@ -136,25 +136,54 @@ class Beside:
             return error, time.perf_counter() - started
 
     async def _in_time(
-        self, asked: asyncio.Future[tuple[Arrays | Exception, float]], before: float
-    ) -> tuple[Arrays | Exception, float]:
-        patience = max(_PATIENCE_S, _PATIENCE * before)
-        await asyncio.wait([asked], timeout=patience)
-        return asked.result() if asked.done() else (TimeoutError(f"no answer within {patience:.1f} s"), patience)
+        self, asked: dict[int, Future[tuple[Arrays | Exception, float]]], before: float,
+        found: list[Arrays | Exception],
+    ) -> None:  # fmt: skip
+        """Replace own answers by those that come in time: all are waited for together, as they go out together."""
+        patience = _patience(before)
+        await asyncio.wait([asyncio.wrap_future(one) for one in asked.values()], timeout=patience - before)
+        for place, future in asked.items():
+            own = found[place]
+            if future.done():
+                other, after = future.result()
+            else:
+                other, after = _LateError(patience), patience
+                with self._lock:
+                    self._overdue += 1
+                future.add_done_callback(self._is_there)
+            self._telling.submit(self._seen, own, before, other, after)
+            if not isinstance(other, Exception) and not isinstance(own, Exception):
+                found[place] = other
 
-    def _compared(self, own: Arrays | Exception, before: float, request: Any) -> None:
-        self._seen(own, before, *self._timed(request))
+    def _is_there(self, _: Any) -> None:
+        with self._lock:
+            self._overdue -= 1
+
+    def _copied(self, request: Any, own: Arrays | Exception, before: float) -> None:
+        other, after = self._timed(request)
+        patience = _patience(before)
+        self._telling.submit(self._seen, own, before, other if after <= patience else _LateError(patience), after)
 
     def _seen(self, own: Arrays | Exception, before: float, other: Arrays | Exception, after: float) -> None:
-        try:
-            if isinstance(own, Exception):
-                return  # a request that nobody can answer says nothing
-            failed = f"{other}"[:_LONGEST] or type(other).__name__ if isinstance(other, Exception) else ""
-            same = not isinstance(other, Exception) and alike(own, other)
-            self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed))))
-        finally:
-            with self._lock:
-                self._waiting -= 1
+        late = isinstance(other, _LateError)
+        with self._lock:
+            self._waiting -= 1
+            self._late = self._late + 1 if late else 0
+        if isinstance(own, Exception):
+            return  # a request that nobody can answer says nothing
+        failed = f"{other}"[:_LONGEST] or type(other).__name__ if isinstance(other, Exception) else ""
+        same = not isinstance(other, Exception) and alike(own, other)
+        self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed, late))))
+
+
+class _LateError(TimeoutError):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no answer within {seconds:.1f} s")
+
+
+def _patience(before: float) -> float:
+    """Return within how many seconds the other version has to answer what the own one took so long for."""
+    return max(_PATIENCE_S, _PATIENCE * before)
 
 
 def alike(one: Arrays, other: Arrays) -> bool:

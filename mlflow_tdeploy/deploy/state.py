@@ -12,7 +12,6 @@ from mlflow_tdeploy.core.errors import (
     NotFoundError,
     TDeployError,
 )
-from mlflow_tdeploy.core.rollout import Rollout
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.publish import read_index
 from mlflow_tdeploy.deploy.route import Route, record
@@ -108,18 +107,13 @@ class State:
             "loaded": loaded,
             "deployed": route.changed,
             "by": route.by,
-            **({"tried_out": tried.version} if live and (tried := self._tried_out(route)) else {}),
+            **({"tried_out": route.tried_out.version} if route.tried_out else {}),
             "server": self.client.connection.url,
             "repository": self.files.url,
             **own,
             "host": record(own.get("host", "")),
             "config": route.said,
         }
-
-    def _tried_out(self, route: Route) -> Rollout | None:
-        """Return the version that is tried out beside the one that answers; None where it is not there any more."""
-        rollout = route.tried_out
-        return rollout if rollout and self.client.ready(rollout.model, rollout.version) else None
 
     def required(self, name: str) -> Route:
         """Return the route of a deployment that has to be there.

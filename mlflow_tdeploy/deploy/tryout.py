@@ -22,6 +22,8 @@ from mlflow_tdeploy.triton.tally_model import COUNTING, Tally, question, tally_o
 
 #: Seconds between two looks at what was seen.
 _PAUSE_S = 1.0
+#: Late answers that end it where they are too many, however few it was asked.
+_MOST_LATE = 3
 #: Seconds that a version may take longer at any rate: it is asked through one model more than the one that serves.
 _HOP_S = 0.005
 
@@ -77,7 +79,8 @@ class Tryout:
         while True:
             over = time.monotonic() >= end
             seen = ask()
-            if seen.requests >= self.requests and (why := self.fault(seen)):
+            enough = seen.requests >= self.requests or seen.late >= _MOST_LATE  # of what hangs nobody sees much more
+            if enough and (why := self.fault(seen)):
                 raise TryoutError(f"The {self.kind} was ended: {why}.")
             if over:
                 break

@@ -56,7 +56,8 @@ def _taken(url: str, name: str, target: str, wait: float) -> Iterator[None]:
             except ConflictError as error:
                 if time.monotonic() >= end:
                     raise ConflictError(
-                        f"'{name}' on target '{target}' is being changed: {first_line(error)}"
+                        f"'{name}' on target '{target}' is being changed, or a version is tried out there, which ends "
+                        f"when its alias or stage is moved back or who tries it out is ended: {first_line(error)}"
                     ) from error
             time.sleep(_PAUSE_S)
         yield

@@ -147,7 +147,7 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
     place = replace(place, variants=variants, digest=coming.digest)
     # the files count, and not the name that the model had when they came: it may be called otherwise now
     same = observed.version == wanted.version and observed.says("key") == coming.key
-    if same and not coming.refused and _answers(observed) and _as_said(wanted, observed):
+    if same and not coming.refused and _answers(observed) and _as_said(wanted, observed) and not _beside(observed):
         return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
     known = before.asked is not None
@@ -200,6 +200,8 @@ def settled(wanted: Desired, observed: Observed) -> Step | None:
         return None  # the number may have become another version's
     if not (_is_there(wanted, observed) and _as_said(wanted, observed) and wanted.rule.variants == "pinned"):
         return None
+    if _beside(observed):
+        return None  # of a deployer that was killed, or is at it: who wants to change something finds out
     variants, digest = (observed.says("variant"),) * 2, observed.says("digest")
     return replace(_place(wanted, observed), action="none", variants=variants, digest=digest, why=_THERE)
 
@@ -220,6 +222,8 @@ def _again(wanted: Desired, observed: Observed) -> str:
         other = observed.described.get("answers")
         what = f"version {other} answers" if other not in (None, wanted.version) else "it does not answer"
         return f"version {wanted.version} is deployed there, and {what}"
+    if other := _beside(observed):
+        return f"version {wanted.version} answers, and version {other} is tried out there, which nobody wants any more"
     return f"version {wanted.version} answers, and not as is said now"
 
 
@@ -231,8 +235,13 @@ def _is_tried_out(wanted: Desired, observed: Observed) -> bool:
 
 def _tried_out(wanted: Desired, observed: Observed) -> str:
     """Return that a version is tried out by somebody at this moment; empty where it is not."""
-    version = observed.described.get("tried_out")
+    version = _beside(observed)
     return f"version {version} is being tried out there" if version and version == wanted.version else ""
+
+
+def _beside(observed: Observed) -> int | None:
+    """Return the version that is tried out beside the one that answers; None for none."""
+    return observed.described.get("tried_out")
 
 
 def _milliseconds(at: str) -> float:

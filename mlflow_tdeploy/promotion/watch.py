@@ -33,6 +33,8 @@ _log = logging.getLogger("mlflow_tdeploy")
 _FIRST_REST_S, _LONGEST_REST_S = 10.0, 600.0
 #: Seconds until another look where somebody else was at a target.
 _SOON_S = 2.0
+#: The same where what is to be done takes long.
+_BUSY_S = 30.0
 #: Seconds between two looks of who hurries.
 _HURRY_S = 2.0
 #: Seconds for which the records of a version that is refused, or rests, are good enough to look; not to do anything.
@@ -175,8 +177,10 @@ class Watch:
             return self._bring(spec, steps)
 
         def bring() -> None:
-            self._bring(spec, steps)
-            self.wake()
+            if self._bring(spec, steps):
+                self.wake()
+            else:  # another one tries it out, for long
+                self._rests.setdefault(_key(steps), _Rest()).until = time.monotonic() + _BUSY_S
 
         place = (steps[0].target, steps[0].name)
         self._trying[place] = threading.Thread(target=bring, name=f"tdeploy-{'-'.join(place)}")

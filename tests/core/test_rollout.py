@@ -34,8 +34,13 @@ def answered(one, requests, own=OLD, takes=0.0):
         return await one.answers(requests, answer())
 
     found = asyncio.run(all_of_it())
-    one._pool.shutdown(wait=True)  # what comes after the answers, too
+    finish(one)  # what comes after the answers, too
     return found
+
+
+def finish(one):
+    one._asking.shutdown(wait=True)
+    one._telling.shutdown(wait=True)
 
 
 def test_a_canary_answers_and_both_are_asked():
@@ -70,8 +75,31 @@ def test_one_that_is_late_is_not_waited_for():
     found = asyncio.run(one.answers(["a"], _now([OLD])))
     assert time.monotonic() - started < 1.9
     assert found == [OLD]
-    one.close()
+    finish(one)
     assert "no answer within 1.0 s" in told[0][1]["failed"]
+    assert told[0][1]["late"]
+
+
+def test_late_ones_are_waited_for_together_and_nobody_else_until_they_are_there():
+    one, told = beside("canary", lambda model, request: time.sleep(2.5) or NEW)
+    started = time.monotonic()
+    assert asyncio.run(one.answers(list("abcdefgh"), _now([OLD] * 8))) == [OLD] * 8
+    assert time.monotonic() - started < 1.9
+    started = time.monotonic()
+    assert asyncio.run(one.answers(["i"], _now([OLD]))) == [OLD]
+    assert time.monotonic() - started < 0.5
+    assert len(told) == 8  # it is told while all are waited for
+    time.sleep(2.0)
+    assert not one._overdue
+    assert asyncio.run(one.answers(["j"], _now([OLD]))) == [OLD]
+    assert len(told) == 8  # three in a row were late: nobody is chosen any more
+    one.close()
+
+
+def test_a_copy_that_is_late_has_failed():
+    one, told = beside("shadow", lambda model, request: time.sleep(1.2) or NEW)
+    assert answered(one, ["a"]) == [OLD]
+    assert told[0][1]["late"]
 
 
 def test_a_request_that_nobody_can_answer_says_nothing():
@@ -93,7 +121,7 @@ def test_the_share_is_kept():
     for _ in range(40):
         found += asyncio.run(one.answers(list(range(50)), _now([OLD] * 50)))
         time.sleep(0.01)
-    one._pool.shutdown(wait=True)
+    finish(one)
     share = sum(answer is NEW for answer in found) / len(found)
     assert 0.15 < share <= 0.35
     assert len(told) == sum(answer is NEW for answer in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,8 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.records import to_json
+from mlflow_tdeploy.core.rollout import Rollout
 from mlflow_tdeploy.core.wire import TEXT, rows_of
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.document import parse
@@ -137,6 +140,20 @@ def test_an_alias_that_is_moved_on_ends_what_is_tried_out(two, words, versions):
     assert [one.state for one in outcomes] == ["failed", "left"]
     assert "The registry does not want version 2 any more" in outcomes[0].why
     assert versions() == [1, 1]
+
+
+def test_what_a_killed_deployer_tries_out_is_ended_by_the_next_one(two, words, versions):
+    spec, _ = two
+    mlflow_tdeploy.apply(file=spec)
+    first = deployments_at(spec.targets["both"], spec.targets["both"].servers[0])
+    rollout = Rollout(2, "words.v2.check", "words.tally.check", "canary", 0.5, 600.0)
+    route = first.route("words")
+    first._switch("words", route, replace(route, rollout=to_json(rollout)))
+    assert first.describe("words")["tried_out"] == 2
+    assert "version 2 is tried out there, which nobody wants any more" in make_plan(spec).steps[0].why
+    assert [one.state for one in mlflow_tdeploy.apply(file=spec)] == ["done"]
+    assert first.route("words").rollout == ""
+    assert {one.action for one in make_plan(spec).steps} == {"none"}
 
 
 def test_a_plan_shows_the_strategy(two, words, tmp_path):

@@ -21,7 +21,7 @@ class TritonPythonModel:
     def initialize(self, args):
         """Begin at nothing."""
         sys.dont_write_bytecode = True  # the repository is not the server's to write to
-        self._requests, self._failed, self._alike, self._why = 0, 0, 0, ""
+        self._requests, self._failed, self._late, self._alike, self._why = 0, 0, 0, 0, ""
         self._before, self._after = (collections.deque(maxlen=_TIMES) for _ in range(2))
 
     def execute(self, requests):
@@ -37,6 +37,7 @@ class TritonPythonModel:
         self._requests += 1
         if sample["failed"]:
             self._failed, self._why = self._failed + 1, sample["failed"]
+            self._late += sample["late"]
             return
         self._alike += sample["alike"]
         self._before.append(sample["before"])
@@ -47,6 +48,7 @@ class TritonPythonModel:
         return {
             "requests": self._requests,
             "failed": self._failed,
+            "late": self._late,
             "alike": self._alike,
             "before": before,
             "after": after,
