@@ -51,10 +51,10 @@ def tracking(tmp_path: Path, _database: Path) -> Iterator[str]:
     mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("tests")
     yield uri
-    _leave_store(before)
+    leave_store(before)
 
 
-def _leave_store(before: str) -> None:
+def leave_store(before: str) -> None:
     """Have nothing of a store left, in this process or for its children."""
     import mlflow
 
@@ -109,7 +109,7 @@ def remote(server: str) -> Iterator[str]:
     mlflow.set_registry_uri(server)
     mlflow.set_experiment("tests")
     yield server
-    _leave_store(before)
+    leave_store(before)
 
 
 @pytest.fixture(scope="session")

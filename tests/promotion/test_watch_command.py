@@ -26,6 +26,7 @@ from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.triton.client import Connection, TritonClient
+from tests.conftest import leave_store
 from tests.promotion.conftest import log_words
 from tests.promotion.test_webhook import BODY, signed
 
@@ -76,9 +77,7 @@ def registry(tmp_path, _database):
             _SERVERS[url] = stack
             yield url
         finally:
-            mlflow.set_registry_uri("")
-            mlflow.set_tracking_uri(before)
-            os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
+            leave_store(before)
 
 
 @pytest.fixture
