@@ -79,58 +79,31 @@ def test_a_shadow_answers_nobody(target, tmp_path):
     assert factor(target) == 2
 
 
-def test_one_that_answers_otherwise_goes_and_what_served_serves_on(target, tmp_path):
-    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
-    strict = Tryout(**{**vars(CANARY), "agreement": 0.9, "seconds": 60.0})
-    started = time.monotonic()
-    with asking(target) as (_, failed), pytest.raises(TryoutError, match="0 of .* answered alike, 90% have to"):
-        target.deploy(linear(tmp_path, 8, -1.0), QUICK, tryout=strict)
-    assert time.monotonic() - started < 30  # it is not waited for what is clear
-    assert not failed
-    assert factor(target) == 1
-    assert there(target)[0].keys() == {"m", "m.v7"}
-    assert there(target)[1] == {"m", "m.v7"}
+def test_whatever_ends_it_what_served_serves_on_and_the_rest_goes(target, tmp_path):
+    """One deployment for all of them: each leaves it as it was."""
+    first = target.deploy(linear(tmp_path, 7, 1.0), QUICK, tryout=CANARY)
+    assert (first.version, first.seen) == (7, "")  # there was nothing to be tried out beside
 
+    def fails(error, match, version, times, **how):
+        with pytest.raises(error, match=match):
+            target.deploy(linear(tmp_path, version, times), QUICK, tryout=Tryout(**{**vars(CANARY), **how}))
+        assert factor(target) == 1
+        assert there(target)[0].keys() == {"m", "m.v7"}
+        assert there(target)[1] == {"m", "m.v7"}
 
-def test_too_few_requests_say_nothing(target, tmp_path):
-    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
-    brief = Tryout(**{**vars(CANARY), "seconds": 0.2})
-    with pytest.raises(TryoutError, match="asked 0 requests in 0.2 s, and 20 are needed"):
-        target.deploy(linear(tmp_path, 8, 2.0), QUICK, tryout=brief)
-    assert factor(target) == 1
-    assert there(target)[0].keys() == {"m", "m.v7"}
-
-
-def test_the_first_version_has_nothing_to_be_tried_out_beside(target, tmp_path):
-    done = target.deploy(linear(tmp_path, 7, 1.0), QUICK, tryout=CANARY)
-    assert (done.version, done.seen) == (7, "")
-
-
-def test_who_is_interrupted_leaves_what_served(target, tmp_path):
-    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
-
-    def go_on():
+    def wanted_no_more():
         raise ConflictError("Somebody wants another version.")
 
-    with pytest.raises(ConflictError, match="wants another"):
-        target.deploy(linear(tmp_path, 8, 2.0), QUICK, tryout=Tryout(**{**vars(CANARY), "go_on": go_on}))
-    assert factor(target) == 1
-    assert there(target)[0].keys() == {"m", "m.v7"}
-
-
-def test_a_canary_that_fails_is_answered_for(target, tmp_path):
-    """Its graph goes while it is tried out: whoever asks is answered by the version that serves."""
-    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
-
-    def break_it():
-        target.client.unload("m.v8")
-
-    with asking(target) as (_, failed), pytest.raises(TryoutError, match="requests failed, such as: m.v8"):
-        target.deploy(
-            linear(tmp_path, 8, 2.0), QUICK, tryout=Tryout(**{**vars(CANARY), "seconds": 30.0, "go_on": break_it})
-        )
+    fails(TryoutError, "asked 0 requests in 0.2 s, and 20 are needed", 8, 2.0, seconds=0.2)
+    fails(ConflictError, "wants another", 8, 2.0, go_on=wanted_no_more)
+    started = time.monotonic()
+    with asking(target) as (_, failed):
+        fails(TryoutError, "0 of .* answered alike, 90% have to", 9, -1.0, agreement=0.9, seconds=60.0)
+        assert time.monotonic() - started < 30  # it is not waited for what is clear
+        # its graph goes while it is tried out: whoever asks is answered by the version that serves
+        breaks = {"seconds": 30.0, "go_on": lambda: target.client.unload("m.v8")}
+        fails(TryoutError, "requests failed, such as: m.v8", 8, 2.0, **breaks)
     assert not failed
-    assert factor(target) == 1
 
 
 def test_a_killed_deployer_leaves_a_canary_that_the_next_one_ends(target, tmp_path):
