@@ -90,9 +90,9 @@ def decisions(inputs: int) -> Iterator[dict[str, None]]:
     found: dict[str, None] = {}
     patched: list[tuple[Any, str]] = [(torch.Tensor, name) for name in _ENDS]
     patched += [(torch, name) for name in _FUNCTIONS]
-    own = [(where, name, vars(where).get(name)) for where, name in patched]
+    own, walk = [(where, name, vars(where).get(name)) for where, name in patched], _Walk(inputs)
     for where, name in patched:
-        setattr(where, name, _noticing(getattr(where, name), name == "__len__", inputs, found))
+        setattr(where, name, _noticing(getattr(where, name), name == "__len__", walk, found))
     try:
         yield found
     finally:
@@ -103,41 +103,55 @@ def decisions(inputs: int) -> Iterator[dict[str, None]]:
                 setattr(where, name, before)
 
 
-def _noticing(original: Callable[..., Any], counts: bool, inputs: int, found: dict[str, None]) -> Callable[..., Any]:
+def _noticing(original: Callable[..., Any], counts: bool, walk: _Walk, found: dict[str, None]) -> Callable[..., Any]:
     def asked(*arguments: Any, **more: Any) -> Any:
         if torch.jit.is_tracing():
             tensors = (one for one in (*arguments, *more.values()) if isinstance(one, torch.Tensor))
-            if any(_is_of_values(one, inputs, counts=counts) for one in tensors) and (place := _caller()):
+            if any(walk.is_of_values(one, counts=counts) for one in tensors) and (place := _caller()):
                 found[place] = None
         return original(*arguments, **more)
 
     return asked
 
 
-def _is_of_values(tensor: torch.Tensor, inputs: int, *, counts: bool) -> bool:
-    """Tell whether a traced tensor is computed from the inputs' values, and not only from their sizes.
+class _Walk:
+    """From tensors of a trace back to what they were computed from; what led nowhere is not gone again.
 
     Args:
-        tensor: The tensor.
-        inputs: How many inputs there are.
-        counts: Whether only its size is asked for, which is of values where these were counted.
+        inputs: How many inputs the traced function has.
     """
-    get: Any = getattr(torch._C, "_get_value_trace", None)
-    try:  # with each value goes whether what it holds matters, or only how large it is
-        ways = [(get(tensor), not counts)] if get else []
-    except RuntimeError:  # it is no part of the trace
+
+    def __init__(self, inputs: int) -> None:
+        self._inputs = inputs
+        self._trace: Any = None
+        self._nowhere: set[tuple[int, bool]] = set()
+
+    def is_of_values(self, tensor: torch.Tensor, *, counts: bool) -> bool:
+        """Tell whether a traced tensor is computed from the inputs' values, and not only from their sizes.
+
+        Args:
+            tensor: The tensor.
+            counts: Whether only its size is asked for, which is of values where these were counted.
+        """
+        get: Any = getattr(torch._C, "_get_value_trace", None)
+        try:  # with each value goes whether what it holds matters, or only how large it is
+            ways = [(get(tensor), not counts)] if get else []
+        except RuntimeError:  # it is no part of the trace
+            return False
+        if (trace := torch._C._get_tracing_state()) is not self._trace:
+            self._trace, self._nowhere = trace, set()
+        seen: set[tuple[int, bool]] = set()
+        while ways:
+            value, held = ways.pop()
+            if (key := (value.unique(), held)) in seen or key in self._nowhere:
+                continue
+            seen.add(key)
+            if value.node().kind() != "prim::Param":
+                ways.extend(_inputs(value.node(), held))
+            elif held and value.offset() < self._inputs:
+                return True
+        self._nowhere |= seen
         return False
-    seen: set[tuple[str, bool]] = set()
-    while ways:
-        value, held = ways.pop()
-        if (value.debugName(), held) in seen:
-            continue
-        seen.add((value.debugName(), held))
-        if value.node().kind() != "prim::Param":
-            ways.extend(_inputs(value.node(), held))
-        elif held and value.offset() < inputs:
-            return True
-    return False
 
 
 def _inputs(node: Any, held: bool) -> list[tuple[Any, bool]]:

@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 
 from mlflow_tdeploy.build.graphs import op_counts, quiet, save_ir
 from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.core.made_up import is_mask
 
 #: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
 FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
@@ -27,7 +28,10 @@ LARGEST = 1e4
 #: A constant of more numbers is a weight.
 _MOST_NUMBERS = 1 << 16
 _SHIFTING = ("Add", "Div", "Mul", "Sub")
-_MOVING = ("Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+_MOVING = (
+    *("Cast", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split"),
+    *("Squeeze", "Transpose", "Unsqueeze"),
+)
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
@@ -143,11 +147,12 @@ def _small_constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 def _nodes_that_bring_into_range(graph: onnx.GraphProto) -> set[str]:
     """Name the nodes that shift and scale what comes in (``(x - mean) / std``), and what only moves it before them.
 
-    Incomes and pixels of 16 bits may be more than half precision holds, whatever the example has.
+    Incomes and pixels of 16 bits may be more than half precision holds, whatever the example has. Masks are not.
     """
     weights = {one.name for one in graph.initializer}
-    raw = {one.name for one in graph.input if one.type.tensor_type.elem_type == _FLOAT} - weights
-    shifts = {name for name, array in _small_constants(graph).items() if not (array < -LARGEST).any()}  # no masks
+    raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
+    constants = _small_constants(graph).items()
+    shifts = {name for name, array in constants if array.size > 1 or not (array < -LARGEST).any()}  # that masks
     found: set[str] = set()
     makers: dict[str, Any] = {}
     for node in graph.node:
@@ -194,7 +199,8 @@ def _join_fp32_neighbours(model: ir.Model, kept: Collection[str]) -> None:
         source = there.inputs[0]
         producer = source.producer() if source is not None else None
         if source is not None and (source.is_graph_input() if producer is None else producer.name in kept):
-            if back.outputs[0].is_graph_output():  # its name is the interface: it stays, as a cast that does nothing
+            # what is no fp32 (whole numbers, places), or not known to be, needs that cast; a graph's output its name
+            if back.outputs[0].is_graph_output() or source.dtype != ir.DataType.FLOAT:
                 back.replace_input_with(0, source)
             else:
                 back.outputs[0].replace_all_uses_with(source)

@@ -191,9 +191,9 @@ def test_a_graph_is_asked_with_other_roundings_too(tmp_path, module, given):
     with contextlib.closing(resolve(path, example=given)) as source:
         task = TASKS.get(source.task)(source.task_config, source.signature, tmp_path)
         steadiness, budget = Steadiness(task, source.shaken), task.usual_budget()
-        assert steadiness.unsteady(zeros, source.reference(zeros), budget)
+        assert steadiness._unsteady(zeros, source.reference(zeros), budget)
         if isinstance(module, Speaker):  # of noise no two places are as good
-            assert not steadiness.unsteady(given, source.reference(given), budget)
+            assert not steadiness._unsteady(given, source.reference(given), budget)
 
 
 @pytest.mark.parametrize("epsilon", [1e-7, 1e-9, 1e-12])
@@ -219,3 +219,17 @@ def test_a_variant_that_is_added_later_is_held_against_a_reference_of_that_kind(
     assert shaken is not None
     first, second = (shaken(zeros, seed)["output_0"] for seed in range(2))
     assert np.abs(first - second).max() > 0.01
+
+
+@pytest.mark.parametrize("budget", [None, "max_difference <= 1e-4", "max_difference <= 2e-6"])
+def test_a_strict_budget_excuses_no_lost_epsilon(tmp_path, monkeypatch, budget):
+    """Where rounding alone is over the budget, what is far beyond rounding is so all the same."""
+    monkeypatch.setattr(Replaced, "old", 1e-9)
+    monkeypatch.setattr(Replaced, "new", 1e-6)
+    RECIPES.names()
+    monkeypatch.setitem(RECIPES._items, "onnx-fp32", Replaced)
+    example = {"x": np.sign(RANDOM.standard_normal((64, 3))).astype(np.float32)}
+    with pytest.raises(MlflowException, match="where inputs are 0 throughout"):
+        mlflow_tdeploy.save_model(
+            Levels(1e-9).eval(), tmp_path / "m", example=example, precisions=["onnx-fp32"], budget=budget
+        )

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from onnx import TensorProto, helper, numpy_helper
 
 import mlflow_tdeploy
+from mlflow_tdeploy.build import _torch_exporters
 from mlflow_tdeploy.build._torch_exporters import decisions
 from mlflow_tdeploy.build.exact_rules import exact_rules
 from mlflow_tdeploy.build.graphs import op_counts, simplify
@@ -224,6 +225,8 @@ def test_a_scale_beyond_what_masks_are_limited_to_stays(tmp_path):
         (lambda x: (x - torch.tensor([45.0, 30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
         (lambda x: (x - 8000.0) / 9000.0, 80000),
         (lambda x: (x.unsqueeze(1).transpose(1, 2) * 1e-4).flatten(1), 80000),
+        (lambda x: (x[:, [2, 1, 0]] - torch.tensor([5.0, 30000.0, 45.0])) / torch.tensor([2.0, 12000.0, 15.0]), 80000),
+        (lambda x: (x - torch.tensor([45.0, -30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
     ],
 )
 def test_what_half_precision_does_not_hold_is_scaled_before(tmp_path, how, most):
@@ -233,6 +236,26 @@ def test_what_half_precision_does_not_hold_is_scaled_before(tmp_path, how, most)
     model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
     expected = module(torch.tensor(rows)).detach().numpy()
     np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        (lambda x: x.float() / 65535.0, 65535),
+        (lambda x: (x.float() - torch.tensor([45.0, 30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
+        (lambda x: x.float() - x.float().mean(1, keepdim=True), 80),
+        (lambda x: x / x.sum(1, keepdim=True).clamp(min=1), 81),
+        (lambda x: (x > 10000).float() / (x > 10000).sum(1, keepdim=True).clamp(min=1), 80000),
+        (lambda x: x.float().topk(3, dim=1).indices.float() / 3.0 + x.float() * 1e-5, 80000),
+    ],
+)
+def test_whole_numbers_are_brought_into_range_before_half_precision(tmp_path, how, most):
+    module, rows = Scaled(how).eval(), (np.abs(ROWS) % 1 * min(most, 50000)).astype(np.int32 if most % 2 else np.int64)
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows[:, 1] = most
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=1e-2)
 
 
 def test_a_mask_that_is_multiplied_stays_finite_in_half_precision(tmp_path):
@@ -398,6 +421,24 @@ def test_a_decision_is_noticed_in_whatever_words(how, told):
     assert all(place.startswith("test_values.py:") for place in found)
     assert torch.equal(row, row)  # as before
     assert torch.Tensor.__bool__ is BOOL
+
+
+def test_looking_for_decisions_goes_each_way_once(monkeypatch):
+    """A long forward asks for sizes all the time, and each time everything before it is there to be gone through."""
+    gone = []
+    inputs = _torch_exporters._inputs
+    monkeypatch.setattr(_torch_exporters, "_inputs", lambda node, held: gone.append(1) or inputs(node, held))
+
+    class Long(torch.nn.Module):
+        def forward(self, x):
+            for _ in range(100):
+                x = x[: x.shape[0]] * 2 if x.shape[0] > 0 else x
+            return x
+
+    with _torch_exporters.decisions(1) as found:
+        torch.jit.trace(Long(), torch.ones(3, 3), check_trace=False)
+    assert not found
+    assert len(gone) < 3000
 
 
 BOOL = torch.Tensor.__bool__
