@@ -179,3 +179,8 @@ def small_disk(tmp_path):
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes: at the end the other workers would have nothing to do meanwhile."""
+    items.sort(key=lambda item: "examples" not in item.path.parts)
