@@ -60,7 +60,7 @@ bench-gpu: $(STAMP) ## Measures PyTorch, ONNX Runtime and TensorRT on this machi
 	$(RUN) -m benchmarks.gpu
 
 bench-promotion: $(STAMP) ## Measures from an alias in the registry to an answer of a server, on this machine
-	$(RUN) -m benchmarks.promotion
+	$(RUN) -m benchmarks.promotion $(ARGS)
 
 bench-triton: $(STAMP) ## Measures one model on a Triton of this machine in several layouts, and MLflow's own server
 	$(RUN) -m benchmarks.triton
