@@ -70,7 +70,12 @@ def _look_once(file: SpecFile) -> int:
     from mlflow_tdeploy.promotion.watch import Watch
 
     watching = Watch(file.read, interval=1.0)
-    watching.look()
+    try:
+        watching.look()
+        if watching.finish():  # else nobody would say what became of what is tried out
+            watching.look()
+    finally:
+        watching.stop()  # who is interrupted takes back what is tried out
     for one in watching.view.standings:
         click.echo(f"{one.state:11}{one.target} {one.name} at {one.server}: {one.serves or 'none'} {one.why}".rstrip())
     if watching.view.error:

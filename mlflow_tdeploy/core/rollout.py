@@ -27,8 +27,8 @@ Kind = Literal["canary", "shadow"]
 _MOST_WAITING, _WORKERS = 64, 32
 #: Seconds within which it has to answer, at least; and how many times as long as the version that serves took.
 _PATIENCE_S, _PATIENCE = 1.0, 5.0
-#: After so many late answers in a row nobody is chosen any more.
-_MOST_LATE = 3
+#: After so many late answers in a row nobody is chosen any more: whoever watches has seen enough.
+MOST_LATE = 3
 #: Vectors with at least this cosine, and single numbers that differ by at most this part of them, are alike.
 _COSINE, _RELATIVE = 0.99, 0.05
 _LONGEST = 300  # characters of a reason
@@ -122,7 +122,7 @@ class Beside:
             return []
         found = [place for place in range(count) if random.random() < self._rollout.share]  # noqa: S311 - no secret
         with self._lock:
-            if self._overdue or self._late >= _MOST_LATE:  # whoever waits for it waits long
+            if self._overdue or self._late >= MOST_LATE:  # whoever waits for it waits long
                 return []
             found = found[: max(0, _MOST_WAITING - self._waiting)]
             self._waiting += len(found)

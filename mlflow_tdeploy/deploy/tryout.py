@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mlflow_tdeploy.core.errors import TDeployError, TryoutError
-from mlflow_tdeploy.core.rollout import Kind
+from mlflow_tdeploy.core.rollout import MOST_LATE, Kind
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.publish import publish, remove
 from mlflow_tdeploy.store.staging import workspace
@@ -22,8 +22,6 @@ from mlflow_tdeploy.triton.tally_model import COUNTING, Tally, question, tally_o
 
 #: Seconds between two looks at what was seen.
 _PAUSE_S = 1.0
-#: Late answers that end it where they are too many, however few it was asked.
-_MOST_LATE = 3
 #: Seconds that a version may take longer at any rate: it is asked through one model more than the one that serves.
 _HOP_S = 0.005
 
@@ -79,7 +77,7 @@ class Tryout:
         while True:
             over = time.monotonic() >= end
             seen = ask()
-            enough = seen.requests >= self.requests or seen.late >= _MOST_LATE  # of what hangs nobody sees much more
+            enough = seen.requests >= self.requests or seen.late >= MOST_LATE  # of what hangs nobody sees much more
             if enough and (why := self.fault(seen)):
                 raise TryoutError(f"The {self.kind} was ended: {why}.")
             if over:

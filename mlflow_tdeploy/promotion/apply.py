@@ -119,7 +119,7 @@ def together(
     takes back what was done, too.
 
     Args:
-        steps: The steps. Who calls holds their targets, see :func:`targets_held`.
+        steps: The steps. Who calls holds their places, see :func:`places_held`.
         spec: What they were made from.
         do: Does a step and retires nothing; brings the version by default.
         go_on: Called again and again while a version is tried out; what it raises ends that.

@@ -108,8 +108,14 @@ class Watch:
             hurries = time.monotonic() < self._hurry_until
             self._woken.wait(min(pause, _HURRY_S) if hurries else pause)
             self._woken.clear()
-        for one in self._trying.values():
+        self.finish()
+
+    def finish(self) -> bool:
+        """Wait until nothing is tried out any more; tell whether anything was."""
+        trying = tuple(self._trying.values())
+        for one in trying:
             one.join()
+        return bool(trying)
 
     def hurry(self, seconds: float) -> None:
         """Look often for a while, as what else would say when to look may not do so yet."""

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: How far off each number is that is computed: a few times what fp32 rounds by, as sums of many numbers are.
-_ROUNDING = 2.0**-21
-#: What is added before numbers are chosen from: less than any epsilon, and enough to tell zeros apart.
-_LEAST = 2.0**-120
+from mlflow_tdeploy.source._shaken_graph import LEAST, ROUNDING
+
 #: Operators that choose by order: of two that are as large, either is right.
 _CHOOSING = frozenset({"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode"})
 
@@ -48,13 +46,13 @@ class Shaken(TorchDispatchMode):
         """Shake a result; in its place where that is what the operator writes to, and no view of another tensor."""
         if not _is_float(value) or (returned.alias_info is not None and not returned.alias_info.is_write):
             return value
-        by = torch.rand(value.shape, generator=self._random) * (2 * _ROUNDING) - _ROUNDING
+        by = torch.rand(value.shape, generator=self._random) * (2 * ROUNDING) - ROUNDING
         off = torch.where(value == value.round(), value, value * (1 + by.to(value.dtype)))
         return off if returned.alias_info is None else value.copy_(off)
 
     def _told_apart(self, tensor: torch.Tensor) -> torch.Tensor:
         by = torch.rand(tensor.shape, generator=self._random).to(tensor.dtype)
-        return tensor * (1 + by * _ROUNDING) + by * _LEAST
+        return tensor * (1 + by * ROUNDING) + by * LEAST
 
 
 def _is_float(value: Any) -> bool:

@@ -13,8 +13,10 @@ from mlflow_tdeploy.source._onnx_signature import onnx_library
 if TYPE_CHECKING:
     import onnx
 
-#: As of a module.
-_ROUNDING, _LEAST = 2.0**-21, 2.0**-120
+#: How far off each number is that is computed: a few times what fp32 rounds by, as sums of many numbers are.
+ROUNDING = 2.0**-21
+#: What is added before numbers are chosen from: less than any epsilon, and enough to tell zeros apart.
+LEAST = 2.0**-120
 _CHOOSING = frozenset({"TopK", "ArgMax", "ArgMin"})
 #: Where ONNX Runtime looks for weights beside a graph that it gets from memory.
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -81,7 +83,7 @@ def shake(model: onnx.ModelProto) -> onnx.ModelProto:
 def _off(value: str, name: str, seed: int) -> Iterable[Any]:
     """Multiply a value by nearly 1, where it is no whole number."""
     make = onnx_library().helper.make_node
-    yield make("RandomUniformLike", [value], [f"{name}_by"], low=1 - _ROUNDING, high=1 + _ROUNDING, seed=float(seed))
+    yield make("RandomUniformLike", [value], [f"{name}_by"], low=1 - ROUNDING, high=1 + ROUNDING, seed=float(seed))
     yield make("Mul", [value, f"{name}_by"], [f"{name}_off"])
     yield make("Floor", [value], [f"{name}_floor"])
     yield make("Equal", [value, f"{name}_floor"], [f"{name}_whole"])
@@ -91,7 +93,7 @@ def _off(value: str, name: str, seed: int) -> Iterable[Any]:
 def _told_apart(value: str, name: str, seed: int) -> Iterable[Any]:
     """Add next to nothing to a value, and multiply it by nearly 1."""
     make = onnx_library().helper.make_node
-    yield make("RandomUniformLike", [value], [f"{name}_by"], low=1 - _ROUNDING, high=1 + _ROUNDING, seed=float(seed))
+    yield make("RandomUniformLike", [value], [f"{name}_by"], low=1 - ROUNDING, high=1 + ROUNDING, seed=float(seed))
     yield make("Mul", [value, f"{name}_by"], [f"{name}_off"])
-    yield make("RandomUniformLike", [value], [f"{name}_more"], low=0.0, high=_LEAST, seed=float(seed + 1))
+    yield make("RandomUniformLike", [value], [f"{name}_more"], low=0.0, high=LEAST, seed=float(seed + 1))
     yield make("Add", [f"{name}_off", f"{name}_more"], [name])

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.cli.watch import _look_once as look_once
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.rollout import Rollout
@@ -21,6 +22,7 @@ from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.document import parse
 from mlflow_tdeploy.promotion.look import make_plan
 from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.strategy import Strategy
 from mlflow_tdeploy.promotion.watch import Watch
 from tests.flavor.text_bundles import make_text_bundle
@@ -126,6 +128,19 @@ def test_a_watcher_tries_out_beside_its_looks_and_not_again_what_was_worse(two, 
     assert not running.is_alive()
     assert versions() == [1, 1]
     assert "The watcher is being stopped" in watch.view.actions[0].why
+
+
+def test_who_watches_once_waits_for_what_is_tried_out(two, words, versions, tmp_path, capsys):
+    spec, _ = two
+    mlflow_tdeploy.apply(file=spec)
+    words.set_registered_model_alias("words", "champion", 2)
+    file = tmp_path / "tdeploy.yaml"
+    how = "strategy: {canary: {percent: 50, minutes: 0.03, requests: 5, slower: 100}}"
+    file.write_text(file.read_text().replace("to: both,", f"to: both, {how},"))
+    with asking(spec) as (_, failed):
+        code = look_once(SpecFile(file))  # the command itself changes the process
+    assert (code, failed, versions()) == (0, [], [2, 2])
+    assert capsys.readouterr().out.count("in sync") == 2
 
 
 def test_an_alias_that_is_moved_on_ends_what_is_tried_out(two, words, versions):
