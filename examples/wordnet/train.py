@@ -108,6 +108,7 @@ def main() -> None:
             name="glosses",
             tokenizer=tokenizer,
             task="text-classification",
+            shapes={"sequence": (2, 16, MAX_TOKENS)},  # what it was trained on; longer texts are truncated, as there
             verify_with={"texts": texts, "labels": labels},
             registered_model_name=NAME,
         )

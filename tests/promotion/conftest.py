@@ -8,10 +8,9 @@ import pytest
 import mlflow_tdeploy
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.spec import Spec
-from mlflow_tdeploy.triton.local import local_triton
 from tests.deploy.conftest import running, target  # noqa: F401
 from tests.flavor.text_bundles import make_text_bundle
-from tests.triton.conftest import server  # noqa: F401
+from tests.triton.conftest import _ending, server, start  # noqa: F401
 
 
 def log_words(folder):
@@ -30,21 +29,19 @@ def words(tracking, tmp_path):
 
 
 @pytest.fixture
-def two(server, tmp_path):  # noqa: F811
+def two(start, tmp_path):  # noqa: F811
     """Two servers, each with a repository of its own, and the file that names them."""
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    with local_triton(folders[0], server=server) as first, local_triton(folders[1], server=server) as second:
-        servers = [
-            f"{{url: '{one.url}', repository: '{where}'}}" for one, where in zip((first, second), folders, strict=True)
-        ]
-        text = f"targets: {{both: {{servers: [{', '.join(servers)}]}}}}\n"
-        text += (
-            "models: [{name: words, alias: champion, to: both, serve: {device: cpu, variant: onnx-fp32, grace: 0}}]\n"
-        )
-        (tmp_path / "tdeploy.yaml").write_text(text)
-        yield Spec.read(tmp_path / "tdeploy.yaml"), second
+    first, second = map(start, folders)
+    servers = [
+        f"{{url: '{one.url}', repository: '{where}'}}" for one, where in zip((first, second), folders, strict=True)
+    ]
+    text = f"targets: {{both: {{servers: [{', '.join(servers)}]}}}}\n"
+    text += "models: [{name: words, alias: champion, to: both, serve: {device: cpu, variant: onnx-fp32, grace: 0}}]\n"
+    (tmp_path / "tdeploy.yaml").write_text(text)
+    return Spec.read(tmp_path / "tdeploy.yaml"), second
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from mlflow_tdeploy.promotion.apply import apply
 from mlflow_tdeploy.promotion.compatible import Difference
 from mlflow_tdeploy.promotion.look import make_plan
 from mlflow_tdeploy.promotion.spec import Spec
-from mlflow_tdeploy.triton.local import local_triton
 from tests.flavor.text_bundles import make_text_bundle
 
 
@@ -218,16 +217,15 @@ def test_who_is_interrupted_right_after_a_switch_takes_back_that_server_too(two,
 
 
 @pytest.fixture
-def shared(server, tmp_path):
+def shared(start, tmp_path):
     """Three servers that have one repository."""
     folder = tmp_path / "shared"
     folder.mkdir()
-    with contextlib.ExitStack() as stack:
-        urls = [stack.enter_context(local_triton(folder, server=server)).url for _ in range(3)]
-        text = f"targets: {{all: {{servers: [{', '.join(urls)}], repository: '{folder}'}}}}\n"
-        text += "models: [{name: words, alias: champion, to: all, serve: {device: cpu, variant: onnx-fp32, keep: 0}}]\n"
-        (tmp_path / "shared.yaml").write_text(text)
-        yield Spec.read(tmp_path / "shared.yaml")
+    urls = [start(folder).url for _ in range(3)]
+    text = f"targets: {{all: {{servers: [{', '.join(urls)}], repository: '{folder}'}}}}\n"
+    text += "models: [{name: words, alias: champion, to: all, serve: {device: cpu, variant: onnx-fp32, keep: 0}}]\n"
+    (tmp_path / "shared.yaml").write_text(text)
+    return Spec.read(tmp_path / "shared.yaml")
 
 
 def loaded(spec, target="all"):
