@@ -111,7 +111,7 @@ def find(
     missing: NotFoundError | None = None
     if flavor in ("", TDEPLOY):
         try:
-            bundle, fetch = open_records(location)
+            bundle, fetch = open_records(location, packaging=False)
         except NotFoundError as error:
             missing = error
         else:

@@ -18,6 +18,7 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ROOT
+from mlflow_tdeploy.store.pack import write_pack
 from mlflow_tdeploy.store.staging import refuse_taken, staged_directory
 
 if TYPE_CHECKING:
@@ -153,5 +154,6 @@ def write_model(
         request.write(prepared, staged / ROOT, forced.variant)
         bundle = Bundle.open(staged)
         _check_servable(bundle, forced)
+        write_pack(staged / ROOT)
         packaging.write(staged, bundle, mlflow_model or MlflowModel())
     return Bundle.open(path)

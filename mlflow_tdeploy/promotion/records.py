@@ -60,7 +60,7 @@ def opened(uri: str, within: float = FRESH_S, changed: float = 0.0) -> Opened:
     if found is not None and good and (found.bundle.root / MANIFEST).is_file():  # else somebody has pruned it
         return found
     location = locate(uri)
-    bundle, fetch = open_records(location)
+    bundle, fetch = open_records(location, packaging=False)
     fresh = Opened(location, bundle, fetch, time.monotonic(), time.time() * 1000)
     with _lock:
         _known.pop(key, None)

@@ -15,7 +15,8 @@ from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.registry_io.location import Location, locate
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import verify_file
-from mlflow_tdeploy.store.layout import EVIDENCE, FILES, ROOT, VARIANTS, safe_path
+from mlflow_tdeploy.store.layout import ADDED, EVIDENCE, FILES, PACK, ROOT, VARIANTS, safe_path
+from mlflow_tdeploy.store.pack import write_sign
 from mlflow_tdeploy.store.writer import append_evidence as append_local
 from mlflow_tdeploy.store.writer import append_variant, evidence_name, moved, own_files
 
@@ -67,6 +68,7 @@ def append_evidence(location: Location, evidence: Sequence[Evidence]) -> None:
     if missing := [item.variant for item in evidence if f"{item.variant}.json" not in names]:
         raise NotFoundError(f"'{location.uri}' has no variant '{missing[0]}' to add a measurement to.")
     with tempfile.TemporaryDirectory(prefix="tdeploy-append-") as folder:
+        _note_added(location, Path(folder))
         for item in evidence:
             written = _write_record(Path(folder), f"{EVIDENCE}/{item.variant}/{evidence_name()}", item)
             _upload(location, written, f"{EVIDENCE}/{item.variant}")
@@ -84,6 +86,7 @@ def _append_remote(location: Location, variant: Variant, staged: Path | None, ev
                 _upload(location, staged / FILES / variant.id, own)
                 variant = moved(variant, own)
             _refuse_existing(location, variant.id)
+            _note_added(location, Path(folder))
             for item in evidence:
                 written = _write_record(Path(folder), f"{EVIDENCE}/{variant.id}/{evidence_name()}", item)
                 uploaded.append(f"{EVIDENCE}/{variant.id}/{written.name}")
@@ -99,6 +102,13 @@ def _append_remote(location: Location, variant: Variant, staged: Path | None, ev
                         location.repository.delete_artifacts(f"{ROOT}/{path}")
             raise
     return variant
+
+
+def _note_added(location: Location, scratch: Path) -> None:
+    """Leave the sign that there will be records beside the pack: who sees it looks for them."""
+    names = {entry.path.rpartition("/")[2] for entry in location.repository.list_artifacts(ROOT)}
+    if PACK in names and ADDED not in names:
+        _upload(location, write_sign(scratch), "")
 
 
 def _is_anothers(location: Location, variant_id: str, record: Path) -> bool:
@@ -124,7 +134,7 @@ def _upload(location: Location, path: Path, target: str) -> None:
     repository = location.repository
     try:
         send = repository.log_artifacts if path.is_dir() else repository.log_artifact
-        send(str(path), f"{ROOT}/{target}")
+        send(str(path), f"{ROOT}/{target}".rstrip("/"))
     except ValueError as error:  # what MLflow raises for registries that are read-only
         raise InvalidInputError(
             f"The artifact store of '{location.uri}' takes no further files ({error}). Log a new version instead."

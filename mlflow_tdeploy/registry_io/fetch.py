@@ -8,18 +8,22 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, NotFoundError, StorageError
+from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError, StorageError
 from mlflow_tdeploy.core.variant import FileRecord, Variant
+from mlflow_tdeploy.registry_io.folder import below
 from mlflow_tdeploy.registry_io.location import Location
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.cache import ContentCache
 from mlflow_tdeploy.store.disk import storage_errors
 from mlflow_tdeploy.store.hashing import HashCache, verify_file
-from mlflow_tdeploy.store.layout import FILES, MANIFEST, ROOT, SOURCE, safe_path
+from mlflow_tdeploy.store.layout import ADDED, EVIDENCE, FILES, MANIFEST, PACK, ROOT, SOURCE, VARIANTS, safe_path
+from mlflow_tdeploy.store.pack import unpack
 from mlflow_tdeploy.store.prune import used, views_home
 
 #: How often a view is fetched that is pruned as soon as it is there.
@@ -32,13 +36,16 @@ _MOVE = "(TDEPLOY_CACHE_DIR moves it)"
 _log = logging.getLogger("mlflow_tdeploy")
 
 
-def open_records(location: Location, into: Path | None = None) -> tuple[Bundle, Fetch | None]:
+def open_records(
+    location: Location, into: Path | None = None, *, packaging: bool = True
+) -> tuple[Bundle, Fetch | None]:
     """Return a model's records, and what brings the files of a variant; None where they are here already.
 
     Args:
         location: The model.
         into: Folder to fetch to, made if need be; None for a folder of this host's cache, or for the place of a model
             that is on this host.
+        packaging: What lies beside the bundle, too: MLmodel, requirements, code. Who loads it as MLflow does needs it.
 
     Raises:
         NotFoundError: There is no such model, or it holds no bundle.
@@ -47,19 +54,20 @@ def open_records(location: Location, into: Path | None = None) -> tuple[Bundle, 
     if location.local is not None and into is None:
         return Bundle.open(location.local), None
     if into is None:
-        bundle = fetch_view(location)
+        bundle = fetch_view(location, packaging=packaging)
     else:
         into.mkdir(parents=True, exist_ok=True)
-        bundle = fetch_records(location, into)
+        bundle = fetch_records(location, into, packaging=packaging)
     return bundle, functools.partial(fetch_variant, location, bundle)
 
 
-def fetch_records(location: Location, into: Path) -> Bundle:
+def fetch_records(location: Location, into: Path, *, packaging: bool = True) -> Bundle:
     """Download everything of a model but the files of its variants.
 
     Args:
         location: The model.
         into: An existing folder that becomes the model directory; empty, or with this very model in it.
+        packaging: What lies beside the bundle, too: MLmodel, requirements, code.
 
     Raises:
         NotFoundError: The model holds no bundle.
@@ -76,13 +84,42 @@ def fetch_records(location: Location, into: Path) -> Bundle:
     if MANIFEST not in found:
         raise NotFoundError(f"'{location.uri}' holds no bundle: it was not logged with the flavor 'tdeploy'.")
     with tempfile.TemporaryDirectory(dir=into, prefix=".tdeploy-") as folder:  # MLflow writes files piece by piece
-        wanted = [entry.path for entry in repository.list_artifacts(None) if entry.path != ROOT]
-        wanted += [f"{ROOT}/{name}" for name in sorted(found - {FILES, SOURCE}) if not name.startswith(".")]
+        wanted = _beside_the_pack(location, found, Path(folder))
+        if packaging:
+            wanted += [entry.path for entry in repository.list_artifacts(None) if entry.path != ROOT]
         with ThreadPoolExecutor(_RECORD_WORKERS, thread_name_prefix="tdeploy-records") as pool:  # small files, far away
             list(pool.map(lambda path: repository.download_artifacts(path, folder), wanted))
         _claim(location, Path(folder) / ROOT / MANIFEST, into)
         _merge(Path(folder), into)
     return Bundle.open(into)
+
+
+def _beside_the_pack(location: Location, names: Set[str], folder: Path) -> list[str]:
+    """Fetch what is packed, and return what else there is to fetch of a bundle.
+
+    Args:
+        location: The model.
+        names: What lies in its ``tdeploy`` folder.
+        folder: Becomes the model directory.
+    """
+    repository = location.repository
+    if PACK not in names:  # of an older version
+        return _unpacked(names)
+    with tempfile.TemporaryDirectory(prefix="tdeploy-pack-") as apart:
+        try:
+            held = unpack(Path(repository.download_artifacts(f"{ROOT}/{PACK}", apart)), folder / ROOT)
+        except (IntegrityError, InvalidInputError) as error:
+            _log.warning("The records of '%s' are fetched one by one: %s", location.uri, error)
+            shutil.rmtree(folder / ROOT, ignore_errors=True)
+            return _unpacked(names)
+    if ADDED not in names:
+        return []
+    there = {**below(location, f"{ROOT}/{VARIANTS}"), **below(location, f"{ROOT}/{EVIDENCE}")}
+    return [path for path in there if path.removeprefix(f"{ROOT}/") not in held]
+
+
+def _unpacked(names: Set[str]) -> list[str]:
+    return [f"{ROOT}/{name}" for name in sorted(names - {FILES, SOURCE, PACK, ADDED}) if not name.startswith(".")]
 
 
 def _claim(location: Location, manifest: Path, into: Path) -> None:
@@ -103,7 +140,7 @@ def _claim(location: Location, manifest: Path, into: Path) -> None:
     own.touch()
 
 
-def fetch_view(location: Location) -> Bundle:
+def fetch_view(location: Location, *, packaging: bool = True) -> Bundle:
     """Download the records of a model into a folder of this host that is the same every time.
 
     So what was hashed or fetched for an earlier start counts for the next one. Processes may share the folder:
@@ -114,7 +151,7 @@ def fetch_view(location: Location) -> Bundle:
         StorageError: The disk is full or refuses.
     """
     for _ in range(_ATTEMPTS):
-        if (bundle := _fetch_view(location)) is not None:
+        if (bundle := _fetch_view(location, packaging)) is not None:
             return bundle
     raise NotFoundError(
         f"The folder of '{location.uri}' in this host's cache was pruned {_ATTEMPTS} times while it was filled. Try "
@@ -122,12 +159,12 @@ def fetch_view(location: Location) -> Bundle:
     )
 
 
-def _fetch_view(location: Location) -> Bundle | None:
+def _fetch_view(location: Location, packaging: bool) -> Bundle | None:
     """Return the bundle in its folder; None where somebody pruned that in the meantime."""
     home = views_home()
     doing = f"fetch '{location.uri}' to this host's cache '{home}' {_MOVE}"
     with storage_errors(doing), tempfile.TemporaryDirectory(dir=home, prefix=".tdeploy-") as folder:
-        fetched = fetch_records(location, Path(folder))
+        fetched = fetch_records(location, Path(folder), packaging=packaging)
         key = hashlib.sha256(location.root.encode() + b"\0" + (fetched.root / MANIFEST).read_bytes()).hexdigest()[:32]
         view = home / key
         try:

@@ -54,7 +54,7 @@ def listed(location: Location) -> dict[str, str]:
         states = {path.relative_to(here).as_posix(): path.lstat() for path in found}
         return {path: f"{one.st_size} {one.st_mtime_ns} {one.st_ino}" for path, one in states.items()}
     try:
-        return _below(location, None)
+        return below(location, None)
     except ValueError as error:  # such as an http: address that is none of an artifact proxy
         raise NotFoundError(
             f"No model at '{location.uri}': MLflow reads no artifacts at such an address ({location.said(error)})."
@@ -84,10 +84,11 @@ def bring(location: Location, into: Path) -> Path:
     return target
 
 
-def _below(location: Location, folder: str | None) -> dict[str, str]:
+def below(location: Location, folder: str | None) -> dict[str, str]:
+    """Return every file below a folder of a model by its path, with its size as the store says it."""
     found: dict[str, str] = {}
     for entry in location.repository.list_artifacts(folder):
-        found |= _below(location, entry.path) if entry.is_dir else {entry.path: str(entry.file_size)}
+        found |= below(location, entry.path) if entry.is_dir else {entry.path: str(entry.file_size)}
     return found
 
 

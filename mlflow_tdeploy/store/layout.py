@@ -16,7 +16,10 @@ EVIDENCE = "evidence"
 FILES = "files"
 SOURCE = "source"
 GOLDEN = "golden"
-REPORT = "report"
+#: Copies of all files but those of variants and the source, in one, as they were when the model was logged.
+PACK = "records.zip"
+#: The sign that records were added since.
+ADDED = "added.txt"
 
 #: What is not finished yet has a name that starts like this; a reader skips every name with a leading dot.
 TEMPORARY = ".tdeploy-"

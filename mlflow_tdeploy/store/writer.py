@@ -22,6 +22,7 @@ from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.store.disk import link_or_copy, storage_errors, temporary, write_once
 from mlflow_tdeploy.store.hashing import record_file, record_tree, verify_file
 from mlflow_tdeploy.store.layout import ABANDONED_S, EVIDENCE, FILES, GOLDEN, MANIFEST, TEMPORARY, VARIANTS, safe_path
+from mlflow_tdeploy.store.pack import note_added
 from mlflow_tdeploy.store.staging import is_fresh, refuse_taken, staged_directory
 
 
@@ -94,6 +95,7 @@ def append_evidence(root: Path, evidence: Evidence) -> str:
     """
     if not _record_path(root, evidence.variant).is_file():
         raise NotFoundError(f"The bundle '{root}' has no variant '{evidence.variant}' to add a measurement to.")
+    note_added(root)
     return _write_evidence(safe_path(root, f"{EVIDENCE}/{evidence.variant}"), evidence)
 
 
@@ -182,6 +184,7 @@ def _place(root: Path, variant: Variant, staged: Path | None, evidence: Sequence
                     if not link_or_copy(safe_path(staged, record.path).resolve(), target):
                         verify_file(target, record)
             variant = moved(variant, own)
+        note_added(root)
         for item in evidence:
             measured = item if item.files else replace(item, files=variant.digest or None)
             written = _write_evidence(safe_path(root, f"{EVIDENCE}/{variant.id}"), measured)

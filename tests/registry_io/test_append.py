@@ -115,7 +115,7 @@ def test_append_leaves_files_without_a_record_when_the_record_may_still_arrive(r
     monkeypatch.setattr(type(location.repository), "log_artifact", broken)
     with pytest.raises(OSError, match="connection reset"):
         append(info.model_uri, stage(tmp_path / "new", model), tmp_path / "new", [accuracy("onnx-fp16")])
-    assert {path.split("/")[1] for path in tree(location) - before} == {"files", "evidence"}
+    assert {path.split("/")[1] for path in tree(location) - before} == {"files", "evidence", "added.txt"}
     assert "onnx-fp16" not in fetch_view(location).variants
     monkeypatch.setattr(type(location.repository), "log_artifact", real)
     written = append(location, stage(tmp_path / "again", model), tmp_path / "again", [accuracy("onnx-fp16")])
@@ -149,7 +149,8 @@ def test_append_evidence_adds_measurements_that_the_next_reader_sees(store, mode
     location = locate(info.model_uri)
     before = tree(location)
     append_evidence(location, [replace(accuracy("onnx-fp32"), created="2030"), accuracy("ort-cpu-fp32")])
-    assert len(tree(location) - before) == 2
+    names = {path.split("/")[1] for path in tree(location) - before}
+    assert (len(tree(location) - before), names) == (3, {"evidence", "added.txt"})
     bundle = Bundle.open(mlflow.artifacts.download_artifacts(info.model_uri))
     assert [record.created for record in bundle.evidence("onnx-fp32")][-1] == "2030"
     with pytest.raises(NotFoundError, match="no variant 'nobody'"):

@@ -10,9 +10,10 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
 from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError, StorageError
-from mlflow_tdeploy.registry_io import append, fetch_variant, locate, open_records
+from mlflow_tdeploy.registry_io import append, append_evidence, fetch_variant, locate, open_records
 from mlflow_tdeploy.registry_io.fetch import fetch_records, fetch_view
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.store.bundle import Bundle
@@ -33,6 +34,62 @@ def test_fetch_records_leaves_out_every_variants_files(remote, model, tmp_path):
     assert bundle.golden()
     assert (tmp_path / "view" / "MLmodel").is_file()
     assert not list((tmp_path / "view").rglob("*.onnx"))
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """What is downloaded, by its path in the model; folders as one."""
+    found, real = [], HttpArtifactRepository.download_artifacts
+
+    def counted(self, artifact_path, dst_path=None, *rest):
+        found.append(artifact_path)
+        return real(self, artifact_path, dst_path, *rest)
+
+    monkeypatch.setattr(HttpArtifactRepository, "download_artifacts", counted)
+    return found
+
+
+def test_records_far_away_are_asked_for_once(remote, model, downloads):
+    location = locate(log(model).model_uri)
+    bundle, fetch = open_records(location, packaging=False)
+    assert downloads == ["tdeploy/records.zip"]
+    assert fetch is not None
+    assert sorted(bundle.variants) == ["onnx-fp32", "ort-cpu-fp32"]
+    assert bundle.evidence("ort-cpu-fp32")
+    assert bundle.golden()
+    bundle.task()
+    assert not (bundle.root.parent / "MLmodel").exists()
+    open_records(location)  # who loads it wants the rest, too
+    assert (bundle.root.parent / "MLmodel").is_file()
+
+
+def test_what_was_added_since_is_fetched_beside_the_pack(remote, model, tmp_path, downloads):
+    location = locate(log(model).model_uri)
+    append(location.uri, stage(tmp_path / "new", model), tmp_path / "new", [accuracy("onnx-fp16")])
+    append_evidence(location, [accuracy("ort-cpu-fp32")])
+    downloads.clear()
+    bundle, _ = open_records(location, packaging=False)
+    assert sorted(bundle.variants) == ["onnx-fp16", "onnx-fp32", "ort-cpu-fp32"]
+    assert bundle.evidence("onnx-fp16")
+    assert len(bundle.evidence("ort-cpu-fp32")) == 1 + len(Bundle.open(model).evidence("ort-cpu-fp32"))
+    first, *others = downloads
+    assert first == "tdeploy/records.zip"
+    assert sorted(path.split("/")[1] for path in others) == ["evidence", "evidence", "variants"]  # and nothing twice
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", None])
+def test_records_without_a_pack_that_can_be_read_are_fetched_one_by_one(remote, model, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    location = locate(log(model).model_uri)
+    if content is None:  # as an older version has logged it
+        location.repository.delete_artifacts("tdeploy/records.zip")
+    else:
+        (tmp_path / "records.zip").write_bytes(content)
+        location.repository.log_artifact(str(tmp_path / "records.zip"), "tdeploy")
+    bundle, _ = open_records(location, packaging=False)
+    assert sorted(bundle.variants) == ["onnx-fp32", "ort-cpu-fp32"]
+    assert bundle.evidence("ort-cpu-fp32")
+    assert bundle.golden()
 
 
 def test_fetch_records_refuses_a_model_of_another_flavor(remote, tmp_path):
