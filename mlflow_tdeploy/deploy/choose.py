@@ -60,7 +60,7 @@ def choose(
         NoVariantError: No variant serves there.
         IntegrityError: Assets are damaged, or golden requests become other tokens with the library that is here.
     """
-    registered = registered_version(uri)
+    registered = registered_version(uri, known=known is not None)
     wanted = check_name(name or plain_name(registered[0] if registered else ""))
     number = check_version(settings.version or (registered[1] if registered else version or 1))
     # an alias is followed once: it may be moved meanwhile

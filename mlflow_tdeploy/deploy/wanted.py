@@ -79,7 +79,8 @@ class Wanted:
         """Tell whether this very model answers already, under whichever number it came."""
         before = self.before or {}
         same = before.get("key") == key_of(what, how)
-        return same and (not registered_version(self.uri) or before.get("model_uri") == what.about["model_uri"])
+        registered = registered_version(self.uri, known=True)  # else what is elsewhere now may be another model
+        return same and (not registered or before.get("model_uri") == what.about["model_uri"])
 
     def _next(self) -> int:
         """Return a number for a model that has none of its own."""

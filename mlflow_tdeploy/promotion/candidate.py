@@ -76,7 +76,7 @@ def evidence(uri: str, variant: str) -> dict[str, float]:
 def _looked_at(wanted: Desired, observed: Observed, within: float) -> Candidate:
     settings = DeploySettings.of(wanted.rule.serve)
     try:
-        found = opened(wanted.uri, within, wanted.updated)
+        found = opened(wanted.uri, within, wanted.updated, wanted.source)
     except NotFoundError as error:
         raise NotFoundError(
             f"{first_line(error)} Plans are made of models that this package has logged; others go to a server by "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from mlflow import MlflowClient
 
@@ -56,7 +55,7 @@ def promote(
     model, version = _registered(uri, client)
     places = {(one.target, one.name) for one in _meant(spec, client, model, label)}
     with places_held(spec, places):
-        wanted = [replace(one, version=version) for one in _meant(spec, client, model, label)]
+        wanted = [one.at(version) for one in _meant(spec, client, model, label)]
         plan = plan_for(spec, wanted)
         _require_passed(plan, client)
         done: list[Outcome] = []

@@ -41,13 +41,14 @@ _known: dict[tuple[str, str, str], Opened] = {}
 _lock = threading.Lock()
 
 
-def opened(uri: str, within: float = FRESH_S, changed: float = 0.0) -> Opened:
+def opened(uri: str, within: float = FRESH_S, changed: float = 0.0, source: str = "") -> Opened:
     """Return the records of a model version.
 
     Args:
         uri: ``models:/name/version``.
         within: Seconds for which those that this process has opened before are good enough.
         changed: When the registered model was changed, in milliseconds since 1970: what was opened before it is not.
+        source: What the registry says that the version is from, where that is known.
 
     Raises:
         TDeployError: It is not there, or holds no bundle.
@@ -59,7 +60,7 @@ def opened(uri: str, within: float = FRESH_S, changed: float = 0.0) -> Opened:
     good = found is not None and time.monotonic() - found.since < within and found.at > changed
     if found is not None and good and (found.bundle.root / MANIFEST).is_file():  # else somebody has pruned it
         return found
-    location = locate(uri)
+    location = locate(uri, source=source)
     bundle, fetch = open_records(location, packaging=False)
     fresh = Opened(location, bundle, fetch, time.monotonic(), time.time() * 1000)
     with _lock:

@@ -27,6 +27,7 @@ class Desired:
         rule: What says so.
         registered: Whether there is such a registered model.
         updated: When the registered model was changed, in milliseconds since 1970.
+        source: What the version is from, where the registry has said so along with the model.
         conflict: Why it cannot have that name; empty where it can.
     """
 
@@ -37,12 +38,17 @@ class Desired:
     rule: Rule
     registered: bool = True
     updated: float = 0.0
+    source: str = ""
     conflict: str = ""
 
     @property
     def uri(self) -> str:
         """The model version's URI."""
         return f"models:/{self.model}/{self.version}"
+
+    def at(self, version: int) -> Desired:
+        """Return the same of another version."""
+        return replace(self, version=version, source="")
 
 
 def desired(spec: Spec, client: MlflowClient | None = None) -> tuple[Desired, ...]:
@@ -111,9 +117,9 @@ def _of_rules(rules: Iterable[Rule], client: MlflowClient) -> Iterator[Desired]:
                 if model is None:
                     yield Desired(rule.name, None, rule.served_as(rule.name), target, rule, registered=False)
                 else:
-                    updated = float(model.last_updated_timestamp or 0)
-                    name = rule.served_as(model.name)
-                    yield Desired(model.name, _version(model, rule), name, target, rule, updated=updated)
+                    version, updated = _version(model, rule), float(model.last_updated_timestamp or 0)
+                    name, source = rule.served_as(model.name), _source(model, version)
+                    yield Desired(model.name, version, name, target, rule, updated=updated, source=source)
 
 
 def _model(client: MlflowClient, name: str) -> Any:
@@ -162,3 +168,8 @@ def _version(model: Any, rule: Rule) -> int | None:
         return alias_of(model, rule.alias)
     staged = [int(one.version) for one in model.latest_versions if one.current_stage == rule.stage]
     return max(staged, default=None)
+
+
+def _source(model: Any, version: int | None) -> str:
+    """Return what a version is from, as far as the registry says it with the model: of the newest in each stage."""
+    return next((str(one.source or "") for one in model.latest_versions or () if int(one.version) == version), "")

@@ -102,12 +102,11 @@ def _beside_the_pack(location: Location, names: Set[str], folder: Path) -> list[
         names: What lies in its ``tdeploy`` folder.
         folder: Becomes the model directory.
     """
-    repository = location.repository
     if PACK not in names:  # of an older version
         return _unpacked(names)
     with tempfile.TemporaryDirectory(prefix="tdeploy-pack-") as apart:
         try:
-            held = unpack(Path(repository.download_artifacts(f"{ROOT}/{PACK}", apart)), folder / ROOT)
+            held = unpack(location.download(f"{ROOT}/{PACK}", apart), folder / ROOT)
         except (IntegrityError, InvalidInputError) as error:
             _log.warning("The records of '%s' are fetched one by one: %s", location.uri, error)
             shutil.rmtree(folder / ROOT, ignore_errors=True)
@@ -238,7 +237,7 @@ def _fetch_file(location: Location, root: Path, record: FileRecord, cache: Conte
             cache.link(record, target)
             return
     with tempfile.TemporaryDirectory(dir=root, prefix=".tdeploy-fetch-") as folder:
-        got = Path(location.repository.download_artifacts(f"{ROOT}/{record.path}", folder))
+        got = location.download(f"{ROOT}/{record.path}", folder)
         try:
             verify_file(got, record)
         except IntegrityError as error:

@@ -8,19 +8,17 @@ import re
 import urllib.parse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_tdeploy.core.errors import MissingDependencyError, NotFoundError, first_line
 from mlflow_tdeploy.store.layout import ROOT
-
-if TYPE_CHECKING:
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 SCHEME = "tdeploy"
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -71,6 +69,20 @@ class Location:
             name = str(error.name)
             raise MissingDependencyError(name, f"The store of '{self.uri}'", f"pip install {name}") from error
 
+    def download(self, path: str, folder: Path | str) -> Path:
+        """Download one file, without asking first whether it is a folder as ``download_artifacts`` does.
+
+        Args:
+            path: The file, below the model directory.
+            folder: An existing folder for it.
+        """
+        own = type(self.repository)._download_file
+        if own is ArtifactRepository._download_file:  # Unity Catalog's only have the other one
+            return Path(self.repository.download_artifacts(path, str(folder)))
+        target = Path(folder) / path.rpartition("/")[2]
+        own(self.repository, path, str(target))
+        return target
+
 
 def without_password(uri: str) -> str:
     """Return a URI as others may read it: without a password, and of a web address without user and query."""
@@ -81,13 +93,14 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc=f"{user.partition(':')[0]}{at}{where}").geturl() if ":" in user else uri
 
 
-def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:
+def locate(uri: str | Path, client: MlflowClient | None = None, *, source: str = "") -> Location:
     """Find the files that a model URI stands for; downloads nothing.
 
     Args:
         uri: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…``, the same behind ``tdeploy:``,
             a folder, a ``file:`` URI, or a URI of any artifact store that MLflow knows.
         client: Whose tracking server and registry to ask; the current ones by default.
+        source: What the registry says that a registered version is from, where that is known: it is not asked again.
 
     Raises:
         NotFoundError: There is no such folder or logged model.
@@ -100,7 +113,7 @@ def locate(uri: str | Path, client: MlflowClient | None = None) -> Location:
     if scheme == SCHEME:
         return replace(_locate_version("models" + text[len(SCHEME) :], client), uri=text)
     if scheme == "models":
-        return _locate_version(text, client)
+        return _locate_version(text, client, source)
     return _locate_in_run(text, client)
 
 
@@ -113,10 +126,11 @@ def _locate_plain(text: str, client: MlflowClient | None) -> Location:
     return replace(location, model_id=_model_id_of(location, client))
 
 
-def _locate_version(uri: str, client: MlflowClient) -> Location:
+def _locate_version(uri: str, client: MlflowClient, source: str = "") -> Location:
     """Follow a version's sources: a copied version's source is another version, a logged model's is its id."""
     registry = str(client._registry_uri)
-    model_id, root = None, uri
+    # of another source the registry may say another address, to download from
+    model_id, root = None, source if urllib.parse.urlparse(source).scheme == "models" else uri
     for _ in range(_MAX_HOPS):
         parsed = _parse_models_uri(root)
         if parsed.model_id:
@@ -140,8 +154,13 @@ def _parse_models_uri(uri: str) -> Any:
     return _parse_model_uri(uri)
 
 
-def registered_version(uri: str, client: MlflowClient | None = None) -> tuple[str, int] | None:
+def registered_version(uri: str, client: MlflowClient | None = None, *, known: bool = False) -> tuple[str, int] | None:
     """Return name and number of the registered version that a URI stands for; None for any other URI.
+
+    Args:
+        uri: Any URI.
+        client: Whose registry to ask; the current one by default.
+        known: It is known to be there: where the URI says a number, nobody is asked.
 
     Raises:
         NotFoundError: The registered model has no such version.
@@ -153,6 +172,8 @@ def registered_version(uri: str, client: MlflowClient | None = None) -> tuple[st
     parsed = _parse_models_uri(f"models:{rest}")
     if parsed.model_id:
         return None
+    if known and parsed.version:
+        return str(parsed.name), int(parsed.version)
     version = _registered(client or MlflowClient(), parsed)
     return str(version.name), int(version.version)
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import mlflow
@@ -138,7 +139,9 @@ def test_save_model_copies_only_what_is_recorded_when_given_a_finished_bundle(ma
     recorded = {record.path for variant in after.variants.values() for record in variant.files}
     recorded |= {record.path for record in (*after.manifest.assets, *after.manifest.golden)}
     files = {path.relative_to(after.root).as_posix() for path in after.root.rglob("*") if path.is_file()}
-    assert files == recorded | set(after.record_paths())
+    assert files == recorded | set(after.record_paths()) | {"records.zip"}
+    packed = {name for name in zipfile.ZipFile(after.root / "records.zip").namelist() if not name.startswith("files/")}
+    assert packed == files - {"records.zip"} - {path for path in files if path.startswith("files/")}
 
 
 def test_save_model_refuses_a_bundle_with_a_file_planted_beside_a_graph(made, tmp_path):

@@ -38,21 +38,21 @@ def test_fetch_records_leaves_out_every_variants_files(remote, model, tmp_path):
 
 @pytest.fixture
 def downloads(monkeypatch):
-    """What is downloaded, by its path in the model; folders as one."""
-    found, real = [], HttpArtifactRepository.download_artifacts
+    """What is downloaded, by its path in the model."""
+    found, real = [], HttpArtifactRepository._download_file
 
-    def counted(self, artifact_path, dst_path=None, *rest):
-        found.append(artifact_path)
-        return real(self, artifact_path, dst_path, *rest)
+    def counted(self, remote_file_path, local_path):
+        found.append(remote_file_path)
+        return real(self, remote_file_path, local_path)
 
-    monkeypatch.setattr(HttpArtifactRepository, "download_artifacts", counted)
+    monkeypatch.setattr(HttpArtifactRepository, "_download_file", counted)
     return found
 
 
 def test_records_far_away_are_asked_for_once(remote, model, downloads):
     location = locate(log(model).model_uri)
     bundle, fetch = open_records(location, packaging=False)
-    assert downloads == ["tdeploy/records.zip"]
+    assert [str(path) for path in downloads] == ["tdeploy/records.zip"]
     assert fetch is not None
     assert sorted(bundle.variants) == ["onnx-fp32", "ort-cpu-fp32"]
     assert bundle.evidence("ort-cpu-fp32")
