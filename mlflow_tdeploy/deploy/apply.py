@@ -187,6 +187,24 @@ class Deployments(Switch):
         with self._changing(check_name(name)):
             self._retire(name, grace, unload_only=unload_only)
 
+    def drain(self, name: str, grace: float = Settings.grace) -> bool:
+        """Wait until no version still has requests that came before the last switch; changes nothing, holds nobody up.
+
+        Args:
+            name: The deployment.
+            grace: Seconds for requests that are on their way to what is not kept.
+
+        Returns:
+            False where there are some still, after two minutes.
+        """
+        if self._is_to_retire(check_name(name)):
+            time.sleep(grace)
+        return self._drained(name)
+
+    def is_drained(self, name: str) -> bool:
+        """Tell whether there is nothing left for :meth:`drain` to wait for: somebody may have switched since."""
+        return self._is_drained(check_name(name))
+
     def restore(self, name: str, route: Route, *, retire: bool = True) -> None:
         """Have everything as it was before a call of :meth:`deploy` or :meth:`rollback` that has retired nothing.
 

@@ -37,33 +37,30 @@ class Tidy(State):
     def _clean(self, name: str, coming: int, serving: Route | None) -> None:
         """Remove what a killed deployer has left: models that are tried, and versions that no route knows.
 
-        What the server still routes to stays, whatever the repository says: that may never have been loaded.
+        What the server still routes to stays, whatever the repository says: that may never have been loaded. So does
+        what may have requests from before the last switch: who retires waits for them.
         """
         route = self.route(name)
         staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
         mine = [model for model in self.files.models() if owner(model) == name and model != name]
+        drained = self._is_drained(name)
         for model in mine:
             version = graph_of(model.removesuffix(TRIAL))
-            if version and version[1] in staying and not model.endswith(TRIAL):
+            if version and (version[1] in staying or not drained) and not model.endswith(TRIAL):
                 continue
             if read_index(self.files, model) is None:
                 continue  # somebody else's
             self._step(f"clean {model}")
             self.client.unload(model)
-            if version and version[1] not in staying:
+            if version and version[1] not in staying and drained:
                 remove(self.files, name, f"{version[1]}/")
             remove(self.files, model)  # last: it tells the next call that there is something to remove
 
     def _retire(self, name: str, grace: float, *, unload_only: bool = False) -> None:
         """Unload and remove the versions that are not kept, and unload those that are kept on disk only."""
         route = self.route(name)
-        if route is None:
-            return
-        graphs = {found[1]: model for model in self.graphs(name) if (found := graph_of(model))}
-        old = {version: model for version, model in graphs.items() if version not in route.kept}
-        resting = {} if route.keep_loaded else {one: graphs[one] for one in route.kept[1:] if one in graphs}
-        resting = {version: model for version, model in resting.items() if self.client.ready(model, version)}
-        if not (old or resting):
+        old, resting = self._to_retire(name, route)
+        if route is None or not (old or resting):
             return
         self._step("retire")
         time.sleep(grace)
@@ -81,13 +78,31 @@ class Tidy(State):
         if old:
             self._remove_libraries(name, route)
 
-    def _drained(self, name: str) -> None:
-        """Wait until no version of the stable name is still answering requests that it had before the switch."""
+    def _is_to_retire(self, name: str) -> bool:
+        return any(self._to_retire(name, self.route(name)))
+
+    def _to_retire(self, name: str, route: Route | None) -> tuple[dict[int, str], dict[int, str]]:
+        """Return the models of versions that are not kept, and those that are kept and not loaded, by version."""
+        if route is None:
+            return {}, {}
+        graphs = {found[1]: model for model in self.graphs(name) if (found := graph_of(model))}
+        old = {version: model for version, model in graphs.items() if version not in route.kept}
+        resting = {} if route.keep_loaded else {one: graphs[one] for one in route.kept[1:] if one in graphs}
+        return old, {version: model for version, model in resting.items() if self.client.ready(model, version)}
+
+    def _drained(self, name: str) -> bool:
+        """Wait until no version of the stable name is still answering requests that it had before the switch.
+
+        Returns:
+            False where one is, after some time.
+        """
         end = time.monotonic() + _DRAIN_S
-        while time.monotonic() < end:
-            if not any(one.name == name and one.state == "UNLOADING" for one in self.client.models()):
-                return
+        while not (drained := self._is_drained(name)) and time.monotonic() < end:
             time.sleep(_PAUSE_S)
+        return drained
+
+    def _is_drained(self, name: str) -> bool:
+        return not any(one.name == name and one.state == "UNLOADING" for one in self.client.models())
 
     def _remove_libraries(self, name: str, route: Route) -> None:
         """Remove the libraries that no version which is kept uses: those of an older version of this package."""

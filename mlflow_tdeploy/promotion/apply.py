@@ -6,13 +6,21 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, TryoutError, first_line
+from mlflow_tdeploy.core.errors import (
+    ConflictError,
+    NotFoundError,
+    TDeployError,
+    TryoutError,
+    UnreachableError,
+    first_line,
+)
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
 from mlflow_tdeploy.deploy.route import Route
@@ -32,6 +40,10 @@ from mlflow_tdeploy.triton.bundle_version import BundleVersion
 _log = logging.getLogger("mlflow_tdeploy")
 #: Seconds between two looks at the registry while a version is tried out.
 _LOOK_S = 3.0
+#: Seconds to wait for who promotes next, who does the same in the end.
+_PATIENCE_S = 5.0
+#: Servers whose requests are waited for at once.
+_AT_ONCE = 8
 #: Does a step, and returns what was seen; it may ask whether it shall go on.
 Do = Callable[[Step, Spec, Callable[[], None]], str]
 
@@ -75,10 +87,10 @@ def _alone(steps: list[Step], spec: Spec, client: MlflowClient | None) -> list[O
         with places_held(spec, {(one.target, one.name) for one in steps}):
             _require_wanted(spec, client, steps)
             done = together(steps, spec, go_on=wanted_still(spec, client, steps))
-            retire(done, spec)
-            return done
     except Exception as error:  # somebody else is at it, or the repository refuses: nothing was begun
         return [Outcome(one, "left", why=first_line(error)) for one in steps]
+    retire(done, spec)
+    return done
 
 
 def _require_wanted(spec: Spec, client: MlflowClient | None, steps: Iterable[Step]) -> None:
@@ -153,20 +165,55 @@ def _why(error: BaseException, step: Step) -> str:
 def retire(outcomes: Iterable[Outcome], spec: Spec) -> None:
     """Remove what is not kept any more where all is as it shall be; what cannot be removed now is the next time.
 
-    It takes seconds, as requests that are being answered are waited for. So it comes when nothing can be taken back any
-    more: who is interrupted here has done everything.
+    It takes seconds, as requests that are being answered are waited for, on all servers at once. So it comes when
+    nothing can be taken back any more, and nobody is held up meanwhile: who calls holds no place. Whoever promotes next
+    while requests are waited for retires what is left here, too.
     """
     done = [one.step for one in outcomes if one.state == "done"]
-    _retired(done, spec, lambda step: DeploySettings.of(_rule(step, spec).serve).grace)
+    try:
+        while done and not _retired_if_drained(done, spec):
+            pass
+    except Exception as error:
+        first = done[0]
+        _log.info("What is not kept of '%s' on '%s' stays for now: %s", first.name, first.target, first_line(error))
 
 
-def _retired(steps: Sequence[Step], spec: Spec, grace: Callable[[Step], float]) -> None:
+def _retired_if_drained(steps: Sequence[Step], spec: Spec) -> bool:
+    """Wait for requests, then remove what is not kept; False where somebody has switched in between: wait for theirs.
+
+    Raises:
+        ConflictError: Somebody promotes there, and takes long.
+        StorageError: The repository cannot be written.
+    """
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="tdeploy-drain") as pool:
+        in_time = all(pool.map(lambda step: _drain(step, spec), steps))
+    with places_held(spec, {(one.target, one.name) for one in steps}, wait=_PATIENCE_S):
+        if in_time and not all(_is_drained(step, spec) for step in steps):
+            return False
+        _retired(steps, spec)
+    return True
+
+
+def _drain(step: Step, spec: Spec) -> bool:
+    try:
+        return server_of(step, spec).drain(step.name, DeploySettings.of(_rule(step, spec).serve).grace)
+    except Exception:  # who retires finds out
+        return False
+
+
+def _is_drained(step: Step, spec: Spec) -> bool:
+    try:
+        return server_of(step, spec).is_drained(step.name)
+    except UnreachableError:  # nothing is answered there
+        return True
+
+
+def _retired(steps: Sequence[Step], spec: Spec) -> None:
     """Unload what is not kept on all servers, and then remove it: they may have one repository."""
     for unload_only in (True, False) if len(steps) > 1 else (False,):
         for step in steps:
-            seconds = grace(step) if unload_only or len(steps) == 1 else 0.0
             try:
-                server_of(step, spec).retire(step.name, seconds, unload_only=unload_only)
+                server_of(step, spec).retire(step.name, 0.0, unload_only=unload_only)
             except Exception as error:
                 _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
 
@@ -207,7 +254,7 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
 def _all_taken_back(done: Sequence[_Done], spec: Spec, why: str) -> list[Outcome]:
     """Give all servers back what they had, and then remove what was new."""
     found = [_taken_back(one, spec, why) for one in done]
-    _retired([one.outcome.step for one in done if one.route is not None], spec, lambda step: 0.0)
+    _retired([one.outcome.step for one in done if one.route is not None], spec)
     return found
 
 

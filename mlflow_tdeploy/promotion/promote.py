@@ -67,7 +67,7 @@ def promote(
             History(client).add(events_of(done, "promote"))
             for outcome in done:
                 told(outcome)
-        retire(done, spec)
+    retire(done, spec)
     return tuple(done)
 
 

@@ -71,7 +71,7 @@ def rollback(
             History(client).add(events_of(done, "rollback", "rolled back"))
             for outcome in (*done, *left):
                 told(outcome)
-        retire(done, spec)
+    retire(done, spec)
     return (*done, *left)
 
 

@@ -33,7 +33,9 @@ _log = logging.getLogger("mlflow_tdeploy")
 _FIRST_REST_S, _LONGEST_REST_S = 10.0, 600.0
 #: Seconds until another look where somebody else was at a target.
 _SOON_S = 2.0
-#: The same where what is to be done takes long.
+#: Seconds to wait for somebody else at a place, who may be removing what is not kept any more.
+_BRIEFLY_S = 1.0
+#: Seconds until another look where what is to be done takes long.
 _BUSY_S = 30.0
 #: Seconds between two looks of who hurries.
 _HURRY_S = 2.0
@@ -94,6 +96,7 @@ class Watch:
         self._rests: dict[tuple[str, ...], _Rest] = {}
         self._refused: set[tuple[str, str, int, str]] = set()
         self._trying: dict[tuple[str, str], threading.Thread] = {}
+        self._retiring: dict[tuple[str, str], threading.Thread] = {}
         self._telling = threading.Lock()
         self._actions: deque[Event] = deque(maxlen=_ACTIONS)
         self._succeeded = time.monotonic()
@@ -111,9 +114,11 @@ class Watch:
         self.finish()
 
     def finish(self) -> bool:
-        """Wait until nothing is tried out any more; tell whether anything was."""
+        """Wait until nothing is tried out any more, and what is not kept is gone; tell whether anything was tried."""
         trying = tuple(self._trying.values())
         for one in trying:
+            one.join()
+        for one in tuple(self._retiring.values()):  # with those of what was tried out
             one.join()
         return bool(trying)
 
@@ -197,11 +202,10 @@ class Watch:
         """Do what is to be done about a name on a target, as it is by now; False where somebody else is at it."""
         target, name = steps[0].target, steps[0].name
         try:
-            with places_held(spec, {(target, name)}, wait=0.0):
+            with places_held(spec, {(target, name)}, wait=_BRIEFLY_S):
                 wanted = [one for one in desired(spec, self._client) if (one.target, one.name) == (target, name)]
                 fresh = plan_for(spec, wanted).changes
                 outcomes = together(fresh, spec, go_on=self._unless_stopped(wanted_still(spec, self._client, fresh)))
-                retire(outcomes, spec)
         except ConflictError as error:
             _log.info("%s", first_line(error), extra={"event": "busy", "target": target})
             return False
@@ -209,9 +213,29 @@ class Watch:
             _log.warning("%s %s: %s", target, name, first_line(error), extra={"event": "failed", "target": target})
             self._rest(steps, [Outcome(one, "failed", why=first_line(error)) for one in steps])
             return True
+        self._retire(spec, outcomes)
         self._rest(fresh, outcomes)
         self._tell(events_of(outcomes, "watch"))
         return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)
+
+    def _retire(self, spec: Spec, outcomes: Sequence[Outcome]) -> None:
+        """Remove what is not kept any more, in a thread: it takes seconds, and the next version need not wait.
+
+        Of one place one after the other: each of them waits for the requests that all have.
+        """
+        done = [one for one in outcomes if one.state == "done"]
+        if not done:
+            return
+        place = (done[0].step.target, done[0].step.name)
+        before = self._retiring.get(place)
+
+        def last() -> None:
+            if before is not None:
+                before.join()
+            retire(done, spec)
+
+        self._retiring[place] = threading.Thread(target=last, name=f"tdeploy-retire-{'-'.join(place)}")
+        self._retiring[place].start()
 
     def _unless_stopped(self, go_on: Callable[[], None]) -> Callable[[], None]:
         def asked() -> None:

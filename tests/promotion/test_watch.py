@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import mlflow
@@ -12,11 +13,13 @@ import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import StorageError, VerificationError
 from mlflow_tdeploy.deploy import apply as deploying
 from mlflow_tdeploy.deploy.files import FolderFiles
+from mlflow_tdeploy.deploy.tidy import Tidy
 from mlflow_tdeploy.promotion import page
 from mlflow_tdeploy.promotion import watch as watching
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import Outcome
+from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.watch import Watch
 from tests.flavor.text_bundles import make_text_bundle
@@ -25,7 +28,9 @@ from tests.flavor.text_bundles import make_text_bundle
 @pytest.fixture
 def watch(two):
     spec, _ = two
-    return Watch(lambda: spec, interval=30.0)
+    found = Watch(lambda: spec, interval=30.0)
+    yield found
+    found.finish()
 
 
 def at(spec, place):
@@ -70,6 +75,30 @@ def test_what_changes_is_followed_and_what_drifts_is_corrected(two, words, versi
     words.delete_model_version("words", "2")  # while it serves
     watch.look()
     assert versions() == [1, 1]
+
+
+def test_the_next_version_does_not_wait_for_the_requests_of_the_one_before(two, words, versions, tmp_path, monkeypatch):
+    text = (tmp_path / "tdeploy.yaml").read_text().replace("grace: 0", "grace: 0, keep: 0")
+    (tmp_path / "keep.yaml").write_text(text)
+    spec, answered, real = Spec.read(tmp_path / "keep.yaml"), threading.Event(), Tidy._is_drained
+    monkeypatch.setattr(Tidy, "_is_drained", lambda self, name: answered.is_set() and real(self, name))
+    watch = Watch(lambda: spec, interval=30.0)
+
+    def loaded():
+        states = at(spec, 0).client.models()
+        return {one.name for one in states if one.state == "READY" and one.name != "words"}
+
+    mlflow_tdeploy.log_model(make_text_bundle(tmp_path / "third"), "words", registered_model_name="words")
+    for version in (1, 2, 3):
+        words.set_registered_model_alias("words", "champion", version)
+        watch.look()
+        assert versions() == [version, version]
+    assert loaded() == {"words.v1", "words.v2", "words.v3"}  # those before may have requests still
+    answered.set()
+    watch.finish()
+    assert loaded() == {"words.v3"}
+    assert sorted(at(spec, 0).files.models()) == ["words", "words.v3"]
+    assert versions() == [3, 3]
 
 
 def test_a_server_that_was_away_gets_what_it_missed(two, words, versions, watch, server):
