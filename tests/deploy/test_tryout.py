@@ -17,7 +17,7 @@ from mlflow_tdeploy.triton.tally_model import Tally
 from tests.bundles import WEIGHTS
 from tests.deploy.versions import QUICK, Killed, X, factor, killed_at, linear, there
 
-CANARY = Tryout("canary", share=0.5, seconds=2.0, requests=20, errors=0.0, slower=50.0, agreement=0.0)
+CANARY = Tryout("canary", share=0.5, seconds=3.0, requests=10, errors=0.0, slower=50.0, agreement=0.0)
 
 
 @contextlib.contextmanager
@@ -55,8 +55,8 @@ def test_a_canary_answers_its_share_and_then_everybody(target, tmp_path):
     assert not failed
     assert done.version == 8
     assert factor(target) == 2
-    assert during[2.0] > 20
-    assert during[1.0] > during[2.0]  # half of the requests for two seconds, none of them before and after
+    assert during[2.0] >= 10
+    assert during[1.0] > during[2.0]  # half of the requests for three seconds, none of them before and after
     assert done.seen.startswith("canary: ")
     assert "0 failed" in done.seen
     assert there(target)[0].keys() == {"m", "m.v7", "m.v8"}
@@ -65,7 +65,7 @@ def test_a_canary_answers_its_share_and_then_everybody(target, tmp_path):
 
 def test_a_shadow_answers_nobody(target, tmp_path):
     target.deploy(linear(tmp_path, 7, 1.0), QUICK)
-    shadow = Tryout("shadow", share=1.0, seconds=2.0, requests=20, errors=0.0, slower=50.0, agreement=1.0)
+    shadow = Tryout("shadow", share=1.0, seconds=3.0, requests=10, errors=0.0, slower=50.0, agreement=1.0)
     seen = {}
 
     def go_on():
@@ -94,7 +94,7 @@ def test_whatever_ends_it_what_served_serves_on_and_the_rest_goes(target, tmp_pa
     def wanted_no_more():
         raise ConflictError("Somebody wants another version.")
 
-    fails(TryoutError, "asked 0 requests in 0.2 s, and 20 are needed", 8, 2.0, seconds=0.2)
+    fails(TryoutError, "asked 0 requests in 0.2 s, and 10 are needed", 8, 2.0, seconds=0.2)
     fails(ConflictError, "wants another", 8, 2.0, go_on=wanted_no_more)
     started = time.monotonic()
     with asking(target) as (_, failed):

@@ -59,10 +59,12 @@ def test_what_changes_is_followed_and_what_drifts_is_corrected(two, words, versi
     assert watch.view.actions[0].why == "version 2 is deployed there, and it does not answer"
     assert watch.view.actions[0].servers == (spec.targets["both"].servers[0].url,)
 
+    watch.finish()
     at(spec, 1).delete("words")
     watch.look()
     assert versions() == [2, 2]
 
+    watch.finish()
     at(spec, 0).rollback("words", 1)  # by somebody who did not tell the registry
     assert versions() == [1, 2]
     watch.look()
