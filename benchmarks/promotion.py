@@ -124,7 +124,8 @@ def _answers(
     spec = _minilm_spec(work, servers)
     found, count = _deployments(next(iter(servers.items()))), 2 if quick else 6
     times: dict[str, list[float]] = {"webhook": [], "poll": []}
-    ways = {"webhook": ("--install-webhook",), "poll": ("--interval", str(_INTERVAL))}
+    # a webhook that is installed stays: it would wake who polls
+    ways = {"poll": ("--interval", str(_INTERVAL)), "webhook": ("--install-webhook",)}
     version = 1
     for way, options in ways.items():
         with watcher(spec, url, *options):

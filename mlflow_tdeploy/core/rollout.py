@@ -65,6 +65,7 @@ class Sample:
         alike: Whether both said the same, see :func:`alike`.
         failed: Why the other one has no answer; empty where it has.
         late: Whether it is that it took too long.
+        stopped: Whether it is asked no more: too many answers in a row were late, or one does not come at all.
     """
 
     before: float
@@ -72,6 +73,7 @@ class Sample:
     alike: bool = True
     failed: str = ""
     late: bool = False
+    stopped: bool = False
 
 
 class Beside:
@@ -89,6 +91,8 @@ class Beside:
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tdeploy-tally")  # also while all others wait
         self._lock = threading.Lock()
         self._waiting, self._overdue, self._late = 0, 0, 0
+        self._asked: dict[int, float] = {}  # since when, by thread
+        self._patience, self._hangs = float("inf"), False
         self._until = time.monotonic() + rollout.seconds
 
     async def answers(
@@ -105,6 +109,7 @@ class Beside:
         asked = {place: self._asking.submit(self._timed, requests[place]) for place in (chosen if canary else [])}
         found = await own
         before = time.perf_counter() - started
+        self._patience = _patience(before)
         if asked:
             await self._in_time(asked, before, found)
         elif chosen:
@@ -122,18 +127,33 @@ class Beside:
             return []
         found = [place for place in range(count) if random.random() < self._rollout.share]  # noqa: S311 - no secret
         with self._lock:
-            if self._overdue or self._late >= MOST_LATE:  # whoever waits for it waits long
+            self._notice_hanging()
+            if self._overdue or self._hangs or self._late >= MOST_LATE:  # whoever waits for it waits long
                 return []
             found = found[: max(0, _MOST_WAITING - self._waiting)]
             self._waiting += len(found)
         return found
 
+    def _notice_hanging(self) -> None:
+        """Tell, once, of a request to which no answer comes: nobody else would, for it is not over."""
+        waited = time.perf_counter() - min(self._asked.values(), default=float("inf"))
+        if waited > MOST_LATE * self._patience and not self._hangs:
+            self._hangs = True
+            why = f"no answer within {waited:.1f} s"
+            sample = Sample(0.0, waited, alike=False, failed=why, late=True, stopped=True)
+            self._telling.submit(self._tell, self._rollout.tally, json.dumps(asdict(sample)))
+
     def _timed(self, request: Any) -> tuple[Arrays | Exception, float]:
         started = time.perf_counter()
+        with self._lock:
+            self._asked[threading.get_ident()] = started
         try:
             return self._ask(self._rollout.model, request), time.perf_counter() - started
         except Exception as error:  # whatever it is, it is no answer
             return error, time.perf_counter() - started
+        finally:
+            with self._lock:
+                del self._asked[threading.get_ident()]
 
     async def _in_time(
         self, asked: dict[int, Future[tuple[Arrays | Exception, float]]], before: float,
@@ -169,11 +189,12 @@ class Beside:
         with self._lock:
             self._waiting -= 1
             self._late = self._late + 1 if late else 0
+            stopped = self._late >= MOST_LATE
         if isinstance(own, Exception):
             return  # a request that nobody can answer says nothing
         failed = f"{other}"[:_LONGEST] or type(other).__name__ if isinstance(other, Exception) else ""
         same = not isinstance(other, Exception) and alike(own, other)
-        self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed, late))))
+        self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed, late, stopped))))
 
 
 class _LateError(TimeoutError):

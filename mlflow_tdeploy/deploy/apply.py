@@ -96,7 +96,7 @@ class Deployments(Switch):
         self.client.require_live()
         with self._changing(what.name):
             serving, route = self._found(what.name, create=create)
-            self._clean(what.name, what.version, serving)
+            self._clean(what.name, what.version, serving, graphs=retire)
             before = route.active if route else None
             if route and self.answers(what, settings):
                 kept = route.previous[: settings.keep]
@@ -297,6 +297,9 @@ class Deployments(Switch):
                     self._step("judge")
                     judge(what, trial)
                 seen = self._try_out(what, trial, tryout) if route and tryout else ""
+                if seen:  # that was long ago, and what hangs meanwhile may have been asked by nobody
+                    check_front(self.client, what, trial, settings.options)
+            self._drained(what.name, what.version)  # else it could not be told from the one that comes
             self._step("switch")
             new = (route or Route(what.version)).switched(what.version, settings, now(), user_name())
             self._switch(what.name, route, new)
@@ -370,6 +373,9 @@ class Deployments(Switch):
                 raise
             stays = known or self._may_answer(what)
             trial = f"{what.graph_name}{TRIAL}"
+            if not stays:  # it may have been there before, and have requests still
+                with contextlib.suppress(TDeployError):
+                    self._drained(what.name)
             for model in (trial,) if stays else (trial, what.graph_name):
                 with contextlib.suppress(TDeployError):
                     if read_index(self.files, model) is None:

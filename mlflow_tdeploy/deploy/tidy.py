@@ -34,16 +34,22 @@ class Tidy(State):
         self._held: Held = lambda: None
         self._step = on_step or (lambda step: _log.info("Deployment: %s", step))
 
-    def _clean(self, name: str, coming: int, serving: Route | None) -> None:
+    def _clean(self, name: str, coming: int, serving: Route | None, *, graphs: bool) -> None:
         """Remove what a killed deployer has left: models that are tried, and versions that no route knows.
 
         What the server still routes to stays, whatever the repository says: that may never have been loaded. So does
         what may have requests from before the last switch: who retires waits for them.
+
+        Args:
+            name: The deployment.
+            coming: The version that is to come.
+            serving: What the server routes to.
+            graphs: Versions, too; not where other servers have the repository, which may have requests for them.
         """
         route = self.route(name)
         staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
         mine = [model for model in self.files.models() if owner(model) == name and model != name]
-        drained = self._is_drained(name)
+        drained = graphs and self._is_drained(name)
         for model in mine:
             version = graph_of(model.removesuffix(TRIAL))
             if version and (version[1] in staying or not drained) and not model.endswith(TRIAL):
@@ -90,19 +96,20 @@ class Tidy(State):
         resting = {} if route.keep_loaded else {one: graphs[one] for one in route.kept[1:] if one in graphs}
         return old, {version: model for version, model in resting.items() if self.client.ready(model, version)}
 
-    def _drained(self, name: str) -> bool:
-        """Wait until no version of the stable name is still answering requests that it had before the switch.
+    def _drained(self, name: str, version: int | None = None) -> bool:
+        """Wait until no version of the stable name, or not that one, answers requests that it had before the switch.
 
         Returns:
             False where one is, after some time.
         """
         end = time.monotonic() + _DRAIN_S
-        while not (drained := self._is_drained(name)) and time.monotonic() < end:
+        while not (drained := self._is_drained(name, version)) and time.monotonic() < end:
             time.sleep(_PAUSE_S)
         return drained
 
-    def _is_drained(self, name: str) -> bool:
-        return not any(one.name == name and one.state == "UNLOADING" for one in self.client.models())
+    def _is_drained(self, name: str, version: int | None = None) -> bool:
+        going = (one for one in self.client.models() if one.name == name and one.state == "UNLOADING")
+        return not any(version is None or one.version == str(version) for one in going)
 
     def _remove_libraries(self, name: str, route: Route) -> None:
         """Remove the libraries that no version which is kept uses: those of an older version of this package."""

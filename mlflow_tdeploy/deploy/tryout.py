@@ -52,6 +52,8 @@ class Tryout:
 
     def fault(self, seen: Tally) -> str:
         """Return what is too bad about what was seen; empty for nothing."""
+        if seen.stopped:
+            return f"it hangs, or was late {MOST_LATE} times in a row: {seen.why}"
         if seen.failed > self.errors * seen.requests:
             return f"{seen.failed} of {seen.requests} requests failed, such as: {seen.why}"
         answered = seen.requests - seen.failed
@@ -77,7 +79,7 @@ class Tryout:
         while True:
             over = time.monotonic() >= end
             seen = ask()
-            enough = seen.requests >= self.requests or seen.late >= MOST_LATE  # of what hangs nobody sees much more
+            enough = seen.requests >= self.requests or seen.stopped  # nobody would see much more
             if enough and (why := self.fault(seen)):
                 raise TryoutError(f"The {self.kind} was ended: {why}.")
             if over:

@@ -14,6 +14,8 @@ from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mlflow.models.model import MLMODEL_FILE_NAME
+
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError, StorageError
 from mlflow_tdeploy.core.variant import FileRecord, Variant
 from mlflow_tdeploy.registry_io.folder import below
@@ -45,7 +47,8 @@ def open_records(
         location: The model.
         into: Folder to fetch to, made if need be; None for a folder of this host's cache, or for the place of a model
             that is on this host.
-        packaging: What lies beside the bundle, too: MLmodel, requirements, code. Who loads it as MLflow does needs it.
+        packaging: All that lies beside the bundle, too: requirements, code. Who loads it as MLflow does needs it,
+            others only its MLmodel, which says what was saved about the choice of a variant.
 
     Raises:
         NotFoundError: There is no such model, or it holds no bundle.
@@ -67,7 +70,7 @@ def fetch_records(location: Location, into: Path, *, packaging: bool = True) -> 
     Args:
         location: The model.
         into: An existing folder that becomes the model directory; empty, or with this very model in it.
-        packaging: What lies beside the bundle, too: MLmodel, requirements, code.
+        packaging: All that lies beside the bundle, too, and not its MLmodel alone.
 
     Raises:
         NotFoundError: The model holds no bundle.
@@ -85,13 +88,22 @@ def fetch_records(location: Location, into: Path, *, packaging: bool = True) -> 
         raise NotFoundError(f"'{location.uri}' holds no bundle: it was not logged with the flavor 'tdeploy'.")
     with tempfile.TemporaryDirectory(dir=into, prefix=".tdeploy-") as folder:  # MLflow writes files piece by piece
         wanted = _beside_the_pack(location, found, Path(folder))
-        if packaging:
-            wanted += [entry.path for entry in repository.list_artifacts(None) if entry.path != ROOT]
+        if packaging or not _came(location, MLMODEL_FILE_NAME, folder):
+            beside = [entry.path for entry in repository.list_artifacts(None) if entry.path != ROOT]
+            wanted += [path for path in beside if packaging or path == MLMODEL_FILE_NAME]
         with ThreadPoolExecutor(_RECORD_WORKERS, thread_name_prefix="tdeploy-records") as pool:  # small files, far away
             list(pool.map(lambda path: repository.download_artifacts(path, folder), wanted))
         _claim(location, Path(folder) / ROOT / MANIFEST, into)
         _merge(Path(folder), into)
     return Bundle.open(into)
+
+
+def _came(location: Location, path: str, folder: str) -> bool:
+    """Fetch a file that is most likely there; False where it did not come, for whatever reason."""
+    try:
+        return location.download(path, folder).is_file()
+    except Exception:  # each kind of store has its own for what is not there
+        return False
 
 
 def _beside_the_pack(location: Location, names: Set[str], folder: Path) -> list[str]:
@@ -114,7 +126,8 @@ def _beside_the_pack(location: Location, names: Set[str], folder: Path) -> list[
     if ADDED not in names:
         return []
     there = {**below(location, f"{ROOT}/{VARIANTS}"), **below(location, f"{ROOT}/{EVIDENCE}")}
-    return [path for path in there if path.removeprefix(f"{ROOT}/") not in held]
+    others = (path.removeprefix(f"{ROOT}/") for path in there)
+    return [f"{ROOT}/{path}" for path in others if path not in held and "/." not in path]  # dots: a writer is at it
 
 
 def _unpacked(names: Set[str]) -> list[str]:

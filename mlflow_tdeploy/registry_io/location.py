@@ -8,17 +8,19 @@ import re
 import urllib.parse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from mlflow_tdeploy.core.errors import MissingDependencyError, NotFoundError, first_line
 from mlflow_tdeploy.store.layout import ROOT
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 SCHEME = "tdeploy"
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -76,11 +78,10 @@ class Location:
             path: The file, below the model directory.
             folder: An existing folder for it.
         """
-        own = type(self.repository)._download_file
-        if own is ArtifactRepository._download_file:  # Unity Catalog's only have the other one
-            return Path(self.repository.download_artifacts(path, str(folder)))
         target = Path(folder) / path.rpartition("/")[2]
-        own(self.repository, path, str(target))
+        self.repository._download_file(path, str(target))
+        if not target.is_file():  # Unity Catalog's repositories only have the other one, and say nothing
+            return Path(self.repository.download_artifacts(path, str(folder)))
         return target
 
 
@@ -129,8 +130,9 @@ def _locate_plain(text: str, client: MlflowClient | None) -> Location:
 def _locate_version(uri: str, client: MlflowClient, source: str = "") -> Location:
     """Follow a version's sources: a copied version's source is another version, a logged model's is its id."""
     registry = str(client._registry_uri)
-    # of another source the registry may say another address, to download from
-    model_id, root = None, source if urllib.parse.urlparse(source).scheme == "models" else uri
+    # of another source the registry may say another address, to download from; some hide the source
+    direct = urllib.parse.urlparse(source).scheme == "models" and not registry.startswith(("databricks", "uc:"))
+    model_id, root = None, source if direct else uri
     for _ in range(_MAX_HOPS):
         parsed = _parse_models_uri(root)
         if parsed.model_id:

@@ -27,6 +27,7 @@ class Tally:
             10,000.
         after: The other one's.
         why: Why the last one failed.
+        stopped: Whether one that asks it has ceased to, as it hangs or is late again and again.
     """
 
     requests: int = 0
@@ -36,6 +37,7 @@ class Tally:
     before: float = 0.0
     after: float = 0.0
     why: str = ""
+    stopped: bool = False
 
     def __str__(self) -> str:
         p95 = f"p95 {self.after * 1000:.1f} ms beside {self.before * 1000:.1f} ms"

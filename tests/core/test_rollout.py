@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 
 import numpy as np
@@ -94,6 +95,21 @@ def test_late_ones_are_waited_for_together_and_nobody_else_until_they_are_there(
     assert not one._overdue
     assert asyncio.run(one.answers(["j"], _now([OLD]))) == [OLD]
     assert len(told) == 8  # three in a row were late: nobody is chosen any more
+    assert [seen["stopped"] for _, seen in told] == [False] * 2 + [True] * 6  # and that is told
+    one.close()
+
+
+@pytest.mark.parametrize("kind", ["canary", "shadow"])
+def test_one_that_hangs_is_told_once_though_its_answer_never_comes(kind):
+    over = threading.Event()
+    one, told = beside(kind, lambda model, request: over.wait() and NEW)
+    assert asyncio.run(one.answers(["a"], _now([OLD]))) == [OLD]
+    time.sleep(3.2)
+    for _ in range(3):
+        assert asyncio.run(one.answers(["b"], _now([OLD]))) == [OLD]
+    time.sleep(0.2)
+    assert [seen["failed"][:17] for _, seen in told if seen["stopped"]] == ["no answer within "]
+    over.set()
     one.close()
 
 

@@ -83,7 +83,11 @@ def test_the_next_version_does_not_wait_for_the_requests_of_the_one_before(two, 
     text = (tmp_path / "tdeploy.yaml").read_text().replace("grace: 0", "grace: 0, keep: 0")
     (tmp_path / "keep.yaml").write_text(text)
     spec, answered, real = Spec.read(tmp_path / "keep.yaml"), threading.Event(), Tidy._is_drained
-    monkeypatch.setattr(Tidy, "_is_drained", lambda self, name: answered.is_set() and real(self, name))
+
+    def waited_for(self, name, version):
+        return (version is not None or answered.is_set()) and real(self, name, version)
+
+    monkeypatch.setattr(Tidy, "_is_drained", lambda self, name, version=None: waited_for(self, name, version))
     watch = Watch(lambda: spec, interval=30.0)
 
     def loaded():
@@ -336,3 +340,66 @@ def test_what_is_done_and_is_not_so_afterwards_is_not_done_all_the_time(two, wor
     watch.look()
     assert versions() == [2, 2]
     assert not watch._rests
+
+
+def test_what_one_server_still_needs_stays_though_another_of_the_same_repository_does_not(
+    start, words, tmp_path, monkeypatch
+):
+    """The alias moves on while the second server answers a long request of the first version."""
+    (tmp_path / "shared").mkdir()
+    urls = [start(tmp_path / "shared").url for _ in range(2)]
+    text = f"targets: {{all: {{servers: [{', '.join(urls)}], repository: '{tmp_path / 'shared'}'}}}}\n"
+    text += "models: [{name: words, alias: champion, to: all, serve: {device: cpu, variant: onnx-fp32, keep: 0}}]\n"
+    (tmp_path / "shared.yaml").write_text(text)
+    spec = Spec.read(tmp_path / "shared.yaml")
+    mlflow_tdeploy.log_model(make_text_bundle(tmp_path / "third"), "words", registered_model_name="words")
+    answered, real, slow = threading.Event(), Tidy._is_drained, spec.targets["all"].servers[1].url
+
+    def waited_for(self, name, version=None):
+        busy = version is None and self.client.connection.url == slow and not answered.is_set()
+        return not busy and real(self, name, version)
+
+    monkeypatch.setattr(Tidy, "_is_drained", waited_for)
+    watch = Watch(lambda: spec, interval=30.0)
+    for version in (1, 2, 3):
+        words.set_registered_model_alias("words", "champion", version)
+        watch.look()
+    ready = [deployments_at(spec.targets["all"], one).client.ready for one in spec.targets["all"].servers]
+    assert [one("words.v1") for one in ready] == [True, True]
+    assert (tmp_path / "shared" / "words.v1").is_dir()
+    answered.set()
+    watch.finish()
+    assert [[one(f"words.v{number}") for number in (1, 2, 3)] for one in ready] == [[False, False, True]] * 2
+    assert sorted(path.name for path in (tmp_path / "shared").glob("words*")) == ["words", "words.v3"]
+
+
+def test_a_version_that_returns_and_fails_keeps_what_its_earlier_requests_need(two, words, tmp_path, monkeypatch):
+    text = (tmp_path / "tdeploy.yaml").read_text().replace("grace: 0", "grace: 0, keep: 0")
+    (tmp_path / "keep.yaml").write_text(text)
+    spec, answered, real, seen = Spec.read(tmp_path / "keep.yaml"), threading.Event(), Tidy._is_drained, []
+    ready = deployments_at(spec.targets["both"], spec.targets["both"].servers[0]).client.ready
+
+    def waited_for(self, name, version=None):
+        return (version is not None or answered.is_set()) and real(self, name, version)
+
+    def waits(self, name, version=None):
+        if version is None and not answered.is_set():
+            seen.append(ready("words.v1"))  # while its request is waited for
+            answered.set()
+        return True
+
+    monkeypatch.setattr(Tidy, "_is_drained", waited_for)
+    watch = Watch(lambda: spec, interval=30.0)
+    for version in (1, 2):
+        words.set_registered_model_alias("words", "champion", version)
+        watch.look()
+
+    def no(*given):
+        monkeypatch.setattr(Tidy, "_drained", waits)
+        raise VerificationError("it says something else")
+
+    monkeypatch.setattr(deploying, "check_front", no)
+    words.set_registered_model_alias("words", "champion", 1)
+    watch.look()
+    assert seen == [True]
+    watch.finish()

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
 from mlflow_tdeploy.core.errors import IntegrityError, NotFoundError, StorageError
+from mlflow_tdeploy.flavor.config import policy_of
 from mlflow_tdeploy.registry_io import append, append_evidence, fetch_variant, locate, open_records
 from mlflow_tdeploy.registry_io.fetch import fetch_records, fetch_view
 from mlflow_tdeploy.runtime.model import open_model
@@ -52,15 +53,36 @@ def downloads(monkeypatch):
 def test_records_far_away_are_asked_for_once(remote, model, downloads):
     location = locate(log(model).model_uri)
     bundle, fetch = open_records(location, packaging=False)
-    assert [str(path) for path in downloads] == ["tdeploy/records.zip"]
+    assert [str(path) for path in downloads] == ["tdeploy/records.zip", "MLmodel"]
     assert fetch is not None
     assert sorted(bundle.variants) == ["onnx-fp32", "ort-cpu-fp32"]
     assert bundle.evidence("ort-cpu-fp32")
     assert bundle.golden()
     bundle.task()
-    assert not (bundle.root.parent / "MLmodel").exists()
+    assert not (bundle.root.parent / "requirements.txt").exists()
     open_records(location)  # who loads it wants the rest, too
-    assert (bundle.root.parent / "MLmodel").is_file()
+    assert (bundle.root.parent / "requirements.txt").is_file()
+
+
+def test_what_was_saved_about_the_choice_is_with_the_records(remote, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    location = locate(log(model, model_config={"variant": "onnx-fp32"}).model_uri)
+    bundle, _ = open_records(location, packaging=False)
+    assert policy_of(bundle, {}).variant == "onnx-fp32"
+
+
+def test_a_store_that_only_downloads_as_mlflow_does_is_asked_that_way(remote, model, tmp_path, monkeypatch):
+    """As Unity Catalog's: what downloads a single file there says nothing and does nothing."""
+    location = locate(log(model).model_uri)
+    real = HttpArtifactRepository._download_file
+
+    def download(self, artifact_path, dst_path):
+        real(self, artifact_path, os.path.join(dst_path, os.path.basename(artifact_path)))
+        return os.path.join(dst_path, os.path.basename(artifact_path))
+
+    monkeypatch.setattr(HttpArtifactRepository, "_download_file", lambda *given: None)
+    monkeypatch.setattr(HttpArtifactRepository, "download_artifacts", download)
+    assert location.download("tdeploy/manifest.json", tmp_path).read_bytes().startswith(b"{")
 
 
 def test_what_was_added_since_is_fetched_beside_the_pack(remote, model, tmp_path, downloads):
@@ -72,8 +94,8 @@ def test_what_was_added_since_is_fetched_beside_the_pack(remote, model, tmp_path
     assert sorted(bundle.variants) == ["onnx-fp16", "onnx-fp32", "ort-cpu-fp32"]
     assert bundle.evidence("onnx-fp16")
     assert len(bundle.evidence("ort-cpu-fp32")) == 1 + len(Bundle.open(model).evidence("ort-cpu-fp32"))
-    first, *others = downloads
-    assert first == "tdeploy/records.zip"
+    first, second, *others = downloads
+    assert (first, second) == ("tdeploy/records.zip", "MLmodel")
     assert sorted(path.split("/")[1] for path in others) == ["evidence", "evidence", "variants"]  # and nothing twice
 
 

@@ -22,6 +22,7 @@ class TritonPythonModel:
         """Begin at nothing."""
         sys.dont_write_bytecode = True  # the repository is not the server's to write to
         self._requests, self._failed, self._late, self._alike, self._why = 0, 0, 0, 0, ""
+        self._stopped = False
         self._before, self._after = (collections.deque(maxlen=_TIMES) for _ in range(2))
 
     def execute(self, requests):
@@ -37,7 +38,8 @@ class TritonPythonModel:
         self._requests += 1
         if sample["failed"]:
             self._failed, self._why = self._failed + 1, sample["failed"]
-            self._late += sample["late"]
+            self._late += sample.get("late", False)  # a front of an older version does not say
+            self._stopped |= sample.get("stopped", False)
             return
         self._alike += sample["alike"]
         self._before.append(sample["before"])
@@ -49,6 +51,7 @@ class TritonPythonModel:
             "requests": self._requests,
             "failed": self._failed,
             "late": self._late,
+            "stopped": self._stopped,
             "alike": self._alike,
             "before": before,
             "after": after,
