@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ _MOVING = (
     *("Cast", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split"),
     *("Squeeze", "Transpose", "Unsqueeze"),
 )
+_DECIDING = ("Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Round")
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
@@ -147,23 +149,42 @@ def _small_constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 def _nodes_that_bring_into_range(graph: onnx.GraphProto) -> set[str]:
     """Name the nodes that shift and scale what comes in (``(x - mean) / std``), and what only moves it before them.
 
-    Incomes and pixels of 16 bits may be more than half precision holds, whatever the example has. Masks are not.
+    Incomes and pixels of 16 bits may be more than half precision holds, whatever the example has. Masks are not. Nor
+    does it tell whole numbers beyond 2048 apart: what becomes one, is compared or goes out as it came stays as it is.
     """
     weights = {one.name for one in graph.initializer}
     raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
     constants = _small_constants(graph).items()
     shifts = {name for name, array in constants if array.size > 1 or not (array < -LARGEST).any()}  # that masks
+    outputs, constant = {value.name for value in graph.output}, {name for name, _ in constants} | weights
     found: set[str] = set()
     makers: dict[str, Any] = {}
     for node in graph.node:
-        shifted = node.op_type in _SHIFTING and len(raw & set(node.input)) == len(shifts & set(node.input)) == 1
-        if shifted or (node.op_type in _MOVING and node.input[0] in raw):
+        taken = {one for one in node.input if one}
+        shifted = node.op_type in _SHIFTING and len(raw & taken) == len(shifts & taken) == 1
+        moved = node.op_type in _MOVING and node.input[0] in raw
+        moved |= node.op_type == "Concat" and bool(raw & taken) and taken <= raw | constant
+        if shifted or moved:
             raw.update(node.output)
             makers |= dict.fromkeys(node.output, node)
-        while shifted and node is not None and node.name not in found:
-            found.add(node.name)
-            node = next((makers[one] for one in node.input if one in makers), None)
+        if shifted or (moved and outputs & set(node.output)) or (raw & taken and _decides(node)):
+            _add_with_makers(node, makers, found)
     return found
+
+
+def _decides(node: onnx.NodeProto) -> bool:
+    """Tell whether a node makes another thing of a number that is a little off, such as a place in a table."""
+    kinds = (one.i for one in node.attribute if one.name == "to")
+    return node.op_type in _DECIDING or (node.op_type == "Cast" and not set(kinds) & _FLOATS)
+
+
+def _add_with_makers(node: onnx.NodeProto, makers: Mapping[str, Any], found: set[str]) -> None:
+    """Note a node, and those that have moved or shifted what it takes."""
+    waiting = [node]
+    while waiting:
+        if (one := waiting.pop()).name not in found:
+            found.add(one.name)
+            waiting += [makers[name] for name in one.input if name in makers]
 
 
 def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:

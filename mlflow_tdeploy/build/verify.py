@@ -131,7 +131,7 @@ class _Asked:
         except Exception as error:  # whatever a runtime raises is the variant's failure
             problem = str(error) or type(error).__name__
         if problem is None and case.part == "blanks":
-            problem = _lost(reference, got)
+            problem = _lost(reference, got) and _lost(reference, self._excused(case, reference, got))
         if problem is not None:
             self.problems.append(f"at {case.shape}: {problem}")
             return
@@ -150,10 +150,13 @@ class _Asked:
         """Hold one request against the budget; not where the source has no answer either, or none of its own."""
         if not all(np.isfinite(array).all() for array in reference.values()):
             return
-        wrong = self._wrong(case, reference, got)
-        if wrong and (excused := self._answers.steadiness.excused(case.feeds, reference, got, self._usual)):
-            wrong = self._wrong(case, reference, {**got, **{name: reference[name] for name in excused}})
+        wrong = self._wrong(case, reference, got) and self._wrong(case, reference, self._excused(case, reference, got))
         self.over += [f"at {case.shape}, {ZEROS}, {one}" for one in wrong]
+
+    def _excused(self, case: Case, reference: Arrays, got: Arrays) -> Arrays:
+        """Return an answer without what the model has no answer of its own to."""
+        excused = self._answers.steadiness.excused(case.feeds, reference, got, self._usual)
+        return {**got, **{name: reference[name] for name in excused}}
 
     def _wrong(self, case: Case, reference: Arrays, got: Arrays) -> list[str]:
         comparison = self._answers.task.comparison()

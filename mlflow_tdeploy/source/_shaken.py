@@ -13,6 +13,10 @@ from mlflow_tdeploy.source._shaken_graph import LEAST, ROUNDING
 _CHOOSING = frozenset({"topk", "sort", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode"})
 
 
+#: Operators after which a module is not asked any more: with a loop until nothing changes it would go on for ever.
+_MOST_OPERATORS = 100_000
+
+
 class Shaken(TorchDispatchMode):
     """Has every operator's result off by about as much as rounding might be.
 
@@ -25,12 +29,24 @@ class Shaken(TorchDispatchMode):
         seed: Of the random numbers.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, seed: int) -> None:
         super().__init__()
+        self._operators = 0
         self._random = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator and shake what it makes."""
+        """Run an operator and shake what it makes.
+
+        Raises:
+            RuntimeError: There were too many.
+        """
+        self._operators += 1
+        if self._operators > _MOST_OPERATORS:
+            raise RuntimeError(f"more than {_MOST_OPERATORS} operators: it may go on until nothing changes any more")
+        if not hasattr(func, "_schema"):  # such as torch.cond: what it holds is computed as ever
+            return func(*args, **(kwargs or {}))
         name = func._schema.name.removeprefix("aten::")
         if name in _CHOOSING and args and _is_float(args[0]):
             args = (self._told_apart(args[0]), *args[1:])

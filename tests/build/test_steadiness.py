@@ -81,6 +81,35 @@ class Speaker(torch.nn.Module):
         return self.out(torch.cat([x.mean(2), x.std(2)], 1))
 
 
+class Pooled(torch.nn.Module):
+    """Mean and deviation as the root of E[h²] - E[h]²: at zeros a root of what rounding leaves, or of less than 0."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.layer, self.out = torch.nn.Conv1d(20, 4, 5, padding=2), torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.layer(x)
+        mean = x.mean(2)
+        return self.out(torch.cat([mean, ((x * x).mean(2) - mean * mean).sqrt()], 1))
+
+
+class Branching(torch.nn.Module):
+    """Normalised, then of two ways one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.out = torch.nn.Conv1d(4, 4, 3), torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.layer(x)
+        x = (x - x.mean(2, keepdim=True)) / (x.std(2, keepdim=True) + 1e-8)
+        rows = torch.cat([x.amax(2), x.amin(2)], 1)
+        return self.out(torch.cond(x.sum() > 1e6, lambda one: one * 2.0, lambda one: one * 3.0, (rows,)))
+
+
 class Levels(torch.nn.Module):
     def __init__(self, epsilon):
         super().__init__()
@@ -97,6 +126,38 @@ CASES = [
     (Instances(), np.abs(RANDOM.standard_normal((16, 3, 24, 24)))),
     (Speaker(), np.exp(RANDOM.standard_normal((16, 40, 100)) * 2 - 3)),
 ]
+#: Of these only the module is asked: what its graph makes of zeros is luck, too.
+OF_TORCH = [
+    (Pooled(), np.random.default_rng(0).standard_normal((16, 20, 128))),
+    (Branching(), np.random.default_rng(0).standard_normal((16, 4, 102))),
+]
+
+
+class Settling(torch.nn.Module):
+    """Goes on until nothing changes any more; with other roundings it always does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        before = x
+        while not torch.equal(after := torch.tanh(self.layer(before) * 0.3), before):
+            before = after
+        return after
+
+
+def test_what_never_ends_with_other_roundings_is_given_up():
+    with torch.no_grad(), Shaken(0), pytest.raises(RuntimeError, match="more than 100000 operators"):
+        Settling()(torch.ones(1, 4))
+
+
+@pytest.mark.parametrize(("module", "given"), OF_TORCH)
+def test_a_root_of_rounding_and_a_branch_refuse_no_model(tmp_path, module, given):
+    mlflow_tdeploy.save_model(
+        module.eval(), tmp_path / "m", example={"x": given.astype(np.float32)}, precisions=["fp32"]
+    )
 
 
 @pytest.mark.parametrize(("module", "given"), CASES)

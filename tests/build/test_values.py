@@ -258,6 +258,60 @@ def test_whole_numbers_are_brought_into_range_before_half_precision(tmp_path, ho
     np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=1e-2)
 
 
+class Places(torch.nn.Module):
+    """Columns of one type, the first of them the number of a thing or of its range; it goes out, too."""
+
+    def __init__(self, of):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out, self.of = torch.nn.Embedding(20000, 8), torch.nn.Linear(10, 2), of
+
+    def forward(self, x):
+        return {"number": x[:, 0], "score": self.out(torch.cat([self.table(self.of(x[:, 0])), x[:, 1:]], 1))}
+
+
+@pytest.mark.parametrize(
+    ("of", "asked"),
+    [
+        (lambda x: x.long(), [5, 2049, 5003, 12345]),
+        (lambda x: (x / 1000.0).long(), [99990, 109990, 75000, 149950]),
+        (lambda x: (x > 2048).long() + 2 * (x == 5003).long(), [2048, 2049, 5003, 5004]),
+    ],
+)
+def test_numbers_that_are_places_are_no_half_numbers(tmp_path, of, asked):
+    module = Places(of).eval()
+    random = np.random.default_rng(0)
+    rows = np.concatenate([random.integers(0, 2000, (64, 1)), random.standard_normal((64, 2))], 1).astype(np.float32)
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows = np.concatenate([np.array([asked]).T, rows[:4, 1:]], 1).astype(np.float32)
+    got = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"}).infer({"x": rows})
+    expected = module(torch.tensor(rows))
+    np.testing.assert_array_equal(got["number"], rows[:, 0])
+    np.testing.assert_allclose(got["score"], expected["score"].detach().numpy(), atol=1e-2)
+
+
+class Joined(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+
+    def forward(self, age, income):
+        rows = torch.cat([age, income], 1)
+        return self.out((rows - torch.tensor([45.0, 30000.0])) / torch.tensor([15.0, 12000.0]))
+
+
+def test_inputs_that_are_joined_are_brought_into_range_before_half_precision(tmp_path):
+    module, random = Joined().eval(), np.random.default_rng(0)
+    given = {"age": random.uniform(18, 80, (64, 1)), "income": random.uniform(5000, 50000, (64, 1))}
+    given = {name: array.astype(np.float32) for name, array in given.items()}
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example=given, precisions=["fp32", "fp16"])
+    given["income"][:] = 80000
+    got = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"}).infer(given)
+    expected = module(*map(torch.tensor, given.values())).detach().numpy()
+    np.testing.assert_allclose(got["output_0"], expected, atol=1e-2)
+
+
 def test_a_mask_that_is_multiplied_stays_finite_in_half_precision(tmp_path):
     torch.manual_seed(0)  # of others, what is near at zeros in fp16 may be over the budget
     module, random = Recommender().eval(), np.random.default_rng(0)
