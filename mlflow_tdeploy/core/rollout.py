@@ -64,7 +64,6 @@ class Sample:
         after: Seconds that the other one took.
         alike: Whether both said the same, see :func:`alike`.
         failed: Why the other one has no answer; empty where it has.
-        late: Whether it is that it took too long.
         stopped: Whether it is asked no more: too many answers in a row were late, or one does not come at all.
     """
 
@@ -72,7 +71,6 @@ class Sample:
     after: float
     alike: bool = True
     failed: str = ""
-    late: bool = False
     stopped: bool = False
 
 
@@ -140,7 +138,7 @@ class Beside:
         if waited > MOST_LATE * self._patience and not self._hangs:
             self._hangs = True
             why = f"no answer within {waited:.1f} s"
-            sample = Sample(0.0, waited, alike=False, failed=why, late=True, stopped=True)
+            sample = Sample(0.0, waited, alike=False, failed=why, stopped=True)
             self._telling.submit(self._tell, self._rollout.tally, json.dumps(asdict(sample)))
 
     def _timed(self, request: Any) -> tuple[Arrays | Exception, float]:
@@ -194,7 +192,7 @@ class Beside:
             return  # a request that nobody can answer says nothing
         failed = f"{other}"[:_LONGEST] or type(other).__name__ if isinstance(other, Exception) else ""
         same = not isinstance(other, Exception) and alike(own, other)
-        self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed, late, stopped))))
+        self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed, stopped))))
 
 
 class _LateError(TimeoutError):

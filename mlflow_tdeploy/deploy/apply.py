@@ -176,16 +176,15 @@ class Deployments(Switch):
                 self._retire(name, grace)
         return Deployed(name, wanted, before, changed, Sent(), time.perf_counter() - started)
 
-    def retire(self, name: str, grace: float = Settings.grace, *, unload_only: bool = False) -> None:
-        """Remove the versions that are not kept, after a while for requests that they have.
+    def retire(self, name: str, *, unload_only: bool = False) -> None:
+        """Remove the versions that are not kept; who wants requests to have a while calls :meth:`drain` before.
 
         Args:
             name: The deployment.
-            grace: That while, in seconds.
             unload_only: Leave their files, as another server of the repository may have them loaded.
         """
         with self._changing(check_name(name)):
-            self._retire(name, grace, unload_only=unload_only)
+            self._retire(name, 0.0, unload_only=unload_only)
 
     def drain(self, name: str, grace: float = Settings.grace) -> bool:
         """Wait until no version still has requests that came before the last switch; changes nothing, holds nobody up.

@@ -213,7 +213,7 @@ def _retired(steps: Sequence[Step], spec: Spec) -> None:
     for unload_only in (True, False) if len(steps) > 1 else (False,):
         for step in steps:
             try:
-                server_of(step, spec).retire(step.name, 0.0, unload_only=unload_only)
+                server_of(step, spec).retire(step.name, unload_only=unload_only)
             except Exception as error:
                 _log.warning("What is not kept of '%s' stays at %s: %s", step.name, step.server, first_line(error))
 

@@ -21,7 +21,6 @@ class Tally:
     Attributes:
         requests: How many.
         failed: To how many of them the version that is tried out had no answer.
-        late: To how many of these none in time, see :mod:`mlflow_tdeploy.core.rollout`.
         alike: To how many both have said the same, see :func:`mlflow_tdeploy.core.rollout.alike`.
         before: Seconds within which the version that serves answered 95 % of those that both answered, of the newest
             10,000.
@@ -32,7 +31,6 @@ class Tally:
 
     requests: int = 0
     failed: int = 0
-    late: int = 0
     alike: int = 0
     before: float = 0.0
     after: float = 0.0

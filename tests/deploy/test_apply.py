@@ -23,6 +23,7 @@ from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.at_start import models_at_start
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.deploy.publish import INDEX, Sent
+from mlflow_tdeploy.deploy.tidy import Tidy
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.hashing import record_file
 from mlflow_tdeploy.triton.client import Connection, TritonClient
@@ -439,3 +440,20 @@ def test_keeping_on_disk_only_counts_at_once(target, tmp_path):
     assert not target.deploy(linear(tmp_path, 8, 8.0), resting).changed
     assert models_at_start(target.files.root) == ["m", "m.v8"]
     assert target.rollback("m", grace=0.0).version == 7
+
+
+def test_a_version_that_returns_waits_for_the_requests_of_the_time_before(target, tmp_path, monkeypatch):
+    """A server lists one model of a name and number: the old front could not be told from the one that comes."""
+    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
+    routed, real = [], Tidy._is_drained
+
+    def busy(self, name, version=None):
+        if version == 8 and len(routed) < 3:
+            routed.append(target.serving("m").active)
+            return False
+        return real(self, name, version)
+
+    monkeypatch.setattr(Tidy, "_is_drained", busy)
+    target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    assert routed == [7, 7, 7]
+    assert factor(target) == 2

@@ -84,10 +84,10 @@ def test_the_next_version_does_not_wait_for_the_requests_of_the_one_before(two, 
     (tmp_path / "keep.yaml").write_text(text)
     spec, answered, real = Spec.read(tmp_path / "keep.yaml"), threading.Event(), Tidy._is_drained
 
-    def waited_for(self, name, version):
+    def waited_for(self, name, version=None):
         return (version is not None or answered.is_set()) and real(self, name, version)
 
-    monkeypatch.setattr(Tidy, "_is_drained", lambda self, name, version=None: waited_for(self, name, version))
+    monkeypatch.setattr(Tidy, "_is_drained", waited_for)
     watch = Watch(lambda: spec, interval=30.0)
 
     def loaded():

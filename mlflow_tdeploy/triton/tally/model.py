@@ -21,8 +21,7 @@ class TritonPythonModel:
     def initialize(self, args):
         """Begin at nothing."""
         sys.dont_write_bytecode = True  # the repository is not the server's to write to
-        self._requests, self._failed, self._late, self._alike, self._why = 0, 0, 0, 0, ""
-        self._stopped = False
+        self._requests, self._failed, self._alike, self._why, self._stopped = 0, 0, 0, "", False
         self._before, self._after = (collections.deque(maxlen=_TIMES) for _ in range(2))
 
     def execute(self, requests):
@@ -38,8 +37,7 @@ class TritonPythonModel:
         self._requests += 1
         if sample["failed"]:
             self._failed, self._why = self._failed + 1, sample["failed"]
-            self._late += sample.get("late", False)  # a front of an older version does not say
-            self._stopped |= sample.get("stopped", False)
+            self._stopped |= sample.get("stopped", False)  # a front of an older version does not say
             return
         self._alike += sample["alike"]
         self._before.append(sample["before"])
@@ -50,7 +48,6 @@ class TritonPythonModel:
         return {
             "requests": self._requests,
             "failed": self._failed,
-            "late": self._late,
             "stopped": self._stopped,
             "alike": self._alike,
             "before": before,
