@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -184,3 +185,11 @@ def small_disk(tmp_path):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes minutes: at the end the other workers would have nothing to do meanwhile."""
     items.sort(key=lambda item: "examples" not in item.path.parts)
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
+def pytest_unconfigure() -> None:
+    """End a process that does not by itself when all is over, as for a thread that is waited for, and say why."""
+    faulthandler.dump_traceback_later(120, exit=True)

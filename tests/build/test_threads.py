@@ -15,6 +15,7 @@ import torch
 import mlflow_tdeploy
 from mlflow_tdeploy.build.exact_rules import _constants_of_no_ops
 from mlflow_tdeploy.core.thread_lock import one_at_a_time
+from tests.forking import forked
 
 ROWS = np.random.default_rng(0).standard_normal((32, 3)).astype(np.float32)
 
@@ -78,12 +79,15 @@ def test_a_forked_child_waits_for_no_thread_that_it_lacks():
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    child = os.fork()
-    if child == 0:
+
+    def take():
         taken = threading.Thread(target=lambda: one_at_a_time().__enter__(), daemon=True)
         taken.start()
         taken.join(10)
-        os._exit(int(taken.is_alive()))
-    done.set()
-    thread.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return int(taken.is_alive())
+
+    try:
+        assert forked(take) == 0
+    finally:
+        done.set()
+        thread.join()

@@ -102,14 +102,16 @@ def test_late_ones_are_waited_for_together_and_nobody_else_until_they_are_there(
 def test_one_that_hangs_is_told_once_though_its_answer_never_comes(kind):
     over = threading.Event()
     one, told = beside(kind, lambda model, request: over.wait() and NEW)
-    assert asyncio.run(one.answers(["a"], _now([OLD]))) == [OLD]
-    time.sleep(3.2)
-    for _ in range(3):
-        assert asyncio.run(one.answers(["b"], _now([OLD]))) == [OLD]
-    time.sleep(0.2)
-    assert [seen["failed"][:17] for _, seen in told if seen["stopped"]] == ["no answer within "]
-    over.set()
-    one.close()
+    try:
+        assert asyncio.run(one.answers(["a"], _now([OLD]))) == [OLD]
+        time.sleep(3.2)
+        for _ in range(3):
+            assert asyncio.run(one.answers(["b"], _now([OLD]))) == [OLD]
+        time.sleep(0.2)
+        assert [seen["failed"][:17] for _, seen in told if seen["stopped"]] == ["no answer within "]
+    finally:
+        over.set()
+        one.close()
 
 
 def test_a_copy_that_is_late_has_failed():

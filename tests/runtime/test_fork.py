@@ -20,6 +20,7 @@ from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.options import SessionOptions
 from mlflow_tdeploy.runtime.policy import Policy
 from tests.flavor.text_bundles import make_text_bundle
+from tests.forking import forked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -29,20 +30,19 @@ TEXTS = ["good", "a good film", "a bad film", "bad"] * 50
 def in_child(work):
     """Run ``work`` in a forked process; raises what it raised, or that it did not end."""
     read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(120)
-        code = 1
+
+    def told():
         try:
             work()
-            code = 0
         except BaseException:
             os.write(write, traceback.format_exc().encode()[-4000:])
-        os._exit(code)  # as multiprocessing does: ONNX Runtime waits for lost threads in its own exit handler
+            return 1
+        return 0
+
+    status = forked(told)  # without exit handlers: ONNX Runtime waits for lost threads in its own
     os.close(write)
     said = os.fdopen(read).read()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, said or f"the child ended with {status} ({signal.SIGALRM} is: it hung)"
+    assert status == 0, said or f"the child ended with {status} ({-signal.SIGALRM} is: it hung)"
 
 
 @pytest.fixture(autouse=True)

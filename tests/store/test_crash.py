@@ -20,6 +20,7 @@ from mlflow_tdeploy.store.hashing import HashCache, record_file, record_tree, ve
 from mlflow_tdeploy.store.staging import staged_directory, workspace
 from mlflow_tdeploy.store.writer import append_evidence, append_variant
 from tests.bundles import WEIGHTS, accuracy, fill, make_bundle
+from tests.forking import end_in_time, forked
 from tests.store.staging import snapshot, stage
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
@@ -35,11 +36,7 @@ def in_child(work, *, kill_before=None):
     Returns:
         0 when it ended well, 3 for a ConflictError, 4 for a StorageError, -9 when it was killed.
     """
-    child = os.fork()
-    if child == 0:
-        os._exit(_run(work, kill_before))
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
+    return forked(lambda: _run(work, kill_before))
 
 
 def _run(work, kill_before):
@@ -180,6 +177,7 @@ def _race(works):
     barrier = context.Barrier(len(works))
 
     def start(work):
+        end_in_time(60)
         barrier.wait()
         os._exit(_run(work, None))
 
@@ -187,7 +185,7 @@ def _race(works):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join()
     return [process.exitcode for process in processes]
 
 
