@@ -132,8 +132,9 @@ class Workshop:
                 )
             if why := answers.unrepeatable(reference, self.budget):
                 raise InvalidInputError(
-                    f"The model answers one request differently each time ({why}): it draws random numbers, so that "
-                    f"nothing can be compared with it. Switch that off (dropout, sampling) and log it again."
+                    f"The model answers one request differently each time ({why}): it draws random numbers or keeps "
+                    f"something from one request to the next, so that nothing can be compared with it. Switch that "
+                    f"off (dropout, sampling, a counter) and log it again."
                 )
             for limit in self.budget.limits:
                 if limit.metric in answers.metric and not limit.allows(answers.metric[limit.metric]):

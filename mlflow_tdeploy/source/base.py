@@ -25,6 +25,8 @@ class Source(ABC):
         reference_id: For ready-made graphs, id of the one that :meth:`reference` runs.
         notes: What a reader should know about how the source was read, such as an upcast to fp32.
         examples: For ``tensors``: requests that came with the model.
+        unnoticed_writes: Weights and buffers that a forward writes to through ``.data``: ``torch.export`` does not
+            know of it, and ends the process.
         packages: Distributions that opening the written source takes beside torch, transformers and safetensors.
     """
 
@@ -36,6 +38,7 @@ class Source(ABC):
     notes: tuple[str, ...] = ()
     examples: tuple[Arrays, ...] = ()
     packages: tuple[str, ...] = ()
+    unnoticed_writes: tuple[str, ...] = ()
 
     @abstractmethod
     def reference(self, feeds: Arrays) -> Arrays:

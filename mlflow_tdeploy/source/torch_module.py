@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tensors import DTYPES, Array, Arrays, Dim, Signature, TensorSpec, dim_step
 from mlflow_tdeploy.runtime.backends._torch_modules import run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._options import Options
+from mlflow_tdeploy.source._own_state import StateKept, with_own
 from mlflow_tdeploy.source._positions import integer_positions, missing_values, resized
 from mlflow_tdeploy.source._shaken import Shaken
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, check_shapes, identifier, make_dims
@@ -46,7 +48,7 @@ class TorchModuleSource(Source):
 
     def shaken(self, feeds: Arrays, seed: int) -> Arrays:
         """Run the module with every operator's result off by as much as rounding might be."""
-        with Shaken(seed):
+        with _eagerly(), StateKept(self._module), Shaken(seed):
             return self.reference(feeds)
 
     @property
@@ -100,6 +102,8 @@ def from_module(module: torch.nn.Module, options: Options) -> Source:
     served, note = serving_copy(module)
     wrapper = TensorsModule(served, half=bool(note)).eval()
     set_attention(wrapper, "sdpa")
+    kept = _kept_state(wrapper, example)
+    wrapper = with_own(wrapper, kept.written) if kept.written else wrapper
     outputs = _probe_outputs(wrapper, example, inputs, axes.dims)
     if clash := {spec.name for spec in outputs} & set(example):
         raise InvalidInputError(f"'{min(clash)}' is both an input and an output of {what}: a graph needs two names.")
@@ -107,7 +111,25 @@ def from_module(module: torch.nn.Module, options: Options) -> Source:
         SourceRecord("torch", what, None, what), Signature(axes.dims, inputs, outputs), wrapper, example
     )
     source.notes = (note,) if note else ()
+    source.unnoticed_writes = kept.unnoticed
     return source
+
+
+def _kept_state(wrapper: TensorsModule, example: Arrays) -> StateKept:
+    """Run a module on its example for what it writes to of its own; where it fails, the next run tells why."""
+    kept = StateKept(wrapper)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in example.items()}
+    with contextlib.suppress(Exception), torch.no_grad(), one_path(), _eagerly(), kept:
+        wrapper.outputs(**tensors)
+    return kept
+
+
+def _eagerly() -> Any:
+    """Have nothing compiled in a block that dispatches itself.
+
+    What ``torch.cond`` compiles there fails in all later calls of the process (torch 2.13).
+    """
+    return torch.compiler.set_stance("force_eager")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,6 +71,10 @@ def _export(source: Source, context: RecipeContext, path: Path) -> ExportResult:
     example = context.task.example_feeds("opt", ragged=True, items=context.data.real)
 
     def attempt(exporter: Exporter) -> ExportResult:
+        if exporter == "dynamo" and source.unnoticed_writes:
+            names = ", ".join(one.removeprefix("inner.") for one in source.unnoticed_writes)
+            why = f"the forward writes to {names} through .data, and torch.export would end the process"
+            raise ExportError(f"{source.record.name} cannot be exported: {why}.", (f"dynamo: {why}",))
         module = source.module if exporter == "dynamo" else source.module_for("eager")
         assert module is not None
         return export_module(module, example, context.task.signature, path, opset=context.opset, exporter=exporter)
