@@ -16,10 +16,12 @@ _log = logging.getLogger("mlflow_tdeploy")
 
 #: Answers a request with other roundings, by a seed; None where that cannot be had.
 Shaken = Callable[[Arrays, int], Arrays | None]
-#: How often a request is asked so: one time may happen to be close.
-_TIMES = 3
+#: How often a request is asked so: one time may happen to be close, of two places that are as good it may be the same.
+_TIMES = 5
 #: How many times as far off as the farthest of these an answer may be.
 _AS_FAR = 4.0
+#: What is off by no more than this part of an output's largest number, however often it is asked, is steady.
+_STEADY = 1e-3
 
 
 class Steadiness:
@@ -38,12 +40,13 @@ class Steadiness:
     def __init__(self, task: Task, shaken: Shaken | None) -> None:
         self._task = task
         self._shaken = shaken
-        self._found: dict[int, dict[str, float]] = {}
+        self._found: dict[int, Arrays] = {}
 
-    def excused(self, feeds: Arrays, reference: Arrays, got: Arrays, budget: Budget) -> frozenset[str]:
-        """Name the outputs in which a variant is no further from the reference than that may be from itself.
+    def excused(self, feeds: Arrays, reference: Arrays, got: Arrays, budget: Budget) -> Arrays:
+        """Return a variant's answer with the reference's numbers where those are not its own.
 
-        Only outputs count that are further off than the budget allows with other roundings.
+        That is in outputs that are further off than the budget allows with other roundings, and in which the variant is
+        no further from the reference than that may be from itself. What is steady in them stays the variant's.
 
         Args:
             feeds: A request; it is asked once, however many variants differ from it.
@@ -51,11 +54,15 @@ class Steadiness:
             got: The variant's.
             budget: What holds for a single request.
         """
-        unsteady = self._unsteady(feeds, reference, budget)
-        return frozenset(name for name, far in unsteady.items() if _distance(got[name], reference[name]) <= far)
+        excused = dict(got)
+        for name, apart in self._unsteady(feeds, reference, budget).items():
+            farthest = apart.max(initial=0.0)
+            if _apart(got[name], reference[name]).max(initial=0.0) <= _AS_FAR * farthest:
+                excused[name] = np.where(_noise(apart, reference[name]), reference[name], got[name])
+        return excused
 
-    def _unsteady(self, feeds: Arrays, reference: Arrays, budget: Budget) -> dict[str, float]:
-        """Return the outputs without an answer of their own, each with how far off one may be."""
+    def _unsteady(self, feeds: Arrays, reference: Arrays, budget: Budget) -> Arrays:
+        """Return the outputs without an answer of their own, as how far off each of their numbers was at most."""
         key = id(feeds)
         if key not in self._found:
             self._found[key] = self._find(feeds, reference, budget)
@@ -66,19 +73,19 @@ class Steadiness:
                 )
         return self._found[key]
 
-    def _find(self, feeds: Arrays, reference: Arrays, budget: Budget) -> dict[str, float]:
-        far, unsteady = dict.fromkeys(reference, 0.0), set[str]()
+    def _find(self, feeds: Arrays, reference: Arrays, budget: Budget) -> Arrays:
+        far, unsteady = {name: np.zeros(array.shape) for name, array in reference.items()}, set[str]()
         try:
             for seed in range(_TIMES if self._shaken is not None else 0):
                 got = self._shaken(feeds, seed) if self._shaken is not None else None
                 if got is None or same_outputs(reference, got) is not None:
                     return {}
                 unsteady |= {name for name in reference if self._differs(name, feeds, reference, got, budget)}
-                far = {name: max(far[name], _distance(got[name], reference[name])) for name in reference}
+                far = {name: np.maximum(far[name], _apart(got[name], reference[name])) for name in reference}
         except Exception as error:  # whatever a model meets that is asked in another way: variants are judged then
             _log.debug("The model was not asked with other roundings.", exc_info=error)
             return {}
-        return {name: _AS_FAR * far[name] for name in unsteady}
+        return {name: far[name] for name in unsteady}
 
     def _differs(self, name: str, feeds: Arrays, reference: Arrays, got: Arrays, budget: Budget) -> bool:
         if not np.isfinite(got[name]).all():
@@ -88,7 +95,15 @@ class Steadiness:
         return bool(budget.violations(comparison.metrics(), single=True))
 
 
-def _distance(one: Array, other: Array) -> float:
-    """Return how far apart two answers are at most; infinitely where one is not finite."""
-    apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
-    return float(apart.max(initial=0.0)) if np.isfinite(apart).all() else np.inf
+def _apart(one: Array, other: Array) -> Array:
+    """Return how far apart the numbers of two answers are; infinitely where one is not finite and the other is."""
+    mine, theirs = one.astype(np.float64), other.astype(np.float64)
+    same = (mine == theirs) | (np.isnan(mine) & np.isnan(theirs))
+    with np.errstate(invalid="ignore"):
+        return np.where(same, 0.0, np.nan_to_num(np.abs(mine - theirs), nan=np.inf, posinf=np.inf))
+
+
+def _noise(apart: Array, reference: Array) -> Array:
+    """Tell which numbers of an output rounding makes, by how far off it puts them."""
+    sizes = np.abs(reference.astype(np.float64))
+    return apart > _STEADY * sizes.max(initial=0.0, where=np.isfinite(sizes))

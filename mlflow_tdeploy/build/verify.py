@@ -155,8 +155,7 @@ class _Asked:
 
     def _excused(self, case: Case, reference: Arrays, got: Arrays) -> Arrays:
         """Return an answer without what the model has no answer of its own to."""
-        excused = self._answers.steadiness.excused(case.feeds, reference, got, self._usual)
-        return {**got, **{name: reference[name] for name in excused}}
+        return self._answers.steadiness.excused(case.feeds, reference, got, self._usual)
 
     def _wrong(self, case: Case, reference: Arrays, got: Arrays) -> list[str]:
         comparison = self._answers.task.comparison()

@@ -206,6 +206,33 @@ def test_what_a_model_has_to_say_of_zeros_is_held_against_it(tmp_path, monkeypat
         mlflow_tdeploy.save_model(Levels(epsilon).eval(), tmp_path / "m", example=example, precisions=["onnx-fp32"])
 
 
+class Beside(torch.nn.Module):
+    """In one output what only rounding makes of zeros, and what is the model's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = Levels(1e-9)
+
+    def forward(self, x):
+        y = x + 0.1
+        return torch.cat([self.own(x), (y - y.mean(1, keepdim=True)) / (y.std(1, keepdim=True) + 1e-9)], 1)
+
+
+@pytest.mark.parametrize("new", [1e-9, 1e-7])
+def test_beside_what_only_rounding_makes_the_rest_is_held_against_it(tmp_path, monkeypatch, new):
+    module, zeros = Beside().eval(), np.zeros((2, 3), np.float32)
+    example = {"x": np.sign(RANDOM.standard_normal((64, 3))).astype(np.float32)}
+    with contextlib.closing(resolve(module, example=example)) as source:
+        task = TASKS.get(source.task)(source.task_config, source.signature, tmp_path)
+        steadiness, feeds = Steadiness(task, source.shaken), {"x": zeros}
+        reference = source.reference(feeds)
+        own, noise = np.split(reference["output_0"], [2], axis=1)
+        got = {"output_0": np.concatenate([own + (new - 1e-9) * 1e6, -noise], axis=1)}
+        excused = steadiness.excused(feeds, reference, got, task.usual_budget())["output_0"]
+    np.testing.assert_array_equal(excused[:, 2:], noise)
+    np.testing.assert_array_equal(excused[:, :2], got["output_0"][:, :2])
+
+
 class Careful(torch.nn.Module):
     """What is exact stays so: places made of floats, decisions by what is 0, tables."""
 
