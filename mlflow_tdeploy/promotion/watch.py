@@ -6,12 +6,14 @@ has changed; a webhook only has the next look come at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -92,7 +94,7 @@ class Watch:
         self._read, self._interval, self._told = read, interval, told
         self._client = client or MlflowClient()
         self._history = History(self._client)
-        self._woken, self._stopped = threading.Event(), threading.Event()
+        self._woken, self._stopped = SimpleQueue[None](), False
         self._rests: dict[tuple[str, ...], _Rest] = {}
         self._refused: set[tuple[str, str, int, str]] = set()
         self._trying: dict[tuple[str, str], threading.Thread] = {}
@@ -106,11 +108,13 @@ class Watch:
 
     def run(self) -> None:
         """Look until :meth:`stop`; what is being done then is done to its end, but for what is tried out: it goes."""
-        while not self._stopped.is_set():
+        while not self._stopped:
             pause = self.look()
             hurries = time.monotonic() < self._hurry_until
-            self._woken.wait(min(pause, _HURRY_S) if hurries else pause)
-            self._woken.clear()
+            with contextlib.suppress(Empty):
+                self._woken.get(timeout=min(pause, _HURRY_S) if hurries else pause)
+                while True:  # however often it was woken, one look is enough
+                    self._woken.get_nowait()
         self.finish()
 
     def finish(self) -> bool:
@@ -128,12 +132,15 @@ class Watch:
 
     def wake(self) -> None:
         """Have the next look come at once."""
-        self._woken.set()
+        self._woken.put(None)
 
     def stop(self) -> None:
-        """End :meth:`run`, soon."""
-        self._stopped.set()
-        self._woken.set()
+        """End :meth:`run`, soon.
+
+        Also from a handler of signals: it may come while :meth:`run` itself holds the lock of an event, for ever then.
+        """
+        self._stopped = True
+        self.wake()
 
     @property
     def ready(self) -> bool:
@@ -239,7 +246,7 @@ class Watch:
 
     def _unless_stopped(self, go_on: Callable[[], None]) -> Callable[[], None]:
         def asked() -> None:
-            if self._stopped.is_set():
+            if self._stopped:
                 raise ConflictError("The watcher is being stopped. It is tried out anew when that is there again.")
             go_on()
 

@@ -16,6 +16,7 @@ from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
+from tests.processes import program
 from tests.triton.conftest import server  # noqa: F401
 
 KEY, SECRET = "tdeploykey", "tdeploysecretkey"
@@ -35,7 +36,7 @@ def s3_server(tmp_path_factory):
     (root / "bucket").mkdir()
     command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}",
                "--vfs-cache-mode", "off", "--config", str(root / "none.conf"), str(root)]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with program(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             _wait(port)
             yield f"http://127.0.0.1:{port}"

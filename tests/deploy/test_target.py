@@ -26,6 +26,7 @@ from mlflow_tdeploy.triton.client import Connection, TritonClient
 from tests.bundles import WEIGHTS, make_bundle
 from tests.core.text_assets import LABELS
 from tests.flavor.text_bundles import embed, make_text_bundle
+from tests.processes import program
 
 SAVED = {"grace": 0}
 
@@ -245,7 +246,7 @@ def test_run_local_serves_until_it_is_interrupted(server, words, tmp_path):
         "-m",
         "models:/words/1",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+    with program(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
         said = process.stdout.readline()
         url = said.split(" answers at ")[1].split("/v2/")[0]
         assert get_deploy_client(url.replace("http", "tdeploy")).predict("words", ["cat"])["predictions"]

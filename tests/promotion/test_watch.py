@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -23,6 +26,7 @@ from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.watch import Watch
 from tests.flavor.text_bundles import make_text_bundle
+from tests.processes import program
 
 
 @pytest.fixture
@@ -285,6 +289,33 @@ def test_run_looks_when_it_is_woken_and_ends_when_it_is_stopped(two, words, vers
         watch.stop()
         thread.join(30)
     assert not thread.is_alive()
+
+
+SIGNALLED = """
+import signal
+from mlflow_tdeploy.promotion.watch import Watch
+
+class Looking(Watch):
+    def look(self):
+        return 1e-6
+
+watch = Looking(lambda: None, interval=1.0, client=object())
+signal.signal(signal.SIGUSR1, lambda *_: watch.wake())
+signal.signal(signal.SIGTERM, lambda *_: watch.stop())
+print("ready", flush=True)
+watch.run()
+"""
+
+
+def test_a_signal_may_come_at_any_moment():
+    """A handler that waits for the lock of a ``threading.Event``, which the main thread has then, waits for ever."""
+    with program([sys.executable, "-c", SIGNALLED], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout.readline()
+        for _ in range(10_000):
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(1e-4)
+        process.terminate()
+        assert process.wait(20) == 0
 
 
 def test_a_file_that_changes_is_read_again_and_one_that_becomes_wrong_is_told(two, words, tmp_path, caplog):

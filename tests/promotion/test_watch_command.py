@@ -27,6 +27,7 @@ from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from tests.conftest import leave_store
+from tests.processes import program
 from tests.promotion.conftest import log_words
 from tests.promotion.test_webhook import BODY, signed
 
@@ -108,7 +109,7 @@ def watching(path, registry, *more):
     command = [sys.executable, "-m", "mlflow_tdeploy.cli", "watch", "--file", str(path), *more]
     log = path.parent / "watch.log"
     env = os.environ | {"MLFLOW_TRACKING_URI": registry, "MLFLOW_REGISTRY_URI": registry}
-    with log.open("ab") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
+    with log.open("ab") as out, program(command, env=env, stdout=out, stderr=out) as process:
         try:
             yield process, log
         finally:

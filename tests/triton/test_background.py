@@ -28,6 +28,7 @@ from mlflow_tdeploy.core.errors import (
 from mlflow_tdeploy.deploy.address import files_of
 from mlflow_tdeploy.triton import background
 from tests.bundles import WEIGHTS, linear_graph
+from tests.processes import program
 from tests.triton.test_local import CONFIG
 
 
@@ -148,7 +149,7 @@ def test_a_server_that_cannot_start_leaves_nothing(repository, tmp_path):
 
 def test_another_process_with_the_number_of_one_that_ended_is_left_alone(repository):
     found = background.start(repository)
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as other:
+    with program([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as other:
         background.stop(dataclasses.replace(found, pid=other.pid))
         assert other.poll() is None
         other.stdin.close()
@@ -192,7 +193,7 @@ def test_a_server_is_known_from_its_first_moment_and_goes_with_who_is_told_to_en
     (root / "1" / "model.py").write_text(SLOW)
     (root / "config.pbtxt").write_text('name: "slow"\nbackend: "python"\nmax_batch_size: 0\n')
     command = [sys.executable, "-m", "mlflow_tdeploy.cli", "triton", "start", str(root.parent)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
+    with program(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
         end = time.monotonic() + 60
         while not (found := background.running()) and time.monotonic() < end:
             time.sleep(0.05)
@@ -217,7 +218,7 @@ def test_run_that_is_told_to_end_while_its_server_starts_leaves_nothing(tmp_path
     (root / "1" / "model.py").write_text(SLOW)
     (root / "config.pbtxt").write_text('name: "slow"\nbackend: "python"\nmax_batch_size: 0\n')
     command = [sys.executable, "-m", "mlflow_tdeploy.cli", "triton", "run", str(root.parent)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
+    with program(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as starting:
         region = f"tdeploy-{starting.pid}-"
         _wait_until(lambda: any("python_backend_stub" in one for one in processes(region)), 60)
         starting.terminate()

@@ -21,6 +21,7 @@ from mlflow_tdeploy.core.errors import ConflictError, MissingDependencyError, No
 from mlflow_tdeploy.triton import home, local
 from mlflow_tdeploy.triton.local import local_triton
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
+from tests.processes import program
 
 CONFIG = """name: "linear"
 backend: "onnxruntime"
@@ -89,7 +90,7 @@ def test_a_server_ends_with_the_process_that_started_it(server, repository):
         "with local_triton(Path(sys.argv[1])) as triton:\n"
         "    print(triton.process.pid, flush=True)\n    sys.stdin.read()\n"
     )
-    with subprocess.Popen(
+    with program(
         [sys.executable, "-c", script, str(repository)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         pid = int(parent.stdout.readline())
