@@ -218,17 +218,17 @@ class S3Files(RepositoryFiles):
 
         try:
             yield
-        except ClientError as error:
+        except (BotoCoreError, Boto3Error, ClientError, OSError) as error:
+            inner = error.__context__ if isinstance(error, Boto3Error) else None  # what its upload of a file met
+            refused = next((one for one in (error, inner) if isinstance(one, ClientError)), None)
             why = {
                 "NoSuchBucket": f"there is no bucket '{self._bucket}'",
                 "SignatureDoesNotMatch": "the secret key is not the one of the access key (AWS_SECRET_ACCESS_KEY)",
                 "InvalidAccessKeyId": "the access key is not known there (AWS_ACCESS_KEY_ID)",
                 "AccessDenied": "access is denied: are these the right keys, and may they do that?",
                 "403": "access is denied: are these the right keys, and may they do that?",
-            }.get(_code(error), str(error))
+            }.get(_code(refused) if refused else "", str(error).rstrip("."))
             raise StorageError(f"The store '{self.url}' cannot {doing}: {why}.") from error
-        except (BotoCoreError, Boto3Error, OSError) as error:
-            raise StorageError(f"The store '{self.url}' cannot {doing}: {error}.") from error
 
 
 def _claim(content: bytes) -> dict[str, Any]:

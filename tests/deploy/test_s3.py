@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -167,6 +168,8 @@ def test_what_the_store_refuses_is_told(s3_server, s3_keys, monkeypatch):
     with pytest.raises(StorageError, match="the secret key is not the one|access is denied") as caught:
         S3Files(f"s3://{s3_server}/bucket/models").write("a", b"")
     assert "wrong" not in str(caught.value)
+    with pytest.raises(StorageError, match="cannot send 'a': the secret key is not the one|access is denied"):
+        S3Files(f"s3://{s3_server}/bucket/models").put("a", Path(__file__))
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")

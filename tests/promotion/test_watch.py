@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import StorageError, VerificationError
 from mlflow_tdeploy.deploy import apply as deploying
-from mlflow_tdeploy.deploy.files import FolderFiles
+from mlflow_tdeploy.deploy.files import FolderFiles, open_files
+from mlflow_tdeploy.deploy.s3 import S3Files
 from mlflow_tdeploy.deploy.tidy import Tidy
 from mlflow_tdeploy.promotion import page
 from mlflow_tdeploy.promotion import watch as watching
@@ -25,6 +26,8 @@ from mlflow_tdeploy.promotion.outcome import Outcome
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.watch import Watch
+from mlflow_tdeploy.triton.local import local_triton
+from tests.deploy.test_s3 import url_for_triton
 from tests.flavor.text_bundles import make_text_bundle
 from tests.processes import program
 
@@ -185,6 +188,55 @@ def test_a_repository_that_refuses_leaves_what_serves(two, words, versions, watc
     watch._rests.clear()
     watch.look()
     assert (versions(), states(watch)) == ([2, 2], ["in sync"] * 2)
+
+
+@pytest.fixture
+def stored(s3_server, s3_keys, server, tmp_path):
+    """A server whose repository is in a real S3, and the file that names it."""
+    files = open_files(f"s3://{s3_server}/bucket/{tmp_path.name}/models")
+    files.write("keep/.keep", b"")  # a store has no empty folder
+    with local_triton(url_for_triton(files.url), server=server) as triton:
+        (tmp_path / "tdeploy.yaml").write_text(
+            f"targets: {{here: {{server: '{triton.url}', repository: '{files.url}'}}}}\n"
+            "models: [{name: words, alias: champion, to: here, serve: {device: cpu, variant: onnx-fp32, grace: 0}}]\n"
+        )
+        yield Spec.read(tmp_path / "tdeploy.yaml")
+
+
+def test_a_store_that_refuses_leaves_what_serves(stored, words, monkeypatch):
+    watch = Watch(lambda: stored, interval=30.0)
+
+    def serves():
+        target = stored.targets["here"]
+        return deployments_at(target, target.servers[0]).serving("words").active
+
+    watch.look()
+    assert serves() == 1
+    words.set_registered_model_alias("words", "champion", 2)
+    put, refused = S3Files.put, []
+
+    def expired(self, path, source):
+        """The key is good for the lease, and not any more when the version's files are sent."""
+        refused.append(path)
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+            return put(S3Files(self.url), path, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Files, "put", expired)
+        watch.look()
+    assert refused
+    assert (serves(), states(watch)) == (1, ["drift"])
+    assert "the secret key is not the one" in mlflow_tdeploy.history("words")[0].why
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")  # from the beginning
+        watch._rests.clear()
+        watch.look()
+    assert serves() == 1
+    watch._rests.clear()
+    watch.look()
+    watch.finish()
+    assert (serves(), states(watch)) == (2, ["in sync"])
 
 
 def test_a_target_that_cannot_be_held_stops_no_other(two, words, versions, watch, monkeypatch):

@@ -30,6 +30,7 @@ from tests.conftest import leave_store
 from tests.processes import program
 from tests.promotion.conftest import log_words
 from tests.promotion.test_webhook import BODY, signed
+from tests.slow_link import slow_link
 
 SECRET = "correct horse"
 #: What ends the server at an address.
@@ -187,6 +188,29 @@ def test_a_registry_that_is_restarted_is_followed_again(client, registry, runnin
             _wait_until(lambda: serving(running) == 2, log=log)
             _wait_until(lambda: standing(url) == ("in sync", 2, 2), log=log)
             assert not json.loads(got(f"{url}/status.json"))["error"]
+
+
+def test_a_registry_that_is_slow_is_followed_and_one_that_hangs_stops_nothing(
+    client, registry, running, file, tmp_path, monkeypatch
+):
+    path, url = file
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with slow_link(registry) as link, watching(path, link.url, "--interval", "0.5") as (process, log):
+        _wait_until(lambda: serving(running) == 1, log=log)
+        link.delay = 0.2
+        client.set_registered_model_alias("words", "champion", 2)
+        _wait_until(lambda: serving(running) == 2, log=log)
+        link.delay, link.silent = 0.0, True
+        client.set_registered_model_alias("words", "champion", 1)
+        _wait_until(lambda: json.loads(got(f"{url}/status.json"))["error"], log=log)
+        assert serving(running) == 2
+        assert got(f"{url}/health")
+        link.silent = False
+        _wait_until(lambda: serving(running) == 1, log=log)
+        _wait_until(lambda: standing(url) == ("in sync", 1, 1), log=log)
+        link.silent = True
+        process.terminate()
+        assert process.wait(30) == 0  # it waits for no more than the requests that are under way
 
 
 @pytest.mark.slow
