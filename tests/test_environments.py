@@ -48,7 +48,8 @@ def wheel(tmp_path_factory):
 def test_core_and_runtime_work_with_numpy_1_and_without_mlflow(tmp_path):
     """Triton images carry numpy 1.26, and no MLflow."""
     python = environment(
-        tmp_path / "venv", "numpy==1.26.4", "tokenizers", "onnxruntime", "ml_dtypes", "pytest", "hypothesis"
+        tmp_path / "venv",
+        *("numpy==1.26.4", "tokenizers", "onnxruntime", "ml_dtypes", "pytest", "pytest-timeout", "hypothesis"),
     )
     clean = {**os.environ, "PYTHONPATH": str(ROOT), "TDEPLOY_CACHE_DIR": str(tmp_path / "cache")}
     tests = sorted((ROOT / "tests" / "core").glob("test_*.py"))  # those of the tasks compare with transformers

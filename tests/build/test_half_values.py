@@ -1,0 +1,186 @@
+"""What half precision does to the values that come in: epsilons, scales, places, masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mlflow_tdeploy
+
+RANDOM = np.random.default_rng(0)
+ROWS = RANDOM.standard_normal((64, 3)).astype(np.float32)
+
+
+class Floors(torch.nn.Module):
+    """An epsilon of another form: one for each band, or one with axes."""
+
+    def __init__(self, floors):
+        super().__init__()
+        self.out = torch.nn.Linear(3, 2)
+        self.register_buffer("floors", floors)
+
+    def forward(self, x):
+        return self.out(torch.log10(x * x + self.floors))
+
+
+class Sound(torch.nn.Module):
+    """Whole numbers of 16 bits as numbers up to 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.out(x / 32768.0)
+
+
+class Scaled(torch.nn.Module):
+    """What comes in is brought into range in one of many ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.out, self.how = torch.nn.Linear(3, 2), how
+
+    def forward(self, x):
+        return torch.tanh(self.out(self.how(x)))
+
+
+class Recommender(torch.nn.Module):
+    """Attends to what is present of a history."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.query, self.out = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 8), torch.nn.Linear(16, 1)
+
+    def forward(self, history, present, item):
+        past, wanted = self.table(history), self.table(item)
+        scores = (past * self.query(wanted)[:, None]).sum(-1) + (1 - present) * -1e9
+        user = (scores.softmax(1)[..., None] * past).sum(1)
+        return torch.sigmoid(self.out(torch.cat([user, wanted], 1)))
+
+
+@pytest.mark.parametrize(
+    "floors", [torch.tensor([[1e-10]]), torch.tensor([1e-10, 1e-9, 1e-8]), torch.full((1, 3), 1e-9)]
+)
+def test_an_epsilon_of_any_form_is_none_of_half_precision(tmp_path, floors):
+    module = Floors(floors).eval()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": ROWS}, precisions=["fp32", "fp16"])
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.zeros(2, 3)).detach().numpy()
+    np.testing.assert_allclose(model.infer({"x": np.zeros((2, 3), np.float32)})["output_0"], expected, rtol=0.01)
+
+
+def test_a_scale_beyond_what_masks_are_limited_to_stays(tmp_path):
+    module, waves = Sound().eval(), (3000 * ROWS).round()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": waves}, precisions=["fp32", "fp16"])
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.tensor(waves)).detach().numpy()
+    np.testing.assert_allclose(model.infer({"x": waves})["output_0"], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        (lambda x: x / 65535.0, 65535),
+        (lambda x: (x - torch.tensor([45.0, 30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
+        (lambda x: (x - 8000.0) / 9000.0, 80000),
+        (lambda x: (x.unsqueeze(1).transpose(1, 2) * 1e-4).flatten(1), 80000),
+        (lambda x: (x[:, [2, 1, 0]] - torch.tensor([5.0, 30000.0, 45.0])) / torch.tensor([2.0, 12000.0, 15.0]), 80000),
+        (lambda x: (x - torch.tensor([45.0, -30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
+    ],
+)
+def test_what_half_precision_does_not_hold_is_scaled_before(tmp_path, how, most):
+    module, rows = Scaled(how).eval(), (np.abs(ROWS) % 1 * 50000).round()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows[:, 1] = most
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        (lambda x: x.float() / 65535.0, 65535),
+        (lambda x: (x.float() - torch.tensor([45.0, 30000.0, 5.0])) / torch.tensor([15.0, 12000.0, 2.0]), 80000),
+        (lambda x: x.float() - x.float().mean(1, keepdim=True), 80),
+        (lambda x: x / x.sum(1, keepdim=True).clamp(min=1), 81),
+        (lambda x: (x > 10000).float() / (x > 10000).sum(1, keepdim=True).clamp(min=1), 80000),
+        (lambda x: x.float().topk(3, dim=1).indices.float() / 3.0 + x.float() * 1e-5, 80000),
+    ],
+)
+def test_whole_numbers_are_brought_into_range_before_half_precision(tmp_path, how, most):
+    module, rows = Scaled(how).eval(), (np.abs(ROWS) % 1 * min(most, 50000)).astype(np.int32 if most % 2 else np.int64)
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows[:, 1] = most
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=1e-2)
+
+
+class Places(torch.nn.Module):
+    """Columns of one type, the first of them the number of a thing or of its range; it goes out, too."""
+
+    def __init__(self, of):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out, self.of = torch.nn.Embedding(20000, 8), torch.nn.Linear(10, 2), of
+
+    def forward(self, x):
+        return {"number": x[:, 0], "score": self.out(torch.cat([self.table(self.of(x[:, 0])), x[:, 1:]], 1))}
+
+
+@pytest.mark.parametrize(
+    ("of", "asked"),
+    [
+        (lambda x: x.long(), [5, 2049, 5003, 12345]),
+        (lambda x: (x / 1000.0).long(), [99990, 109990, 75000, 149950]),
+        (lambda x: (x > 2048).long() + 2 * (x == 5003).long(), [2048, 2049, 5003, 5004]),
+    ],
+)
+def test_numbers_that_are_places_are_no_half_numbers(tmp_path, of, asked):
+    module = Places(of).eval()
+    random = np.random.default_rng(0)
+    rows = np.concatenate([random.integers(0, 2000, (64, 1)), random.standard_normal((64, 2))], 1).astype(np.float32)
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows = np.concatenate([np.array([asked]).T, rows[:4, 1:]], 1).astype(np.float32)
+    got = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"}).infer({"x": rows})
+    expected = module(torch.tensor(rows))
+    np.testing.assert_array_equal(got["number"], rows[:, 0])
+    np.testing.assert_allclose(got["score"], expected["score"].detach().numpy(), atol=1e-2)
+
+
+class Joined(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+
+    def forward(self, age, income):
+        rows = torch.cat([age, income], 1)
+        return self.out((rows - torch.tensor([45.0, 30000.0])) / torch.tensor([15.0, 12000.0]))
+
+
+def test_inputs_that_are_joined_are_brought_into_range_before_half_precision(tmp_path):
+    module, random = Joined().eval(), np.random.default_rng(0)
+    given = {"age": random.uniform(18, 80, (64, 1)), "income": random.uniform(5000, 50000, (64, 1))}
+    given = {name: array.astype(np.float32) for name, array in given.items()}
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example=given, precisions=["fp32", "fp16"])
+    given["income"][:] = 80000
+    got = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"}).infer(given)
+    expected = module(*map(torch.tensor, given.values())).detach().numpy()
+    np.testing.assert_allclose(got["output_0"], expected, atol=1e-2)
+
+
+def test_a_mask_that_is_multiplied_stays_finite_in_half_precision(tmp_path):
+    torch.manual_seed(0)  # of others, what is near at zeros in fp16 may be over the budget
+    module, random = Recommender().eval(), np.random.default_rng(0)
+    present = (np.arange(10) < random.integers(1, 11, 32)[:, None]).astype(np.float32)
+    example = {"history": random.integers(0, 50, (32, 10)), "present": present, "item": random.integers(0, 50, 32)}
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example=example, precisions=["fp32", "fp16"])
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(**{name: torch.tensor(array) for name, array in example.items()}).detach().numpy()
+    np.testing.assert_allclose(model.infer(example)["output_0"], expected, atol=2e-3)
+    example["present"] = np.zeros_like(present)  # who has seen nothing yet
+    assert np.isfinite(model.infer(example)["output_0"]).all()
