@@ -32,6 +32,13 @@ _MOVING = (
     *("Cast", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split"),
     *("Squeeze", "Transpose", "Unsqueeze"),
 )
+#: What goes on with a sum, a root, an extreme.
+_FINISHING = (*_SHIFTING, "Abs", "Clip", "Max", "Min", "Pow", "Reciprocal", "Sqrt")
+#: What brings into range by itself, by what comes in or by what the model has learned.
+_NORMALIZING = (
+    *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization"),
+    *("MeanVarianceNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+)
 _DECIDING = ("Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Round")
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
 _RECURRENT = {"GRU", "LSTM", "RNN"}
@@ -84,6 +91,7 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         _cast_captured(half.graph)
         converted = ir.serde.deserialize_model(half)
         _join_fp32_neighbours(converted, kept)
+        converted.graph.sort()  # the converter leaves casts at the end, and what takes them before
         save_ir(converted, dst)
 
 
@@ -152,24 +160,69 @@ def _nodes_that_bring_into_range(graph: onnx.GraphProto) -> set[str]:
     Incomes and pixels of 16 bits may be more than half precision holds, whatever the example has. Masks are not. Nor
     does it tell whole numbers beyond 2048 apart: what becomes one, is compared or goes out as it came stays as it is.
     """
-    weights = {one.name for one in graph.initializer}
-    raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
-    constants = _small_constants(graph).items()
-    shifts = {name for name, array in constants if array.size > 1 or not (array < -LARGEST).any()}  # that masks
-    outputs, constant = {value.name for value in graph.output}, {name for name, _ in constants} | weights
-    found: set[str] = set()
-    makers: dict[str, Any] = {}
+    incoming = _Incoming(graph)
     for node in graph.node:
+        incoming.take(node)
+    return incoming.found
+
+
+class _Incoming:
+    """Follows what comes into a graph, and what is computed of it, until it is in range.
+
+    Args:
+        graph: The graph; its nodes are taken in their order.
+
+    Attributes:
+        found: Names of the nodes that have to compute with it as it is.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        weights = {one.name for one in graph.initializer}
+        self._raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
+        self._statistics: set[str] = set()  # sums, roots, extremes of it, by which it is shifted or scaled
+        constants = _small_constants(graph).items()
+        self._shifts = {
+            name for name, array in constants if array.size > 1 or not (array < -LARGEST).any()
+        }  # that masks
+        self._constants = {name for name, _ in constants} | weights
+        self._outputs = {value.name for value in graph.output}
+        self._makers: dict[str, Any] = {}
+        self.found: set[str] = set()
+
+    def take(self, node: onnx.NodeProto) -> None:
+        """Look at the next node."""
         taken = {one for one in node.input if one}
-        shifted = node.op_type in _SHIFTING and len(raw & taken) == len(shifts & taken) == 1
+        raw, combined = self._raw & taken, node.op_type in _SHIFTING
+        shifted = combined and len(raw) == len(self._shifts & taken) == 1
+        scaled = combined and bool(raw) and bool(self._statistics & taken)
         moved = node.op_type in _MOVING and node.input[0] in raw
-        moved |= node.op_type == "Concat" and bool(raw & taken) and taken <= raw | constant
-        if shifted or moved:
-            raw.update(node.output)
-            makers |= dict.fromkeys(node.output, node)
-        if shifted or (moved and outputs & set(node.output)) or (raw & taken and _decides(node)):
-            _add_with_makers(node, makers, found)
-    return found
+        moved |= node.op_type == "Concat" and bool(raw) and taken <= self._raw | self._constants
+        if shifted or moved or (scaled and node.op_type in ("Add", "Sub")):
+            self._follow(node, self._raw)
+        elif not scaled and self._makes_a_statistic(node, taken):
+            self._follow(node, self._statistics)
+        normal = node.op_type in _NORMALIZING and node.input[0] in raw
+        goes_out = moved and bool(self._outputs & set(node.output))
+        if shifted or scaled or normal or goes_out or (raw and _decides(node)):
+            _add_with_makers(node, self._makers, self.found)
+
+    def _follow(self, node: onnx.NodeProto, kind: set[str]) -> None:
+        kind.update(node.output)
+        self._makers |= dict.fromkeys(node.output, node)
+
+    def _makes_a_statistic(self, node: onnx.NodeProto, taken: set[str]) -> bool:
+        """Tell whether a node sums, squares or chooses of what comes in, or goes on with what did."""
+        if node.op_type.startswith("Reduce"):
+            return node.input[0] in self._raw | self._statistics
+        if node.op_type in ("Mul", "Pow") and self._raw & taken:  # squares
+            return taken <= self._raw | self._constants
+        if node.op_type in _MOVING:
+            return node.input[0] in self._statistics
+        return (
+            node.op_type in _FINISHING
+            and bool(self._statistics & taken)
+            and taken <= self._statistics | self._constants
+        )
 
 
 def _decides(node: onnx.NodeProto) -> bool:

@@ -40,7 +40,7 @@ class Steadiness:
     def __init__(self, task: Task, shaken: Shaken | None) -> None:
         self._task = task
         self._shaken = shaken
-        self._found: dict[int, Arrays] = {}
+        self._found: dict[int, tuple[Arrays, Arrays]] = {}  # by the request, which is kept: its number is its own then
 
     def excused(self, feeds: Arrays, reference: Arrays, got: Arrays, budget: Budget) -> Arrays:
         """Return a variant's answer with the reference's numbers where those are not its own.
@@ -65,13 +65,13 @@ class Steadiness:
         """Return the outputs without an answer of their own, as how far off each of their numbers was at most."""
         key = id(feeds)
         if key not in self._found:
-            self._found[key] = self._find(feeds, reference, budget)
-            if self._found[key]:
+            self._found[key] = feeds, self._find(feeds, reference, budget)
+            if self._found[key][1]:
                 _log.info(
                     "The model has no answer of its own to zeros in %s: with other roundings it gives another one.",
-                    ", ".join(sorted(self._found[key])),
+                    ", ".join(sorted(self._found[key][1])),
                 )
-        return self._found[key]
+        return self._found[key][1]
 
     def _find(self, feeds: Arrays, reference: Arrays, budget: Budget) -> Arrays:
         far, unsteady = {name: np.zeros(array.shape) for name, array in reference.items()}, set[str]()

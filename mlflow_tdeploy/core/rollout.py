@@ -55,6 +55,13 @@ class Rollout:
     seconds: float
 
 
+@dataclass
+class _Patience:
+    """For how long answers to requests that came together are waited for: not known before the own ones are there."""
+
+    seconds: float = float("inf")
+
+
 @dataclass(frozen=True)
 class Sample:
     """What was seen of one request that the version which serves has answered.
@@ -89,8 +96,8 @@ class Beside:
         self._telling = ThreadPoolExecutor(1, thread_name_prefix="tdeploy-tally")  # also while all others wait
         self._lock = threading.Lock()
         self._waiting, self._overdue, self._late = 0, 0, 0
-        self._asked: dict[int, float] = {}  # since when, by thread
-        self._patience, self._hangs = float("inf"), False
+        self._asked: dict[int, tuple[float, _Patience]] = {}  # since when, and for how long, by thread
+        self._hangs = False
         self._until = time.monotonic() + rollout.seconds
 
     async def answers(
@@ -104,10 +111,12 @@ class Beside:
         """
         chosen, canary = self._chosen(len(requests)), self._rollout.kind == "canary"
         started = time.perf_counter()
-        asked = {place: self._asking.submit(self._timed, requests[place]) for place in (chosen if canary else [])}
+        patience = _Patience()
+        places = chosen if canary else []
+        asked = {place: self._asking.submit(self._timed, requests[place], patience) for place in places}
         found = await own
         before = time.perf_counter() - started
-        self._patience = _patience(before)
+        patience.seconds = _patience(before)
         if asked:
             await self._in_time(asked, before, found)
         elif chosen:
@@ -134,17 +143,21 @@ class Beside:
 
     def _notice_hanging(self) -> None:
         """Tell, once, of a request to which no answer comes: nobody else would, for it is not over."""
-        waited = time.perf_counter() - min(self._asked.values(), default=float("inf"))
-        if waited > MOST_LATE * self._patience and not self._hangs:
+        now = time.perf_counter()
+        hanging = [
+            now - since for since, patience in self._asked.values() if now - since > MOST_LATE * patience.seconds
+        ]
+        if hanging and not self._hangs:
             self._hangs = True
+            waited = max(hanging)
             why = f"no answer within {waited:.1f} s"
             sample = Sample(0.0, waited, alike=False, failed=why, stopped=True)
             self._telling.submit(self._tell, self._rollout.tally, json.dumps(asdict(sample)))
 
-    def _timed(self, request: Any) -> tuple[Arrays | Exception, float]:
+    def _timed(self, request: Any, patience: _Patience) -> tuple[Arrays | Exception, float]:
         started = time.perf_counter()
         with self._lock:
-            self._asked[threading.get_ident()] = started
+            self._asked[threading.get_ident()] = started, patience
         try:
             return self._ask(self._rollout.model, request), time.perf_counter() - started
         except Exception as error:  # whatever it is, it is no answer
@@ -178,8 +191,8 @@ class Beside:
             self._overdue -= 1
 
     def _copied(self, request: Any, own: Arrays | Exception, before: float) -> None:
-        other, after = self._timed(request)
         patience = _patience(before)
+        other, after = self._timed(request, _Patience(patience))
         self._telling.submit(self._seen, own, before, other if after <= patience else _LateError(patience), after)
 
     def _seen(self, own: Arrays | Exception, before: float, other: Arrays | Exception, after: float) -> None:
@@ -188,10 +201,10 @@ class Beside:
             self._waiting -= 1
             self._late = self._late + 1 if late else 0
             stopped = self._late >= MOST_LATE
-        if isinstance(own, Exception):
+        if isinstance(own, Exception) and not stopped:
             return  # a request that nobody can answer says nothing
         failed = f"{other}"[:_LONGEST] or type(other).__name__ if isinstance(other, Exception) else ""
-        same = not isinstance(other, Exception) and alike(own, other)
+        same = not isinstance(own, Exception) and not isinstance(other, Exception) and alike(own, other)
         self._tell(self._rollout.tally, json.dumps(asdict(Sample(before, after, same, failed, stopped))))
 
 

@@ -47,6 +47,7 @@ from mlflow_tdeploy.deploy.publish import (
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.server_host import ask_host
 from mlflow_tdeploy.deploy.switch import Switch
+from mlflow_tdeploy.deploy.tidy import BRIEFLY_S
 from mlflow_tdeploy.deploy.tryout import Tryout, counted
 from mlflow_tdeploy.deploy.verify import check_front, check_graph
 from mlflow_tdeploy.store.staging import workspace
@@ -169,6 +170,7 @@ class Deployments(Switch):
             self._step("load")
             changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
             if route.rollout or not wanted == before == route.active:
+                self._drained(name, wanted, BRIEFLY_S)  # else it could not be told from the one that comes
                 self._step("switch")
                 self._switch(name, route, route.moved(wanted, now(), user_name()))
                 changed = True
@@ -184,7 +186,7 @@ class Deployments(Switch):
             unload_only: Leave their files, as another server of the repository may have them loaded.
         """
         with self._changing(check_name(name)):
-            self._retire(name, 0.0, unload_only=unload_only)
+            self._retire(name, None, unload_only=unload_only)
 
     def drain(self, name: str, grace: float = Settings.grace) -> bool:
         """Wait until no version still has requests that came before the last switch; changes nothing, holds nobody up.
@@ -221,6 +223,7 @@ class Deployments(Switch):
             self._load_graph(f"{name}.v{route.active}", route.active, self.published_key(f"{name}.v{route.active}"))
             serving = self.serving(name)
             if now != route or serving is None or serving.active != route.active:
+                self._drained(name, route.active, BRIEFLY_S)
                 self._switch(name, now, route)
             if retire:
                 self._retire(name, 0.0)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_tdeploy.core.errors import IntegrityError, TDeployError
 from mlflow_tdeploy.core.records import from_json
 from mlflow_tdeploy.core.rollout import Rollout
 from mlflow_tdeploy.deploy.plan import Settings
+
+#: So many versions that are gone are remembered.
+_MOST_GONE = 8
 
 
 def record(text: str) -> dict[str, Any]:
@@ -36,6 +39,8 @@ class Route:
         keep_loaded: Whether versions that are kept stay loaded.
         rollout: The version that is tried out beside the one that answers, as JSON of a
             :class:`mlflow_tdeploy.core.rollout.Rollout`; empty for none.
+        gone: Versions that were kept and are not any more, the last one first: a server that was away may have them
+            loaded still, though another one of the same repository has removed their files.
     """
 
     active: int
@@ -46,6 +51,7 @@ class Route:
     config: str = "{}"
     keep_loaded: bool = True
     rollout: str = ""
+    gone: tuple[int, ...] = ()
 
     @property
     def said(self) -> dict[str, Any]:
@@ -83,20 +89,24 @@ class Route:
         """
         rest = tuple(one for one in (self.active, *self.previous) if one != version)
         ahead = self.ahead if version == self.active else ()
-        return Route(version, rest[: settings.keep], changed, by, ahead, settings.config, settings.keep_loaded)
+        new = Route(version, rest[: settings.keep], changed, by, ahead, settings.config, settings.keep_loaded)
+        past = dict.fromkeys((*rest, *self.ahead, *self.gone))
+        return replace(new, gone=tuple(one for one in past if one not in new.kept)[:_MOST_GONE])
 
     def moved(self, version: int, changed: str, by: str) -> Route:
         """Return the route to a version that is kept; what is kept stays so, in the order of age."""
         line = (*reversed(self.previous), self.active, *self.ahead)
         place = line.index(version)
         before, ahead = tuple(reversed(line[:place])), line[place + 1 :]
-        return Route(version, before, changed, by, ahead, self.config, self.keep_loaded)
+        return Route(version, before, changed, by, ahead, self.config, self.keep_loaded, gone=self.gone)
 
     def parameters(self) -> dict[str, str]:
         """Return it as parameters of a configuration."""
         rollout = {"rollout": self.rollout} if self.rollout else {}
+        gone = {"gone": json.dumps(self.gone)} if self.gone else {}
         return {
             **rollout,
+            **gone,
             "ahead": json.dumps(self.ahead),
             "active": str(self.active),
             "previous": json.dumps(self.previous),
@@ -114,13 +124,14 @@ class Route:
             IntegrityError: The parameters say no route.
         """
         try:
-            previous, ahead = (
-                tuple(int(one) for one in json.loads(parameters.get(key) or "[]")) for key in ("previous", "ahead")
+            previous, ahead, gone = (
+                tuple(int(one) for one in json.loads(parameters.get(key) or "[]"))
+                for key in ("previous", "ahead", "gone")
             )
             changed, by = (str(parameters.get(key, "")) for key in ("changed", "by"))
             config, loaded = str(parameters.get("config") or "{}"), parameters.get("keep_loaded") != "false"
             rollout = str(parameters.get("rollout", ""))
-            return cls(int(parameters["active"]), previous, changed, by, ahead, config, loaded, rollout)
+            return cls(int(parameters["active"]), previous, changed, by, ahead, config, loaded, rollout, gone)
         except (LookupError, ValueError, TypeError) as error:
             raise IntegrityError(
                 f"{where} says no route ({error!r}), so what serves is not known. Delete the deployment and create "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mlflow_tdeploy.deploy.files import Held, RepositoryFiles
 from mlflow_tdeploy.deploy.publish import read_index, remove
@@ -16,6 +16,8 @@ from mlflow_tdeploy.triton.names import FACTS, TRIAL, graph_of, owner
 
 _log = logging.getLogger("mlflow_tdeploy")
 _DRAIN_S, _PAUSE_S = 120.0, 0.1
+#: Seconds at most for the same where somebody goes back, which is urgent.
+BRIEFLY_S = 10.0
 
 
 class Tidy(State):
@@ -60,24 +62,32 @@ class Tidy(State):
             self.client.unload(model)
             if version and version[1] not in staying and drained:
                 remove(self.files, name, f"{version[1]}/")
-            remove(self.files, model)  # last: it tells the next call that there is something to remove
+            if graphs:  # else another server may have it loaded, and would not be told: who retires removes it
+                remove(self.files, model)  # last: it tells the next call that there is something to remove
 
-    def _retire(self, name: str, grace: float, *, unload_only: bool = False) -> None:
-        """Unload and remove the versions that are not kept, and unload those that are kept on disk only."""
-        route = self.route(name)
+    def _retire(self, name: str, grace: float | None, *, unload_only: bool = False) -> None:
+        """Unload and remove the versions that are not kept, and unload those that are kept on disk only.
+
+        Args:
+            name: The deployment.
+            grace: Seconds for requests that are on their way; None where they were waited for.
+            unload_only: Leave their files.
+        """
+        route, tried = self.route(name), self.tried(name)
         old, resting = self._to_retire(name, route)
-        if route is None or not (old or resting):
+        if route is None or not (old or resting or tried):
             return
         self._step("retire")
-        time.sleep(grace)
-        self._drained(name)
+        if grace is not None:
+            time.sleep(grace)
+            self._drained(name)
         self._held()
-        for model in resting.values():
-            self.client.unload(model)
-        for model in old.values():
+        for model in (*tried, *resting.values(), *old.values()):
             self.client.unload(model)
         if unload_only:
             return
+        for model in tried:
+            remove(self.files, model)
         for version, model in old.items():
             remove(self.files, name, f"{version}/")
             remove(self.files, model)
@@ -88,21 +98,30 @@ class Tidy(State):
         return any(self._to_retire(name, self.route(name)))
 
     def _to_retire(self, name: str, route: Route | None) -> tuple[dict[int, str], dict[int, str]]:
-        """Return the models of versions that are not kept, and those that are kept and not loaded, by version."""
+        """Return the models of versions that are not kept, and those that are only to be unloaded, by version.
+
+        Those are versions that are kept on disk, and what a server that was away has of those that are gone.
+        """
         if route is None:
             return {}, {}
         graphs = {found[1]: model for model in self.graphs(name) if (found := graph_of(model))}
         old = {version: model for version, model in graphs.items() if version not in route.kept}
         resting = {} if route.keep_loaded else {one: graphs[one] for one in route.kept[1:] if one in graphs}
-        return old, {version: model for version, model in resting.items() if self.client.ready(model, version)}
+        resting |= {one: f"{name}.v{one}" for one in route.gone if one not in graphs}
+        ready = {version: model for version, model in resting.items() if self.client.ready(model, version)}
+        if not (old or ready):
+            return {}, {}
+        serving = self.serving(name)  # another one than the repository says where a switch did not come
+        answers = serving.active if serving else None
+        return _without(old, answers), _without(ready, answers)
 
-    def _drained(self, name: str, version: int | None = None) -> bool:
+    def _drained(self, name: str, version: int | None = None, seconds: float | None = None) -> bool:
         """Wait until no version of the stable name, or not that one, answers requests that it had before the switch.
 
         Returns:
-            False where one is, after some time.
+            False where one is, after some time: two minutes, or so many seconds.
         """
-        end = time.monotonic() + _DRAIN_S
+        end = time.monotonic() + (_DRAIN_S if seconds is None else seconds)
         while not (drained := self._is_drained(name, version)) and time.monotonic() < end:
             time.sleep(_PAUSE_S)
         return drained
@@ -119,3 +138,7 @@ class Tidy(State):
         tops = {path.partition("/")[0] for path in (index.files if index else ())}
         for top in sorted(one for one in tops if one.startswith("library-") and one not in used):
             remove(self.files, name, f"{top}/")
+
+
+def _without(models: Mapping[int, str], version: int | None) -> dict[int, str]:
+    return {one: model for one, model in models.items() if one != version}

@@ -185,13 +185,18 @@ def _retired_if_drained(steps: Sequence[Step], spec: Spec) -> bool:
         ConflictError: Somebody promotes there, and takes long.
         StorageError: The repository cannot be written.
     """
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="tdeploy-drain") as pool:
-        in_time = all(pool.map(lambda step: _drain(step, spec), steps))
+    in_time = _all_drained(steps, spec)
     with places_held(spec, {(one.target, one.name) for one in steps}, wait=_PATIENCE_S):
         if in_time and not all(_is_drained(step, spec) for step in steps):
             return False
         _retired(steps, spec)
     return True
+
+
+def _all_drained(steps: Sequence[Step], spec: Spec) -> bool:
+    """Wait for requests on all servers at once."""
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="tdeploy-drain") as pool:
+        return all(list(pool.map(lambda step: _drain(step, spec), steps)))
 
 
 def _drain(step: Step, spec: Spec) -> bool:
@@ -254,7 +259,9 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
 def _all_taken_back(done: Sequence[_Done], spec: Spec, why: str) -> list[Outcome]:
     """Give all servers back what they had, and then remove what was new."""
     found = [_taken_back(one, spec, why) for one in done]
-    _retired([one.outcome.step for one in done if one.route is not None], spec)
+    steps = [one.outcome.step for one in done if one.route is not None]
+    _all_drained(steps, spec)
+    _retired(steps, spec)
     return found
 
 

@@ -127,7 +127,9 @@ def _beside_the_pack(location: Location, names: Set[str], folder: Path) -> list[
         return []
     there = {**below(location, f"{ROOT}/{VARIANTS}"), **below(location, f"{ROOT}/{EVIDENCE}")}
     others = (path.removeprefix(f"{ROOT}/") for path in there)
-    return [f"{ROOT}/{path}" for path in others if path not in held and "/." not in path]  # dots: a writer is at it
+    return [
+        f"{ROOT}/{path}" for path in others if path not in held and "/.tdeploy-" not in path
+    ]  # a writer is at those
 
 
 def _unpacked(names: Set[str]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from mlflow_tdeploy.runtime.backends._torch_modules import copy_sharing
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -16,7 +17,8 @@ class StateKept(TorchDispatchMode):
     """Notices in its block what of a module's state is written to, and puts it back at the end.
 
     Only what is written is copied, right before that: an ``Embedding(max_norm=…)``, a counter, weights that are kept
-    positive. To be used without gradients, and not in inference mode, in which autograd counts no changes.
+    positive. A buffer that is given another tensor (``self.seen = self.seen + 1``) is not noticed: whoever shares the
+    old one does not see it. To be used without gradients, and not in inference mode: autograd counts no changes there.
 
     Args:
         module: The module.
@@ -68,8 +70,7 @@ class StateKept(TorchDispatchMode):
 
 def with_own(module: M, names: tuple[str, ...]) -> M:
     """Return a copy of a module that has weights and buffers of these names for itself, and shares the others."""
-    shared = {id(tensor): tensor for name, tensor in _named_state(module) if name not in names}
-    return copy.deepcopy(module, shared)
+    return copy_sharing(module, (tensor for name, tensor in _named_state(module) if name not in names))
 
 
 def _named_state(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,10 +7,11 @@ beside the pack.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow_tdeploy.core.errors import ConflictError, IntegrityError
@@ -33,11 +34,13 @@ def write_pack(root: Path) -> None:
         StorageError: The disk is full or refuses.
     """
     content = io.BytesIO()
-    with storage_errors(f"write '{root / PACK}'"), zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(root.rglob("*")):
-            relative = path.relative_to(root).as_posix()
-            if path.is_file() and not _is_apart(relative):
-                archive.writestr(zipfile.ZipInfo(relative, _EPOCH), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    with storage_errors(f"write '{root / PACK}'"):
+        paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+        held = {name: path.read_bytes() for name, path in paths.items() if not _is_apart(name)}
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in held.items():
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), data, zipfile.ZIP_DEFLATED)
+        archive.comment = _digest(held)  # a file has a sum of its own, and nothing else would tell that one is gone
     write_once(root / PACK, content.getvalue())
 
 
@@ -52,24 +55,39 @@ def unpack(pack: Path, root: Path) -> frozenset[str]:
         The paths of its files.
 
     Raises:
-        IntegrityError: The pack is damaged, or a file of it has no business in it; part of it may have been written.
+        IntegrityError: The pack is damaged, or a file of it has no business in it: nothing was written.
+        InvalidInputError: A file of it would lie outside the folder.
         OSError: The disk is full or refuses.
     """
-    found: set[str] = set()
-    try:
-        with zipfile.ZipFile(pack) as archive:
-            for name in archive.namelist():
-                if _is_apart(name):
-                    raise IntegrityError(f"'{name}' does not belong into '{PACK}'.")
-                target = safe_path(root, name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.read(name))  # it checks a sum of each
-                found.add(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise IntegrityError(f"'{PACK}' is damaged ({error}).") from error
-    if MANIFEST not in found:
+    held = _held(pack.read_bytes())
+    for name in held:
+        if _is_apart(name):
+            raise IntegrityError(f"'{name}' does not belong into '{PACK}'.")
+    targets = {name: safe_path(root, name) for name in held}
+    if MANIFEST not in held:
         raise IntegrityError(f"'{PACK}' has no '{MANIFEST}'.")
-    return frozenset(found)
+    for name, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(held[name])
+    return frozenset(held)
+
+
+def _held(content: bytes) -> dict[str, bytes]:
+    """Return what a pack holds by name, all of it or none."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            held, said = {name: archive.read(name) for name in archive.namelist()}, archive.comment
+    except Exception as error:  # a damaged archive makes Python's reader raise nearly anything
+        raise IntegrityError(f"'{PACK}' is damaged ({error}).") from error
+    if said != _digest(held):
+        raise IntegrityError(f"'{PACK}' is damaged: it does not hold what was packed.")
+    return held
+
+
+def _digest(held: Mapping[str, bytes]) -> bytes:
+    """Return a sum of names and contents."""
+    parts = (f"{name}\0{hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(held.items()))
+    return hashlib.sha256("".join(parts).encode()).hexdigest().encode()
 
 
 def note_added(root: Path) -> None:
@@ -96,4 +114,4 @@ def write_sign(folder: Path) -> Path:
 
 def _is_apart(relative: str) -> bool:
     parts = relative.split("/")
-    return parts[0] in _APART or any(part.startswith(".") for part in parts)
+    return parts[0] in _APART or any(part.startswith(".tdeploy-") for part in parts)  # what a writer is at

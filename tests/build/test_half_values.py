@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx.reference
 import pytest
 import torch
 
@@ -184,3 +186,56 @@ def test_a_mask_that_is_multiplied_stays_finite_in_half_precision(tmp_path):
     np.testing.assert_allclose(model.infer(example)["output_0"], expected, atol=2e-3)
     example["present"] = np.zeros_like(present)  # who has seen nothing yet
     assert np.isfinite(model.infer(example)["output_0"]).all()
+
+
+class Normalized(torch.nn.Module):
+    """Numbers as they come are brought into range by themselves, or by what was learned."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out, self.how = torch.nn.Linear(12, 4), how
+
+    def forward(self, x):
+        return self.out(self.how(x))
+
+
+def learned(mean, variance):
+    layer = torch.nn.BatchNorm1d(12)
+    layer.running_mean.fill_(mean)
+    layer.running_var.fill_(variance)
+    return layer
+
+
+def between_its_own(x):
+    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    return (x - low) / (high - low + 1e-6)
+
+
+def scored(x):
+    return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "most"),
+    [
+        pytest.param(torch.nn.LayerNorm(12), 90_000, id="LayerNorm"),
+        pytest.param(torch.nn.RMSNorm(12), 90_000, id="RMSNorm"),
+        pytest.param(learned(60.0, 8000.0), 70_000, id="BatchNorm"),
+        pytest.param(lambda x: x / x.sum(1, keepdim=True), 15_000, id="share"),
+        pytest.param(lambda x: torch.nn.functional.normalize(x, dim=1), 40_000, id="length"),
+        pytest.param(between_its_own, 80_000, id="extremes"),
+        pytest.param(scored, 80_000, id="score"),
+    ],
+)
+def test_what_is_normalized_by_itself_stays_in_range(tmp_path, how, most):
+    """By the reference evaluator, which computes in half precision as a GPU does; processors compute in fp32."""
+    rng = np.random.default_rng(0)
+    module, few = Normalized(how).eval(), rng.uniform(1, 200, (16, 12)).astype(np.float32)
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": few}, precisions=["fp32", "fp16"])
+    graph = onnx.load(tmp_path / "m" / "tdeploy" / "files" / "onnx-fp16" / "model.onnx")
+    onnx.checker.check_model(graph)
+    half = onnx.reference.ReferenceEvaluator(graph)
+    for rows in (few, rng.uniform(most / 2, most, (8, 12)).astype(np.float32)):
+        expected = module(torch.from_numpy(rows)).detach().numpy()
+        np.testing.assert_allclose(half.run(None, {"x": rows})[0], expected, atol=4e-3 * np.abs(expected).max())

@@ -43,7 +43,7 @@ def process():
 
 
 def test_threads_log_models_one_after_the_other_and_leave_the_process_as_it_was(tmp_path):
-    before, ready = process(), threading.Barrier(3)
+    before, ready = process(), threading.Barrier(3, timeout=120)
 
     def log(place):
         module = Levels().eval()

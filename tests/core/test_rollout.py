@@ -114,6 +114,31 @@ def test_one_that_hangs_is_told_once_though_its_answer_never_comes(kind):
         one.close()
 
 
+def test_a_long_request_beside_short_ones_is_given_its_own_time():
+    one, told = beside("shadow", lambda model, request: time.sleep(4.0 if request == "long" else 0.0) or NEW)
+
+    async def own(takes):
+        await asyncio.sleep(takes)
+        return [OLD]
+
+    asyncio.run(one.answers(["long"], own(1.0)))  # whoever takes a second has five for the copy
+    for _ in range(35):
+        asyncio.run(one.answers(["short"], _now([OLD])))
+        time.sleep(0.1)
+    finish(one)
+    assert not any(seen["stopped"] for _, seen in told)
+    assert max(seen["after"] for _, seen in told) >= 4.0
+
+
+def test_the_last_late_one_is_told_though_nobody_could_answer_it():
+    one, told = beside("shadow", lambda model, request: time.sleep(1.2) or NEW)
+    for own in (OLD, OLD, ValueError("no such text")):
+        asyncio.run(one.answers(["a"], _now([own])))
+        time.sleep(1.5)
+    finish(one)
+    assert [seen["stopped"] for _, seen in told] == [False, False, True]
+
+
 def test_a_copy_that_is_late_has_failed():
     one, told = beside("shadow", lambda model, request: time.sleep(1.2) or NEW)
     assert answered(one, ["a"]) == [OLD]

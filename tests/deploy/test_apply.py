@@ -19,7 +19,7 @@ from mlflow_tdeploy.core.errors import (
 )
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.wire import TEXT, rows_of
-from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.apply import Deployments, Settings
 from mlflow_tdeploy.deploy.at_start import models_at_start
 from mlflow_tdeploy.deploy.files import FolderFiles
 from mlflow_tdeploy.deploy.publish import INDEX, Sent
@@ -440,6 +440,36 @@ def test_keeping_on_disk_only_counts_at_once(target, tmp_path):
     assert not target.deploy(linear(tmp_path, 8, 8.0), resting).changed
     assert models_at_start(target.files.root) == ["m", "m.v8"]
     assert target.rollback("m", grace=0.0).version == 7
+
+
+def test_going_back_waits_for_the_requests_of_the_time_before(target, tmp_path, monkeypatch):
+    """Else they would not be waited for when what they need is retired."""
+    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
+    target.deploy(linear(tmp_path, 8, 2.0), QUICK)
+    before, routed, real = target.route("m"), [], Tidy._is_drained
+
+    def busy(self, name, version=None):
+        if version in (7, 8) and len(routed) < 3:
+            routed.append((target.serving("m").active, version))
+            return False
+        return real(self, name, version)
+
+    monkeypatch.setattr(Tidy, "_is_drained", busy)
+    target.rollback("m", retire=False)
+    assert routed == [(8, 7)] * 3
+    routed.clear()
+    target.restore("m", before, retire=False)
+    assert routed == [(7, 8)] * 3
+    assert factor(target) == 2
+
+
+def test_who_has_waited_for_requests_waits_no_second_time(target, tmp_path, monkeypatch):
+    target.deploy(linear(tmp_path, 7, 1.0), QUICK)
+    target.deploy(linear(tmp_path, 8, 2.0), Settings(**{**vars(QUICK), "keep": 0}), retire=False)
+    assert target.drain("m", 0.0)
+    monkeypatch.setattr(Tidy, "_drained", lambda *_: pytest.fail("it waits"))
+    target.retire("m")
+    assert target.files.models() == ["m", "m.v8"]
 
 
 def test_a_version_that_returns_waits_for_the_requests_of_the_time_before(target, tmp_path, monkeypatch):

@@ -175,12 +175,14 @@ def test_switching_between_triton_models_loses_no_request(client, tmp_path):
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for folder in (two, one, two):
-        client.update_deployment("shout", str(folder))
-    client.rollback_deployment("shout")
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for folder in (two, one, two):
+            client.update_deployment("shout", str(folder))
+        client.rollback_deployment("shout")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert failed == []
     assert seen == {b"A!?", b"A!!?"}
 

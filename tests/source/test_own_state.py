@@ -129,6 +129,26 @@ def test_asking_with_other_roundings_leaves_no_rounding_behind():
     assert same(source.module, before)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_weight_that_training_has_left_behind_is_logged(tmp_path):
+    """``weight_norm`` sets the weight before each forward, and torch copies none that gradients go through."""
+
+    class Temporal(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = torch.nn.utils.weight_norm(torch.nn.Conv1d(4, 3, 3, padding=1))
+
+        def forward(self, x):
+            return self.convolution(x[..., None])[..., 0]
+
+    module = Temporal()
+    module(torch.from_numpy(X)).sum().backward()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": X}, precisions=["fp32"])
+    module(torch.from_numpy(X)).sum().backward()  # training goes on
+    with mlflow_tdeploy.load_model(tmp_path / "m") as model:
+        np.testing.assert_allclose(model.infer({"x": X})["output_0"], module(torch.from_numpy(X)).detach(), atol=1e-5)
+
+
 class Branching(_Module):
     def forward(self, x):
         x = self.linear(x)

@@ -9,7 +9,7 @@ import pytest
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import ADDED, PACK
-from mlflow_tdeploy.store.pack import unpack, write_pack
+from mlflow_tdeploy.store.pack import _digest, _held, unpack, write_pack
 from mlflow_tdeploy.store.writer import append_evidence, append_variant
 from tests.bundles import WEIGHTS, accuracy, make_bundle
 from tests.store.staging import stage
@@ -59,16 +59,38 @@ def test_a_damaged_pack_is_refused(root, tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside", "/outside", "files/onnx-fp32/model.onnx", ".hidden", "variants/.hidden", "a\\..\\b"]
+    "name", ["../outside", "/outside", "files/onnx-fp32/model.onnx", ".tdeploy-x", "variants/.tdeploy-x", "a\\..\\b"]
 )
 def test_a_pack_writes_nothing_that_does_not_belong_into_it(root, tmp_path, name):
     write_pack(root)
     with zipfile.ZipFile(root / PACK, "a") as archive:
         archive.writestr(name, "x")
-    with pytest.raises((IntegrityError, InvalidInputError)):
+        archive.comment = _digest({one: archive.read(one) for one in archive.namelist()})
+    with pytest.raises((IntegrityError, InvalidInputError), match="does not belong|path"):
         unpack(root / PACK, tmp_path / "a" / "to")
     assert not list(tmp_path.rglob("outside"))
-    assert not (tmp_path / "a" / "to" / "files").exists()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_pack_with_any_byte_changed_is_whole_or_refused(root):
+    write_pack(root)
+    content = (root / PACK).read_bytes()
+    whole, refused = _held(content), 0
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 0x15
+        try:
+            assert _held(bytes(changed)) == whole, place
+        except IntegrityError:
+            refused += 1
+    assert refused > len(content) // 2
+
+
+def test_hidden_files_of_a_model_are_packed_too(root, tmp_path):
+    (root / "assets").mkdir(exist_ok=True)
+    (root / "assets" / ".gitattributes").write_text("x")
+    write_pack(root)
+    assert "assets/.gitattributes" in unpack(root / PACK, tmp_path / "to")
 
 
 def test_who_adds_to_a_bundle_leaves_a_sign(root, tmp_path):

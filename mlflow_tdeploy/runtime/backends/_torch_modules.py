@@ -11,7 +11,7 @@ import inspect
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, Missin
 from mlflow_tdeploy.core.tasks import Head, heads
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.store.layout import safe_path
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 MODULES_FILE = "modules.json"
 #: Modules of sentence-transformers that compute the same in a graph, whatever the text.
@@ -102,7 +104,7 @@ def serving_copy(module: Any, converted: Collection[torch.dtype] = _HALF) -> tup
     tensors = [*module.parameters(), *module.buffers()]
     others = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.dtype in converted})
     moved = others or any(tensor.device.type != "cpu" for tensor in tensors)
-    copied = copy.deepcopy(module, {} if moved else {id(tensor): tensor for tensor in tensors})
+    copied = copy_sharing(module, () if moved else tensors)
     if moved:
         copied = copied.to("cpu")
         for tensor in [*copied.parameters(), *copied.buffers()]:
@@ -110,6 +112,17 @@ def serving_copy(module: Any, converted: Collection[torch.dtype] = _HALF) -> tup
                 tensor.data = tensor.data.float()
     note = f"the reference computes in fp32; its weights are stored as {', '.join(others)}" if others else ""
     return copied.eval(), note
+
+
+def copy_sharing(module: M, tensors: Iterable[torch.Tensor]) -> M:
+    """Return a copy of a module that shares some tensors with it.
+
+    What a forward has left in it (``weight_norm`` leaves the weight), with its way back for gradients, is shared too,
+    without that way: torch does not copy it.
+    """
+    left = (one for part in module.modules() for one in vars(part).values() if isinstance(one, torch.Tensor))
+    shared = {id(one): one.detach() for one in left if not one.is_leaf}
+    return copy.deepcopy(module, {**shared, **{id(one): one for one in tensors}})
 
 
 def set_attention(module: torch.nn.Module, implementation: str) -> None:
