@@ -9,6 +9,10 @@ import pytest
 import torch
 
 import mlflow_tdeploy
+from mlflow_tdeploy.build.export import export_module
+from mlflow_tdeploy.build.graphs import simplify
+from mlflow_tdeploy.build.half import to_fp16
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 
 RANDOM = np.random.default_rng(0)
 ROWS = RANDOM.standard_normal((64, 3)).astype(np.float32)
@@ -232,8 +236,12 @@ def test_what_is_normalized_by_itself_stays_in_range(tmp_path, how, most):
     """By the reference evaluator, which computes in half precision as a GPU does; processors compute in fp32."""
     rng = np.random.default_rng(0)
     module, few = Normalized(how).eval(), rng.uniform(1, 200, (16, 12)).astype(np.float32)
-    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": few}, precisions=["fp32", "fp16"])
-    graph = onnx.load(tmp_path / "m" / "tdeploy" / "files" / "onnx-fp16" / "model.onnx")
+    rows = TensorSpec("x", "float32", ("batch", 12)), TensorSpec("y", "float32", ("batch", 4))
+    signature = Signature((Dim("batch", 1, 8, 64),), rows[:1], rows[1:])
+    export_module(module, {"x": few}, signature, tmp_path / "fp32.onnx")
+    simplify(tmp_path / "fp32.onnx", tmp_path / "simple.onnx")
+    to_fp16(tmp_path / "simple.onnx", tmp_path / "fp16.onnx")
+    graph = onnx.load(tmp_path / "fp16.onnx")
     onnx.checker.check_model(graph)
     half = onnx.reference.ReferenceEvaluator(graph)
     for rows in (few, rng.uniform(most / 2, most, (8, 12)).astype(np.float32)):
