@@ -71,7 +71,11 @@ def watcher(spec: Path, registry: str, *more: str) -> Iterator[subprocess.Popen[
             yield process
         finally:
             process.terminate()
-            process.wait(120)
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:  # else the end of the block waits for ever
+                process.kill()
+                raise
 
 
 def write_spec(path: Path, servers: dict[str, str], model: str, alias: str = "champion", **serve: object) -> Path:

@@ -181,9 +181,8 @@ class _Incoming:
         self._raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
         self._statistics: set[str] = set()  # sums, roots, extremes of it, by which it is shifted or scaled
         constants = _small_constants(graph).items()
-        self._shifts = {
-            name for name, array in constants if array.size > 1 or not (array < -LARGEST).any()
-        }  # that masks
+        masking = {name for name, array in constants if array.size == 1 and (array < -LARGEST).any()}
+        self._shifts = {name for name, _ in constants} - masking
         self._constants = {name for name, _ in constants} | weights
         self._outputs = {value.name for value in graph.output}
         self._makers: dict[str, Any] = {}

@@ -46,7 +46,8 @@ class Tidy(State):
             name: The deployment.
             coming: The version that is to come.
             serving: What the server routes to.
-            graphs: Versions, too; not where other servers have the repository, which may have requests for them.
+            graphs: Versions, too, and all files at once; not where other servers have the repository, which may have
+                requests for them, or loaded what was tried: who retires removes that.
         """
         route = self.route(name)
         staying = {coming, *(route.kept if route else ()), *(serving.kept if serving else ())}
@@ -62,7 +63,7 @@ class Tidy(State):
             self.client.unload(model)
             if version and version[1] not in staying and drained:
                 remove(self.files, name, f"{version[1]}/")
-            if graphs:  # else another server may have it loaded, and would not be told: who retires removes it
+            if graphs:
                 remove(self.files, model)  # last: it tells the next call that there is something to remove
 
     def _retire(self, name: str, grace: float | None, *, unload_only: bool = False) -> None:

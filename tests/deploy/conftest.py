@@ -14,6 +14,7 @@ from mlflow.deployments import get_deploy_client
 
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.files import FolderFiles
+from mlflow_tdeploy.deploy.s3 import parse_s3
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
 from tests.processes import program
@@ -26,6 +27,13 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def url_for_triton(url):
+    """Return a repository's address as ``--model-repository`` takes it."""
+    endpoint, bucket, prefix = parse_s3(url)
+    path = f"{bucket}/{prefix}".rstrip("/")
+    return f"s3://{endpoint}/{path}" if endpoint else f"s3://{path}"
 
 
 @pytest.fixture(scope="session")

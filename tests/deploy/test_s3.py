@@ -17,14 +17,8 @@ from mlflow_tdeploy.deploy.publish import Sent, publish, publish_copy, read_inde
 from mlflow_tdeploy.deploy.s3 import S3Files, parse_s3
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
+from tests.deploy.conftest import url_for_triton
 from tests.deploy.versions import QUICK, STEPS, Killed, changed_weights, factor, killed_at, linear
-
-
-def url_for_triton(url):
-    """Return a repository's address as ``--model-repository`` takes it."""
-    endpoint, bucket, prefix = parse_s3(url)
-    path = f"{bucket}/{prefix}".rstrip("/")
-    return f"s3://{endpoint}/{path}" if endpoint else f"s3://{path}"
 
 
 @pytest.fixture

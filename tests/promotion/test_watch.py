@@ -27,7 +27,7 @@ from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.watch import Watch
 from mlflow_tdeploy.triton.local import local_triton
-from tests.deploy.test_s3 import url_for_triton
+from tests.deploy.conftest import url_for_triton
 from tests.flavor.text_bundles import make_text_bundle
 from tests.processes import program
 
