@@ -29,6 +29,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _without_rests() -> Iterator[None]:
+    """Time variants without the rests between calls, which take most of the time that logging a small model does.
+
+    They make figures steadier, and no test is about one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlflow_tdeploy.runtime.latency._PAUSE", 0.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_weights() -> None:
     """Give layers the same weights in every run: of some, half precision is nearer to a limit than of others."""

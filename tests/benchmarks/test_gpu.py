@@ -18,6 +18,7 @@ def _bench(tmp_path, monkeypatch, contestants, minutes=5.0):
     return bench
 
 
+@pytest.mark.slow
 def test_contestants_answer_as_full_precision_does_and_others_are_listed_with_the_reason(tmp_path, monkeypatch):
     bench = _bench(tmp_path, monkeypatch, ["PyTorch fp32", "ORT-CUDA fp32", "TensorRT fp16", "no such contestant"])
     assert {(name, shape) for _, name, shape in bench.rows} == {

@@ -66,6 +66,29 @@ class Recommender(torch.nn.Module):
         return torch.sigmoid(self.out(torch.cat([user, wanted], 1)))
 
 
+def in_half(module, rows, folder):
+    """Return what answers rows in half precision as a GPU does: processors compute in fp32, ONNX's evaluator does not.
+
+    Args:
+        module: Of one input and one output.
+        rows: Examples.
+        folder: For its graphs.
+    """
+    answer = module(torch.tensor(rows))
+    specs = (
+        TensorSpec("x", str(rows.dtype), ("batch", rows.shape[1])),
+        TensorSpec("y", "float32", ("batch", answer.shape[1])),
+    )
+    signature = Signature((Dim("batch", 1, 8, 64),), specs[:1], specs[1:])
+    export_module(module, {"x": rows}, signature, folder / "fp32.onnx")
+    simplify(folder / "fp32.onnx", folder / "simple.onnx")
+    to_fp16(folder / "simple.onnx", folder / "fp16.onnx")
+    graph = onnx.load(folder / "fp16.onnx")
+    onnx.checker.check_model(graph)
+    half = onnx.reference.ReferenceEvaluator(graph)
+    return lambda rows: half.run(None, {"x": rows})[0]
+
+
 @pytest.mark.parametrize(
     "floors", [torch.tensor([[1e-10]]), torch.tensor([1e-10, 1e-9, 1e-8]), torch.full((1, 3), 1e-9)]
 )
@@ -98,8 +121,15 @@ def test_a_scale_beyond_what_masks_are_limited_to_stays(tmp_path):
 )
 def test_what_half_precision_does_not_hold_is_scaled_before(tmp_path, how, most):
     module, rows = Scaled(how).eval(), (np.abs(ROWS) % 1 * 50000).round()
-    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    half = in_half(module, rows, tmp_path)
     rows[:, 1] = most
+    np.testing.assert_allclose(half(rows), module(torch.tensor(rows)).detach().numpy(), atol=5e-3)
+
+
+def test_what_is_scaled_before_half_precision_is_served(tmp_path):
+    module, rows = Scaled(lambda x: x / 65535.0).eval(), (np.abs(ROWS) % 1 * 50000).round()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    rows[:, 1] = 65535
     model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
     expected = module(torch.tensor(rows)).detach().numpy()
     np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=5e-3)
@@ -118,11 +148,9 @@ def test_what_half_precision_does_not_hold_is_scaled_before(tmp_path, how, most)
 )
 def test_whole_numbers_are_brought_into_range_before_half_precision(tmp_path, how, most):
     module, rows = Scaled(how).eval(), (np.abs(ROWS) % 1 * min(most, 50000)).astype(np.int32 if most % 2 else np.int64)
-    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": rows}, precisions=["fp32", "fp16"])
+    half = in_half(module, rows, tmp_path)
     rows[:, 1] = most
-    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
-    expected = module(torch.tensor(rows)).detach().numpy()
-    np.testing.assert_allclose(model.infer({"x": rows})["output_0"], expected, atol=1e-2)
+    np.testing.assert_allclose(half(rows), module(torch.tensor(rows)).detach().numpy(), atol=1e-2)
 
 
 class Places(torch.nn.Module):
@@ -233,17 +261,9 @@ def scored(x):
     ],
 )
 def test_what_is_normalized_by_itself_stays_in_range(tmp_path, how, most):
-    """By the reference evaluator, which computes in half precision as a GPU does; processors compute in fp32."""
     rng = np.random.default_rng(0)
     module, few = Normalized(how).eval(), rng.uniform(1, 200, (16, 12)).astype(np.float32)
-    rows = TensorSpec("x", "float32", ("batch", 12)), TensorSpec("y", "float32", ("batch", 4))
-    signature = Signature((Dim("batch", 1, 8, 64),), rows[:1], rows[1:])
-    export_module(module, {"x": few}, signature, tmp_path / "fp32.onnx")
-    simplify(tmp_path / "fp32.onnx", tmp_path / "simple.onnx")
-    to_fp16(tmp_path / "simple.onnx", tmp_path / "fp16.onnx")
-    graph = onnx.load(tmp_path / "fp16.onnx")
-    onnx.checker.check_model(graph)
-    half = onnx.reference.ReferenceEvaluator(graph)
+    half = in_half(module, few, tmp_path)
     for rows in (few, rng.uniform(most / 2, most, (8, 12)).astype(np.float32)):
         expected = module(torch.from_numpy(rows)).detach().numpy()
-        np.testing.assert_allclose(half.run(None, {"x": rows})[0], expected, atol=4e-3 * np.abs(expected).max())
+        np.testing.assert_allclose(half(rows), expected, atol=4e-3 * np.abs(expected).max())

@@ -112,7 +112,7 @@ def test_build_bundle_goes_on_without_a_ready_made_graph_that_cannot_be_opened(t
     assert "cannot be opened" in report.skipped["odd"]
 
 
-@pytest.mark.parametrize("classes", [3, 200])
+@pytest.mark.parametrize("classes", [pytest.param(3, marks=pytest.mark.slow), 200])
 def test_an_original_that_cannot_be_had_back_is_not_kept_and_nothing_is_held_against_it(
     tiny_bert, tmp_path, caplog, classes
 ):

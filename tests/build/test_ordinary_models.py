@@ -137,7 +137,7 @@ class Translation(torch.nn.Module):
         )
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_causal_model_of_torchs_layers_is_logged_at_every_length(kept, tmp_path):
     shapes = {"ids.1": "length", "length": (2, 10, 32)}
     model = Causal(kept).eval()

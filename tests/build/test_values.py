@@ -78,7 +78,9 @@ def tensors_task():
     return TASKS.get("tensors")({}, Signature((Dim("batch", 1, 8, 16),), (x,), (y,)), Path())
 
 
-@pytest.mark.parametrize("epsilon", [1e-7, 1e-9, 1e-12])
+@pytest.mark.parametrize(
+    "epsilon", [pytest.param(1e-7, marks=pytest.mark.slow), pytest.param(1e-9, marks=pytest.mark.slow), 1e-12]
+)
 def test_an_epsilon_stays_in_every_variant(tmp_path, epsilon):
     module, silence = Levels(epsilon).eval(), {"x": np.zeros((2, 3), np.float32)}
     mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": ROWS})

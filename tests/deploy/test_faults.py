@@ -122,7 +122,9 @@ def test_of_a_first_deployment_that_was_killed_nothing_is_loaded_at_a_start(targ
     assert found == ["other"]
 
 
-@pytest.mark.parametrize("step", STEPS[:-1])
+@pytest.mark.parametrize(
+    "step", [one if one == "switch" else pytest.param(one, marks=pytest.mark.slow) for one in STEPS[:-1]]
+)
 def test_after_a_kill_another_version_can_come(target, tmp_path, step):
     target.deploy(linear(tmp_path, 7), QUICK)
 
@@ -145,7 +147,9 @@ def test_no_server_and_the_wrong_repository_are_told(target, running, tmp_path):
     assert nobody.files.models() == []
 
 
-@pytest.mark.parametrize("step", ["graph", "answers", "switch"])
+@pytest.mark.parametrize(
+    "step", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("graph", "answers")), "switch"]
+)
 def test_a_server_that_dies_meanwhile_is_told_and_the_next_one_gets_there(server, tmp_path, step):
     repository = tmp_path / "repository"
     repository.mkdir()

@@ -369,7 +369,7 @@ def test_requests_whose_rows_depend_on_each_other_are_answered_apart(client):
     assert not wrong
 
 
-@pytest.mark.parametrize("most", [1, 3, 5])
+@pytest.mark.parametrize("most", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_fewer_rows_at_once_than_a_golden_request_has(client, most):
     """Golden requests of a graph have up to 8 rows: they warm it up and verify it in parts."""
     uri = mlflow.onnx.log_model(graph(), name="graph").model_uri

@@ -116,7 +116,7 @@ def failing_at(monkeypatch, place, error):
     monkeypatch.setattr(Deployments, "deploy", failing)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [pytest.param(RuntimeError("no"), marks=pytest.mark.slow), KeyboardInterrupt()])
 def test_what_is_taken_back_is_as_it_was_and_can_go_back_further(two, words, versions, monkeypatch, error):
     spec, _ = two
     for version in (1, 2):
@@ -196,7 +196,7 @@ def test_other_options_of_what_serves_are_refused_with_what_to_do(two, words):
     assert "register it once more and move the alias" in plan.steps[0].why
 
 
-@pytest.mark.parametrize("place", [1, 2])
+@pytest.mark.parametrize("place", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_who_is_interrupted_right_after_a_switch_takes_back_that_server_too(two, words, versions, monkeypatch, place):
     spec, _ = two
     mlflow_tdeploy.promote("models:/words/1", alias="champion", file=spec)

@@ -203,6 +203,7 @@ def stored(s3_server, s3_keys, server, tmp_path):
         yield Spec.read(tmp_path / "tdeploy.yaml")
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_leaves_what_serves(stored, words, monkeypatch):
     watch = Watch(lambda: stored, interval=30.0)
 

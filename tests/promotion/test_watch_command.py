@@ -176,6 +176,7 @@ def test_polling_alone_follows_and_once_is_enough_for_cron(client, registry, run
     assert serving(running) == 1
 
 
+@pytest.mark.slow
 def test_a_registry_that_is_restarted_is_followed_again(client, registry, running, file, tmp_path):
     path, url = file
     with watching(path, registry, "--interval", "0.5") as (_, log):
@@ -190,6 +191,7 @@ def test_a_registry_that_is_restarted_is_followed_again(client, registry, runnin
             assert not json.loads(got(f"{url}/status.json"))["error"]
 
 
+@pytest.mark.slow
 def test_a_registry_that_is_slow_is_followed_and_one_that_hangs_stops_nothing(
     client, registry, running, file, tmp_path, monkeypatch
 ):
