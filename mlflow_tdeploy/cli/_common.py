@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +15,8 @@ import click
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from mlflow_tdeploy.build.report import Step
     from mlflow_tdeploy.runtime.decision import Decision
     from mlflow_tdeploy.store.bundle import Bundle
@@ -80,6 +84,31 @@ def clean_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
     except OSError as error:  # a server that cannot be reached, a file that cannot be read
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def taken_back_if_ended() -> Iterator[None]:
+    """End a block by SIGTERM as by Ctrl-C: what was begun is taken back. ``timeout`` and cancelled jobs send it.
+
+    The first of them counts. A job that is cancelled gets both, one after the other, and the second one would end what
+    takes things back; only who presses Ctrl-C once more is heard.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may listen
+        return
+    before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler or signal.SIG_DFL)
 
 
 def policy_options(command: F) -> F:

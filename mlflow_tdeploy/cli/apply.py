@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors
+from mlflow_tdeploy.cli._common import clean_errors, taken_back_if_ended
 from mlflow_tdeploy.cli.plan import FILE, show
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def apply(context: click.Context, file: Path, yes: bool) -> None:
         show(plan)
         if plan.changes and not yes:
             click.confirm("Do it?", abort=True)
-        done = do(plan, spec, told=show_outcome)
+        with taken_back_if_ended():
+            done = do(plan, spec, told=show_outcome)
     failed = any(one.state != "done" or one.why for one in done)
     context.exit(1 if failed or plan.refused else 0)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_tdeploy.cli._common import F, clean_errors
+from mlflow_tdeploy.cli._common import F, clean_errors, taken_back_if_ended
 from mlflow_tdeploy.cli.apply import show_outcome
 from mlflow_tdeploy.cli.plan import FILE
 from mlflow_tdeploy.core.records import to_json
@@ -44,7 +44,7 @@ def promote(uri: str, alias: str, stage: str, file: Path) -> None:
     from mlflow_tdeploy.promotion.promote import promote as do
     from mlflow_tdeploy.promotion.spec import Spec
 
-    with clean_errors():
+    with clean_errors(), taken_back_if_ended():
         done = do(uri, Spec.read(file), alias=alias, stage=stage, told=show_outcome)
     _say_if_nothing(done, "It answers everywhere already; the registry says so, too.")
 
@@ -65,7 +65,7 @@ def rollback(
     from mlflow_tdeploy.promotion.rollback import rollback as do
     from mlflow_tdeploy.promotion.spec import Spec
 
-    with clean_errors():
+    with clean_errors(), taken_back_if_ended():
         done = do(name, Spec.read(file), version=version, alias=alias, stage=stage, told=show_outcome)
     context.exit(1 if any(one.state == "left" for one in done) else 0)
 

@@ -15,7 +15,6 @@ Steps, in order; whatever fails, what served before serves on, and what was new 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,6 @@ from pathlib import Path
 
 from mlflow_tdeploy.core.errors import (
     ConflictError,
-    NotFoundError,
     TDeployError,
     VerificationError,
 )
@@ -32,6 +30,7 @@ from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.rollout import Rollout
+from mlflow_tdeploy.deploy.back import Back, user_name
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.publish import (
@@ -46,8 +45,6 @@ from mlflow_tdeploy.deploy.publish import (
 )
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.server_host import ask_host
-from mlflow_tdeploy.deploy.switch import Switch
-from mlflow_tdeploy.deploy.tidy import BRIEFLY_S
 from mlflow_tdeploy.deploy.tryout import Tryout, counted
 from mlflow_tdeploy.deploy.verify import check_front, check_graph
 from mlflow_tdeploy.store.staging import workspace
@@ -62,7 +59,7 @@ _LONGER_S = 30.0
 Judge = Callable[[Deployable, str], None]
 
 
-class Deployments(Switch):
+class Deployments(Back):
     """Changes the deployments of one server and its repository, see :class:`Tidy`."""
 
     def deploy(
@@ -139,45 +136,6 @@ class Deployments(Switch):
         same = self.loaded_key(what.graph_name, what.version) == key_of(what, settings)
         return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
 
-    def rollback(
-        self, name: str, version: int | None = None, grace: float = Settings.grace, *, retire: bool = True
-    ) -> Deployed:
-        """Have the version answer that did before, or another one that is kept, such as one that was gone back from.
-
-        A call that was killed is completed by the next one, which goes no further back.
-
-        Args:
-            name: The deployment.
-            version: Which version; the one before by default.
-            grace: Seconds that what does not stay loaded stays all the same, for requests that it has.
-            retire: See :meth:`deploy`.
-
-        Raises:
-            NotFoundError: There is no such deployment, or no such version is kept.
-            ServerError: The server cannot load it: what served before serves on.
-        """
-        started = time.perf_counter()
-        check_name(name)
-        self.client.require_live()
-        with self._changing(name):
-            route, serving = self.required(name), self.serving(name)
-            self.require_same(name, serving)
-            before = serving.active if serving else None
-            wanted = version if version is not None else route.back_from(before)
-            if wanted is None or wanted not in route.kept:
-                kept = ", ".join(str(one) for one in route.kept if one != route.active) or "none"
-                raise NotFoundError(f"'{name}' has no version {wanted or 'before'} to go back to. Kept are: {kept}.")
-            self._step("load")
-            changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
-            if route.rollout or not wanted == before == route.active:
-                self._drained(name, wanted, BRIEFLY_S)  # else it could not be told from the one that comes
-                self._step("switch")
-                self._switch(name, route, route.moved(wanted, now(), user_name()))
-                changed = True
-            if retire:
-                self._retire(name, grace)
-        return Deployed(name, wanted, before, changed, Sent(), time.perf_counter() - started)
-
     def retire(self, name: str, *, unload_only: bool = False) -> None:
         """Remove the versions that are not kept; who wants requests to have a while calls :meth:`drain` before.
 
@@ -206,28 +164,6 @@ class Deployments(Switch):
         """Tell whether there is nothing left for :meth:`drain` to wait for: somebody may have switched since."""
         return self._is_drained(check_name(name))
 
-    def restore(self, name: str, route: Route, *, retire: bool = True) -> None:
-        """Have everything as it was before a call of :meth:`deploy` or :meth:`rollback` that has retired nothing.
-
-        Args:
-            name: The deployment.
-            route: What :meth:`State.route` said before it.
-            retire: See :meth:`deploy`.
-
-        Raises:
-            ServerError: The server cannot load what served then.
-        """
-        self.client.require_live()
-        with self._changing(check_name(name)):
-            now = self.required(name)
-            self._load_graph(f"{name}.v{route.active}", route.active, self.published_key(f"{name}.v{route.active}"))
-            serving = self.serving(name)
-            if now != route or serving is None or serving.active != route.active:
-                self._drained(name, route.active, BRIEFLY_S)
-                self._switch(name, now, route)
-            if retire:
-                self._retire(name, 0.0)
-
     def delete(self, name: str) -> bool:
         """Remove a deployment: its models from the server, and exactly their files; False where there was none.
 
@@ -251,16 +187,6 @@ class Deployments(Switch):
                 self._step(f"remove {model}")
                 remove(self.files, model)
             return True
-
-    @contextlib.contextmanager
-    def _changing(self, name: str) -> Iterator[None]:
-        """Be the only one to change a deployment, and notice once that is over."""
-        with self.files.lease(name) as held:
-            self._held = held
-            try:
-                yield
-            finally:
-                self._held = lambda: None
 
     def _found(self, name: str, *, create: bool) -> tuple[Route | None, Route | None]:
         """Return what the server and the repository say of a name that may be changed."""
@@ -290,15 +216,16 @@ class Deployments(Switch):
                 f"not changed in place. Deploy it under another number (version={max(kept) + 1}), or delete the "
                 f"deployment first."
             )
-        if route and tryout:
-            self._require_tries_out(what, route)
+        beside = route if tryout and self.answering(what.name) is not None else None  # else there is nothing beside
+        if beside:
+            self._require_tries_out(what, beside)
         with workspace() as work, self._undone(what, known=what.version in kept):
             sent = self._bring_graph(what, settings, work)
-            with self._front(what, settings, work) as (trial, more):
+            with self._front(what, settings, work, asked_by_many=beside is not None) as (trial, more):
                 if judge:
                     self._step("judge")
                     judge(what, trial)
-                seen = self._try_out(what, trial, tryout) if route and tryout else ""
+                seen = self._try_out(what, trial, tryout) if beside and tryout else ""
                 if seen:  # that was long ago, and what hangs meanwhile may have been asked by nobody
                     check_front(self.client, what, trial, settings.options)
             self._drained(what.name, what.version)  # else it could not be told from the one that comes
@@ -319,14 +246,19 @@ class Deployments(Switch):
         return sent
 
     @contextlib.contextmanager
-    def _front(self, what: Deployable, settings: Settings, work: Path) -> Iterator[tuple[str, Sent]]:
+    def _front(
+        self, what: Deployable, settings: Settings, work: Path, *, asked_by_many: bool
+    ) -> Iterator[tuple[str, Sent]]:
         """Have a version's front answer in a model of its own; yields its name, and what was moved."""
         self._step("front")
         trial, folder = f"{what.graph_name}{TRIAL}", work / "front"
         what.write_front(folder, settings.options)
         sent = publish(self.files, what.name, folder, keep=True)
         publish_copy(self.files, what.name, trial, folder)
-        config = parse(what.route_text(settings.options))
+        # golden requests come one after the other: one process is enough for them, and there the sooner
+        config = parse(
+            what.route_text(settings.options if asked_by_many else replace(settings.options, front_instances=1))
+        )
         config.name = trial
         write_file(self.files, trial, CONFIG, to_text(config).encode())
         self.client.bring_up(trial, what.version)
@@ -413,10 +345,3 @@ class Deployments(Switch):
 def _is_whole(files: RepositoryFiles, model: str) -> bool:
     index = read_index(files, model)
     return index is not None and index.whole and not missing(files, model)
-
-
-def user_name() -> str:
-    """Return who does this, as the system knows them."""
-    with contextlib.suppress(Exception):  # no such user, no environment
-        return getpass.getuser()
-    return "unknown"

@@ -162,7 +162,12 @@ class FolderFiles(RepositoryFiles):
         for _ in range(2):
             try:
                 with path.open("x") as file:
-                    file.write(content)
+                    try:
+                        file.write(content)
+                        file.flush()
+                    except BaseException:  # a full disk: an empty one would be somebody's, for a while
+                        path.unlink(missing_ok=True)
+                        raise
                 return
             except FileExistsError:
                 holder = _holder(path)

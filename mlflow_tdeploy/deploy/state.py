@@ -85,8 +85,18 @@ class State:
             )
         return Route.of(own, f"'{name}' at {self.client.connection.url}")
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def answering(self, name: str) -> int | None:
+        """Return the version that answers to a name; None where that is not loaded, or its graph is not."""
+        serving = self.serving(name)
+        there = serving is not None and self.client.ready(f"{name}.v{serving.active}", serving.active)
+        return serving.active if serving is not None and there else None
+
+    def describe(self, name: str, *, live: bool | None = None) -> dict[str, Any]:
         """Return what is known about a deployment.
+
+        Args:
+            name: The deployment.
+            live: Whether the server answers, where that is known.
 
         Raises:
             NotFoundError: There is none of that name.
@@ -94,16 +104,16 @@ class State:
         route = self.required(name)
         graph = self.files.read(f"{name}.v{route.active}/{CONFIG}")
         own = own_parameters(parse(graph.decode())) if graph else {}
-        live = self.client.live()
-        serving = self.serving(name) if live else None
+        live = self.client.live() if live is None else live
+        answers = self.answering(name) if live else None
         loaded = [one for one in route.kept if live and self.client.ready(f"{name}.v{one}", one)]
         return {
             "name": name,
             "version": route.active,
-            "answers": serving.active if serving else None,
+            "answers": answers,
             "previous": list(route.previous),
             "ahead": list(route.ahead),
-            "ready": serving is not None and serving.active == route.active and route.active in loaded,
+            "ready": answers == route.active,
             "loaded": loaded,
             "deployed": route.changed,
             "by": route.by,

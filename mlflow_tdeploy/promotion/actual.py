@@ -37,8 +37,13 @@ class Observed:
 
     @property
     def version(self) -> int | None:
-        """The version that answers, or would if the server were there; None for none."""
+        """The version that is deployed, as the repository says; None for none."""
         return self.described.get("version")
+
+    @property
+    def silent(self) -> bool:
+        """Whether the server is there and a version is deployed, and none answers: it came back empty, say."""
+        return self.reachable and self.version is not None and self.described.get("answers") is None
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -71,13 +76,28 @@ def asked_at(target: Target, server: Server, name: str, version: int) -> Asked |
     return Asked(manifest.task, manifest.task_config, manifest.signature) if manifest else None
 
 
-def observe(target: Target, server: Server, name: str) -> Observed:
-    """Return what is known of a stable name on one server; whatever is wrong there is said, not raised."""
+def is_live(target: Target, server: Server) -> bool:
+    """Tell whether a server answers; one that hangs takes as long as is said of it."""
+    try:
+        return deployments_at(target, server).client.live()
+    except Exception:  # who looks at what is deployed there finds out
+        return False
+
+
+def observe(target: Target, server: Server, name: str, *, live: bool | None = None) -> Observed:
+    """Return what is known of a stable name on one server; whatever is wrong there is said, not raised.
+
+    Args:
+        target: The target.
+        server: The server.
+        name: The stable name.
+        live: Whether the server answers, where that is known.
+    """
     try:
         found = deployments_at(target, server)
-        reachable = found.client.live()
+        reachable = found.client.live() if live is None else live
         try:
-            described = found.describe(name)
+            described = found.describe(name, live=reachable)
         except NotFoundError:
             described = {}
         return Observed(server.url, name, reachable, described, "" if reachable else "the server does not answer")

@@ -26,15 +26,16 @@ from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.deploy.wanted import Wanted
-from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
+from mlflow_tdeploy.promotion.place import server_of
 from mlflow_tdeploy.promotion.plan import Plan, Step
 from mlflow_tdeploy.promotion.records import opened
 from mlflow_tdeploy.promotion.registry import desired
-from mlflow_tdeploy.promotion.spec import Rule, Server, Spec, Target
+from mlflow_tdeploy.promotion.revive import revived
+from mlflow_tdeploy.promotion.spec import Rule, Spec
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -58,7 +59,8 @@ def apply(
     """Do what a plan says; what it refuses is left alone, and a second call finds nothing to do.
 
     The servers of a target get a version one by one. Where one fails, those before it get back what they had: a target
-    never serves two versions for longer than that takes. Other names and targets are not affected.
+    never serves two versions for longer than that takes. Other names and targets are not affected. What is deployed
+    and does not answer is brought back first, whatever the registry wants.
 
     Args:
         plan: What to do.
@@ -67,18 +69,37 @@ def apply(
         client: Whose registry is told what became of it; the current one by default.
 
     Returns:
-        An outcome for each step that changes something, in the order of the plan.
+        An outcome for each step that changes something, in the order of the plan; those that brought back what was
+        deployed come before.
     """
     history = History(client)
     history.add(refusals(plan, "apply"))
     found: list[Outcome] = []
-    for steps in by_place(plan.changes).values():
-        outcomes = _alone(steps, spec, client)
+
+    def note(outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
             told(outcome)
-        found += outcomes
+        found.extend(outcomes)
         history.add(events_of(outcomes, "apply"))
+
+    for steps in by_place(plan.steps).values():
+        note(_revived(steps, spec))
+    back = {(one.step.server, one.step.target, one.step.name) for one in found if one.state == "done"}
+    changes = (one for one in plan.changes if not (one.again and (one.server, one.target, one.name) in back))
+    for steps in by_place(changes).values():
+        note(_alone(steps, spec, client))
     return tuple(found)
+
+
+def _revived(steps: Sequence[Step], spec: Spec) -> tuple[Outcome, ...]:
+    if not any(one.silent for one in steps):
+        return ()
+    try:
+        with places_held(spec, {(one.target, one.name) for one in steps}):
+            return revived(steps, spec)
+    except Exception as error:  # somebody else is at it, or the repository refuses: who brings versions finds out
+        _log.warning("'%s' on '%s' was left: %s", steps[0].name, steps[0].target, first_line(error))
+        return ()
 
 
 def _alone(steps: list[Step], spec: Spec, client: MlflowClient | None) -> list[Outcome]:
@@ -251,7 +272,7 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
             f"'{step.variants[1]}'. Plan again, or say variants: auto."
         )
     kept = (*before["previous"], *before["ahead"], before["version"]) if before else ()
-    judge = None if step.after in kept else metric_gate(rule.gates.metric, found.client, step.name)  # it has passed
+    judge = None if step.after in kept else metric_gate(rule.gates.metric, found, step.name)  # it has passed
     tryout = rule.strategy.tryout(go_on) if step.strategy else None
     return found.deploy(what, how, judge=judge, tryout=tryout, retire=False).seen
 
@@ -290,24 +311,6 @@ def _has_come(step: Step, found: Deployments) -> bool:
     """Tell whether a version that failed answers all the same: who is interrupted may be so right after the switch."""
     routes = (found.route(step.name), found.serving(step.name))
     return step.before != step.after and any(route is not None and route.active == step.after for route in routes)
-
-
-def server_of(step: Step, spec: Spec) -> Deployments:
-    """Return the deployments of a step's server.
-
-    Raises:
-        ConflictError: There is no such server any more.
-    """
-    target, server = _server(step, spec)
-    return deployments_at(target, server)
-
-
-def _server(step: Step, spec: Spec) -> tuple[Target, Server]:
-    target = spec.targets.get(step.target)
-    server = next((one for one in target.servers if one.url == step.server), None) if target else None
-    if target is None or server is None:
-        raise ConflictError(f"There is no server {step.server} in target '{step.target}' any more. Plan again.")
-    return target, server
 
 
 def _rule(step: Step, spec: Spec) -> Rule:

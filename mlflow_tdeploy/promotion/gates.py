@@ -14,6 +14,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, Verific
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.deploy.apply import Judge
 from mlflow_tdeploy.deploy.ask import ask
+from mlflow_tdeploy.deploy.state import State
 from mlflow_tdeploy.promotion.spec import Metric
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.client import TritonClient
@@ -72,12 +73,12 @@ def measured_by(task: str, quality: Sequence[str], metric: Metric) -> str:
     return metric.name or quality[0]
 
 
-def metric_gate(metric: Metric | None, client: TritonClient, name: str) -> Judge | None:
+def metric_gate(metric: Metric | None, found: State, name: str) -> Judge | None:
     """Return what asks a version's trial all labelled texts, and the version that serves the same.
 
     Args:
         metric: The gate; None for none.
-        client: The server.
+        found: What is deployed on the server.
         name: The stable name.
     """
     if metric is None:
@@ -88,10 +89,10 @@ def metric_gate(metric: Metric | None, client: TritonClient, name: str) -> Judge
             raise InvalidInputError("A Triton model, as it is, has no metric on labelled data.")
         data, task = Labelled.read(Path(metric.data)), what.bundle.task()
         measured = measured_by(task.name, task.quality, metric)
-        new = _asked(client, trial, task, data, measured, what.version)
-        if client.parameters(name) is None:
-            return  # nothing serves yet: there is nothing to be worse than
-        old = _asked(client, name, task, data, measured, None)
+        new = _asked(found.client, trial, task, data, measured, what.version)
+        if found.answering(name) is None:
+            return  # nothing serves: there is nothing to be worse than
+        old = _asked(found.client, name, task, data, measured, None)
         lost = old - new if higher_is_better(measured) else new - old
         if lost > metric.worse_by:
             raise VerificationError(

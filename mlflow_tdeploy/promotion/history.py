@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_tdeploy.core.errors import TDeployError, first_line
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.core.records import from_json, to_plain
-from mlflow_tdeploy.deploy.apply import user_name
+from mlflow_tdeploy.deploy.back import user_name
 from mlflow_tdeploy.promotion.registry import versions_of
 
 _log = logging.getLogger("mlflow_tdeploy")

@@ -65,9 +65,13 @@ class Label:
                 f"There is no version {version} of '{model}' in the registry (any more), so {self} cannot stand for "
                 f"it: {first_line(error)}"
             ) from error
-        before = _set_alias(client, model, self.name, version) if self.kind == "alias" else None
-        staged = _set_stage(client, model, self.name, version) if self.kind == "stage" else {}
-        try:
+        before = _alias_of(client, model, self.name) if self.kind == "alias" else None
+        staged = _staged(client, model, self.name, version) if self.kind == "stage" else {}
+        try:  # the registry may have done what it was asked though the answer is lost
+            if self.kind == "alias" and before != version:
+                client.set_registered_model_alias(model, self.name, str(version))
+            elif self.kind == "stage" and staged != {version: self.name}:
+                client.transition_model_version_stage(model, str(version), self.name, archive_existing_versions=True)
             yield
         except BaseException:
             try:
@@ -84,13 +88,6 @@ def _alias_of(client: MlflowClient, model: str, alias: str) -> int | None:
     return alias_of(client.get_registered_model(model), alias)
 
 
-def _set_alias(client: MlflowClient, model: str, alias: str, version: int) -> int | None:
-    before = _alias_of(client, model, alias)
-    if before != version:
-        client.set_registered_model_alias(model, alias, str(version))
-    return before
-
-
 def _give_back_alias(client: MlflowClient, model: str, alias: str, version: int, before: int | None) -> None:
     if before == version or _alias_of(client, model, alias) != version:
         return
@@ -100,13 +97,10 @@ def _give_back_alias(client: MlflowClient, model: str, alias: str, version: int,
         client.set_registered_model_alias(model, alias, str(before))
 
 
-def _set_stage(client: MlflowClient, model: str, stage: str, version: int) -> dict[int, str]:
-    """Put one version into a stage; return the stages before of each that was touched, as others are archived."""
+def _staged(client: MlflowClient, model: str, stage: str, version: int) -> dict[int, str]:
+    """Return the stages of all that is touched where one version is put into a stage, as others are archived."""
     staged = {int(one.version): one.current_stage for one in versions_of(client, model)}
-    touched = {one: was for one, was in staged.items() if one == version or was == stage}
-    if touched != {version: stage}:
-        client.transition_model_version_stage(model, str(version), stage, archive_existing_versions=True)
-    return touched
+    return {one: was for one, was in staged.items() if one == version or was == stage}
 
 
 def _give_back_stages(client: MlflowClient, model: str, stage: str, version: int, touched: dict[int, str]) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mlflow import MlflowClient
 
-from mlflow_tdeploy.promotion.actual import Observed, asked_at, observe
+from mlflow_tdeploy.promotion.actual import Observed, asked_at, is_live, observe
 from mlflow_tdeploy.promotion.candidate import candidate, evidence
 from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, at_first, settled, step
 from mlflow_tdeploy.promotion.records import FRESH_S
@@ -35,12 +35,16 @@ def make_plan(spec: Spec, client: MlflowClient | None = None, *, within: float =
 def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S) -> Plan:
     """Return what would have to change for what is wanted to be so."""
     places = [(one, server) for one in wanted for server in spec.targets[one.target].servers]
+    servers = {(one.target, server.url): (spec.targets[one.target], server) for one, server in places}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return Plan(at_first(all_or_none(pool.map(lambda place: _step(spec, place[0], place[1], within), places))))
+        # each is asked once: of one that hangs every name would wait
+        live = dict(zip(servers, pool.map(lambda which: is_live(*which), servers.values()), strict=True))
+        steps = pool.map(lambda of: _step(spec, of[0], of[1], live[of[0].target, of[1].url], within), places)
+        return Plan(at_first(all_or_none(steps)))
 
 
-def _step(spec: Spec, wanted: Desired, server: Server, within: float) -> Step:
-    found = observe(spec.targets[wanted.target], server, wanted.name)
+def _step(spec: Spec, wanted: Desired, server: Server, live: bool, within: float) -> Step:
+    found = observe(spec.targets[wanted.target], server, wanted.name, live=live)
     if (nothing := settled(wanted, found)) is not None:
         return nothing
     if not found.reachable or wanted.version is None:

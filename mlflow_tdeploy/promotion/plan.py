@@ -64,7 +64,7 @@ class Step:
         server: Address of the server.
         name: The stable name.
         model: The registered model.
-        before: Version that answers now.
+        before: Version that is deployed now.
         after: Version that would.
         variants: Variant now and then.
         digest: Of the variant's files then: what is applied is what was planned.
@@ -74,8 +74,9 @@ class Step:
         verdicts: Of the gates, in order, up to the first that fails.
         strategy: How it is tried out there before it answers everybody; empty where it is not.
         why: In one line.
-        since: When the version that answers was switched to, UTC in ISO format.
+        since: When the version that is deployed was switched to, UTC in ISO format.
         by: Who did that.
+        silent: Whether the version that is deployed does not answer, nor any other, though the server does.
     """
 
     action: Action
@@ -95,6 +96,7 @@ class Step:
     why: str = ""
     since: str = ""
     by: str = ""
+    silent: bool = False
 
     @property
     def again(self) -> bool:
@@ -132,6 +134,13 @@ def step(wanted: Desired, observed: Observed, coming: Candidate | None, before: 
         coming: What would be; None where the registry wants nothing, or the server cannot be asked.
         before: What is known of the version that serves.
     """
+    found = _compared(wanted, observed, coming, before)
+    if not observed.silent or found.again:
+        return found
+    return replace(found, why=f"version {observed.version} is deployed there and does not answer; {found.why}")
+
+
+def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, before: Before) -> Step:
     place = _place(wanted, observed)
     if not observed.reachable:
         return replace(place, why=observed.why)
@@ -210,7 +219,7 @@ def _place(wanted: Desired, observed: Observed) -> Step:
     """Return a step of which only is known what it is about."""
     return Step(
         "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
-        since=observed.says("deployed"), by=observed.says("by"),
+        since=observed.says("deployed"), by=observed.says("by"), silent=observed.silent,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from mlflow_tdeploy.promotion.look import plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, events_of, refusals, require_done
 from mlflow_tdeploy.promotion.plan import Plan
 from mlflow_tdeploy.promotion.registry import Desired, desired
+from mlflow_tdeploy.promotion.revive import revived
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.registry_io import registered_version
 
@@ -32,7 +33,8 @@ def promote(
 ) -> tuple[Outcome, ...]:
     """Give a version an alias or a stage, and have it answer wherever that is served; or leave everything as it was.
 
-    In order: the gates, on every server; the alias; the servers, one by one. Who is killed in between has moved the
+    In order: the gates, on every server; the alias; the servers, one by one. What is deployed and does not answer is
+    brought back before, and stays whatever becomes of the version. Who is killed in between has moved the
     alias, and the next ``apply`` completes what was begun.
 
     Args:
@@ -57,6 +59,7 @@ def promote(
     with places_held(spec, places):
         wanted = [one.at(version) for one in _meant(spec, client, model, label)]
         plan = plan_for(spec, wanted)
+        History(client).add(events_of(revived(plan.steps, spec), "promote"))
         _require_passed(plan, client)
         done: list[Outcome] = []
         try:

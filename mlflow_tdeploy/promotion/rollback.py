@@ -9,11 +9,12 @@ from mlflow import MlflowClient
 
 from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, UnreachableError
 from mlflow_tdeploy.promotion.actual import Observed, observe
-from mlflow_tdeploy.promotion.apply import retire, server_of, together
+from mlflow_tdeploy.promotion.apply import retire, together
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.label import Label
 from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import Outcome, events_of, require_done
+from mlflow_tdeploy.promotion.place import server_of
 from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.registry import Desired, desired
 from mlflow_tdeploy.promotion.spec import Spec
@@ -32,7 +33,8 @@ def rollback(
     """Go back to the version that answered before, alias or stage included; or leave everything as it was.
 
     It is loaded already unless ``keep_loaded`` is off, and passes no gates: it did when it came. A server that is away
-    is left; it gets the version when it is corrected.
+    is left; it gets the version when it is corrected. Where something was interrupted (a call of this function, or a
+    version that the registry wants and that has not come) that is what is gone back from, and no further.
 
     Args:
         name: A registered model, or the stable name that it is served by.
@@ -57,7 +59,7 @@ def rollback(
     with places_held(spec, {(one.target, one.name) for one in _named(spec, client, name, label)}):
         places = _named(spec, client, name, label)
         seen = _seen(spec, places)
-        back = version if version is not None else _before(name, [one.observed for one in seen])
+        back = version if version is not None else _before(name, seen)
         steps = [one.step(back) for one in seen if one.observed.reachable and one.observed.version is not None]
         left = tuple(Outcome(one.step(back), "left", why=one.observed.why or "nothing is deployed") for one in seen
                      if not one.observed.reachable or one.observed.version is None)  # fmt: skip
@@ -79,6 +81,21 @@ def rollback(
 class _Place:
     wanted: Desired
     observed: Observed
+
+    @property
+    def interrupted(self) -> int | None:
+        """The version that answers once what was interrupted is gone back from, or completed; None for nothing."""
+        found, wanted = self.observed, self.wanted.version
+        previous, ahead = (found.described.get(key, ()) for key in ("previous", "ahead"))
+        answers: int | None = found.described.get("answers")
+        if answers in ahead:
+            return found.version  # going back was
+        if answers in previous:
+            return answers  # switching to a version was
+        if wanted in (None, found.version):
+            return None
+        # going back was, before it came here; or a version that has not come
+        return wanted if wanted in previous else found.version
 
     def step(self, version: int) -> Step:
         """Return going back here."""
@@ -121,18 +138,20 @@ def _seen(spec: Spec, places: Iterable[Desired]) -> list[_Place]:
     ]
 
 
-def _before(name: str, seen: Iterable[Observed]) -> int:
+def _before(name: str, seen: Iterable[_Place]) -> int:
     """Return the version that answered before, as all servers that can be asked say."""
-    there = [one for one in seen if one.reachable]
+    there = [one for one in seen if one.observed.reachable]
     if not there:
         raise UnreachableError(f"No server of '{name}' answers: nothing was changed.")
-    deployed = [one for one in there if one.version is not None]
+    deployed = [one for one in there if one.observed.version is not None]
     if not deployed:
         raise NotFoundError(f"Nothing is deployed as '{name}'.")
-    versions = {one.server: next(iter(one.described.get("previous", ())), None) for one in deployed}
+    interrupted = {one.observed.server: version for one in deployed if (version := one.interrupted) is not None}
+    before = {one.observed.server: next(iter(one.observed.described.get("previous", ())), None) for one in deployed}
+    versions = interrupted or before
     found = set(versions.values())
     if len(found) > 1:
-        told = ", ".join(f"{server}: {before or 'none'}" for server, before in versions.items())
+        told = ", ".join(f"{server}: {version or 'none'}" for server, version in versions.items())
         raise ConflictError(
             f"The servers do not agree on the version of '{name}' before ({told}). Say which: version; "
             f"or bring one by tdeploy promote."

@@ -31,7 +31,7 @@ class Standing:
         name: The stable name.
         model: The registered model.
         wants: The version that should answer; None for none.
-        serves: The version that does; None for none.
+        serves: The version that does, or would if the server were there; None for none.
         variant: Its variant.
         since: When it was switched to, UTC in ISO format.
         by: Who did that.
@@ -62,8 +62,9 @@ def status_of(plan: Plan) -> tuple[Standing, ...]:
 
 
 def _standing(step: Step) -> Standing:
-    state = _STATES[step.action]
+    state: State = "drift" if step.silent and step.action == "keep" else _STATES[step.action]
+    serves = None if step.silent else step.before
     return Standing(
-        state, step.target, step.server, step.name, step.model, step.after, step.before, step.variants[0],
+        state, step.target, step.server, step.name, step.model, step.after, serves, step.variants[0],
         step.since, step.by, "" if state == "in sync" else step.why,
     )  # fmt: skip

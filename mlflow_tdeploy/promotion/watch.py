@@ -27,6 +27,7 @@ from mlflow_tdeploy.promotion.look import make_plan, plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.registry import desired
+from mlflow_tdeploy.promotion.revive import revived
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.status import Standing, status_of
 
@@ -161,6 +162,8 @@ class Watch:
                 self._spec = spec
                 self._rests.clear()  # what failed may be said otherwise now
             plan = make_plan(spec, self._client, within=_RECORDS_S)
+            if self._have_back(spec, plan.steps):
+                plan = make_plan(spec, self._client, within=_RECORDS_S)
             self._forget(plan.steps)
             self._tell_refused(refusals(plan, "watch"))
             due = [steps for steps in by_place(plan.changes).values() if self._is_due(steps)]
@@ -179,6 +182,27 @@ class Watch:
             return self._interval
         moved = any(self._is_due(steps) for steps in by_place(plan.changes).values())  # meanwhile
         return _SOON_S if any(busy) or moved else self._interval
+
+    def _have_back(self, spec: Spec, steps: Iterable[Step]) -> bool:
+        """Have what is deployed answer again where nothing does; tell whether anything was done."""
+        silent = [of for of in by_place(steps).values() if any(one.silent for one in of)]
+        done = [self._revive(spec, of) for of in silent if not self._is_trying(of) and self._may(_again(of))]
+        return any(done)
+
+    def _revive(self, spec: Spec, steps: Sequence[Step]) -> bool:
+        try:
+            with places_held(spec, {(steps[0].target, steps[0].name)}, wait=_BRIEFLY_S):
+                outcomes = revived(steps, spec)
+        except Exception as error:  # somebody else is at it, or the repository refuses: the others are others
+            _log.info("%s", first_line(error), extra={"event": "busy", "target": steps[0].target})
+            return False
+        done = all(one.state == "done" for one in outcomes)
+        if outcomes:
+            self._rest(_again(steps), outcomes)
+        if done:  # the next time it is empty is another time
+            self._rests.pop(_again(steps), None)
+        self._tell(events_of(outcomes, "watch"))
+        return done
 
     def _seen(self, standings: tuple[Standing, ...], error: str, started: float) -> None:
         seconds, looks = time.perf_counter() - started, self.view.looks + 1
@@ -218,10 +242,11 @@ class Watch:
             return False
         except Exception as error:  # this repository refuses, or the registry went away: the others are others
             _log.warning("%s %s: %s", target, name, first_line(error), extra={"event": "failed", "target": target})
-            self._rest(steps, [Outcome(one, "failed", why=first_line(error)) for one in steps])
+            self._rest(_key(steps), [Outcome(one, "failed", why=first_line(error)) for one in steps])
             return True
         self._retire(spec, outcomes)
-        self._rest(fresh, outcomes)
+        if fresh:
+            self._rest(_key(fresh), outcomes)
         self._tell(events_of(outcomes, "watch"))
         return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)
 
@@ -259,20 +284,22 @@ class Watch:
             self._rests.pop(key, None)
 
     def _is_due(self, steps: Sequence[Step]) -> bool:
+        return not self._is_trying(steps) and self._may(_key(steps))
+
+    def _is_trying(self, steps: Sequence[Step]) -> bool:
         trying = self._trying.get((steps[0].target, steps[0].name))
-        if trying is not None and trying.is_alive():
-            return False
-        rest = self._rests.get(_key(steps))
+        return trying is not None and trying.is_alive()
+
+    def _may(self, key: tuple[str, ...]) -> bool:
+        rest = self._rests.get(key)
         return rest is None or time.monotonic() >= rest.until
 
-    def _rest(self, steps: Sequence[Step], outcomes: Iterable[Outcome]) -> None:
+    def _rest(self, key: tuple[str, ...], outcomes: Iterable[Outcome]) -> None:
         """Leave what was done alone for a while: where it failed, it would most likely fail again.
 
         What went well is forgotten as soon as it is seen to be so; where it is not, doing it again would not help.
         """
-        if not steps:
-            return
-        rest = self._rests.setdefault(_key(steps), _Rest())
+        rest = self._rests.setdefault(key, _Rest())
         rest.until = time.monotonic() + min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**rest.failures)
         if any(one.worse for one in outcomes):  # people have been asked enough of their requests for it
             rest.until = float("inf")
@@ -299,6 +326,11 @@ class Watch:
             self._told(event)
             self._history.add([event])
         self.view = replace(self.view, actions=tuple(self._actions))
+
+
+def _again(steps: Sequence[Step]) -> tuple[str, ...]:
+    """Return what tells having back what is deployed from other things to do."""
+    return (steps[0].target, steps[0].name, "again")
 
 
 def _key(steps: Sequence[Step]) -> tuple[str, ...]:

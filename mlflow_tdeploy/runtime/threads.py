@@ -158,7 +158,8 @@ class AdaptiveThreads:
         with self._lock:
             self._seen += 1
             if self._seen == self.OPEN_AFTER and not self._closed:
-                self._opener = threading.Thread(target=self._open, name="tdeploy-open", daemon=True)
+                # no daemon: a process that ends while ONNX Runtime opens a session in another thread is aborted
+                self._opener = threading.Thread(target=self._open, name="tdeploy-open", daemon=False)
                 self._opener.start()
             return self._wide
 

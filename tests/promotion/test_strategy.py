@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 
+import mlflow
 import pytest
 from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
@@ -26,6 +31,7 @@ from mlflow_tdeploy.promotion.specfile import SpecFile
 from mlflow_tdeploy.promotion.strategy import Strategy
 from mlflow_tdeploy.promotion.watch import Watch
 from tests.flavor.text_bundles import make_text_bundle
+from tests.processes import program
 
 QUICK = {"percent": 50, "minutes": 0.03, "requests": 5, "slower": 100}
 
@@ -155,6 +161,31 @@ def test_an_alias_that_is_moved_on_ends_what_is_tried_out(two, words, versions):
     assert [one.state for one in outcomes] == ["failed", "left"]
     assert "The registry does not want version 2 any more" in outcomes[0].why
     assert versions() == [1, 1]
+
+
+def test_who_is_told_to_end_takes_back_what_was_begun(two, words, versions, tmp_path):
+    """As a job that is cancelled: by SIGINT, and soon after by SIGTERM."""
+    spec, _ = two
+    mlflow_tdeploy.apply(file=spec)
+    file = tmp_path / "tdeploy.yaml"
+    file.write_text(file.read_text().replace("to: both,", "to: both, strategy: {canary: {minutes: 5}},"))
+    first = deployments_at(spec.targets["both"], spec.targets["both"].servers[0])
+    for signals in ((signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM)):
+        command = [sys.executable, "-m", "mlflow_tdeploy.cli", "promote", "models:/words/2", "--alias", "champion"]
+        store = mlflow.get_tracking_uri()
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
+        with program([*command, "--file", str(file)], env=environment, stderr=subprocess.DEVNULL) as process:
+            end = time.monotonic() + 60
+            while not first.describe("words").get("tried_out") and time.monotonic() < end:
+                assert process.poll() is None
+                time.sleep(0.1)
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(0.2)
+            assert process.wait(60) == (143 if len(signals) == 1 else 1)
+        assert "tried_out" not in first.describe("words")
+        assert versions() == [1, 1]
+        assert int(words.get_model_version_by_alias("words", "champion").version) == 1
 
 
 def test_what_a_killed_deployer_tries_out_is_ended_by_the_next_one(two, words, versions):

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from itertools import count, repeat
@@ -241,6 +243,25 @@ def test_adaptive_threads_go_on_when_the_second_session_cannot_be_opened(caplog)
     assert narrow.runs == 5
     assert "no memory" in caplog.text
     threads.close()
+
+
+def test_a_process_that_ends_waits_for_a_session_that_is_being_opened(tmp_path):
+    """Else it is aborted, and what it has not written yet is lost: ONNX Runtime ends the process there."""
+    code = f"""
+import pathlib, time
+from mlflow_tdeploy.runtime.threads import AdaptiveThreads
+
+def opened():
+    time.sleep(0.5)
+    pathlib.Path({str(tmp_path / "opened")!r}).touch()
+    raise OSError("no session")
+
+threads = AdaptiveThreads(lambda feeds: feeds, opened)
+for _ in range(3):
+    threads({{}})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert (tmp_path / "opened").exists()
 
 
 def test_close_frees_the_second_session_even_when_it_opens_late():

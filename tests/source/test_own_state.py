@@ -149,6 +149,36 @@ def test_a_weight_that_training_has_left_behind_is_logged(tmp_path):
         np.testing.assert_allclose(model.infer({"x": X})["output_0"], module(torch.from_numpy(X)).detach(), atol=1e-5)
 
 
+class Remembering(_Module):
+    """Keeps its state, and what was of interest, in containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.hidden, self.maps = torch.nn.LSTM(4, 4, batch_first=True), None, {"seen": []}
+
+    def forward(self, x):
+        out, self.hidden = self.cell(self.linear(x)[:, None])
+        self.maps["seen"] = [out, (out.mean(),)]
+        return out[:, 0]
+
+
+def test_what_training_has_left_in_containers_is_no_hindrance(tmp_path):
+    module = Remembering()
+    module(torch.from_numpy(X)).sum().backward()
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": X}, precisions=["fp32"])
+    assert module.hidden[0].grad_fn is not None
+    with mlflow_tdeploy.load_model(tmp_path / "m") as model:
+        np.testing.assert_allclose(model.infer({"x": X})["output_0"], module(torch.from_numpy(X)).detach(), atol=1e-5)
+
+
+def test_what_cannot_be_copied_says_so(tmp_path):
+    module = Bounded()
+    module.lock = threading.Lock()
+    with pytest.raises(InvalidInputError, match="Bounded cannot be copied .*keep what cannot be copied"):
+        mlflow_tdeploy.save_model(module, tmp_path / "m", example={"x": X}, precisions=["fp32"])
+    assert not (tmp_path / "m").exists()
+
+
 class Branching(_Module):
     def forward(self, x):
         x = self.linear(x)

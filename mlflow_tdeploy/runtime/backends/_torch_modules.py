@@ -9,6 +9,7 @@ import contextlib
 import copy
 import inspect
 import json
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError, NotFoundError
+from mlflow_tdeploy.core.errors import (
+    IntegrityError,
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+    first_line,
+)
 from mlflow_tdeploy.core.tasks import Head, heads
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 from mlflow_tdeploy.store.layout import safe_path
@@ -117,12 +124,34 @@ def serving_copy(module: Any, converted: Collection[torch.dtype] = _HALF) -> tup
 def copy_sharing(module: M, tensors: Iterable[torch.Tensor]) -> M:
     """Return a copy of a module that shares some tensors with it.
 
-    What a forward has left in it (``weight_norm`` leaves the weight), with its way back for gradients, is shared too,
-    without that way: torch does not copy it.
+    What a forward has left in it (``weight_norm`` leaves the weight, others states or maps of attention), with its way
+    back for gradients, is shared too, without that way: torch does not copy it.
+
+    Raises:
+        InvalidInputError: Something in it cannot be copied.
     """
-    left = (one for part in module.modules() for one in vars(part).values() if isinstance(one, torch.Tensor))
+    left = (one for part in module.modules() for one in _tensors_within(vars(part)))
     shared = {id(one): one.detach() for one in left if not one.is_leaf}
-    return copy.deepcopy(module, {**shared, **{id(one): one for one in tensors}})
+    try:
+        return copy.deepcopy(module, {**shared, **{id(one): one for one in tensors}})
+    except Exception as error:
+        raise InvalidInputError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}). Where a forward "
+            f"has left something in it, call it once under torch.no_grad() before; keep what cannot be copied (a file, "
+            f"a lock, a connection) outside of it."
+        ) from error
+
+
+def _tensors_within(found: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors in containers, however deep."""
+    waiting, seen = [found], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, torch.Tensor):
+            yield one
+        elif isinstance(one, (Mapping, list, tuple, set, frozenset, deque)) and id(one) not in seen:
+            seen.add(id(one))
+            waiting.extend(one.values() if isinstance(one, Mapping) else one)
 
 
 def set_attention(module: torch.nn.Module, implementation: str) -> None:

@@ -1,0 +1,48 @@
+"""What is deployed answers again where nothing does, whatever becomes of the version that should."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from mlflow_tdeploy.core.errors import first_line
+from mlflow_tdeploy.promotion.outcome import Outcome
+from mlflow_tdeploy.promotion.place import server_of
+from mlflow_tdeploy.promotion.plan import Step
+from mlflow_tdeploy.promotion.spec import Spec
+
+_log = logging.getLogger("mlflow_tdeploy")
+
+
+def revived(steps: Iterable[Step], spec: Spec) -> tuple[Outcome, ...]:
+    """Load what is deployed on servers where nothing answers, such as those that came back empty.
+
+    The version that is to come may be refused, or fail, or take long; what served before needs none of that: it lies in
+    the repository. Where its files are gone it cannot be had, and the version that is to come is waited for.
+
+    Args:
+        steps: What is planned; the others are left alone. Who calls holds their places.
+        spec: What it was made from.
+
+    Returns:
+        An outcome for each that was silent and had to be done something about.
+    """
+    return tuple(one for step in steps if step.silent and (one := _revived(step, spec)) is not None)
+
+
+def _revived(step: Step, spec: Spec) -> Outcome | None:
+    started = time.perf_counter()
+    meant = replace(
+        step, action="update", after=step.before, variants=(step.variants[0],) * 2,
+        why=f"version {step.before} was deployed there, and did not answer",
+    )  # fmt: skip
+    try:
+        if server_of(step, spec).revive(step.name) is None:
+            return None
+    except Exception as error:  # files that are gone, a server that goes away again: the others are others
+        why = first_line(error)
+        _log.warning("Version %s of '%s' cannot be had back at %s: %s", step.before, step.name, step.server, why)
+        return Outcome(meant, "failed", time.perf_counter() - started, why)
+    return Outcome(meant, "done", time.perf_counter() - started)
