@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +18,7 @@ from mlflow_tdeploy.core.made_up import is_mask
 
 #: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
 FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
-_FP32_AFTER = ("Add", "Clip", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
+_FP32_AFTER = ("Add", "Clip", "Div", "Max", "Reciprocal", "Sqrt")  # … and these while they only finish such a sum
 
 #: The smallest normal number of half precision: below it digits are lost, and the converter makes 1e-7 of an epsilon.
 _SMALLEST = 2.0**-14
@@ -27,20 +26,23 @@ _SMALLEST = 2.0**-14
 LARGEST = 1e4
 #: A constant of more numbers is a weight.
 _MOST_NUMBERS = 1 << 16
-_SHIFTING = ("Add", "Div", "Mul", "Sub")
-_MOVING = (
-    *("Cast", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Split"),
-    *("Squeeze", "Transpose", "Unsqueeze"),
-)
-#: What goes on with a sum, a root, an extreme.
-_FINISHING = (*_SHIFTING, "Abs", "Clip", "Max", "Min", "Pow", "Reciprocal", "Sqrt")
-#: What brings into range by itself, by what comes in or by what the model has learned.
-_NORMALIZING = (
+#: With weights these are what half precision is for.
+_PRODUCTS = ("Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MultiHeadAttention")
+_LOOKING_UP = ("Gather", "GatherElements", "GatherND")
+_ABOUT_SHAPES = ("ConstantOfShape", "EyeLike", "Shape", "Size")
+#: What brings anything into range, by what comes in or by what the model has learned, or makes places and truth of it.
+_ENDING = (
+    *("And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual"),
+    *("NonZero", "Not", "OneHot", "Or", "Sign", "Xor"),
     *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization"),
     *("MeanVarianceNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+    *("Cos", "Erf", "HardSigmoid", "LogSoftmax", "Sigmoid", "Sin", "Softmax", "Softsign", "Tanh"),
 )
-_DECIDING = ("Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod", "Round")
-_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+#: What only shifts, scales or moves.
+_SHAPING = (
+    *("Abs", "Add", "Cast", "Clip", "Div", "Exp", "Expand", "Flatten", "Identity", "Mul", "Neg", "Pow", "Reciprocal"),
+    *("Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
+)
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
@@ -74,7 +76,8 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         *keep_nodes,
         *_finishing_nodes(model),
         *_nodes_on_extreme_constants(model.graph),
-        *_nodes_that_bring_into_range(model.graph),
+        *_nodes_before_weights(model.graph),
+        *_nodes_after_weights(model.graph),
         *(node.name for node, _ in _branching(model.graph)),
     }
     kept |= {node.name for node in model.graph.node if node.op_type in blocked}
@@ -91,6 +94,7 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         _cast_captured(half.graph)
         converted = ir.serde.deserialize_model(half)
         _join_fp32_neighbours(converted, kept)
+        _forget_types(converted)
         converted.graph.sort()  # the converter leaves casts at the end, and what takes them before
         save_ir(converted, dst)
 
@@ -154,89 +158,44 @@ def _small_constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     }
 
 
-def _nodes_that_bring_into_range(graph: onnx.GraphProto) -> set[str]:
-    """Name the nodes that shift and scale what comes in (``(x - mean) / std``), and what only moves it before them.
+def _nodes_before_weights(graph: onnx.GraphProto) -> set[str]:
+    """Name the nodes that compute with what comes in, until it meets weights or is in range by what is computed.
 
-    Incomes and pixels of 16 bits may be more than half precision holds, whatever the example has. Masks are not. Nor
-    does it tell whole numbers beyond 2048 apart: what becomes one, is compared or goes out as it came stays as it is.
+    Incomes, prices and pixels of 16 bits may be more than half precision holds, whatever the example has; nor does it
+    tell whole numbers beyond 2048 apart, or what is looked up, compared or goes out as it came. So it is kept from
+    them as it is from the elementwise operators in mixed precision (torch.amp's rule: the widest type wins), which
+    costs nothing where weights come first, as in transformers and convolutions. Masks are not followed.
     """
-    incoming = _Incoming(graph)
+    weights = {one.name for one in graph.initializer}
+    raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
+    found: set[str] = set()
     for node in graph.node:
-        incoming.take(node)
-    return incoming.found
+        taken = [one for one in node.input if one]
+        if not raw & set(taken) or node.op_type in _ABOUT_SHAPES:
+            continue
+        if node.op_type in _LOOKING_UP and taken[0] not in raw:
+            continue  # places in a table of weights
+        if node.op_type in _PRODUCTS and not raw.issuperset(taken):
+            continue
+        found.add(node.name)
+        if node.op_type not in _ENDING:
+            raw.update(node.output)
+    return found
 
 
-class _Incoming:
-    """Follows what comes into a graph, and what is computed of it, until it is in range.
-
-    Args:
-        graph: The graph; its nodes are taken in their order.
-
-    Attributes:
-        found: Names of the nodes that have to compute with it as it is.
-    """
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        weights = {one.name for one in graph.initializer}
-        self._raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
-        self._statistics: set[str] = set()  # sums, roots, extremes of it, by which it is shifted or scaled
-        constants = _small_constants(graph).items()
-        masking = {name for name, array in constants if array.size == 1 and (array < -LARGEST).any()}
-        self._shifts = {name for name, _ in constants} - masking
-        self._constants = {name for name, _ in constants} | weights
-        self._outputs = {value.name for value in graph.output}
-        self._makers: dict[str, Any] = {}
-        self.found: set[str] = set()
-
-    def take(self, node: onnx.NodeProto) -> None:
-        """Look at the next node."""
-        taken = {one for one in node.input if one}
-        raw, combined = self._raw & taken, node.op_type in _SHIFTING
-        shifted = combined and len(raw) == len(self._shifts & taken) == 1
-        scaled = combined and bool(raw) and bool(self._statistics & taken)
-        moved = node.op_type in _MOVING and node.input[0] in raw
-        moved |= node.op_type == "Concat" and bool(raw) and taken <= self._raw | self._constants
-        if shifted or moved or (scaled and node.op_type in ("Add", "Sub")):
-            self._follow(node, self._raw)
-        elif not scaled and self._makes_a_statistic(node, taken):
-            self._follow(node, self._statistics)
-        normal = node.op_type in _NORMALIZING and node.input[0] in raw
-        goes_out = moved and bool(self._outputs & set(node.output))
-        if shifted or scaled or normal or goes_out or (raw and _decides(node)):
-            _add_with_makers(node, self._makers, self.found)
-
-    def _follow(self, node: onnx.NodeProto, kind: set[str]) -> None:
-        kind.update(node.output)
-        self._makers |= dict.fromkeys(node.output, node)
-
-    def _makes_a_statistic(self, node: onnx.NodeProto, taken: set[str]) -> bool:
-        """Tell whether a node sums, squares or chooses of what comes in, or goes on with what did."""
-        if node.op_type.startswith("Reduce"):
-            return node.input[0] in self._raw | self._statistics
-        if node.op_type in ("Mul", "Pow") and self._raw & taken:  # squares
-            return taken <= self._raw | self._constants
-        if node.op_type in _MOVING:
-            return node.input[0] in self._statistics
-        return (
-            node.op_type in _FINISHING
-            and bool(self._statistics & taken)
-            and taken <= self._statistics | self._constants
-        )
-
-
-def _decides(node: onnx.NodeProto) -> bool:
-    """Tell whether a node makes another thing of a number that is a little off, such as a place in a table."""
-    kinds = (one.i for one in node.attribute if one.name == "to")
-    return node.op_type in _DECIDING or (node.op_type == "Cast" and not set(kinds) & _FLOATS)
-
-
-def _add_with_makers(node: onnx.NodeProto, makers: Mapping[str, Any], found: set[str]) -> None:
-    """Note a node, and those that have moved or shifted what it takes."""
-    waiting = [node]
+def _nodes_after_weights(graph: onnx.GraphProto) -> set[str]:
+    """Name the nodes that bring what a model has computed into the range of its answers (``y * 9 + 1013``, ``exp``)."""
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = _small_constants(graph).keys()
+    waiting = [makers[value.name] for value in graph.output if value.name in makers]
+    found: set[str] = set()
     while waiting:
-        if (one := waiting.pop()).name not in found:
-            found.add(one.name)
-            waiting += [makers[name] for name in one.input if name in makers]
+        node = waiting.pop()
+        computed = [one for one in node.input if one and one not in constants]
+        if node.op_type in _SHAPING and len(computed) == 1 and node.name not in found:
+            found.add(node.name)
+            waiting += [makers[one] for one in computed if one in makers]
+    return found
 
 
 def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:
@@ -278,6 +237,15 @@ def _join_fp32_neighbours(model: ir.Model, kept: Collection[str]) -> None:
             else:
                 back.outputs[0].replace_all_uses_with(source)
     passes.RemoveUnusedNodesPass()(model)
+
+
+def _forget_types(model: ir.Model) -> None:
+    """Leave out what was known of values on the way: it was true of the graph before."""
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.type = value.shape = None
 
 
 def _cast_to(node: ir.Node) -> int:

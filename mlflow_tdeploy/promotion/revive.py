@@ -36,7 +36,7 @@ def _revived(step: Step, spec: Spec) -> Outcome | None:
     started = time.perf_counter()
     meant = replace(
         step, action="update", after=step.before, variants=(step.variants[0],) * 2,
-        why=f"version {step.before} was deployed there, and did not answer",
+        why=f"version {step.before} is deployed there, and it does not answer",
     )  # fmt: skip
     try:
         if server_of(step, spec).revive(step.name) is None:

@@ -84,7 +84,7 @@ def in_half(module, rows, folder):
     simplify(folder / "fp32.onnx", folder / "simple.onnx")
     to_fp16(folder / "simple.onnx", folder / "fp16.onnx")
     graph = onnx.load(folder / "fp16.onnx")
-    onnx.checker.check_model(graph)
+    onnx.checker.check_model(graph, full_check=True)
     half = onnx.reference.ReferenceEvaluator(graph)
     return lambda rows: half.run(None, {"x": rows})[0]
 
@@ -151,6 +151,23 @@ def test_whole_numbers_are_brought_into_range_before_half_precision(tmp_path, ho
     half = in_half(module, rows, tmp_path)
     rows[:, 1] = most
     np.testing.assert_allclose(half(rows), module(torch.tensor(rows)).detach().numpy(), atol=1e-2)
+
+
+def test_answers_of_another_size_are_made_after_half_precision(tmp_path):
+    """A target that is standardized while training, or a logarithm of it."""
+
+    class Prices(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+        def forward(self, x):
+            return torch.exp(self.out(x) * 3.0 + 11.0).clamp(min=1.0) + 1013.0
+
+    module = Prices().eval()
+    expected = module(torch.from_numpy(ROWS)).detach().numpy()
+    assert expected.max() > 65504
+    np.testing.assert_allclose(in_half(module, ROWS, tmp_path)(ROWS), expected, rtol=2e-2)
 
 
 class Places(torch.nn.Module):
@@ -258,6 +275,13 @@ def scored(x):
         pytest.param(lambda x: torch.nn.functional.normalize(x, dim=1), 40_000, id="length"),
         pytest.param(between_its_own, 80_000, id="extremes"),
         pytest.param(scored, 80_000, id="score"),
+        pytest.param(lambda x: torch.log1p(torch.relu(x)), 90_000, id="logarithm"),
+        pytest.param(lambda x: torch.cat([torch.log(x[:, :4] + 1), x[:, 4:] / 1e5], 1), 90_000, id="some columns"),
+        pytest.param(lambda x: (torch.nan_to_num(x) - 1077.0) / 7385.0, 90_000, id="imputed"),
+        pytest.param(lambda x: (torch.where(x > 0, x, 1077.0) - 1077.0) / 7385.0, 90_000, id="replaced"),
+        pytest.param(lambda x: (x - x[:, -1:]) / 1e4, 90_000, id="beside the last"),
+        pytest.param(lambda x: torch.log(x / x[:, :1]), 90_000, id="returns"),
+        pytest.param(lambda x: (x - x.mean(0)) / (x.std(0) + 1e-5), 90_000, id="over the batch"),
     ],
 )
 def test_what_is_normalized_by_itself_stays_in_range(tmp_path, how, most):

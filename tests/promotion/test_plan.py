@@ -34,7 +34,8 @@ WANTED = Desired("m", 8, "m", "a", RULE)
 COMING = Candidate("int8", "sha-8", "key-8", 5_000, asked(), {"worst_cosine": 0.99}, "int8 (fast)")
 SERVES = Observed(
     "http://a:8000", "m", True,
-    {"version": 7, "variant": "fp32", "digest": "sha-7", "key": "key-7", "model_uri": "models:/m/7", "ready": True},
+    {"version": 7, "variant": "fp32", "digest": "sha-7", "key": "key-7", "model_uri": "models:/m/7", "ready": True,
+     "answers": 7},
 )  # fmt: skip
 BEFORE = Before(asked(), {"worst_cosine": 1.0})
 
@@ -120,6 +121,9 @@ def test_what_cannot_be_deployed_or_asked_is_told_and_what_nobody_wants_serves_o
     assert gone.why == "no version of it has the alias 'champion': what serves serves on"
     missing = step(dataclasses.replace(WANTED, version=None, registered=False), SERVES, None, BEFORE)
     assert (missing.action, missing.why) == ("unknown", "there is no registered model 'm' (yet)")
+    silent = step(WANTED, now(answers=None, ready=False), bad, BEFORE)
+    assert (silent.action, silent.silent) == ("refuse", True)
+    assert silent.why == f"version 7 is deployed there and does not answer; {bad.refused}"
     whole = Plan((found, away, gone, step(WANTED, SERVES, COMING, BEFORE)))
     assert ([one.action for one in whole.changes], len(whole.refused)) == (["update"], 2)
 
