@@ -242,6 +242,9 @@ def _join_fp32_neighbours(model: ir.Model, kept: Collection[str]) -> None:
 def _forget_types(model: ir.Model) -> None:
     """Leave out what was known of values on the way: it was true of the graph before."""
     outputs = set(model.graph.outputs)
+    for weight in model.graph.initializers.values():
+        if weight.const_value is not None:
+            weight.type = ir.TensorType(weight.const_value.dtype)
     for node in model.graph:
         for value in node.outputs:
             if value not in outputs:

@@ -193,18 +193,20 @@ def test_fp16_keeps_branches_that_use_values_around_them(tmp_path, captured):
         for name, op in (("then", "Add"), ("else", "Sub"))
     }
     weight = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
+    twice = numpy_helper.from_array(2 * np.eye(4, dtype=np.float32), "twice")
     zero = numpy_helper.from_array(np.array(0.0, np.float32), "zero")
     nodes = [
-        helper.make_node("Add", ["x", "x"], ["double"]),
+        helper.make_node("MatMul", ["x", "twice"], ["double"]),
         helper.make_node("Mul", ["double", "w"], ["scaled"]),
         helper.make_node("ReduceMax", ["scaled"], ["largest"], keepdims=0),
         helper.make_node("Greater", ["largest", "zero"], ["positive"]),
         helper.make_node("If", ["positive"], ["chosen"], **branches),
         helper.make_node("Mul", ["chosen", "scaled"], ["y"]),
     ]
-    onnx.save(small_model(nodes, [weight, zero]), tmp_path / "m.onnx")
+    onnx.save(small_model(nodes, [weight, zero, twice]), tmp_path / "m.onnx")
     to_fp16(tmp_path / "m.onnx", tmp_path / "h.onnx")
-    assert onnx.load(tmp_path / "h.onnx").graph.initializer[0].data_type == TensorProto.FLOAT16
+    kinds = {one.name: one.data_type for one in onnx.load(tmp_path / "h.onnx").graph.initializer}
+    assert kinds["w"] == kinds["twice"] == TensorProto.FLOAT16
     for sign in (1, -1):
         x = {"x": sign * np.array([[1, 2, 3, 4]], np.float32)}
         np.testing.assert_allclose(run(tmp_path / "h.onnx", x)[0], run(tmp_path / "m.onnx", x)[0], rtol=2e-3)
