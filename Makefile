@@ -9,7 +9,7 @@ RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
 # More workers than processors: much of the time a server is waited for. Each has a part of the files, so that few of
 # them start the same server, and who is done takes from the others.
-WORKERS := -n 3 --dist worksteal
+WORKERS := -n 4 --dist worksteal
 
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE := 1
