@@ -27,15 +27,18 @@ LARGEST = 1e4
 #: A constant of more numbers is a weight.
 _MOST_NUMBERS = 1 << 16
 #: With weights these are what half precision is for.
-_PRODUCTS = ("Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "MultiHeadAttention")
-_LOOKING_UP = ("Gather", "GatherElements", "GatherND")
+_PRODUCTS = (
+    *("Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm"),
+    *("GroupQueryAttention", "MatMul", "MultiHeadAttention"),
+)
 _ABOUT_SHAPES = ("ConstantOfShape", "EyeLike", "Shape", "Size")
 #: What brings anything into range, by what comes in or by what the model has learned, or makes places and truth of it.
 _ENDING = (
     *("And", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual"),
     *("NonZero", "Not", "OneHot", "Or", "Sign", "Xor"),
     *("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization"),
-    *("MeanVarianceNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+    *("MeanVarianceNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization"),
+    *("EmbedLayerNormalization", "SkipSimplifiedLayerNormalization"),
     *("Cos", "Erf", "HardSigmoid", "LogSoftmax", "Sigmoid", "Sin", "Softmax", "Softsign", "Tanh"),
 )
 #: What only shifts, scales or moves.
@@ -43,6 +46,10 @@ _SHAPING = (
     *("Abs", "Add", "Cast", "Clip", "Div", "Exp", "Expand", "Flatten", "Identity", "Mul", "Neg", "Pow", "Reciprocal"),
     *("Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
 )
+_FLOATS = {
+    *(onnx.TensorProto.UNDEFINED, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16),
+    *(onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16),
+}
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _FLOAT, _FLOAT16 = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
 
@@ -166,20 +173,20 @@ def _nodes_before_weights(graph: onnx.GraphProto) -> set[str]:
     them as it is from the elementwise operators in mixed precision (torch.amp's rule: the widest type wins), which
     costs nothing where weights come first, as in transformers and convolutions. Masks are not followed.
     """
-    weights = {one.name for one in graph.initializer}
-    raw = {one.name for one in graph.input if not is_mask(one.name)} - weights
+    values = (*graph.input, *graph.value_info, *graph.output)
+    whole = {value.name for value in values if value.type.tensor_type.elem_type not in _FLOATS}
+    raw = {one.name for one in graph.input if not is_mask(one.name)} - {one.name for one in graph.initializer}
     found: set[str] = set()
     for node in graph.node:
-        taken = [one for one in node.input if one]
-        if not raw & set(taken) or node.op_type in _ABOUT_SHAPES:
+        taken = {one for one in node.input if one}
+        if not raw & taken or node.op_type in _ABOUT_SHAPES:
             continue
-        if node.op_type in _LOOKING_UP and taken[0] not in raw:
-            continue  # places in a table of weights
-        if node.op_type in _PRODUCTS and not raw.issuperset(taken):
-            continue
-        found.add(node.name)
-        if node.op_type not in _ENDING:
-            raw.update(node.output)
+        made = set() if node.op_type in _ENDING else set(node.output)
+        if raw & taken <= whole and node.op_type != "Cast":
+            raw |= made & whole  # a number that is no whole one comes of a table: they are places in it
+        elif node.op_type not in _PRODUCTS or taken <= raw:
+            found.add(node.name)
+            raw |= made
     return found
 
 

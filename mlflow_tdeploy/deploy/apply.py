@@ -255,11 +255,10 @@ class Deployments(Back):
         what.write_front(folder, settings.options)
         sent = publish(self.files, what.name, folder, keep=True)
         publish_copy(self.files, what.name, trial, folder)
-        # golden requests come one after the other: one process is enough for them, and there the sooner
-        config = parse(
-            what.route_text(settings.options if asked_by_many else replace(settings.options, front_instances=1))
-        )
+        config = parse(what.route_text(settings.options))
         config.name = trial
+        if config.instance_group and not asked_by_many:
+            config.instance_group[0].count = 1  # golden requests come one after the other
         write_file(self.files, trial, CONFIG, to_text(config).encode())
         self.client.bring_up(trial, what.version)
         self._step("answers")

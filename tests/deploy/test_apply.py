@@ -196,6 +196,7 @@ def test_switching_under_load_loses_no_request_and_asks_no_version_before_it_is_
     assert sum(answers.values()) > 100
 
 
+@pytest.mark.slow
 def test_a_library_goes_with_the_last_version_that_uses_it(target, tmp_path, monkeypatch):
     """Another version of this package brings another library; each version keeps its own."""
 
@@ -369,6 +370,7 @@ def test_triton_starts_with_all_models_while_one_is_changed(server, tmp_path):
         assert triton.ready
 
 
+@pytest.mark.slow
 def test_versions_may_be_kept_on_disk_only(target, tmp_path):
     resting = dataclasses.replace(QUICK, keep=2, keep_loaded=False)
     for version in (7, 8, 9):

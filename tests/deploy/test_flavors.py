@@ -389,6 +389,7 @@ def test_joining_requests_may_be_switched_off(client):
     assert client.predict("linear", {"x": x})["predictions"]["y"].shape[0] == 9
 
 
+@pytest.mark.slow
 def test_ranges_of_another_graph_are_left_out_unless_they_are_said_now(client, caplog):
     linear = mlflow.onnx.log_model(graph(), name="graph").model_uri
     shapes = {"batch": [1, 4, 100]}

@@ -344,6 +344,7 @@ def test_a_version_that_is_none_is_refused(client, words, version):
         client.predict("words", ["\ud800"])
 
 
+@pytest.mark.slow
 def test_what_was_said_once_counts_for_later_versions(client, words, running, tmp_path):
     def queue(version):
         return "max_queue_size: 7" in (running[1] / f"words.v{version}" / "config.pbtxt").read_text()

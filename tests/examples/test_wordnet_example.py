@@ -90,6 +90,7 @@ def predictions(folder, **model_config):
     return answer.to_dict("records") if hasattr(answer, "to_dict") else answer
 
 
+@pytest.mark.slow
 def test_script_registers_a_model_that_predicts_what_the_pipeline_does(tmp_path):
     """One test, not several over a fixture: parallel workers would train and build once each."""
     import mlflow

@@ -136,6 +136,7 @@ def test_a_watcher_tries_out_beside_its_looks_and_not_again_what_was_worse(two, 
     assert "The watcher is being stopped" in watch.view.actions[0].why
 
 
+@pytest.mark.slow
 def test_who_watches_once_waits_for_what_is_tried_out(two, words, versions, tmp_path, capsys):
     spec, _ = two
     mlflow_tdeploy.apply(file=spec)

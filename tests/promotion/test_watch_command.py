@@ -162,6 +162,7 @@ def test_a_webhook_has_a_version_answer_at_once(client, registry, running, file,
     assert len(client.list_webhooks()) == 1
 
 
+@pytest.mark.slow
 def test_polling_alone_follows_and_once_is_enough_for_cron(client, registry, running, file):
     path, _ = file
     with watching(path, registry, "--interval", "0.5", "--log-format", "text") as (_, log):
@@ -234,6 +235,7 @@ def test_a_watcher_that_is_killed_at_any_moment_goes_on_where_it_was(client, reg
         _wait_until(lambda: set(found.files.models()) <= kept and set(found.loaded("words")) <= kept, log=log)
 
 
+@pytest.mark.slow
 def test_a_webhook_that_cannot_be_installed_is_told(client, registry, running, file, tmp_path):
     path, url = file
     with watching(path, f"sqlite:///{tmp_path / 'mlflow.db'}", "--install-webhook") as (process, log):
