@@ -43,9 +43,12 @@ _ENDING = (
 )
 #: What only shifts, scales or moves.
 _SHAPING = (
-    *("Abs", "Add", "Cast", "Clip", "Div", "Exp", "Expand", "Flatten", "Identity", "Mul", "Neg", "Pow", "Reciprocal"),
-    *("Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
+    *("Abs", "Add", "Cast", "Clip", "Div", "Exp", "Expand", "Flatten", "Gather", "Identity", "Log", "Max", "Min"),
+    *("Mul", "Neg", "Pow", "Reciprocal", "Relu", "Reshape", "Slice", "Softplus", "Split", "Sqrt", "Squeeze", "Sub"),
+    *("Transpose", "Unsqueeze"),
 )
+#: What asks exactly: an angle that is a quarter off is another one.
+_EXACT = ("Cos", "Sin")
 _FLOATS = {
     *(onnx.TensorProto.UNDEFINED, onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16),
     *(onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16),
@@ -85,6 +88,7 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         *_nodes_on_extreme_constants(model.graph),
         *_nodes_before_weights(model.graph),
         *_nodes_after_weights(model.graph),
+        *_nodes_of_places(model.graph),
         *(node.name for node, _ in _branching(model.graph)),
     }
     kept |= {node.name for node in model.graph.node if node.op_type in blocked}
@@ -177,8 +181,9 @@ def _nodes_before_weights(graph: onnx.GraphProto) -> set[str]:
     whole = {value.name for value in values if value.type.tensor_type.elem_type not in _FLOATS}
     raw = {one.name for one in graph.input if not is_mask(one.name)} - {one.name for one in graph.initializer}
     found: set[str] = set()
+    captured = {node.name: set().union(*map(_captured, inner)) for node, inner in _branching(graph)}
     for node in graph.node:
-        taken = {one for one in node.input if one}
+        taken = {one for one in node.input if one} | captured.get(node.name, set())
         if not raw & taken or node.op_type in _ABOUT_SHAPES:
             continue
         made = set() if node.op_type in _ENDING else set(node.output)
@@ -193,7 +198,8 @@ def _nodes_before_weights(graph: onnx.GraphProto) -> set[str]:
 def _nodes_after_weights(graph: onnx.GraphProto) -> set[str]:
     """Name the nodes that bring what a model has computed into the range of its answers (``y * 9 + 1013``, ``exp``)."""
     makers = {name: node for node in graph.node for name in node.output}
-    constants = _small_constants(graph).keys()
+    constants = {one.name for one in graph.initializer}
+    constants |= {name for name, node in makers.items() if node.op_type == "Constant"}
     waiting = [makers[value.name] for value in graph.output if value.name in makers]
     found: set[str] = set()
     while waiting:
@@ -203,6 +209,35 @@ def _nodes_after_weights(graph: onnx.GraphProto) -> set[str]:
             found.add(node.name)
             waiting += [makers[one] for one in computed if one in makers]
     return found
+
+
+def _nodes_of_places(graph: onnx.GraphProto) -> set[str]:
+    """Name the nodes that make angles of places (rotary embeddings), or other whole numbers (buckets of distances).
+
+    Half precision tells places beyond 2048 apart by twos, and their angles long before; torch's models compute them in
+    fp32 whatever they are in. What weights or other numbers that come in have a part in is none of these.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    heavy = {one.name for one in graph.initializer if math.prod(one.dims) > _MOST_NUMBERS}
+    heavy |= {one.name for one in graph.input if one.type.tensor_type.elem_type in _FLOATS}
+    found: set[str] = set()
+    for sink in graph.node:
+        if sink.op_type not in _EXACT and not _makes_whole(sink):
+            continue
+        before, waiting = dict[str, onnx.NodeProto](), [sink]
+        while waiting:
+            node = waiting.pop()
+            if node.name not in before:
+                before[node.name] = node
+                if node.op_type not in _ABOUT_SHAPES:
+                    waiting += [makers[name] for name in node.input if name in makers]
+        if not heavy & {name for node in before.values() if node.op_type not in _ABOUT_SHAPES for name in node.input}:
+            found |= before.keys()
+    return found
+
+
+def _makes_whole(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and {one.i for one in node.attribute if one.name == "to"}.isdisjoint(_FLOATS)
 
 
 def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:

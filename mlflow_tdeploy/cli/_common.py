@@ -103,7 +103,8 @@ def taken_back_if_ended() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may listen
         return
-    before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
+    listened = (one for one in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(one) is not signal.SIG_IGN)
+    before = {one: signal.signal(one, end) for one in listened}  # who was started with nohup or & is left alone
     try:
         yield
     finally:

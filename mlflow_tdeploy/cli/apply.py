@@ -28,7 +28,7 @@ def apply(context: click.Context, file: Path, yes: bool) -> None:
         spec = Spec.read(file)
         plan = make_plan(spec)
         show(plan)
-        if plan.changes and not yes:
+        if (plan.changes or plan.silent) and not yes:
             click.confirm("Do it?", abort=True)
         with taken_back_if_ended():
             done = do(plan, spec, told=show_outcome)
@@ -39,6 +39,5 @@ def apply(context: click.Context, file: Path, yes: bool) -> None:
 def show_outcome(one: Outcome) -> None:
     """Write what became of a step."""
     place = f"{one.step.target} {one.step.name} at {one.step.server}"
-    click.echo(
-        f"{one.state:11}{place}: version {one.step.after}, {one.seconds:.1f} s{f': {one.why}' if one.why else ''}"
-    )
+    told = "; ".join(filter(None, (one.why, one.seen)))
+    click.echo(f"{one.state:11}{place}: version {one.step.after}, {one.seconds:.1f} s{f': {told}' if told else ''}")

@@ -42,6 +42,8 @@ def show(found: Plan) -> None:
         versions = f"{one.before or 'none'} -> {one.after}" if one.action in _MOVING else one.before
         click.echo(f"{one.action:8}{one.target} {one.name} at {one.server}: version {versions or 'none'}")
         _show_step(one)
+    if silent := len(found.silent):
+        click.echo(f"{silent} deployed and silent: brought back first")
     waiting = len(found.changes)
     click.echo(f"{waiting} to change, {len(found.refused)} refused or unknown, {len(found.steps)} in all")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors
+from mlflow_tdeploy.cli._common import clean_errors, taken_back_if_ended
 from mlflow_tdeploy.cli._logs import log_to_stderr
 from mlflow_tdeploy.cli.plan import FILE
 from mlflow_tdeploy.core.errors import PromotionError, first_line
@@ -70,12 +70,13 @@ def _look_once(file: SpecFile) -> int:
     from mlflow_tdeploy.promotion.watch import Watch
 
     watching = Watch(file.read, interval=1.0)
-    try:
-        watching.look()
-        if watching.finish():  # else nobody would say what became of what is tried out
+    with taken_back_if_ended():
+        try:
             watching.look()
-    finally:
-        watching.stop()  # who is interrupted takes back what is tried out
+            if watching.finish():  # else nobody would say what became of what is tried out
+                watching.look()
+        finally:
+            watching.stop()  # who is interrupted takes back what is tried out
     for one in watching.view.standings:
         click.echo(f"{one.state:11}{one.target} {one.name} at {one.server}: {one.serves or 'none'} {one.why}".rstrip())
     if watching.view.error:

@@ -76,12 +76,12 @@ def asked_at(target: Target, server: Server, name: str, version: int) -> Asked |
     return Asked(manifest.task, manifest.task_config, manifest.signature) if manifest else None
 
 
-def is_live(target: Target, server: Server) -> bool:
-    """Tell whether a server answers; one that hangs takes as long as is said of it."""
+def is_live(target: Target, server: Server) -> bool | None:
+    """Tell whether a server answers; one that hangs takes as long as is said of it. None where it cannot be asked."""
     try:
         return deployments_at(target, server).client.live()
-    except Exception:  # who looks at what is deployed there finds out
-        return False
+    except Exception:  # who looks at what is deployed there finds out, and says why
+        return None
 
 
 def observe(target: Target, server: Server, name: str, *, live: bool | None = None) -> Observed:

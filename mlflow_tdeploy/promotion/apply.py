@@ -84,9 +84,7 @@ def apply(
 
     for steps in by_place(plan.steps).values():
         note(_revived(steps, spec))
-    back = {(one.step.server, one.step.target, one.step.name) for one in found if one.state == "done"}
-    changes = (one for one in plan.changes if not (one.again and (one.server, one.target, one.name) in back))
-    for steps in by_place(changes).values():
+    for steps in by_place(plan.changes).values():
         note(_alone(steps, spec, client))
     return tuple(found)
 

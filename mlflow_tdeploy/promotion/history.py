@@ -81,7 +81,8 @@ class Event:
     def repeats(self, other: Event) -> bool:
         """Tell whether it says what another one said, only later."""
         mine, others = (replace(one, at="", by="", trigger="", seconds=0.0) for one in (self, other))
-        return self.decision not in _SERVES and mine == others
+        new = self.decision in _SERVES and self.before != self.version  # else it answers again, as so often
+        return not new and mine == others
 
 
 def who() -> str:

@@ -43,7 +43,7 @@ def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S) 
         return Plan(at_first(all_or_none(steps)))
 
 
-def _step(spec: Spec, wanted: Desired, server: Server, live: bool, within: float) -> Step:
+def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within: float) -> Step:
     found = observe(spec.targets[wanted.target], server, wanted.name, live=live)
     if (nothing := settled(wanted, found)) is not None:
         return nothing

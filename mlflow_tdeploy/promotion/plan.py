@@ -120,6 +120,11 @@ class Plan:
         return tuple(one for one in self.steps if one.action in CHANGES)
 
     @property
+    def silent(self) -> tuple[Step, ...]:
+        """The steps of names that have a version deployed where none answers."""
+        return tuple(one for one in self.steps if one.silent)
+
+    @property
     def refused(self) -> tuple[Step, ...]:
         """The steps that a gate, or a server that does not answer, stands in the way of."""
         return tuple(one for one in self.steps if one.action in ("refuse", "unknown"))
@@ -150,7 +155,8 @@ def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, bef
         return replace(place, why=f"there is no registered model '{wanted.model}' (yet)")
     if wanted.version is None or coming is None:
         meant = f"alias '{wanted.rule.alias}'" if wanted.rule.alias else f"stage '{wanted.rule.stage}'"
-        serves = "what serves serves on" if observed.version else "nothing is deployed"
+        stays = "what is deployed is brought back" if observed.silent else "what serves serves on"
+        serves = stays if observed.version else "nothing is deployed"
         return replace(place, action="keep", why=f"no version of it has the {meant}: {serves}")
     variants = (observed.says("variant"), coming.variant)
     place = replace(place, variants=variants, digest=coming.digest)

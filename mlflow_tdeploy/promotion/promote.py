@@ -59,7 +59,10 @@ def promote(
     with places_held(spec, places):
         wanted = [one.at(version) for one in _meant(spec, client, model, label)]
         plan = plan_for(spec, wanted)
-        History(client).add(events_of(revived(plan.steps, spec), "promote"))
+        back = revived(plan.steps, spec)
+        History(client).add(events_of(back, "promote"))
+        for outcome in back:
+            told(outcome)
         _require_passed(plan, client)
         done: list[Outcome] = []
         try:

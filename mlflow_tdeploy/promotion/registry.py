@@ -75,6 +75,23 @@ def desired(spec: Spec, client: MlflowClient | None = None) -> tuple[Desired, ..
     return tuple(_apart(spec, [found[key] for key in sorted(found)]))
 
 
+def named(spec: Spec, models: Iterable[str]) -> tuple[Desired, ...]:
+    """Return what the rules are about where the registry cannot be asked: it wants nothing, as far as is known.
+
+    Args:
+        spec: The rules.
+        models: Registered models that are known from before; of patterns only these are meant.
+    """
+    known = sorted(set(models))
+    found = dict[tuple[str, str], Desired]()
+    for rule in spec.models:
+        for model in filter(rule.matches, known) if rule.is_pattern else (rule.name,):
+            for target in rule.to:
+                name = rule.served_as(model)
+                found.setdefault((target, name), Desired(model, None, name, target, rule))
+    return tuple(found[key] for key in sorted(found))
+
+
 def _apart(spec: Spec, found: Iterable[Desired]) -> Iterator[Desired]:
     """Return what should be served, refused where two targets have a server in common and want different things there.
 

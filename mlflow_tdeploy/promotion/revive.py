@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from mlflow_tdeploy.core.errors import first_line
+from mlflow_tdeploy.core.errors import ConflictError, UnreachableError, first_line
 from mlflow_tdeploy.promotion.outcome import Outcome
 from mlflow_tdeploy.promotion.place import server_of
 from mlflow_tdeploy.promotion.plan import Step
@@ -34,15 +34,23 @@ def revived(steps: Iterable[Step], spec: Spec) -> tuple[Outcome, ...]:
 
 def _revived(step: Step, spec: Spec) -> Outcome | None:
     started = time.perf_counter()
-    meant = replace(
-        step, action="update", after=step.before, variants=(step.variants[0],) * 2,
-        why=f"version {step.before} is deployed there, and it does not answer",
-    )  # fmt: skip
+    meant = _again(step, step.before, step.variants[0])
     try:
-        if server_of(step, spec).revive(step.name) is None:
+        found = server_of(step, spec)
+        if (version := found.revive(step.name)) is None:
             return None
+        meant = _again(step, version, str(found.describe(step.name).get("variant", "")))
+    except (ConflictError, UnreachableError) as error:  # somebody is at it, or it is on its way down: the next look
+        _log.info("%s", first_line(error))
+        return None
     except Exception as error:  # files that are gone, a server that goes away again: the others are others
         why = first_line(error)
         _log.warning("Version %s of '%s' cannot be had back at %s: %s", step.before, step.name, step.server, why)
         return Outcome(meant, "failed", time.perf_counter() - started, why)
     return Outcome(meant, "done", time.perf_counter() - started)
+
+
+def _again(step: Step, version: int | None, variant: str) -> Step:
+    """Return having a version again that is deployed."""
+    why = f"version {version} is deployed there, and it does not answer"
+    return replace(step, action="update", before=version, after=version, variants=(variant, variant), why=why)

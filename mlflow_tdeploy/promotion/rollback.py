@@ -108,10 +108,12 @@ class _Place:
 
 def _go_back(step: Step, spec: Spec, _: Callable[[], None]) -> str:
     try:
-        server_of(step, spec).rollback(step.name, step.after, retire=False)
+        done = server_of(step, spec).rollback(step.name, step.after, retire=False)
     except NotFoundError as error:
         raise NotFoundError(f"{error} tdeploy promote models:/{step.model}/{step.after} brings it.") from error
-    return ""
+    if done.changed:
+        return ""
+    return f"version {step.after} answers as before: what was wanted had not come; once more goes further back"
 
 
 def _named(spec: Spec, client: MlflowClient, name: str, label: Label | None) -> list[Desired]:

@@ -26,7 +26,7 @@ from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.look import make_plan, plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Step
-from mlflow_tdeploy.promotion.registry import desired
+from mlflow_tdeploy.promotion.registry import desired, named
 from mlflow_tdeploy.promotion.revive import revived
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.status import Standing, status_of
@@ -179,30 +179,41 @@ class Watch:
                 trace = None if isinstance(error, (TDeployError, MlflowException)) else error
                 _log.warning("Nothing can be compared: %s", why, extra={"event": "look failed"}, exc_info=trace)
             self._seen(self.view.standings, why, started)
+            self._have_back_what_is_known()
             return self._interval
         moved = any(self._is_due(steps) for steps in by_place(plan.changes).values())  # meanwhile
         return _SOON_S if any(busy) or moved else self._interval
 
     def _have_back(self, spec: Spec, steps: Iterable[Step]) -> bool:
         """Have what is deployed answer again where nothing does; tell whether anything was done."""
-        silent = [of for of in by_place(steps).values() if any(one.silent for one in of)]
-        done = [self._revive(spec, of) for of in silent if not self._is_trying(of) and self._may(_again(of))]
+        due = [one for one in steps if one.silent and not self._is_trying([one]) and self._may(_again(one))]
+        done = [self._revive(spec, of) for of in by_place(due).values() if not self._stopped]
         return any(done)
+
+    def _have_back_what_is_known(self) -> None:
+        """Do the same while the registry is away: what is deployed needs none."""
+        if self._spec is None:
+            return
+        try:
+            known = named(self._spec, (one.model for one in self.view.standings))
+            self._have_back(self._spec, plan_for(self._spec, known).steps)
+        except Exception as error:
+            _log.warning("What is deployed cannot be looked at: %s", first_line(error))
 
     def _revive(self, spec: Spec, steps: Sequence[Step]) -> bool:
         try:
             with places_held(spec, {(steps[0].target, steps[0].name)}, wait=_BRIEFLY_S):
                 outcomes = revived(steps, spec)
         except Exception as error:  # somebody else is at it, or the repository refuses: the others are others
-            _log.info("%s", first_line(error), extra={"event": "busy", "target": steps[0].target})
+            _log.warning("%s", first_line(error), extra={"event": "busy", "target": steps[0].target})
             return False
-        done = all(one.state == "done" for one in outcomes)
-        if outcomes:
-            self._rest(_again(steps), outcomes)
-        if done:  # the next time it is empty is another time
-            self._rests.pop(_again(steps), None)
-        self._tell(events_of(outcomes, "watch"))
-        return done
+        for one in outcomes:
+            if one.state == "done":  # the next time it is empty is another time
+                self._rests.pop(_again(one.step), None)
+            else:
+                self._rest(_again(one.step), [one])
+        self._tell(event for one in outcomes for event in events_of([one], "watch"))
+        return any(one.state == "done" for one in outcomes)
 
     def _seen(self, standings: tuple[Standing, ...], error: str, started: float) -> None:
         seconds, looks = time.perf_counter() - started, self.view.looks + 1
@@ -279,7 +290,10 @@ class Watch:
 
     def _forget(self, steps: Iterable[Step]) -> None:
         """Forget what rests where there is nothing to do any more."""
-        settled = {place for place, of in by_place(steps).items() if all(one.action in ("none", "keep") for one in of)}
+        places = by_place(steps).items()
+        settled = {
+            place for place, of in places if all(one.action in ("none", "keep") and not one.silent for one in of)
+        }
         for key in [key for key in tuple(self._rests) if key[:2] in settled]:
             self._rests.pop(key, None)
 
@@ -328,9 +342,9 @@ class Watch:
         self.view = replace(self.view, actions=tuple(self._actions))
 
 
-def _again(steps: Sequence[Step]) -> tuple[str, ...]:
-    """Return what tells having back what is deployed from other things to do."""
-    return (steps[0].target, steps[0].name, "again")
+def _again(step: Step) -> tuple[str, ...]:
+    """Return what tells having back what is deployed on a server from other things to do."""
+    return (step.target, step.name, "again", step.server)
 
 
 def _key(steps: Sequence[Step]) -> tuple[str, ...]:

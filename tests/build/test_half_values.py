@@ -162,12 +162,35 @@ def test_answers_of_another_size_are_made_after_half_precision(tmp_path):
             self.out = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
 
         def forward(self, x):
-            return torch.exp(self.out(x) * 3.0 + 11.0).clamp(min=1.0) + 1013.0
+            return (torch.exp(self.out(x) * 3.0 + 11.0).clamp(min=1.0) + 1013.0)[:, None].squeeze(1)
 
     module = Prices().eval()
     expected = module(torch.from_numpy(ROWS)).detach().numpy()
     assert expected.max() > 65504
     np.testing.assert_allclose(in_half(module, ROWS, tmp_path)(ROWS), expected, rtol=2e-2)
+
+
+class Rotary(torch.nn.Module):
+    """Angles of places, as models with rotary embeddings have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("often", 10000.0 ** -(torch.arange(0, 8, 2).float() / 8))
+        self.out = torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        places = torch.arange(x.shape[1])[None, :, None].float()
+        angles = (places @ self.often[None, None, :]).transpose(1, 2)
+        way = torch.cat([angles.cos(), angles.sin()], 1)
+        return self.out((x[:, None, :] * way).sum(2))
+
+
+def test_angles_of_places_are_computed_exactly(tmp_path):
+    module = Rotary().eval()
+    rows = RANDOM.standard_normal((8, 3000)).astype(np.float32) * (np.arange(3000) > 2900)
+    expected = module(torch.from_numpy(rows.astype(np.float32))).detach().numpy()
+    got = in_half(module, rows.astype(np.float32), tmp_path)(rows.astype(np.float32))
+    np.testing.assert_allclose(got, expected, atol=2e-2 * np.abs(expected).max())
 
 
 class Places(torch.nn.Module):

@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.wire import TEXT, rows_of
+from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.promotion import records
 from mlflow_tdeploy.promotion.actual import Observed, deployments_at
 from mlflow_tdeploy.promotion.look import make_plan
@@ -119,9 +122,40 @@ def test_what_is_deployed_answers_again_whatever_the_registry_wants(spec_of, ser
     assert "does not answer" not in after.why
 
 
+def test_it_answers_again_while_the_registry_is_away(serving, monkeypatch):
+    watch = Watch(lambda: serving, interval=1.0)
+    empty(serving)
+
+    def away(*arguments, **more):
+        raise MlflowException("nobody is there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow_tdeploy.promotion.look.desired", away)
+        watch.look()
+    assert "nobody is there" in watch.view.error
+    assert answers(serving) == 1
+
+
+def test_what_cannot_be_had_back_is_not_tried_all_the_time(spec_of, serving, words, tmp_path, monkeypatch):
+    no_alias(spec_of, words, tmp_path)
+    empty(serving)
+    (there(serving).files.root / "words.v1" / "1" / "model.onnx").unlink()
+    asked, real = [], Deployments.revive
+    monkeypatch.setattr(Deployments, "revive", lambda self, name: asked.append(name) or real(self, name))
+    watch = Watch(lambda: serving, interval=1.0)
+    for _ in range(3):
+        watch.look()
+    assert asked == ["words"]
+    assert [one.decision for one in watch.view.actions] == ["failed"]
+    assert watch.view.standings[0].state == "drift"
+
+
 def test_apply_and_promote_have_it_back_too(spec_of, serving, words, tmp_path):
     empty(serving)
     no_alias(spec_of, words, tmp_path)
+    said = CliRunner().invoke(main, ["apply", "--file", str(tmp_path / "tdeploy.yaml")], input="n\n")
+    assert "1 deployed and silent: brought back first" in said.output
+    assert there(serving).answering("words") is None
     (done,) = mlflow_tdeploy.apply(file=serving)
     assert (done.state, done.step.after) == ("done", 1)
     assert answers(serving) == 1
@@ -203,12 +237,13 @@ def test_servers_agree_on_what_was_interrupted(deployed, wants, back):
     assert _before("words", seen) == back
 
 
-def test_what_has_not_come_is_gone_back_from(serving, words):
+def test_what_has_not_come_is_gone_back_from(serving, words, tmp_path):
     """As after a promotion that was killed while the graph was loaded: the alias is all that has changed."""
     mlflow_tdeploy.promote("models:/words/2", alias="champion", file=serving)
     words.create_model_version("words", words.get_model_version("words", "1").source)
     words.set_registered_model_alias("words", "champion", 3)
-    mlflow_tdeploy.rollback("words", file=serving)
+    said = CliRunner().invoke(main, ["rollback", "words", "--file", str(tmp_path / "tdeploy.yaml")])
+    assert "version 2 answers as before: what was wanted had not come; once more goes further back" in said.output
     assert answers(serving) == int(words.get_model_version_by_alias("words", "champion").version) == 2
     mlflow_tdeploy.rollback("words", file=serving)
     assert answers(serving) == int(words.get_model_version_by_alias("words", "champion").version) == 1
