@@ -209,5 +209,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """End a process that does not by itself when all is over, as for a thread that is waited for, and say why."""
-    faulthandler.dump_traceback_later(120, exit=True)
+    """End a process that does not by itself when all is over, as for a thread that is waited for, and say why.
+
+    A worker that is done waits for the others, and is ended by the process that has started it.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        faulthandler.dump_traceback_later(120, exit=True)

@@ -220,6 +220,7 @@ def _nodes_of_places(graph: onnx.GraphProto) -> set[str]:
     makers = {name: node for node in graph.node for name in node.output}
     heavy = {one.name for one in graph.initializer if math.prod(one.dims) > _MOST_NUMBERS}
     heavy |= {one.name for one in graph.input if one.type.tensor_type.elem_type in _FLOATS}
+    heavy |= {name for name, array in _small_constants(graph).items() if (array < -LARGEST).any()}  # of masks
     found: set[str] = set()
     for sink in graph.node:
         if sink.op_type not in _EXACT and not _makes_whole(sink):
@@ -231,8 +232,9 @@ def _nodes_of_places(graph: onnx.GraphProto) -> set[str]:
                 before[node.name] = node
                 if node.op_type not in _ABOUT_SHAPES:
                     waiting += [makers[name] for name in node.input if name in makers]
-        if not heavy & {name for node in before.values() if node.op_type not in _ABOUT_SHAPES for name in node.input}:
-            found |= before.keys()
+        computing = {name: node for name, node in before.items() if node.op_type not in _ABOUT_SHAPES}
+        if not heavy & {name for node in computing.values() for name in node.input}:
+            found |= computing.keys()
     return found
 
 

@@ -77,6 +77,7 @@ def _look_once(file: SpecFile) -> int:
                 watching.look()
         finally:
             watching.stop()  # who is interrupted takes back what is tried out
+            watching.finish()
     for one in watching.view.standings:
         click.echo(f"{one.state:11}{one.target} {one.name} at {one.server}: {one.serves or 'none'} {one.why}".rstrip())
     if watching.view.error:

@@ -237,13 +237,7 @@ class Deployments(Back):
     def _bring_graph(self, what: Deployable, settings: Settings, work: Path) -> Sent:
         self._step("graph")
         folder, key = work / what.graph_name, key_of(what, settings)
-        options = settings.options
-        about = {
-            **what.about,
-            "key": key,
-            "instances": str(options.instances),
-            "threads": str(options.intra_op_threads),
-        }
+        about = {**what.about, "key": key, "instances": str(settings.options.instances)}
         replace(what, about=about).write_graph(folder, settings.options)
         sent = publish(self.files, what.graph_name, folder)
         self._load_graph(what.graph_name, what.version, key)

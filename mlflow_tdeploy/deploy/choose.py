@@ -97,24 +97,20 @@ def _of_bundle(
 
 
 def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any] | None = None) -> TritonOptions:
-    """Return how Triton serves a version: as the user says, else with as many copies and threads as suit the server.
+    """Return how Triton serves a version: as the user says, else with as many copies as suit the server.
 
     Args:
         settings: What the user says.
         what: The version.
-        before: What is deployed: the same variant keeps its copies and threads, whichever host it is updated from.
+        before: What is deployed: the same variant keeps its copies, whichever host it is updated from.
     """
     if not isinstance(what, BundleVersion):
         return settings.options if settings.options_said() else TritonOptions()
-    said, on_gpu = settings.options, what.runtime.tier == 0
-    same = before if before and before.get("variant") == what.variant.id and not settings.cores else {}
-    suits = 1 if on_gpu else max(1, min(_MOST_INSTANCES, what.host.cores))
-    copies = said.instances or int(same.get("instances") or suits)
-    kept = same and int(same.get("instances") or copies) == copies
-    # so that all processors are used; as many as before, which was one where nothing is noted
-    shared = int(same.get("threads") or 1) if kept else max(1, what.host.cores // copies)
-    threads = said.intra_op_threads or (0 if on_gpu else shared)
-    return _as_far_as_it_can(what, replace(said, instances=copies, intra_op_threads=threads), settings.now)
+    suits = 1 if what.runtime.tier == 0 else max(1, min(_MOST_INSTANCES, what.host.cores))
+    if before and before.get("variant") == what.variant.id and not settings.cores:
+        suits = int(before.get("instances") or suits)
+    options = replace(settings.options, instances=settings.options.instances or suits)
+    return _as_far_as_it_can(what, options, settings.now)
 
 
 def _as_far_as_it_can(what: BundleVersion, options: TritonOptions, now: Collection[str]) -> TritonOptions:

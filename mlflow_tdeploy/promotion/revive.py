@@ -37,13 +37,18 @@ def _revived(step: Step, spec: Spec) -> Outcome | None:
     meant = _again(step, step.before, step.variants[0])
     try:
         found = server_of(step, spec)
+        found.client.require_live()
+    except UnreachableError as error:  # it is on its way down: the next look
+        _log.info("%s", first_line(error))
+        return None
+    try:
         if (version := found.revive(step.name)) is None:
             return None
         meant = _again(step, version, str(found.describe(step.name).get("variant", "")))
-    except (ConflictError, UnreachableError) as error:  # somebody is at it, or it is on its way down: the next look
+    except ConflictError as error:  # somebody is at it
         _log.info("%s", first_line(error))
         return None
-    except Exception as error:  # files that are gone, a server that goes away again: the others are others
+    except Exception as error:  # files that are gone, a server that the load ends: the others are others
         why = first_line(error)
         _log.warning("Version %s of '%s' cannot be had back at %s: %s", step.before, step.name, step.server, why)
         return Outcome(meant, "failed", time.perf_counter() - started, why)

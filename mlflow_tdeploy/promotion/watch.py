@@ -184,11 +184,18 @@ class Watch:
         moved = any(self._is_due(steps) for steps in by_place(plan.changes).values())  # meanwhile
         return _SOON_S if any(busy) or moved else self._interval
 
-    def _have_back(self, spec: Spec, steps: Iterable[Step]) -> bool:
-        """Have what is deployed answer again where nothing does; tell whether anything was done."""
+    def _have_back(self, spec: Spec, steps: Iterable[Step], *, noted: bool = True) -> bool:
+        """Have what is deployed answer again where nothing does; tell whether anything was done.
+
+        Args:
+            spec: What is to be served where.
+            steps: How names stand.
+            noted: Write it down in the registry; not where that is away, as each name would wait for it.
+        """
         due = [one for one in steps if one.silent and not self._is_trying([one]) and self._may(_again(one))]
-        done = [self._revive(spec, of) for of in by_place(due).values() if not self._stopped]
-        return any(done)
+        found = [one for of in by_place(due).values() if not self._stopped for one in self._revive(spec, of)]
+        self._tell([event for one in found for event in events_of([one], "watch")], noted=noted)  # when all are back
+        return any(one.state == "done" for one in found)
 
     def _have_back_what_is_known(self) -> None:
         """Do the same while the registry is away: what is deployed needs none."""
@@ -196,24 +203,23 @@ class Watch:
             return
         try:
             known = named(self._spec, (one.model for one in self.view.standings))
-            self._have_back(self._spec, plan_for(self._spec, known).steps)
+            self._have_back(self._spec, plan_for(self._spec, known).steps, noted=False)
         except Exception as error:
             _log.warning("What is deployed cannot be looked at: %s", first_line(error))
 
-    def _revive(self, spec: Spec, steps: Sequence[Step]) -> bool:
+    def _revive(self, spec: Spec, steps: Sequence[Step]) -> tuple[Outcome, ...]:
         try:
             with places_held(spec, {(steps[0].target, steps[0].name)}, wait=_BRIEFLY_S):
                 outcomes = revived(steps, spec)
         except Exception as error:  # somebody else is at it, or the repository refuses: the others are others
             _log.warning("%s", first_line(error), extra={"event": "busy", "target": steps[0].target})
-            return False
+            return ()
         for one in outcomes:
             if one.state == "done":  # the next time it is empty is another time
                 self._rests.pop(_again(one.step), None)
             else:
                 self._rest(_again(one.step), [one])
-        self._tell(event for one in outcomes for event in events_of([one], "watch"))
-        return any(one.state == "done" for one in outcomes)
+        return outcomes
 
     def _seen(self, standings: tuple[Standing, ...], error: str, started: float) -> None:
         seconds, looks = time.perf_counter() - started, self.view.looks + 1
@@ -325,11 +331,11 @@ class Watch:
         self._tell(one for key, one in found.items() if key not in self._refused)
         self._refused = set(found)
 
-    def _tell(self, events: Iterable[Event]) -> None:
+    def _tell(self, events: Iterable[Event], *, noted: bool = True) -> None:
         with self._telling:
-            self._tell_each(events)
+            self._tell_each(events, noted)
 
-    def _tell_each(self, events: Iterable[Event]) -> None:
+    def _tell_each(self, events: Iterable[Event], noted: bool) -> None:
         for event in events:
             self._actions.appendleft(event)
             _log.info(
@@ -338,7 +344,8 @@ class Watch:
                        "before": event.before, "seconds": event.seconds, "why": event.why},
             )  # fmt: skip
             self._told(event)
-            self._history.add([event])
+            if noted:
+                self._history.add([event])
         self.view = replace(self.view, actions=tuple(self._actions))
 
 

@@ -38,8 +38,7 @@ class TritonOptions:
         default_priority_level: That of a request which names none.
         response_cache: Answer repeated requests from the server's cache (which has to be on there).
         warmup: Run golden requests before the graph is ready.
-        intra_op_threads: Threads inside an operator of ONNX Runtime; 1 by default on a CPU, and where the server's
-            processors are known as many as all copies together have processors.
+        intra_op_threads: Threads inside an operator of ONNX Runtime; 1 by default on a CPU.
         inter_op_threads: Operators at once in ONNX Runtime.
         graph_level: ``basic``, ``extended``, ``all`` or ``disabled``: what ONNX Runtime may still change.
         cuda_graphs: Let TensorRT record CUDA graphs.

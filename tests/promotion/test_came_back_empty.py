@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.core.errors import UnreachableError
 from mlflow_tdeploy.core.wire import TEXT, rows_of
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.promotion import records
@@ -22,6 +23,7 @@ from mlflow_tdeploy.promotion.spec import Rule, Spec
 from mlflow_tdeploy.promotion.status import status_of
 from mlflow_tdeploy.promotion.watch import Watch
 from mlflow_tdeploy.registry_io import locate
+from mlflow_tdeploy.triton.client import TritonClient
 from tests.flavor.text_bundles import make_text_bundle
 from tests.promotion.test_strategy import QUICK, asking, tried
 
@@ -247,3 +249,32 @@ def test_what_has_not_come_is_gone_back_from(serving, words, tmp_path):
     assert answers(serving) == int(words.get_model_version_by_alias("words", "champion").version) == 2
     mlflow_tdeploy.rollback("words", file=serving)
     assert answers(serving) == int(words.get_model_version_by_alias("words", "champion").version) == 1
+
+
+def test_a_version_whose_load_ends_the_server_rests_and_others_come_back(
+    spec_of, serving, words, tmp_path, monkeypatch
+):
+    """Of two names the first one cannot be loaded: the server is gone for a moment, as after running out of memory."""
+    text = (tmp_path / "tdeploy.yaml").read_text()
+    rule = text.splitlines()[1].removeprefix("models: [").removesuffix("]")
+    more = rule.replace("to: both", "to: both, deploy_as: words-too")
+    (tmp_path / "tdeploy.yaml").write_text(text.replace(rule, f"{rule}, {more}"))
+    spec = Spec.read(tmp_path / "tdeploy.yaml")
+    mlflow_tdeploy.apply(file=spec)
+    empty(spec)
+    asked, real = [], TritonClient.bring_up
+
+    def ends(self, model, version):
+        asked.append(model)
+        if model == "words.v1":
+            raise UnreachableError("the connection was closed")
+        return real(self, model, version)
+
+    monkeypatch.setattr(TritonClient, "bring_up", ends)
+    watch = Watch(lambda: spec, interval=1.0)
+    for _ in range(2):
+        watch.look()
+    assert asked.count("words.v1") <= 2  # once to have it back, once to deploy it again; then it rests
+    assert there(spec).answering("words-too") == 1
+    monkeypatch.undo()
+    there(spec).delete("words-too")
