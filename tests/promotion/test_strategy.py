@@ -175,7 +175,8 @@ def test_who_is_told_to_end_takes_back_what_was_begun(two, words, versions, tmp_
         command = [sys.executable, "-m", "mlflow_tdeploy.cli", "promote", "models:/words/2", "--alias", "champion"]
         store = mlflow.get_tracking_uri()
         environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "MLFLOW_REGISTRY_URI": store}
-        with program([*command, "--file", str(file)], env=environment, stderr=subprocess.DEVNULL) as process:
+        heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # CI may run in the background
+        with program([*command, "--file", str(file)], env=environment, stderr=subprocess.DEVNULL, **heard) as process:
             end = time.monotonic() + 60
             while not first.describe("words").get("tried_out") and time.monotonic() < end:
                 assert process.poll() is None
