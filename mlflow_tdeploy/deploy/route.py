@@ -76,11 +76,18 @@ class Route:
         Args:
             serving: The version that the server answers with; another one than :attr:`active` after a kill.
         """
-        if serving is not None and serving in self.ahead:
-            return self.active  # going back was interrupted
-        if serving is not None and serving in self.previous:
-            return serving  # bringing a version was interrupted: the one before answers still
-        return next(iter(self.previous), None)
+        there = self.interrupted(serving)
+        return there if there is not None else next(iter(self.previous), None)
+
+    def interrupted(self, serving: int | None) -> int | None:
+        """Return the version that going back leads to where a change of the route was interrupted; None where not.
+
+        Args:
+            serving: See :meth:`back_from`.
+        """
+        if serving in self.ahead:
+            return self.active  # going back was
+        return serving if serving in self.previous else None  # bringing a version was: the one before answers still
 
     def switched(self, version: int, settings: Settings, changed: str, by: str) -> Route:
         """Return the route to another version, with as many kept as wanted; to the same one it stays as it is.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mlflow import MlflowClient
 
 from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, UnreachableError
+from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.promotion.actual import Observed, observe
 from mlflow_tdeploy.promotion.apply import retire, together
 from mlflow_tdeploy.promotion.history import History
@@ -86,12 +87,12 @@ class _Place:
     def interrupted(self) -> int | None:
         """The version that answers once what was interrupted is gone back from, or completed; None for nothing."""
         found, wanted = self.observed, self.wanted.version
-        previous, ahead = (found.described.get(key, ()) for key in ("previous", "ahead"))
-        answers: int | None = found.described.get("answers")
-        if answers in ahead:
-            return found.version  # going back was
-        if answers in previous:
-            return answers  # switching to a version was
+        if found.version is None:
+            return None
+        previous, ahead = (tuple(found.described.get(key, ())) for key in ("previous", "ahead"))
+        route = Route(found.version, previous, ahead=ahead)
+        if (there := route.interrupted(found.described.get("answers"))) is not None:
+            return there
         if wanted in (None, found.version):
             return None
         # going back was, before it came here; or a version that has not come
@@ -100,9 +101,12 @@ class _Place:
     def step(self, version: int) -> Step:
         """Return going back here."""
         found, wanted = self.observed, self.wanted
+        why = f"back from version {found.version}"
+        if version == found.version:
+            why = f"version {wanted.version} had not come" if wanted.version not in (None, version) else ""
         return Step(
             "update", wanted.target, found.server, wanted.name, wanted.model, found.version, version,
-            why=f"back from version {found.version}",
+            why=why,
         )  # fmt: skip
 
 
@@ -113,7 +117,8 @@ def _go_back(step: Step, spec: Spec, _: Callable[[], None]) -> str:
         raise NotFoundError(f"{error} tdeploy promote models:/{step.model}/{step.after} brings it.") from error
     if done.changed:
         return ""
-    return f"version {step.after} answers as before: what was wanted had not come; once more goes further back"
+    more = f": {step.why}; once more goes further back" if step.why and step.before == step.after else ""
+    return f"version {step.after} answers already{more}"
 
 
 def _named(spec: Spec, client: MlflowClient, name: str, label: Label | None) -> list[Desired]:
