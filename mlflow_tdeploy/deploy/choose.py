@@ -67,22 +67,27 @@ def choose(
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
     if known is not None:
         about = {"model_uri": without_password(pinned), "flavor": known.flavor}
-        return _of_bundle(known, settings, settings.host(host()), wanted, number, about)
+        return _of_bundle(known, settings, host(), wanted, number, about)
     location = locate(pinned)
     if location.local is not None and not urllib.parse.urlsplit(pinned).scheme:
         pinned = str(location.local.absolute())  # whoever comes back to it may be somewhere else
     found = find(location, flavor, settings.shapes, insist=SHAPES in settings.now)
     about = {"model_uri": without_password(pinned), "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
-        return _of_bundle(found, settings, settings.host(host()), wanted, number, about)
+        return _of_bundle(found, settings, host(), wanted, number, about)
     about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}
     return ReadyVersion(wanted, number, about, found.folder)
 
 
 def _of_bundle(
-    found: LoggedBundle, settings: DeploySettings, host: Fingerprint, name: str, number: int, about: Mapping[str, str]
+    found: LoggedBundle,
+    settings: DeploySettings,
+    reported: Fingerprint | None,
+    name: str,
+    number: int,
+    about: Mapping[str, str],
 ) -> BundleVersion:
-    bundle = found.bundle
+    bundle, host = found.bundle, settings.host(reported)
     budget = Budget.of(settings.budget) if settings.budget else None
     decision = decide_bundle(bundle, host, settings.policy(bundle), triton=True, budget=budget)
     chosen = decision.chosen
@@ -93,7 +98,8 @@ def _of_bundle(
         found.fetch(variant)
     check_encoding(bundle.task(HashCache()), bundle.golden())
     more = {"variant": variant.id, "decision": _brief(decision), "host": json.dumps(to_plain(host))}
-    return BundleVersion(name, number, {**about, **more}, bundle, variant, RUNTIMES.get(chosen.runtime), host)
+    cores = host.cores if settings.cores or reported else 0  # else they are those of whoever deploys
+    return BundleVersion(name, number, {**about, **more}, bundle, variant, RUNTIMES.get(chosen.runtime), host, cores)
 
 
 def served(settings: DeploySettings, what: Deployable, before: Mapping[str, Any] | None = None) -> TritonOptions:

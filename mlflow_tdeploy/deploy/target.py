@@ -24,6 +24,7 @@ from mlflow_tdeploy.deploy.plan import Deployed
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_seconds
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.registry_io import mlflow_errors
+from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.store.staging import workspace
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.names import check_name, check_version
@@ -301,7 +302,7 @@ def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapp
         given = dict(config or {})
         seconds = as_seconds("seconds", given.pop("seconds", 0) or 0)
         settings = DeploySettings.of(given)
-        what = choose(model_uri, settings, name=name, flavor=taken_for)
+        what = choose(model_uri, settings, name=name, flavor=taken_for, host=probe.host)
         render(what, folder / "repository", served(settings, what))
         server, variant = find_server(), what.about["variant"]
         with local_triton(folder / "repository", models=[what.graph_name, what.name], server=server) as triton:

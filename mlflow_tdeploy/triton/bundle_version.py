@@ -38,12 +38,15 @@ class BundleVersion(Deployable):
         variant: What serves.
         runtime: What would open it on a host like the server.
         host: What the server's host is, as far as it is known; a CPU like this one where nobody says.
+        cores: The server's processors where it or the user says so, else 0. What a version is made of does not depend
+            on them: a server may move to another host.
     """
 
     bundle: Bundle
     variant: Variant
     runtime: type[Runtime]
     host: Fingerprint = field(default_factory=host_cpu)
+    cores: int = 0
 
     def most_rows(self, options: TritonOptions) -> int:
         """Return how many rows a run of the graph has at most; 0 where Triton joins no requests."""
@@ -103,6 +106,7 @@ class BundleVersion(Deployable):
             options,
             joins=self.joins,
             gpu=self.runtime.tier == 0,
+            cores=self.cores,
             warmup=warmup,
             about={"variant": self.variant.id, "digest": self.variant.digest, **self.about},
         )

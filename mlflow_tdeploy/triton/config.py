@@ -82,6 +82,7 @@ def graph_config(
     *,
     joins: bool = True,
     gpu: bool = False,
+    cores: int = 0,
     warmup: Sequence[Warmup] = (),
     about: Mapping[str, str] | None = None,
 ) -> Any:
@@ -96,6 +97,7 @@ def graph_config(
         options: What the user says.
         joins: Whether its rows are independent, so that Triton may join requests.
         gpu: Whether it runs on one.
+        cores: Processors of the server; 0 where they are not known.
         warmup: Requests to run first.
         about: Parameters of ours, by name: what this is and where it is from.
 
@@ -114,7 +116,7 @@ def graph_config(
     if rows:
         _batching(pb, config, options)
     _optimization(config, variant, backend, options)
-    for name_, value in sorted(_parameters(backend, options, gpu).items()):
+    for name_, value in sorted(_parameters(backend, options, gpu, cores).items()):
         config.parameters[name_].string_value = value
     for name_, value in sorted((about or {}).items()):
         config.parameters[f"{OWN}{name_}"].string_value = value
@@ -296,10 +298,11 @@ def _optimization(config: Any, variant: Variant, backend: TritonBackend, options
         raise InvalidInputError("profiles is for TensorRT engines. Leave it out for this variant.")
 
 
-def _parameters(backend: TritonBackend, options: TritonOptions, gpu: bool) -> dict[str, str]:
+def _parameters(backend: TritonBackend, options: TritonOptions, gpu: bool, cores: int) -> dict[str, str]:
     if backend.name != "onnxruntime":
         return dict(options.parameters)
-    threads = options.intra_op_threads or (0 if gpu else 1)
+    shared = max(1, -(-cores // max(1, options.instances)))  # so that all copies together use all processors
+    threads = options.intra_op_threads or (0 if gpu else shared)
     own = {"intra_op_thread_count": threads, "inter_op_thread_count": options.inter_op_threads}
     return {**{name: str(value) for name, value in own.items() if value}, **options.parameters}
 

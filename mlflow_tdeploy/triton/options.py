@@ -38,7 +38,8 @@ class TritonOptions:
         default_priority_level: That of a request which names none.
         response_cache: Answer repeated requests from the server's cache (which has to be on there).
         warmup: Run golden requests before the graph is ready.
-        intra_op_threads: Threads inside an operator of ONNX Runtime; 1 by default on a CPU.
+        intra_op_threads: Threads inside an operator of ONNX Runtime; by default on a CPU as many as all copies together
+            have processors, where the server's are known, else 1.
         inter_op_threads: Operators at once in ONNX Runtime.
         graph_level: ``basic``, ``extended``, ``all`` or ``disabled``: what ONNX Runtime may still change.
         cuda_graphs: Let TensorRT record CUDA graphs.

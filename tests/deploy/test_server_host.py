@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,12 @@ def asked(caplog):
     """Return how often servers were asked so far."""
     caplog.set_level(logging.INFO, logger="mlflow_tdeploy")
     return lambda: sum(record.getMessage() == "Deployment: host" for record in caplog.records)
+
+
+def threads(running, version):
+    """Return how many threads an operator of a version's graph has."""
+    config = (running[1] / f"linear.v{version}" / "config.pbtxt").read_text()
+    return re.search(r'key: "intra_op_thread_count"\s+value \{\s+string_value: "(\d+)"', config)[1]
 
 
 @pytest.fixture
@@ -58,12 +65,30 @@ def test_what_answers_already_is_not_asked_about_and_another_version_is(client, 
     assert asked() == 2
 
 
-def test_what_the_user_says_is_not_asked(client, model, asked):
+def test_what_the_user_says_is_not_asked(client, running, model, asked):
     made = client.create_deployment("linear", model, config={**SAVED, "device": "cpu", "cores": 7})
     assert (made["host"]["cores"], made["instances"]) == (7, "2")
+    assert threads(running, 1) == "4"  # two copies share them
     with pytest.raises(MlflowException, match="deployed already"):
         client.create_deployment("linear", model, config=SAVED)
     assert asked() == 0
+
+
+def test_a_version_may_be_gone_back_to_where_the_server_has_other_processors_now(client, running, model, tmp_path):
+    made = client.create_deployment("linear", model, config={**SAVED, "cores": 8, "instances": 2})
+    assert threads(running, 1) == "4"
+    other = str(make_bundle(tmp_path / "other", {"onnx-fp32": WEIGHTS * np.float32(1.0001)}))
+    client.update_deployment("linear", other, config={"cores": 16, "intra_op_threads": 5})
+    assert threads(running, 2) == "5"
+    back = client.update_deployment("linear", model, config={"version": 1, "cores": 2, "intra_op_threads": 0})
+    assert (back["version"], back["key"]) == (1, made["key"])
+
+
+def test_a_deployer_on_another_host_does_not_pass_its_own_processors_on(client, running, model, monkeypatch):
+    here = replace(probe.host(), cores=64)
+    monkeypatch.setattr(probe, "host", lambda: here)
+    client.create_deployment("linear", model, config={**SAVED, "device": "cpu"})
+    assert threads(running, 1) == "1"
 
 
 def test_another_host_than_this_one_decides(server, model, tmp_path, tracking, monkeypatch):
