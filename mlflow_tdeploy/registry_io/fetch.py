@@ -197,13 +197,13 @@ def _fetch_view(location: Location, packaging: bool) -> Bundle | None:
 
 
 def _merge(fresh: Path, view: Path) -> None:
-    found = (path for path in fresh.rglob("*") if path.is_file())
+    found = [path.relative_to(fresh) for path in fresh.rglob("*") if path.is_file()]
+    for folder in {view / path.parent for path in found}:
+        folder.mkdir(parents=True, exist_ok=True)
     # The manifest last: without it there is no bundle yet.
-    for source in sorted(found, key=lambda path: (path.name == MANIFEST, path)):
-        target = view / source.relative_to(fresh)
-        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(source, target)
+    for path in sorted(found, key=lambda path: (path.name == MANIFEST, path)):
+        if not ((view / path).is_file() and filecmp.cmp(fresh / path, view / path, shallow=False)):
+            os.replace(fresh / path, view / path)
 
 
 def fetch_variant(location: Location, bundle: Bundle, variant: Variant, cache: ContentCache | None = None) -> None:

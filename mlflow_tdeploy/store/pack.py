@@ -66,8 +66,9 @@ def unpack(pack: Path, root: Path) -> frozenset[str]:
     targets = {name: safe_path(root, name) for name in held}
     if MANIFEST not in held:
         raise IntegrityError(f"'{PACK}' has no '{MANIFEST}'.")
+    for folder in {target.parent for target in targets.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
     for name, target in targets.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(held[name])
     return frozenset(held)
 
