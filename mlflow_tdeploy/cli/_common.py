@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import threading
@@ -98,6 +99,8 @@ def taken_back_if_ended() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
+        with contextlib.suppress(OSError):  # nobody may listen any more
+            os.write(2, b"Ended by SIGTERM: what was begun is taken back. tdeploy status says how it stands then.\n")
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():

@@ -213,8 +213,8 @@ class Deployments(Back):
         if what.version in kept and made_of - {"", key_of(what, settings)}:
             raise ConflictError(
                 f"Version {what.version} of '{what.name}' is deployed with other files or options, and a version is "
-                f"not changed in place. Deploy it under another number (version={max(kept) + 1}), or delete the "
-                f"deployment first."
+                f"not changed in place. Go back to it as it is (rollback_deployment with version={what.version}), "
+                f"deploy it under another number (version={max(kept) + 1}), or delete the deployment first."
             )
         beside = route if tryout and self.answering(what.name) is not None else None  # else there is nothing beside
         if beside:

@@ -119,7 +119,7 @@ def _asked(
         raise InvalidInputError(f"A request has '{TEXT}' or the graph's own tensors, not both; got {shown(both)}.")
     if own["takes"] == "text" and not (given and set(given) <= set(tensors) - {TEXT}):
         rows_at_once = int(config.get("max_batch_size", 0)) or _ROWS
-        texts = rows_of(plain_texts(inputs))
+        texts = rows_of(plain_texts(_decoded(inputs)))
         parts = [
             client.infer(name, {TEXT: texts[begin : begin + rows_at_once]}, version=version, params=params)
             for begin in range(0, len(texts), rows_at_once)
@@ -129,6 +129,18 @@ def _asked(
     outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
     got = client.infer(name, arrays, version=version, params=params)
     return {one: outputs[one].received(array) for one, array in got.items()}
+
+
+def _decoded(inputs: Any) -> Any:
+    """Return texts that come as Triton's BYTES as such; what is none is left for whoever reads them."""
+    if isinstance(inputs, bytes):
+        return inputs.decode("utf-8", "replace")
+    if isinstance(inputs, Mapping):
+        return {name: _decoded(value) for name, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return [_decoded(one) for one in inputs]
+    is_bytes = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OS"
+    return np.array([_decoded(one) for one in inputs.ravel()], object).reshape(inputs.shape) if is_bytes else inputs
 
 
 def _as_bytes(value: Any) -> Array:

@@ -190,5 +190,9 @@ class State:
 
     def published_key(self, model: str) -> str:
         """Return what a published graph was made of; empty where it is not there."""
+        return self.published(model).get("key", "")
+
+    def published(self, model: str) -> dict[str, str]:
+        """Return what a published graph says of itself; nothing where it is not there."""
         content = self.files.read(f"{model}/{CONFIG}")
-        return own_parameters(parse(content.decode())).get("key", "") if content else ""
+        return own_parameters(parse(content.decode())) if content else {}

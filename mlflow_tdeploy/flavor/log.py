@@ -145,7 +145,7 @@ def log_model(
         if not all(isinstance(one, Mapping) for one in (params, tags) if one is not None):
             raise InvalidInputError("params and tags are mappings from name to value.")
         prepared = request.prepare(model)
-    saver = _Saver(prepared, request, packaging, step)
+    saver = _Saver(prepared, request, packaging)
     with prepared, saver.published():
         return MlflowModel.log(
             artifact_path=artifact_path,
@@ -176,11 +176,10 @@ def _whole(step: Any) -> int:
 class _Saver:
     """What ``Model.log`` calls a flavor; keeps what the bundle says, as MLflow removes its folder at once."""
 
-    def __init__(self, prepared: Prepared, request: BundleRequest, packaging: Packaging, step: int) -> None:
+    def __init__(self, prepared: Prepared, request: BundleRequest, packaging: Packaging) -> None:
         self._prepared = prepared
         self._request = request
         self._packaging = packaging
-        self._step = step
         self._model_id: str | None = None
         self._description: tuple[dict[str, str], dict[str, float]] = ({}, {})
 
@@ -225,7 +224,7 @@ class _Saver:
     def _publish(self) -> None:
         """Write tags and metrics; the model is whole without them, so a failure here is a warning."""
         try:
-            tag_logged_model(self._model_id or "", *self._description, step=self._step)
+            tag_logged_model(self._model_id or "", *self._description)
         except Exception as error:
             _log.warning(
                 "The model %s was logged, but not its tags and metrics (search_logged_models will not find its "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,14 +67,25 @@ def deployments_at(target: Target, server: Server) -> Deployments:
     return Deployments(TritonClient(connection), open_files(target.repository_of(server)))
 
 
-def asked_at(target: Target, server: Server, name: str, version: int) -> Asked | None:
-    """Return what a version takes and answers that is deployed, as lies beside its front; None where none can tell."""
+def asked_at(target: Target, server: Server, name: str, version: int) -> tuple[Asked | None, str]:
+    """Return what a version takes and answers that is deployed, and which model it is, as lies beside its front.
+
+    Returns:
+        None where that cannot be told, and the sum of its manifest; empty where there is none.
+    """
     try:
         content = open_files(target.repository_of(server)).read(f"{name}/{version}/{MANIFEST}")
         manifest = Manifest.read(content, MANIFEST) if content else None
     except Exception:  # a Triton model as it is, a damaged file, a store that refuses
-        return None
-    return Asked(manifest.task, manifest.task_config, manifest.signature) if manifest else None
+        return None, ""
+    if not content or manifest is None:
+        return None, ""
+    return Asked(manifest.task, manifest.task_config, manifest.signature), sum_of_manifest(content)
+
+
+def sum_of_manifest(content: bytes) -> str:
+    """Return what tells a model as it was logged from every other one: nothing that is added later changes it."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def is_live(target: Target, server: Server) -> bool | None:

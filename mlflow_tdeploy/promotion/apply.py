@@ -23,9 +23,11 @@ from mlflow_tdeploy.core.errors import (
 )
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
+from mlflow_tdeploy.deploy.plan import Settings, key_of
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.deploy.wanted import Wanted
+from mlflow_tdeploy.promotion.candidate import digests_of
 from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.lease import places_held
@@ -36,7 +38,9 @@ from mlflow_tdeploy.promotion.records import opened
 from mlflow_tdeploy.promotion.registry import desired
 from mlflow_tdeploy.promotion.revive import revived
 from mlflow_tdeploy.promotion.spec import Rule, Spec
+from mlflow_tdeploy.store.layout import MANIFEST
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
+from mlflow_tdeploy.triton.repository import Deployable
 
 _log = logging.getLogger("mlflow_tdeploy")
 #: Seconds between two looks at the registry while a version is tried out.
@@ -164,7 +168,8 @@ def together(
             seen = (do or _bring)(step, spec, go_on)
         except BaseException as error:  # whatever a gate throws: what served serves on
             why, seconds = _why(error, step), time.perf_counter() - started
-            begun = _Done(Outcome(step, "failed", seconds, why, worse=isinstance(error, TryoutError)), routes[place])
+            worse, ended = isinstance(error, TryoutError), isinstance(error, UnreachableError)
+            begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=ended), routes[place])
             found = _all_taken_back([*done, begun], spec, why)
             if not isinstance(error, Exception):
                 raise
@@ -270,9 +275,24 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
             f"'{step.variants[1]}'. Plan again, or say variants: auto."
         )
     kept = (*before["previous"], *before["ahead"], before["version"]) if before else ()
+    if step.after in kept and _came_otherwise(found, step, what, how):
+        found.rollback(step.name, step.after, retire=False)
+        return ""
     judge = None if step.after in kept else metric_gate(rule.gates.metric, found, step.name)  # it has passed
     tryout = rule.strategy.tryout(go_on) if step.strategy else None
     return found.deploy(what, how, judge=judge, tryout=tryout, retire=False).seen
+
+
+def _came_otherwise(found: Deployments, step: Step, what: Deployable, how: Settings) -> bool:
+    """Tell whether a version that is kept is this very one, made otherwise than it would be now.
+
+    Another variant may be the fastest by now, or another option be said: who goes back gets what has answered before.
+    """
+    came = found.published(f"{step.name}.v{step.after}")
+    if not isinstance(what, BundleVersion) or came.get("key") == key_of(what, how):
+        return False
+    manifest = found.files.read(f"{step.name}/{step.after}/{MANIFEST}")
+    return manifest == (what.bundle.root / MANIFEST).read_bytes() and came.get("digest") in digests_of(what.bundle)
 
 
 def _all_taken_back(done: Sequence[_Done], spec: Spec, why: str) -> list[Outcome]:

@@ -12,13 +12,13 @@ from mlflow_tdeploy.deploy.choose import choose, served
 from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
 from mlflow_tdeploy.deploy.plan import Settings, key_of
 from mlflow_tdeploy.deploy.settings import DeploySettings, as_record
-from mlflow_tdeploy.promotion.actual import Observed
+from mlflow_tdeploy.promotion.actual import Observed, sum_of_manifest
 from mlflow_tdeploy.promotion.compatible import Asked
 from mlflow_tdeploy.promotion.records import FRESH_S, opened
 from mlflow_tdeploy.promotion.registry import Desired
 from mlflow_tdeploy.registry_io import Location, describe
 from mlflow_tdeploy.store.bundle import Bundle
-from mlflow_tdeploy.store.layout import ROOT
+from mlflow_tdeploy.store.layout import MANIFEST, ROOT
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 
 
@@ -35,6 +35,8 @@ class Candidate:
         metrics: Its variant's evidence, by name.
         decision: Which variant, and why no other.
         refused: Why it cannot be deployed; empty where it can.
+        manifest: What tells the model as it was logged from another one.
+        digests: Of the files of each of its variants.
         incomplete: Which file of the variant is not in the artifact store as its record says; empty where all are.
     """
 
@@ -47,6 +49,8 @@ class Candidate:
     decision: str = ""
     refused: str = ""
     incomplete: str = ""
+    manifest: str = ""
+    digests: frozenset[str] = frozenset()
 
 
 def candidate(wanted: Desired, observed: Observed, within: float = FRESH_S) -> Candidate:
@@ -99,7 +103,14 @@ def _looked_at(wanted: Desired, observed: Observed, within: float) -> Candidate:
         _evidence(what.bundle, what.variant.id),
         what.about["decision"],
         incomplete=_incomplete(found.location, what.variant),
+        manifest=sum_of_manifest((what.bundle.root / MANIFEST).read_bytes()),
+        digests=digests_of(what.bundle),
     )
+
+
+def digests_of(bundle: Bundle) -> frozenset[str]:
+    """Return what tells the files of each of a bundle's variants from others."""
+    return frozenset(one.digest for one in bundle.variants.values() if one.files)
 
 
 def _incomplete(location: Location, variant: Variant) -> str:

@@ -73,7 +73,7 @@ class Event:
     @property
     def said(self) -> str:
         """What people read at the version."""
-        at, by = f"{self.at[:19]} UTC".replace("T", " "), f"by {self.by} ({self.trigger})"
+        at, by = f"{self.at[:19]} UTC".replace("T", " ", 1), f"by {self.by} ({self.trigger})"
         if self.decision in _SERVES:
             return f"serves since {at}, {by}: {self.variant or 'its variant'}"
         return f"{self.decision} {at}, {by}: {self.why}"

@@ -60,8 +60,8 @@ def _before(spec: Spec, wanted: Desired, server: Server, found: Observed) -> Bef
     """
     if found.version is None:
         return Before()
-    asked = asked_at(spec.targets[wanted.target], server, wanted.name, found.version)
+    asked, manifest = asked_at(spec.targets[wanted.target], server, wanted.name, found.version)
     try:
-        return Before(asked, evidence(found.says("model_uri"), found.says("variant")))
+        return Before(asked, evidence(found.says("model_uri"), found.says("variant")), manifest)
     except Exception:  # whatever became of it there
-        return Before(asked)
+        return Before(asked, manifest=manifest)

@@ -23,6 +23,7 @@ class Outcome:
         why: Why it failed, in one line.
         seen: What was seen when it was tried out, in one line.
         worse: Whether it failed as it did worse than the version that serves: it would again.
+        ended: Whether the server went away while it was brought: it may have ended it.
         unsure: Whether nobody knows what answers there, as the server could not be asked any more.
     """
 
@@ -32,6 +33,7 @@ class Outcome:
     why: str = ""
     seen: str = ""
     worse: bool = False
+    ended: bool = False
     unsure: bool = False
 
 

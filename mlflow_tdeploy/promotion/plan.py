@@ -47,10 +47,12 @@ class Before:
     Attributes:
         asked: What it takes and answers; None where that cannot be known any more.
         metrics: Its variant's evidence.
+        manifest: What tells the model as it was logged from another one; empty where that cannot be known any more.
     """
 
     asked: Asked | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    manifest: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Step:
         since: When the version that is deployed was switched to, UTC in ISO format.
         by: Who did that.
         silent: Whether the version that is deployed does not answer, nor any other, though the server does.
+        decision: Which variant would come, and why no other.
     """
 
     action: Action
@@ -97,6 +100,7 @@ class Step:
     since: str = ""
     by: str = ""
     silent: bool = False
+    decision: str = ""
 
     @property
     def again(self) -> bool:
@@ -162,6 +166,7 @@ def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, bef
     place = replace(place, variants=variants, digest=coming.digest)
     # the files count, and not the name that the model had when they came: it may be called otherwise now
     same = observed.version == wanted.version and observed.says("key") == coming.key
+    same = same or (_is_pinned(wanted, observed, coming, before) and _is_there(wanted, observed))
     if same and not coming.refused and _answers(observed) and _as_said(wanted, observed) and not _beside(observed):
         return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
@@ -172,12 +177,13 @@ def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, bef
     return replace(
         place,
         action=action,
-        moves=0 if observed.says("digest") == coming.digest else coming.size,
+        moves=0 if observed.says("digest") == coming.digest or wanted.version in observed.kept else coming.size,
         differences=found,
         evidence=_side_by_side(before.metrics, coming.metrics),
         verdicts=verdicts,
         strategy=str(wanted.rule.strategy) if action == "update" and _is_tried_out(wanted, observed) else "",
         why=failed.why if failed else _again(wanted, observed) or _tried_out(wanted, observed) or coming.decision,
+        decision=coming.decision,
     )
 
 
@@ -271,6 +277,12 @@ def _as_said(wanted: Desired, observed: Observed) -> bool:
 def _is_there(wanted: Desired, observed: Observed) -> bool:
     """Tell whether the version answers; whether it does as is said now is another question."""
     return wanted.version is not None and observed.says("model_uri") == wanted.uri and _answers(observed)
+
+
+def _is_pinned(wanted: Desired, observed: Observed, coming: Candidate, before: Before) -> bool:
+    """Tell whether what is deployed is this model and stays as it came, whatever would be chosen for it by now."""
+    same = before.manifest == coming.manifest != "" and observed.says("digest") in coming.digests
+    return same and wanted.rule.variants == "pinned"
 
 
 def _answers(observed: Observed) -> bool:

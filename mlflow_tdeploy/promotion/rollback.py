@@ -165,7 +165,11 @@ def _before(name: str, seen: Iterable[_Place]) -> int:
         )
     back = found.pop()
     if back is None:
-        raise NotFoundError(
-            f"'{name}' has no version to go back to: none was before, or none is kept (serve: {{keep: 1}} keeps one)."
+        ahead = sorted({version for one in deployed for version in one.observed.kept})
+        why = (
+            f"it was gone back from {', '.join(map(str, ahead))}: version says to which of them to go"
+            if ahead
+            else ("none was before, or none is kept (serve: {keep: 1} keeps one)")
         )
+        raise NotFoundError(f"'{name}' has no version before the one that answers: {why}.")
     return int(back)

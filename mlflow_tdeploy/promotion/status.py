@@ -66,5 +66,15 @@ def _standing(step: Step) -> Standing:
     serves = None if step.silent else step.before
     return Standing(
         state, step.target, step.server, step.name, step.model, step.after, serves, step.variants[0],
-        step.since, step.by, "" if state == "in sync" else step.why,
+        step.since, step.by, _why(step, state),
     )  # fmt: skip
+
+
+def _why(step: Step, state: State) -> str:
+    """Return why a server is not as the registry says; a plan tells which variant would come instead."""
+    if state == "in sync":
+        return ""
+    if state == "drift" and step.why == step.decision:
+        deployed = f"version {step.before} is deployed" if step.before else "nothing is deployed"
+        return f"{deployed}, and version {step.after} is wanted"
+    return step.why

@@ -44,6 +44,13 @@ _BUSY_S = 30.0
 _HURRY_S = 2.0
 #: Seconds for which the records of a version that is refused, or rests, are good enough to look; not to do anything.
 _RECORDS_S = 300.0
+#: How often in a row a server may go away while a version comes, which others may be to blame for.
+_MOST_ENDS = 2
+_LEFT_ALONE = (
+    "That was the second time in a row that a server went away while this version came, and with it all that it has: "
+    "the version is left alone until something else is wanted there, or said, or the watcher is started anew."
+)
+_AGAIN = "again"
 _ACTIONS = 50
 
 
@@ -70,7 +77,16 @@ class View:
 
 @dataclass
 class _Rest:
+    """What was done, and is left alone for a while.
+
+    Attributes:
+        failures: How often it was done.
+        ends: How often in a row the server went away meanwhile.
+        until: Until when, on the clock of ``time.monotonic``.
+    """
+
     failures: int = 0
+    ends: int = 0
     until: float = 0.0
 
 
@@ -181,8 +197,8 @@ class Watch:
             self._seen(self.view.standings, why, started)
             self._have_back_what_is_known()
             return self._interval
-        moved = any(self._is_due(steps) for steps in by_place(plan.changes).values())  # meanwhile
-        return _SOON_S if any(busy) or moved else self._interval
+        waits = (self._waits(steps) for steps in by_place(plan.changes).values())  # some may have come meanwhile
+        return min(self._interval, _SOON_S if any(busy) else self._interval, *(max(_SOON_S, one) for one in waits))
 
     def _have_back(self, spec: Spec, steps: Iterable[Step], *, noted: bool = True) -> bool:
         """Have what is deployed answer again where nothing does; tell whether anything was done.
@@ -263,7 +279,7 @@ class Watch:
             return True
         self._retire(spec, outcomes)
         if fresh:
-            self._rest(_key(fresh), outcomes)
+            outcomes = self._rest(_key(fresh), outcomes)
         self._tell(events_of(outcomes, "watch"))
         return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)
 
@@ -310,20 +326,40 @@ class Watch:
         trying = self._trying.get((steps[0].target, steps[0].name))
         return trying is not None and trying.is_alive()
 
+    def _waits(self, steps: Sequence[Step]) -> float:
+        """Return the seconds until it can be done; those of a look where it is tried out: then it says when it ends."""
+        rest = self._rests.get(_key(steps))
+        if self._is_trying(steps):
+            return self._interval
+        return max(0.0, rest.until - time.monotonic()) if rest is not None else 0.0
+
     def _may(self, key: tuple[str, ...]) -> bool:
         rest = self._rests.get(key)
         return rest is None or time.monotonic() >= rest.until
 
-    def _rest(self, key: tuple[str, ...], outcomes: Iterable[Outcome]) -> None:
+    def _rest(self, key: tuple[str, ...], outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Leave what was done alone for a while: where it failed, it would most likely fail again.
 
-        What went well is forgotten as soon as it is seen to be so; where it is not, doing it again would not help.
+        What went well is forgotten as soon as it is seen to be so; where it is not, doing it again would not help. What
+        was done before it in that place is another matter by now.
+
+        Returns:
+            The outcomes, which say so where it is left alone for good.
         """
         rest = self._rests.setdefault(key, _Rest())
         rest.until = time.monotonic() + min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**rest.failures)
+        rest.failures += 1
+        rest.ends = rest.ends + 1 if any(one.ended for one in outcomes) else 0
+        if all(one.state == "done" for one in outcomes):
+            others = [one for one in tuple(self._rests) if one[:2] == key[:2] and one[2] != _AGAIN and one != key]
+            for other in others:
+                self._rests.pop(other, None)
         if any(one.worse for one in outcomes):  # people have been asked enough of their requests for it
             rest.until = float("inf")
-        rest.failures += 1
+        if rest.ends < _MOST_ENDS:
+            return list(outcomes)
+        rest.until = float("inf")  # all that this server has is gone each time
+        return [replace(one, why=f"{one.why} {_LEFT_ALONE}") if one.ended else one for one in outcomes]
 
     def _tell_refused(self, events: Iterable[Event]) -> None:
         """Tell of refusals, each once: the registry is not asked for tags at every look."""
@@ -351,7 +387,7 @@ class Watch:
 
 def _again(step: Step) -> tuple[str, ...]:
     """Return what tells having back what is deployed on a server from other things to do."""
-    return (step.target, step.name, "again", step.server)
+    return (step.target, step.name, _AGAIN, step.server)
 
 
 def _key(steps: Sequence[Step]) -> tuple[str, ...]:

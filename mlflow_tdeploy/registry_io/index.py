@@ -12,6 +12,9 @@ from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.store.bundle import Bundle
 
+#: Step of evidence, which no model has.
+_STEP = -1
+
 
 def describe(bundle: Bundle) -> tuple[dict[str, str], dict[str, float]]:
     """Return the tags and metrics of a logged model that make its variants and evidence searchable.
@@ -62,30 +65,26 @@ def _with_unreadable(tags: Mapping[str, str], before: Mapping[str, str]) -> dict
     return {**tags, **{key: ",".join(sorted(names - {""})) for key, names in joined.items()}}
 
 
-def tag_logged_model(
-    model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], step: int | None = None
-) -> None:
+def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
     """Write what :func:`describe` returned to a logged model, so that ``search_logged_models`` finds it.
 
-    MLflow keeps a logged model's metrics with a run: the one that logged the model, at the step of that, else a new one
-    of that purpose.
+    MLflow keeps a logged model's metrics with a run: the one that logged the model, else a new one of that purpose.
+    They are at the step -1, at which no model is logged: MLflow gives every model what its run has at the model's own
+    step, and a second model of the run would be found by the evidence of the first one.
 
     Args:
         model_id: The logged model.
         tags: Its tags.
         metrics: Its metrics.
-        step: Step of the run that the model belongs to; None for that of the metrics it has.
     """
     client = MlflowClient()
     model = client.get_logged_model(model_id)
-    if step is None:
-        step = max((metric.step for metric in model.metrics or ()), default=0)
     kept = _with_unreadable(tags, model.tags)
     client.set_logged_model_tags(model_id, {key: value for key, value in kept.items() if value})
     if not metrics:
         return
     now = get_current_time_millis()
-    entries = [Metric(key, value, now, step, model_id=model_id) for key, value in metrics.items()]
+    entries = [Metric(key, value, now, _STEP, model_id=model_id) for key, value in metrics.items()]
     name = f"{model.name} evidence"
     run_id = model.source_run_id or client.create_run(model.experiment_id, run_name=name).info.run_id
     for start in range(0, len(entries), 900):  # MLflow takes at most 1000 in a batch

@@ -130,16 +130,21 @@ def test_log_model_warns_and_keeps_the_model_when_tags_cannot_be_written(trackin
     assert mlflow.pyfunc.load_model(info.model_uri).predict(["good"]).shape == (1, 4)
 
 
+EVIDENCE = "ort-cpu-int8.worst_cosine"
+
+
 def test_two_models_of_one_run_keep_apart(tracking, made, tmp_path):
     other = make_text_bundle(tmp_path / "other", failed=("ort-cpu-int8",))
     with mlflow.start_run():
         first = mlflow_tdeploy.log_model(made, name="first")
         second = mlflow_tdeploy.log_model(other, name="second")
     values = [
-        {metric.key: metric.value for metric in MlflowClient().get_logged_model(info.model_id).metrics}
+        [metric.value for metric in MlflowClient().get_logged_model(info.model_id).metrics if metric.key == EVIDENCE]
         for info in (first, second)
     ]
-    assert [found["ort-cpu-int8.worst_cosine"] for found in values] == [1.0, 0.9]
+    assert values == [[1.0], [0.9]]
+    found = mlflow.search_logged_models(filter_string=f"metrics.`{EVIDENCE}` > 0.95", output_format="list")
+    assert [model.name for model in found] == ["first"]
 
 
 def test_log_model_uses_an_iterator_of_precisions_twice(tracking, tmp_path):
@@ -217,21 +222,14 @@ def test_log_model_refuses_tags_and_params_that_are_no_mappings(tracking, made, 
         mlflow_tdeploy.log_model(made, name="words", **given)
 
 
-def test_log_model_logs_metrics_at_the_step_of_the_model(tracking, made):
+def test_evidence_is_at_a_step_that_no_model_has(tracking, made):
     with mlflow.start_run() as run:
         for step in (10, 20):
-            mlflow_tdeploy.log_model(made, name=f"words-{step}", step=step)
+            info = mlflow_tdeploy.log_model(made, name=f"words-{step}", step=step)
+    tag_logged_model(info.model_id, {}, {"onnx-fp32.worst_cosine": 0.5})  # as what is added later
     history = MlflowClient().get_metric_history(run.info.run_id, "onnx-fp32.worst_cosine")
-    assert sorted(metric.step for metric in history) == [10, 20]
-
-
-def test_what_is_added_later_is_at_the_step_of_the_model(tracking, made):
-    with mlflow.start_run() as run:
-        info = mlflow_tdeploy.log_model(made, name="words", step=5)
-    tag_logged_model(info.model_id, {}, {"onnx-fp32.worst_cosine": 0.5})
-    history = MlflowClient().get_metric_history(run.info.run_id, "onnx-fp32.worst_cosine")
-    assert [(metric.step, metric.value) for metric in history][-1] == (5, 0.5)
-    assert {metric.step for metric in history} == {5}
+    assert [metric.step for metric in history] == [-1, -1, -1]
+    assert MlflowClient().get_run(run.info.run_id).data.metrics["onnx-fp32.worst_cosine"] == 0.5
 
 
 def test_log_model_says_so_when_the_artifact_stores_disk_is_full(tracking, made, small_disk):

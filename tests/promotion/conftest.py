@@ -10,6 +10,7 @@ from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.spec import Spec
 from tests.deploy.conftest import running, s3_keys, s3_server, target  # noqa: F401
 from tests.flavor.text_bundles import make_text_bundle
+from tests.promotion.one_server import there
 from tests.triton.conftest import _ending, server, start  # noqa: F401
 
 
@@ -57,3 +58,19 @@ def versions(two):
         return found
 
     return look
+
+
+@pytest.fixture
+def spec_of(running, tmp_path):  # noqa: F811
+    """Return what makes a file about one server; what a test deploys there goes."""
+    triton, folder = running
+
+    def make(more="", variant="onnx-fp32"):
+        text = f"targets: {{both: {{servers: [{{url: '{triton.url}', repository: '{folder}'}}]}}}}\n"
+        text += f"models: [{{name: words, alias: champion, to: both, serve: {{device: cpu, variant: '{variant}', grace: 0{more}}}}}]\n"  # noqa: E501 - one rule
+        (tmp_path / "tdeploy.yaml").write_text(text)
+        return Spec.read(tmp_path / "tdeploy.yaml")
+
+    yield make
+    for name in ("words", "words-too"):
+        there(make()).delete(name)

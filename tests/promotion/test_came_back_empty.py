@@ -12,10 +12,9 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.errors import UnreachableError
-from mlflow_tdeploy.core.wire import TEXT, rows_of
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.promotion import records
-from mlflow_tdeploy.promotion.actual import Observed, deployments_at
+from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.look import make_plan
 from mlflow_tdeploy.promotion.registry import Desired
 from mlflow_tdeploy.promotion.rollback import _before, _Place
@@ -25,23 +24,8 @@ from mlflow_tdeploy.promotion.watch import Watch
 from mlflow_tdeploy.registry_io import locate
 from mlflow_tdeploy.triton.client import TritonClient
 from tests.flavor.text_bundles import make_text_bundle
+from tests.promotion.one_server import answers, there
 from tests.promotion.test_strategy import QUICK, asking, tried
-
-
-@pytest.fixture
-def spec_of(running, tmp_path):
-    """Return what makes a file about one server; what a test deploys there goes."""
-    triton, folder = running
-
-    def make(more=""):
-        text = f"targets: {{both: {{servers: [{{url: '{triton.url}', repository: '{folder}'}}]}}}}\n"
-        text += f"models: [{{name: words, alias: champion, to: both, serve: {{device: cpu, variant: onnx-fp32, grace: 0{more}}}}}]\n"  # noqa: E501 - one rule
-        (tmp_path / "tdeploy.yaml").write_text(text)
-        return Spec.read(tmp_path / "tdeploy.yaml")
-
-    yield make
-    for name in ("words", "words-too"):
-        there(make()).delete(name)
 
 
 @pytest.fixture
@@ -50,17 +34,6 @@ def serving(spec_of, words):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
     return spec
-
-
-def there(spec):
-    target = spec.targets["both"]
-    return deployments_at(target, target.servers[0])
-
-
-def answers(spec):
-    """Return the version that answers a request."""
-    there(spec).client.infer("words", {TEXT: rows_of(["a cat"])})
-    return there(spec).answering("words")
 
 
 def empty(spec):

@@ -50,7 +50,7 @@ def test_a_version_is_promoted_and_gone_back_from_with_its_alias(two, words, ver
     assert said("rollback", "words", "--file", file).count("done") == 2
     assert (alias(words), versions()) == (1, [1, 1])
     assert {one.action for one in mlflow_tdeploy.plan(file).steps} == {"none"}
-    with pytest.raises(MlflowException, match="has no version to go back to"):
+    with pytest.raises(MlflowException, match="has no version before the one that answers"):
         mlflow_tdeploy.rollback("words", file=file)
     mlflow_tdeploy.rollback("words", 2, file=file)  # forward again
     assert (alias(words), versions()) == (2, [2, 2])

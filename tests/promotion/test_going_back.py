@@ -1,0 +1,178 @@
+"""Going back by the registry: a version that is kept answers again as it came, whatever would be made of it now."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.core.errors import UnreachableError
+from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.deploy import target as deploying
+from mlflow_tdeploy.promotion import records
+from mlflow_tdeploy.promotion import watch as watching
+from mlflow_tdeploy.promotion.watch import Watch
+from mlflow_tdeploy.registry_io import append_evidence, locate
+from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.triton.client import TritonClient
+from tests.flavor.text_bundles import make_text_bundle
+from tests.promotion.one_server import answers, there
+
+
+@pytest.fixture
+def champion(words):
+    """Return what gives the alias to a version."""
+    return lambda version: words.set_registered_model_alias("words", "champion", version)
+
+
+def log_another(folder):
+    mlflow_tdeploy.log_model(make_text_bundle(folder / "another"), "words", registered_model_name="words")
+
+
+def threads(spec, version):
+    return there(spec).files.read(f"words.v{version}/config.pbtxt").decode().count('string_value: "3"')
+
+
+def test_a_version_that_came_with_other_options_is_gone_back_to_and_on_from(spec_of, words, champion, tmp_path):
+    spec = spec_of(", keep: 2")
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    log_another(tmp_path)
+    champion(3)
+    spec = spec_of(", keep: 2, intra_op_threads: 3")
+    mlflow_tdeploy.apply(file=spec)
+    assert (answers(spec), threads(spec, 2), threads(spec, 3)) == (3, 0, 1)
+    for version in (2, 1, 2, 3):
+        champion(version)
+        (step,) = mlflow_tdeploy.plan(file=spec).changes
+        assert (step.before, step.after, step.moves) == (answers(spec), version, 0)
+        mlflow_tdeploy.apply(file=spec)
+        assert answers(spec) == version
+        (standing,) = mlflow_tdeploy.status(file=spec)
+        assert standing.state == "in sync", standing.why
+    assert threads(spec, 2) == 0, "it was made anew"
+    log_another(tmp_path / "once more")  # changes the registered model, and nobody moves the alias
+    assert mlflow_tdeploy.plan(file=spec).changes == mlflow_tdeploy.plan(file=spec).refused == ()
+
+
+def test_a_version_of_which_another_variant_would_be_chosen_by_now_stays_what_it_is(spec_of, words, champion, tmp_path):
+    spec = spec_of(variant="")
+    mlflow_tdeploy.apply(file=spec)
+    before = there(spec).describe("words")["variant"]
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    other = {"onnx-fp32": "ort-cpu-int8", "ort-cpu-int8": "onnx-fp32"}[before]
+    for variant, seconds in ((before, 9.0), (other, 0.1)):
+        bundle = mlflow_tdeploy.load_model("models:/words/1")
+        host, digest = probe.host(), bundle.variants[variant].digest
+        bundle.close()
+        append_evidence(locate("models:/words/1"), [latency(variant, seconds, host, digest)])
+    records._known.clear()
+    champion(1)
+    mlflow_tdeploy.apply(file=spec)
+    assert (answers(spec), there(spec).describe("words")["variant"]) == (1, before)
+    log_another(tmp_path)
+    (standing,) = mlflow_tdeploy.status(file=spec)
+    assert standing.state == "in sync", standing.why
+
+
+def latency(variant: str, ms: float, host: Fingerprint, digest: str) -> Evidence:
+    figures = {f"{shape}{name}_ms": ms for shape in ("", "short_") for name in ("mean", "p50", "p95")}
+    return Evidence(variant, "latency", figures, host=host, files=digest, created="2099-01-01T00:00:00+00:00")
+
+
+def test_another_model_of_that_number_is_no_version_to_go_back_to(spec_of, words, champion, tmp_path):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    words.delete_registered_model("words")
+    for number in range(2):  # of other files
+        made = make_text_bundle(tmp_path / f"new-{number}", times=2.0)
+        mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
+    records._known.clear()
+    champion(1)
+    (outcome,) = mlflow_tdeploy.apply(file=spec)
+    assert outcome.state == "failed"
+    assert "other files or options" in outcome.why
+    assert answers(spec) == 2
+
+
+def test_the_message_of_an_update_says_how_to_go_back(spec_of, words, running, monkeypatch):
+    spec = spec_of()
+    triton, folder = running
+    monkeypatch.setenv("TRITON_MODEL_REPO", str(folder))
+    client = deploying.TDeployDeploymentClient(f"tdeploy://{triton.url.removeprefix('http://')}")
+    said = {"device": "cpu", "variant": "onnx-fp32", "grace": 0}
+    client.create_deployment("words", "models:/words/1", config=said)
+    client.update_deployment("words", "models:/words/2", config={"intra_op_threads": 3})
+    with pytest.raises(MlflowException, match=r"rollback_deployment with version=1"):
+        client.update_deployment("words", "models:/words/1")
+    client.rollback_deployment("words", version=1)
+    assert answers(spec) == 1
+
+
+def test_a_version_whose_load_ends_the_server_twice_is_left_alone(spec_of, words, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    tried, real = [], TritonClient.bring_up
+
+    def ends(self, model, version):
+        if model == "words.v2":
+            tried.append(model)
+            raise UnreachableError("the connection was closed")
+        return real(self, model, version)
+
+    monkeypatch.setattr(TritonClient, "bring_up", ends)
+    watch, clock = Watch(lambda: spec, interval=1.0), time.monotonic
+    for hours in range(6):
+        monkeypatch.setattr(watching.time, "monotonic", lambda hours=hours: clock() + 3600 * hours)
+        watch.look()
+    assert len(tried) == 2
+    assert "left alone until" in watch.view.actions[0].why
+    assert answers(spec) == 1
+    champion(1)
+    watch.look()
+    champion(2)  # somebody wants it once more
+    watch.look()
+    assert len(tried) == 3
+
+
+def test_an_alias_that_is_moved_to_and_fro_is_followed_at_once(spec_of, words, champion):
+    spec = spec_of()
+    watch = Watch(lambda: spec, interval=30.0)
+    for version in (1, 2, 1, 2, 1):
+        champion(version)
+        watch.look()  # the second look, which would see that it is so, has not come yet
+        watch.finish()
+        assert answers(spec) == version
+
+
+def test_the_next_look_comes_when_what_rests_may_be_tried_again(spec_of, words, champion, monkeypatch):
+    spec = spec_of()
+    watch = Watch(lambda: spec, interval=300.0)
+    assert watch.look() == 300.0
+    champion(2)
+
+    def wrong(*arguments):
+        raise UnreachableError("not now")
+
+    monkeypatch.setattr(TritonClient, "bring_up", wrong)
+    assert 5.0 < watch.look() <= 10.0
+
+
+def test_who_stands_at_the_oldest_version_is_told_of_those_ahead(spec_of, words, champion):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    mlflow_tdeploy.rollback("words", file=spec)
+    with pytest.raises(MlflowException, match="gone back from 2: version says"):
+        mlflow_tdeploy.rollback("words", file=spec)
+    tags = dict(words.get_model_version("words", "1").tags)
+    assert " UTC, by" in tags["tdeploy.both.words"]
