@@ -45,8 +45,11 @@ _ENDING = (
 _SHAPING = (
     *("Abs", "Add", "Cast", "Clip", "Div", "Exp", "Expand", "Flatten", "Gather", "Identity", "Log", "Max", "Min"),
     *("Mul", "Neg", "Pow", "Reciprocal", "Relu", "Reshape", "Slice", "Softplus", "Split", "Sqrt", "Squeeze", "Sub"),
-    *("Transpose", "Unsqueeze"),
+    *("Concat", "Transpose", "Unsqueeze", "Where"),
 )
+#: Optimizers of ONNX Runtime that graphs in half precision do without: this one, for processors only, ends the process
+#: on those of torch's TransformerEncoder (1.31).
+NOT_IN_HALF = ("NchwcTransformer",)
 #: What asks exactly: an angle that is a quarter off is another one.
 _EXACT = ("Cos", "Sin")
 _FLOATS = {
@@ -180,6 +183,8 @@ def _nodes_before_weights(graph: onnx.GraphProto) -> set[str]:
     values = (*graph.input, *graph.value_info, *graph.output)
     whole = {value.name for value in values if value.type.tensor_type.elem_type not in _FLOATS}
     raw = {one.name for one in graph.input if not is_mask(one.name)} - {one.name for one in graph.initializer}
+    # what comes of a large number is as large: a mask times 1e9, say
+    raw |= {name for name, array in _small_constants(graph).items() if _is_large(array)}
     found: set[str] = set()
     captured = {node.name: set().union(*map(_captured, inner)) for node, inner in _branching(graph)}
     for node in graph.node:
@@ -200,14 +205,15 @@ def _nodes_after_weights(graph: onnx.GraphProto) -> set[str]:
     makers = {name: node for node in graph.node for name in node.output}
     constants = {one.name for one in graph.initializer}
     constants |= {name for name, node in makers.items() if node.op_type == "Constant"}
-    waiting = [makers[value.name] for value in graph.output if value.name in makers]
+    waiting = [(makers[value.name], 0) for value in graph.output if value.name in makers]
     found: set[str] = set()
     while waiting:
-        node = waiting.pop()
+        node, sums = waiting.pop()
         computed = [one for one in node.input if one and one not in constants]
-        if node.op_type in _SHAPING and len(computed) == 1 and node.name not in found:
+        sums += len(computed) > 1 and node.op_type in ("Add", "Sub")
+        if node.op_type in _SHAPING and sums < 2 and node.name not in found:  # many in a row are a model's residuals
             found.add(node.name)
-            waiting += [makers[one] for one in computed if one in makers]
+            waiting += [(makers[one], sums) for one in computed if one in makers]
     return found
 
 
@@ -251,12 +257,17 @@ def _nodes_on_extreme_constants(graph: onnx.GraphProto) -> list[str]:
     """
     arrays = _small_constants(graph)
     tiny = {name for name, array in arrays.items() if 0 < np.abs(array).max(initial=0) < _SMALLEST}
-    large = {name for name, array in arrays.items() if (array > LARGEST).any() and np.isfinite(array).all()}
+    large = {name for name, array in arrays.items() if _is_large(array)}
     first = [node for node in graph.node if tiny & set(node.input)]
     made = {name for node in first for name in node.output}
     after = [node for node in graph.node if made & set(node.input)]
     scaled = [node for node in graph.node if large & set(node.input)]
     return [node.name for node in (*first, *after, *scaled)]
+
+
+def _is_large(array: np.ndarray) -> bool:
+    """Tell whether an array has a number that half precision has not, and that stands for itself."""
+    return bool((array > LARGEST).any() and np.isfinite(array).all())
 
 
 def _join_fp32_neighbours(model: ir.Model, kept: Collection[str]) -> None:

@@ -184,7 +184,9 @@ def _require_survival(staged: Staged) -> None:
     Raises:
         SessionError: It does of this one.
     """
-    if staged.variant.format in ("onnx", "ort") and (end := deadly(staged.root / staged.variant.entry)):
+    variant = staged.variant
+    without = variant.session.get("disabled_optimizers", ())
+    if variant.format in ("onnx", "ort") and (end := deadly(staged.root / variant.entry, without)):
         raise SessionError(f"ONNX Runtime does not survive opening it ({end})")
 
 

@@ -16,22 +16,24 @@ if TYPE_CHECKING:
 _TYPES = ("to", "dtype", "output_dtype", "stash_type")
 #: Opens a graph as every session does; and how many seconds that may take.
 _OPEN, _OPEN_S = (
-    "import sys, onnxruntime as ort; ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])",
+    "import sys, onnxruntime as ort; "
+    "ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'], disabled_optimizers=sys.argv[2:] or None)",
     600.0,
 )
 
 
-def deadly(path: Path) -> str:
+def deadly(path: Path, without: Iterable[str] = ()) -> str:
     """Open a graph that computes in half precision somewhere in a child; return how that ends, or an empty text.
 
     Args:
         path: The graph; with external data beside it, if any.
+        without: ONNX Runtime's optimizers that sessions of it do without.
     """
     model = onnx_library().load(path, load_external_data=False)
     inside = [node for function in model.functions for node in function.node]
     if not (_holds_half(model.graph) or _make_half(inside)):
         return ""
-    done = probe.run_child(_OPEN, str(path), timeout=_OPEN_S)
+    done = probe.run_child(_OPEN, str(path), *without, timeout=_OPEN_S)
     return done.reason if not done.ok and done.reason.startswith(probe.KILLED) else ""
 
 

@@ -19,6 +19,8 @@ from mlflow_tdeploy.triton.options import GRAPH_LEVELS, TritonOptions
 
 #: Begins the names of our own parameters in a configuration.
 OWN = "tdeploy."
+#: Optimizers that lay tensors out for processors, which ONNX Runtime does at its last level only.
+_OF_LAYOUT = frozenset({"NchwcTransformer"})
 _TYPES = {
     "bool": "TYPE_BOOL", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8", "int16": "TYPE_INT16", "uint16": "TYPE_UINT16",
     "int32": "TYPE_INT32", "uint32": "TYPE_UINT32", "int64": "TYPE_INT64", "uint64": "TYPE_UINT64",
@@ -115,7 +117,7 @@ def graph_config(
     _instances(pb, config, gpu, options)
     if rows:
         _batching(pb, config, options)
-    _optimization(config, variant, backend, options)
+    _optimization(config, variant, backend, options, gpu)
     for name_, value in sorted(_parameters(backend, options, gpu, cores).items()):
         config.parameters[name_].string_value = value
     for name_, value in sorted((about or {}).items()):
@@ -284,10 +286,11 @@ def _batching(pb: Any, config: Any, options: TritonOptions) -> None:
         policy.timeout_action = getattr(pb.ModelQueuePolicy, options.queue_timeout_action.upper())
 
 
-def _optimization(config: Any, variant: Variant, backend: TritonBackend, options: TritonOptions) -> None:
+def _optimization(config: Any, variant: Variant, backend: TritonBackend, options: TritonOptions, gpu: bool) -> None:
     level = options.graph_level
-    if not level and variant.session.get("disabled_optimizers"):
-        level = "basic"  # Triton cannot switch one fusion off: the graph is fused already, what is left is not needed
+    if not level and (disabled := set(variant.session.get("disabled_optimizers", ()))):
+        # Triton cannot switch one off: the graph is fused already, and what is left beyond that level is not needed
+        level = "basic" if disabled - _OF_LAYOUT else "" if gpu else "extended"
     if level in GRAPH_LEVELS and backend.name == "onnxruntime":
         config.optimization.graph.level = GRAPH_LEVELS[level]
     if options.cuda_graphs:

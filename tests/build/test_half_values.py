@@ -66,27 +66,26 @@ class Recommender(torch.nn.Module):
         return torch.sigmoid(self.out(torch.cat([user, wanted], 1)))
 
 
-def in_half(module, rows, folder):
+def in_half(module, rows, folder, **others):
     """Return what answers rows in half precision as a GPU does: processors compute in fp32, ONNX's evaluator does not.
 
     Args:
-        module: Of one input and one output.
+        module: Of one output.
         rows: Examples.
         folder: For its graphs.
+        others: Of other inputs, by name.
     """
-    answer = module(torch.tensor(rows))
-    specs = (
-        TensorSpec("x", str(rows.dtype), ("batch", rows.shape[1])),
-        TensorSpec("y", "float32", ("batch", answer.shape[1])),
-    )
-    signature = Signature((Dim("batch", 1, 8, 64),), specs[:1], specs[1:])
-    export_module(module, {"x": rows}, signature, folder / "fp32.onnx")
+    example = {"x": rows, **others}
+    answer = module(*map(torch.tensor, example.values()))
+    inputs = tuple(TensorSpec(name, str(one.dtype), ("batch", one.shape[1])) for name, one in example.items())
+    signature = Signature((Dim("batch", 1, 8, 64),), inputs, (TensorSpec("y", "float32", ("batch", answer.shape[1])),))
+    export_module(module, example, signature, folder / "fp32.onnx")
     simplify(folder / "fp32.onnx", folder / "simple.onnx")
     to_fp16(folder / "simple.onnx", folder / "fp16.onnx")
     graph = onnx.load(folder / "fp16.onnx")
     onnx.checker.check_model(graph, full_check=True)
     half = onnx.reference.ReferenceEvaluator(graph)
-    return lambda rows: half.run(None, {"x": rows})[0]
+    return lambda rows, **others: half.run(None, {"x": rows, **others})[0]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +167,76 @@ def test_answers_of_another_size_are_made_after_half_precision(tmp_path):
     expected = module(torch.from_numpy(ROWS)).detach().numpy()
     assert expected.max() > 65504
     np.testing.assert_allclose(in_half(module, ROWS, tmp_path)(ROWS), expected, rtol=2e-2)
+
+
+class Answers(torch.nn.Module):
+    """What two heads have computed is brought into the range of answers, and joined."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.how = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh()), how
+        self.first, self.second = torch.nn.Linear(16, 1), torch.nn.Linear(16, 1)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.how(self.first(h), self.second(h))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(lambda a, b: torch.cat([a * 9 + 15, b * 9 + 1013], 1), id="joined"),
+        pytest.param(lambda a, b: torch.stack([torch.exp(a + 12)[:, 0], torch.exp(b + 4)[:, 0]], 1), id="stacked"),
+        pytest.param(lambda a, b: torch.nn.functional.softplus(a) * torch.exp(b + 12), id="multiplied"),
+        pytest.param(lambda a, b: torch.where(a > 0, torch.exp(b + 12), b * 9 + 1013), id="chosen"),
+        pytest.param(lambda a, b: a * 9 + b * 10000 + 100000, id="added"),
+    ],
+)
+def test_answers_of_several_parts_are_made_after_half_precision(tmp_path, how):
+    module = Answers(how).eval()
+    expected = module(torch.from_numpy(ROWS)).detach().numpy()
+    got = in_half(module, ROWS, tmp_path)(ROWS)
+    # of a number that is standardized to a deviation of 9 nothing more is lost than of the number itself
+    np.testing.assert_allclose(got, expected, rtol=5e-3, atol=2e-2)
+
+
+def test_residuals_stay_in_half_precision(tmp_path):
+    """Answers that are sums of sums of what layers give: no such is a matter of their range."""
+
+    class Residual(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(3, 8)
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(6))
+
+        def forward(self, x):
+            x = self.first(x)
+            for layer in self.layers:
+                x = torch.relu(x + layer(x))
+            return x
+
+    in_half(Residual().eval(), ROWS, tmp_path)
+    graph = onnx.load(tmp_path / "fp16.onnx").graph
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    assert len(casts) <= 6, "each residual makes the way through fp32"
+
+
+@pytest.mark.parametrize("masked", [lambda a, m: a - 1e9 * (1 - m), lambda a, m: a + (m - 1) * 1e9])
+def test_a_mask_of_a_large_positive_number_leaves_no_row_without_an_answer(tmp_path, masked):
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.score, self.out = torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)
+
+        def forward(self, x, mask):
+            return self.out(torch.softmax(masked(self.score(x), mask), 1))
+
+    module, mask = Masked().eval(), (np.arange(5) < np.arange(len(ROWS))[:, None] % 6).astype(np.float32)
+    expected = module(torch.from_numpy(ROWS), torch.from_numpy(mask)).detach().numpy()
+    got = in_half(module, ROWS, tmp_path, mask=mask)(ROWS, mask=mask)
+    np.testing.assert_allclose(got, expected, atol=2e-2)
 
 
 class Rotary(torch.nn.Module):

@@ -54,3 +54,26 @@ def test_causal_attention_is_logged_and_the_process_lives(tmp_path):
     with pytest.raises(MlflowException, match="does not survive opening 'half.onnx'"):
         mlflow_tdeploy.save_model(str(half), tmp_path / "alone", example=example, shapes={"t": (1, 9, 24)})
     assert not (tmp_path / "alone").exists()
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torchs_own_encoder_has_a_graph_in_half_precision(tmp_path, norm_first):
+    """ONNX Runtime 1.31 dies of it on a CPU where it may lay tensors out for convolutions, of which there are none."""
+
+    class Classifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=norm_first)
+            self.embed, self.layers = torch.nn.Embedding(300, 32), torch.nn.TransformerEncoder(layer, 2)
+            self.head = torch.nn.Linear(32, 3)
+
+        def forward(self, ids):
+            return self.head(self.layers(self.embed(ids)).mean(1))
+
+    torch.manual_seed(0)
+    module, example = Classifier().eval(), {"ids": RANDOM.integers(0, 300, (8, 12))}
+    shapes = {"ids.1": "t", "t": (1, 12, 64)}
+    mlflow_tdeploy.save_model(module, tmp_path / "m", example=example, shapes=shapes, precisions=["fp32", "fp16"])
+    model = mlflow_tdeploy.load_model(tmp_path / "m", model_config={"variant": "onnx-fp16"})
+    expected = module(torch.from_numpy(example["ids"])).detach().numpy()
+    np.testing.assert_allclose(model.infer(example)["output_0"], expected, atol=5e-3)

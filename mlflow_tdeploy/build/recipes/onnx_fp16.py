@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from mlflow_tdeploy.build.half import FP32_OPS, to_fp16
+from mlflow_tdeploy.build.half import FP32_OPS, NOT_IN_HALF, to_fp16
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -25,4 +25,5 @@ class OnnxFp16(Recipe):
         context.output().parent.mkdir(parents=True)
         to_fp16(context.base().path, context.output())
         settings = {"fp32_operators": list(FP32_OPS), "keep_io_types": True}
-        return Graph(context.output(), Precision("fp16", "fp16", recipe=self.id, settings=settings))
+        precision = Precision("fp16", "fp16", recipe=self.id, settings=settings)
+        return Graph(context.output(), precision, session={"disabled_optimizers": list(NOT_IN_HALF)})
