@@ -136,11 +136,8 @@ class Tensors(Task):
         return [name for name in whole if name not in known and not is_mask(name)]
 
     def _arrays(self, inputs: Any) -> Arrays:
-        if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: one column per input
-            columns = list(inputs.columns)
-            if len(set(columns)) < len(columns):
-                raise InvalidInputError(f"The table has two columns of one name: {shown(columns, 200)}.")
-            inputs = {name: inputs[name].tolist() for name in columns}
+        if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame
+            inputs = self._of_table(inputs)
         if not isinstance(inputs, Mapping):
             if len(self.signature.inputs) != 1:
                 names = ", ".join(spec.name for spec in self.signature.inputs)
@@ -153,6 +150,23 @@ class Tensors(Task):
                 f"This model takes: {', '.join(map(str, self.signature.inputs))}."
             )
         return {name: _as_array(name, value, dtypes[name]) for name, value in inputs.items()}
+
+
+    def _of_table(self, table: Any) -> Any:
+        """Return the columns of a table: one for each input, or, of a lone input of rows, a number of it each."""
+        columns = list(table.columns)
+        if len(set(columns)) < len(columns):
+            raise InvalidInputError(f"The table has two columns of one name: {shown(columns, 200)}.")
+        (first, *others) = self.signature.inputs
+        if not others and len(first.shape) == 2 and first.name not in columns:
+            return table.to_numpy().tolist()
+        found = {name: table[name].tolist() for name in columns}
+        for spec in self.signature.inputs:
+            values = found.get(spec.name, ())
+            narrow = len(spec.shape) == 2 and spec.shape[1] == 1  # some graphs take a column with a second axis
+            if values and narrow and not any(hasattr(one, "__len__") for one in values):
+                found[spec.name] = [[one] for one in values]
+        return found
 
 
 class _Whole(Encoded):
@@ -335,6 +349,8 @@ def _as_array(name: str, value: Any, dtype: str) -> Array:
         array = np.asarray(value)
         if array.dtype == object:
             array = np.asarray(np.stack(list(array)))
+        if array.dtype == object:  # of plain numbers, as a table of several types gives it
+            array = np.asarray(array.tolist())
         if array.dtype.kind == "f" and numpy_dtype(dtype).kind in "iu":
             array = _exact(value, array)
     except Exception as error:  # whatever a caller's own type raises when it is made an array

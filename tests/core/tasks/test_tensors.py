@@ -436,3 +436,34 @@ def test_a_fixed_number_of_items_is_no_axis_of_kinds():
         near = ref * random.uniform(0.999, 1.001, ref.shape).astype(np.float32)
         comparison.add({"y": near}, {"y": near * np.float32(1.002)}, {"x": np.ones((4, 8), np.float32)})
     assert not TASKS.get("tensors").default_budget.violations(comparison.metrics())
+
+
+def features(*names, width=4):
+    specs = tuple(TensorSpec(name, "float32", ("batch", width)) for name in names)
+    signature = Signature((Dim("batch", 1, 2, 8),), specs, (TensorSpec("y", "float32", ("batch", 1)),))
+    return TASKS.get("tensors")({}, signature, Path())
+
+
+def test_a_table_of_features_is_the_only_input():
+    task, rows = features("x"), np.arange(12.0).reshape(3, 4)
+    table = pd.DataFrame(rows, columns=list("abcd"))
+    for given in (table, table.astype({"a": int, "b": "float32"}), table.astype(object), rows.astype(object)):
+        (item,) = task.items(given)
+        assert item["x"].dtype == np.float32
+        np.testing.assert_array_equal(item["x"], rows)
+    named = pd.DataFrame({"x": list(rows)})  # a column that is called as the input holds its rows
+    np.testing.assert_array_equal(task.items(named)[0]["x"], rows)
+    with pytest.raises(InvalidInputError, match="it has texts"):
+        task.items(table.assign(a=["red", "blue", "red"]))
+    with pytest.raises(InvalidInputError, match="dimension|axis|shape"):
+        task.items(table[["a", "b"]])
+
+
+def test_a_column_is_an_input_of_one_number_a_row():
+    task = features("age", "income", width=1)
+    table = pd.DataFrame({"age": [20, 30, 40], "income": [1e4, 2e4, 3e4]})
+    (item,) = task.items(table)
+    np.testing.assert_array_equal(item["income"], [[1e4], [2e4], [3e4]])
+    np.testing.assert_array_equal(
+        task.items({name: table[[name]].to_numpy("float32") for name in table})[0]["age"], item["age"]
+    )
