@@ -24,10 +24,13 @@ def make_dims(defaults: Iterable[Dim], shapes: Shapes | None) -> tuple[Dim, ...]
     dims = {dim.name: dim for dim in defaults}
     for name, value in check_shapes(shapes).items():
         if name not in dims:
+            of_module = (
+                f" Of a torch module, name the axes first: shapes={{'x.1': {name!r}, {name!r}: (min, opt, max)}} for "
+                f"axis 1 of the input x."
+            )
             raise InvalidInputError(
                 f"shapes names the dimension {name!r}, which this model has not. "
-                f"It has: {', '.join(dims) or 'none: every size is fixed'}. Of a torch module, name the axes first: "
-                f"shapes={{'x.1': {name!r}, {name!r}: (min, opt, max)}} for axis 1 of the input x."
+                f"It has: {', '.join(dims) or 'none: every size is fixed'}.{'' if 'sequence' in dims else of_module}"
             )
         dims[name] = Dim.of(name, value)
     return tuple(dims.values())

@@ -43,6 +43,8 @@ from mlflow_tdeploy.source._tokenizer import (
 from mlflow_tdeploy.source.base import Source
 
 TASK = "tensors"
+#: What mlflow.transformers takes a mapping of.
+_PARTS = ("model", "tokenizer", "image_processor", "feature_extractor", "processor")
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
@@ -236,7 +238,10 @@ def _read_one(name: str, graph: Any, temporary: Path) -> GraphFacts:
     if isinstance(graph, (str, Path)):
         return read_graph(Path(graph).expanduser())
     if type(graph).__name__ != "ModelProto":
-        raise InvalidInputError(f"Variant '{name}' must be an ONNX path or ModelProto, got {type(graph).__name__}.")
+        mend = " Pass the model itself, and tokenizer=… beside it." if name in _PARTS else ""
+        raise InvalidInputError(
+            f"Variant '{name}' must be an ONNX path or ModelProto, got {type(graph).__name__}.{mend}"
+        )
     path = temporary / name / "model.onnx"
     path.parent.mkdir()
     write_proto(graph, path)

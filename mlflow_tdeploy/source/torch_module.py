@@ -238,7 +238,10 @@ def named_outputs(result: Any) -> dict[str, torch.Tensor]:
 
 def _instead(name: str) -> str:
     if name == "past_key_values":
-        return "Set its config.use_cache = False, which leaves that out."
+        return (
+            "Set its config.use_cache = False, and that of its decoder where it has one (model.decoder.config), or "
+            "wrap it in a module that returns the other tensors."
+        )
     return "Wrap the module in one that returns a tensor, a tuple or a dict of tensors."
 
 
@@ -284,7 +287,7 @@ def _probe_outputs(
     wrapper: TensorsModule, example: Arrays, inputs: tuple[TensorSpec, ...], dims: tuple[Dim, ...]
 ) -> tuple[TensorSpec, ...]:
     """Run the module at the example's sizes and with each dimension changed: what changes with it has its name."""
-    first = _run(wrapper, example, "on its example inputs")
+    first = _run(wrapper, example)
     shapes: dict[str, list[str | int]] = {name: list(array.shape) for name, array in first.items()}
     for dim in dims:
         size = next(
@@ -309,7 +312,7 @@ def _at_another_size(
     for step in steps:
         other = size + step
         try:
-            return other, _run(wrapper, resized(example, inputs, dim.name, other), f"with {dim.name}={other}")
+            return other, _run(wrapper, resized(example, inputs, dim.name, other), f"{dim.name}={other}")
         except InvalidInputError:
             if step == steps[-1]:
                 raise
@@ -332,7 +335,8 @@ def _name_changed(
             shape[axis] = dim if same else identifier(f"{output}_{axis}")
 
 
-def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
+def _run(wrapper: TensorsModule, feeds: Arrays, size: str = "") -> Arrays:
+    """Return the answers to the example, or to one of another size."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in feeds.items()}
     try:
         with torch.inference_mode(), one_path():
@@ -346,8 +350,24 @@ def _run(wrapper: TensorsModule, feeds: Arrays, when: str) -> Arrays:
     except InvalidInputError:
         raise
     except Exception as error:  # whatever a user's code meets
+        when = f"with {size}" if size else "on its example inputs"
         raise InvalidInputError(
             f"{type(wrapper.inner).__name__} fails {when}: {type(error).__name__}: {first_line(error).rstrip('.')}. It "
-            f"is called with keywords ({', '.join(feeds)}). Use shapes={{'<input>.<axis>': size}} to fix a size that "
-            f"must not vary, a name instead of a size for one that does, bounds that are multiples of what it needs."
+            f"is called with keywords ({', '.join(f'{name}: {array.dtype}' for name, array in feeds.items())}). "
+            f"{_OF_SIZES if size else _parameters_of(wrapper.inner)}"
         ) from error
+
+
+_OF_SIZES = (
+    "Use shapes={'<input>.<axis>': size} to fix a size that must not vary, a name instead of a size for one that does, "
+    "bounds that are multiples of what it needs."
+)
+
+
+def _parameters_of(module: torch.nn.Module) -> str:
+    """Say what a module's forward takes."""
+    try:
+        names = ", ".join(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):  # of a compiled one, say
+        return "Pass example={name: array} with the names and dtypes that its forward takes."
+    return f"Its forward takes ({names}): pass example={{name: array}} with these names and the dtypes it is used with."

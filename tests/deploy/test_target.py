@@ -86,6 +86,8 @@ def test_predict_over_every_protocol_takes_params_and_a_version(client, words, r
         assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
         with pytest.raises(MlflowException, match="no deployment 'words' version 9"):
             asked.predict("words", ["cat"], version=9)
+        for sent in (b"cat", [b"cat"], np.array([b"cat"], object), {"text": np.array([b"cat"])}):
+            assert asked.predict("words", sent, params={"top_k": 2})["predictions"] == best
         ids = {name: [[2, 3, 4]] for name in ("input_ids", "attention_mask")}
         with pytest.raises(MlflowException, match="has 'text' or the graph's own tensors, not both"):
             asked.predict("words", {"text": ["cat"], **ids})

@@ -129,7 +129,7 @@ def test_resolve_refuses_shapes_when_they_do_not_fit_the_example(shapes, message
         ({"x": [1.0]}, "'x' must be an array"),
         ({"x": np.array(["a"])}, "'x' must be an array"),
         ({"x": np.zeros((0, 4), np.float32)}, "empty"),
-        ({"wrong": np.zeros((1, 4), np.float32)}, r"Linear fails.*called with keywords \(wrong\)"),
+        ({"wrong": np.zeros((1, 4), np.float32)}, r"Linear fails.*\(wrong: float32\). Its forward takes \(input\)"),
         ({"input": np.zeros((1, 5), np.float32)}, "Linear fails on its example inputs"),
     ],
 )

@@ -151,7 +151,6 @@ class Tensors(Task):
             )
         return {name: _as_array(name, value, dtypes[name]) for name, value in inputs.items()}
 
-
     def _of_table(self, table: Any) -> Any:
         """Return the columns of a table: one for each input, or, of a lone input of rows, a number of it each."""
         columns = list(table.columns)
