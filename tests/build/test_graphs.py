@@ -201,7 +201,8 @@ def test_fp16_keeps_branches_that_use_values_around_them(tmp_path, captured):
         helper.make_node("ReduceMax", ["scaled"], ["largest"], keepdims=0),
         helper.make_node("Greater", ["largest", "zero"], ["positive"]),
         helper.make_node("If", ["positive"], ["chosen"], **branches),
-        helper.make_node("Mul", ["chosen", "scaled"], ["y"]),
+        helper.make_node("Mul", ["chosen", "scaled"], ["both"]),
+        helper.make_node("MatMul", ["both", "twice"], ["y"]),  # what comes after the last weights stays fp32
     ]
     onnx.save(small_model(nodes, [weight, zero, twice]), tmp_path / "m.onnx")
     to_fp16(tmp_path / "m.onnx", tmp_path / "h.onnx")

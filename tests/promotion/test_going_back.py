@@ -85,6 +85,7 @@ def latency(variant: str, ms: float, host: Fingerprint, digest: str) -> Evidence
     return Evidence(variant, "latency", figures, host=host, files=digest, created="2099-01-01T00:00:00+00:00")
 
 
+@pytest.mark.slow
 def test_another_model_of_that_number_is_no_version_to_go_back_to(spec_of, words, champion, tmp_path):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -102,6 +103,7 @@ def test_another_model_of_that_number_is_no_version_to_go_back_to(spec_of, words
     assert answers(spec) == 2
 
 
+@pytest.mark.slow
 def test_the_message_of_an_update_says_how_to_go_back(spec_of, words, running, monkeypatch):
     spec = spec_of()
     triton, folder = running
