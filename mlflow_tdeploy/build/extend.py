@@ -10,6 +10,7 @@ from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.parents import Here, open_reference, shaken_reference
 from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.build.recipes import RECIPES
+from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import Step
 from mlflow_tdeploy.build.stage import Staged, stage_graph
 from mlflow_tdeploy.build.triton_repository import stage_repository
@@ -93,7 +94,7 @@ def build_variant(
     here = Here(bundle, fetch)
     with open_reference(bundle, here) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
-    staged = _stage(shop, here, new_id, path)
+    staged = _stage(shop, here, new_id, path, answers)
     verified = shop.check(staged, answers)
     evidence = shop.evidence(staged, verified, name)
     if not verified.passed:
@@ -144,7 +145,7 @@ def _given_path(what: str | Path, variant_id: str | None) -> Path | None:
     return path
 
 
-def _stage(shop: Workshop, here: Here, new_id: str, path: Path | None) -> Staged:
+def _stage(shop: Workshop, here: Here, new_id: str, path: Path | None, answers: ReferenceAnswers) -> Staged:
     root = shop.work / "staged"
     if path is not None:
         with shop.step(f"take {new_id}"):
@@ -160,6 +161,6 @@ def _stage(shop: Workshop, here: Here, new_id: str, path: Path | None) -> Staged
         )
     graph = here.graph(chain[0].parent, shop.work / "parent")
     for step in chain:
-        staged = shop.make(step, graph)
+        staged = shop.make(step, graph, answers)
         graph = staged.graph
     return staged

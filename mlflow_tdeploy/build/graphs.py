@@ -1,4 +1,4 @@
-"""Functions from ONNX file to ONNX file: simplify, fuse, quantize. Half precision is in ``build.half``.
+"""Functions from ONNX file to ONNX file: simplify, fuse. Half precision is in ``build.half``, int8 in ``quantize``.
 
 None of them changes its source, and none sends a graph through one protobuf message of more than 2 GiB:
 large weights are read and written beside the graph.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -50,9 +49,6 @@ SESSION_OPTIMIZERS: dict[str, str] = {
     "embed_layer_norm": "EmbedLayerNormFusion",
     "skip_layer_norm": "SkipLayerNormFusion",
 }
-
-#: Matrix products are worth int8. Embedding tables are not: rows are only copied, and their rounding would be all loss.
-INT8_OPS = ("Attention", "Gemm", "MatMul")
 
 _EXTERNAL_DATA_BYTES = 64 * 2**20
 _FOLD_BYTES = 256 * 2**20  # the packed weights of one fused attention are folded up to this size
@@ -181,61 +177,6 @@ def fuse_for_ort(
     best.opset_imports.setdefault("com.microsoft", 1)
     save_ir(best, dst, external_data=external_data)
     return _fused(best)
-
-
-def quantize_dynamic_int8(
-    src: Path,
-    dst: Path,
-    *,
-    per_channel: bool = True,
-    exclude_nodes: Collection[str] = (),
-    op_types: Collection[str] = INT8_OPS,
-    external_data: bool | None = None,
-) -> None:
-    """Quantize the weights of matrix products to signed int8; activations are quantized while running.
-
-    Args:
-        src: An fp32 graph, plain or fused.
-        dst: The file to write.
-        per_channel: One scale per output channel instead of one per weight.
-        exclude_nodes: Names of nodes to leave in fp32.
-        op_types: Operators to quantize.
-        external_data: Force (True) or forbid (False) weights beside the graph.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    if not set(op_counts(src)) & set(op_types):
-        raise BuildError(f"There is nothing to quantize: the graph has none of {', '.join(sorted(op_types))}.")
-    with _without_weight_shapes(src) as bare, tempfile.TemporaryDirectory(dir=src.parent) as folder, quiet():
-        file = Path(folder) / "model.onnx"
-        quantize_dynamic(
-            bare,
-            file,
-            op_types_to_quantize=list(op_types),
-            per_channel=per_channel,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(exclude_nodes),
-            use_external_data_format=True,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-        save_ir(ir.load(file), dst, external_data=external_data)
-
-
-@contextlib.contextmanager
-def _without_weight_shapes(src: Path) -> Iterator[Path]:
-    """Yield a temporary graph beside ``src``, on the same weights, that does not repeat their shapes.
-
-    The quantizer transposes the weights of a Gemm and keeps the shapes written elsewhere in the graph: a conflict.
-    """
-    model = onnx.load(src, load_external_data=False)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    shapes = [value for value in model.graph.value_info if value.name not in weights]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(shapes)
-    with tempfile.NamedTemporaryFile(dir=src.parent, suffix=".onnx") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        yield Path(file.name)
 
 
 def _fuse_onnxscript(src: Path, fusions: Collection[str]) -> ir.Model:

@@ -200,7 +200,7 @@ class _Build:
     def _make(self, recipe: type[Recipe], plan: Plan, answers: ReferenceAnswers) -> None:
         try:
             self._need_parent(recipe)
-            staged = self.shop.make(recipe, self.graphs.get(recipe.parent or ""))
+            staged = self.shop.make(recipe, self.graphs.get(recipe.parent or ""), answers)
             if recipe.id in plan.keep:
                 staged = self._judge(staged, answers)
         except BuildError as error:

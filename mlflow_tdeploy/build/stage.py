@@ -208,7 +208,7 @@ def make_measure(task: Task, data: VerifyData, host: Fingerprint) -> Measure:
         sessions: dict[str, Session] = {}
         try:
             for name, graph in graphs.items():
-                sessions[name] = _open_candidate(graph, task, host)
+                sessions[name] = open_candidate(graph, task, host)
             return {
                 shape: interleave(
                     {name: lambda s=session, f=feeds: s.infer(f) for name, session in sessions.items()},  # type: ignore[misc]
@@ -230,7 +230,7 @@ def make_trial(task: Task, data: VerifyData, host: Fingerprint) -> Trial:
 
     def trial(graph: Graph) -> str | None:
         try:
-            session = _open_candidate(graph, task, host)
+            session = open_candidate(graph, task, host)
             try:
                 for feeds in shapes.values():
                     session.infer(feeds)
@@ -252,8 +252,14 @@ def _tune_feeds(task: Task, data: VerifyData) -> dict[str, Arrays]:
     }
 
 
-def _open_candidate(graph: Graph, task: Task, host: Fingerprint) -> Session:
+def open_candidate(graph: Graph, task: Task, host: Fingerprint, options: SessionOptions | None = None) -> Session:
+    """Open a graph in the making as a variant of it would be.
+
+    Raises:
+        NoVariantError: No runtime here opens it.
+        SessionError: The runtime cannot open it.
+    """
     variant = Variant(
         "candidate", "ort", Precision(), "cpu", graph.path.name, (), session=graph.session, dtypes=graph.dtypes
     )
-    return runtime_for(variant, host).open(graph.path.parent, variant, task.signature, SessionOptions())
+    return runtime_for(variant, host).open(graph.path.parent, variant, task.signature, options or SessionOptions())

@@ -51,11 +51,13 @@ class Fused:
         path: The graph.
         session: Hints that keep ONNX Runtime from fusing again what was left out.
         settings: What was fused, left out and measured, for the precision record.
+        fusions: The kinds that were fused in the graph's file, or would have been.
     """
 
     path: Path
     session: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fusions: frozenset[str] = frozenset()
 
 
 def choose_fusions(
@@ -94,7 +96,7 @@ def choose_fusions(
     path = bench.keep(chosen)
     gone = _with_implied(dropped)
     settings |= {"fused": {kind: n for kind, n in counts.items() if kind not in gone}, "left_out": sorted(dropped)}
-    return Fused(path, chosen.session, settings)
+    return Fused(path, chosen.session, settings, bench.fusions - gone)
 
 
 def _left_out(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.golden import golden_requests
+from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.reference import ReferenceAnswers
@@ -144,14 +145,20 @@ class Workshop:
                     )
         return answers
 
-    def make(self, recipe: type[Recipe], parent: Graph | None) -> Staged:
+    def make(self, recipe: type[Recipe], parent: Graph | None, answers: ReferenceAnswers | None = None) -> Staged:
         """Run a recipe.
+
+        Args:
+            recipe: The recipe.
+            parent: The graph that it starts from.
+            answers: The reference's answers, for recipes that look for a graph within the budget.
 
         Raises:
             BuildError: It failed.
         """
         workdir = self.work / recipe.id
         workdir.mkdir()
+        judge = Judge(answers, self.budget, self.golden(), self.host) if answers is not None else None
         context = RecipeContext(
             task=self.task,
             data=self.data,
@@ -160,6 +167,7 @@ class Workshop:
             source=self.source,
             measure=self._measure,
             trial=self._trial,
+            judge=judge,
             opset=self.options.opset,
             exporter=self.options.exporter,
         )
@@ -259,6 +267,8 @@ def _made(staged: Staged) -> str:
     parts = [f"{staged.variant.size / 1e6:.0f} MB"]
     if "exporter" in settings:
         parts.append(f"{settings['exporter']}, opset {settings['opset']}")
+    if "searched" in settings:
+        parts.append(settings["searched"])
     if settings.get("left_out"):
         parts.append(f"left out {' and '.join(settings['left_out'])}")
     return ", ".join(parts)

@@ -9,6 +9,7 @@ import torch
 from mlflow_tdeploy.build import graphs
 from mlflow_tdeploy.build.attention_mask import take_mask_input
 from mlflow_tdeploy.build.export import export_module
+from mlflow_tdeploy.build.quantize import quantize_dynamic_int8
 
 from .test_export import batch_of, bert_signature, tiny_bert
 
@@ -77,7 +78,7 @@ def test_take_mask_input_lets_the_quantizer_take_attention_when_it_reads_the_mas
     model = fused(tiny_bert("sdpa"))
     take_mask_input(model)
     graphs.save_ir(model, tmp_path / "masked.onnx")
-    graphs.quantize_dynamic_int8(tmp_path / "masked.onnx", tmp_path / "int8.onnx")
+    quantize_dynamic_int8(tmp_path / "masked.onnx", tmp_path / "int8.onnx")
     assert graphs.op_counts(tmp_path / "int8.onnx")["com.microsoft.QAttention"] == 2
 
 

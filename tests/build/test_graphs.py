@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflow_tdeploy.build import graphs
 from mlflow_tdeploy.build.export import export_module
 from mlflow_tdeploy.build.half import to_fp16
+from mlflow_tdeploy.build.quantize import quantize_dynamic_int8
 from mlflow_tdeploy.core.errors import BuildError
 
 from .test_export import batch_of, bert_signature, tiny_bert
@@ -84,7 +85,7 @@ def test_each_fusion_can_be_left_out(source, tmp_path):
 def test_int8_fusions_leave_weights_to_the_quantizer(source, tmp_path):
     module, path = source
     graphs.fuse_for_ort(path, tmp_path / "f.onnx", fusions=graphs.CPU_INT8_FUSIONS, num_heads=4, hidden_size=32)
-    graphs.quantize_dynamic_int8(tmp_path / "f.onnx", tmp_path / "q.onnx")
+    quantize_dynamic_int8(tmp_path / "f.onnx", tmp_path / "q.onnx")
     counts = graphs.op_counts(tmp_path / "q.onnx")
     projections = counts["MatMulInteger"] + 3 * counts.get("com.microsoft.QAttention", 0)
     assert projections >= 2 * 6  # query, key, value, output, up and down of both layers
@@ -97,7 +98,7 @@ def test_int8_fusions_leave_weights_to_the_quantizer(source, tmp_path):
 def test_excluded_nodes_stay_fp32(source, tmp_path):
     _, path = source
     names = [node.name for node in onnx.load(path).graph.node if node.op_type == "MatMul"]
-    graphs.quantize_dynamic_int8(path, tmp_path / "q.onnx", exclude_nodes=names)
+    quantize_dynamic_int8(path, tmp_path / "q.onnx", exclude_nodes=names)
     counts = graphs.op_counts(tmp_path / "q.onnx")
     assert counts["MatMul"] == len(names)
 
@@ -106,7 +107,7 @@ def test_per_channel_scales_are_per_channel(source, tmp_path):
     _, path = source
     shapes = {}
     for per_channel in (True, False):
-        graphs.quantize_dynamic_int8(path, tmp_path / "q.onnx", per_channel=per_channel)
+        quantize_dynamic_int8(path, tmp_path / "q.onnx", per_channel=per_channel)
         scales = [i for i in onnx.load(tmp_path / "q.onnx").graph.initializer if i.name.endswith("_scale")]
         shapes[per_channel] = {tuple(scale.dims) for scale in scales}
     assert (48,) in shapes[True]
@@ -248,7 +249,7 @@ def test_external_weights_survive_every_step(source, tmp_path, monkeypatch):
     assert (small / "model.onnx.data").stat().st_size > 10_000
     steps = {
         "fused": lambda a, b: graphs.fuse_for_ort(a, b, external_data=True, num_heads=4, hidden_size=32),
-        "int8": lambda a, b: graphs.quantize_dynamic_int8(a, b, external_data=True),
+        "int8": lambda a, b: quantize_dynamic_int8(a, b, external_data=True),
         "half": to_fp16,
     }
     for name, step in steps.items():
@@ -264,7 +265,7 @@ def test_nothing_is_logged_and_logging_is_as_before(source, tmp_path, capfd):
     _, path = source
     state = (list(logging.root.handlers), logging.root.manager.disable)
     graphs.fuse_for_ort(path, tmp_path / "f.onnx")
-    graphs.quantize_dynamic_int8(tmp_path / "f.onnx", tmp_path / "q.onnx")
+    quantize_dynamic_int8(tmp_path / "f.onnx", tmp_path / "q.onnx")
     assert capfd.readouterr() == ("", "")
     assert (list(logging.root.handlers), logging.root.manager.disable) == state
 
@@ -351,5 +352,5 @@ def test_quantize_says_so_when_a_graph_has_nothing_to_quantize(tmp_path):
     graph = onnx.helper.make_graph([node], "g", [value("x", 1, ["b"])], [value("y", 1, ["b"])])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
     with pytest.raises(BuildError, match="nothing to quantize: the graph has none of Attention, Gemm, MatMul"):
-        graphs.quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")
+        quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()

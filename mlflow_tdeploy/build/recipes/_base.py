@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.variant import Format
 from mlflow_tdeploy.source.base import Source
+
+if TYPE_CHECKING:
+    from mlflow_tdeploy.build.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class RecipeContext:
         source: The model itself; None when a bundle is extended and the source is not at hand.
         measure: Times graphs on this host; None when nothing shall be measured.
         trial: Opens graphs on this host; None when that shall not be tried.
+        judge: Holds graphs against the source's answers; None where nobody has asked it.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
     """
@@ -64,6 +68,7 @@ class RecipeContext:
     source: Source | None = None
     measure: Measure | None = None
     trial: Trial | None = None
+    judge: Judge | None = None
     opset: int = 18
     exporter: str = "auto"
 

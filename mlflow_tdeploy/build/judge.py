@@ -1,0 +1,90 @@
+"""How good a graph in the making is, for recipes that look for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from mlflow_tdeploy.build.recipes import Graph
+from mlflow_tdeploy.build.reference import Case, ReferenceAnswers
+from mlflow_tdeploy.build.stage import open_candidate
+from mlflow_tdeploy.build.verify import Verified, verify
+from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.golden import GoldenRequest
+from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.core.tensors import Arrays
+from mlflow_tdeploy.runtime.base import Session
+from mlflow_tdeploy.runtime.options import SessionOptions
+
+#: Batches that distances are taken of.
+_SAMPLE = 4
+
+
+class Judge:
+    """Holds graphs against the answers of the source.
+
+    Args:
+        answers: The source's answers.
+        budget: How far a variant may be from them.
+        golden: The golden requests.
+        host: This host.
+    """
+
+    def __init__(
+        self, answers: ReferenceAnswers, budget: Budget, golden: Sequence[GoldenRequest], host: Fingerprint
+    ) -> None:
+        self._answers, self._budget, self._golden, self._host = answers, budget, tuple(golden), host
+        self._sample = _some(answers)
+
+    def verdict(self, graph: Graph) -> Verified:
+        """Return what a check of it as a variant would find: the same questions, the same budget.
+
+        Raises:
+            SessionError: It cannot be opened.
+        """
+        with self._opened(graph) as session:
+            return verify(self._answers, session.infer, self._budget, self._golden)
+
+    def distance(self, graph: Graph) -> float:
+        """Return how far its answers to a few batches are from the source's, beside how large those are.
+
+        Raises:
+            SessionError: It cannot be opened, or fails.
+        """
+        off = size = 0.0
+        with self._opened(graph) as session:
+            for feeds, reference in self._sample:
+                got = session.infer(feeds)
+                for name, wanted in reference.items():
+                    off += float(np.square(got[name].astype(np.float64) - wanted).sum())
+                    size += float(np.square(wanted.astype(np.float64)).sum())
+        return float(np.sqrt(off / size)) if size else off
+
+    @contextmanager
+    def _opened(self, graph: Graph) -> Iterator[Session]:
+        options = SessionOptions(intra_op_threads=self._host.cores)
+        session = open_candidate(graph, self._answers.task, self._host, options)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def _some(answers: ReferenceAnswers) -> list[tuple[Arrays, Arrays]]:
+    """Return some batches of what was given, with the source's answers; corners where nothing was."""
+    usable = [index for index, (_, outputs) in enumerate(answers) if _is_finite(outputs)]
+    given = [index for index in usable if _is_batch(answers.cases[index])]
+    chosen = given or usable
+    step = max(1, len(chosen) // _SAMPLE)
+    wanted = set(chosen[::step][:_SAMPLE])  # one by one: all answers may be too large for memory
+    return [(case.feeds, outputs) for index, (case, outputs) in enumerate(answers) if index in wanted]
+
+
+def _is_batch(case: Case) -> bool:
+    return case.part == "items" and len(case.indices) > 1
+
+
+def _is_finite(outputs: Arrays) -> bool:
+    return all(np.isfinite(array).all() for array in outputs.values())

@@ -1,0 +1,148 @@
+"""Dynamic int8 within the budget: the products that cost most accuracy are quantized by blocks, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlflow_tdeploy.build.graphs import fuse_for_ort
+from mlflow_tdeploy.build.judge import Judge
+from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare, products, quantize_mixed
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
+from mlflow_tdeploy.build.recipes.ort_cpu_int8 import fused_for_int8
+from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
+from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.variant import Format
+
+#: Most graphs that are tried to find out which products matter.
+_TRIALS = 64
+#: By blocks a product has to be off by no more than this share of what it is off by channels.
+_MUCH = 0.5
+
+
+@RECIPES.register("ort-cpu-int8-mixed")
+class OrtCpuInt8Mixed(Recipe):
+    """Quantizes as ``ort-cpu-int8`` does, and spares as few products as the budget needs.
+
+    Products are put in the order of what quantizing them by channels does to the answers. Of those that do most, as
+    many as it takes are spared: quantized by blocks where that is much closer, else left in fp32. Where it does not do
+    to spare all, as many as it takes are left in fp32.
+    """
+
+    id: ClassVar[str] = "ort-cpu-int8-mixed"
+    precision: ClassVar[str] = "int8"
+    parent: ClassVar[str | None] = "onnx-fp32"
+    format: ClassVar[Format] = "ort"
+    device: ClassVar[str] = "cpu"
+    default: ClassVar[bool] = False
+    tuned: ClassVar[bool] = True
+
+    def run(self, context: RecipeContext) -> Graph:
+        """Fuse, order, spare, check."""
+        if context.judge is None:
+            raise BuildError(f"'{self.id}' is looked for beside the source's answers, and nobody has asked it.")
+        fused = fused_for_int8(context)
+        whole, plain = (context.workdir / name / "model.onnx" for name in ("whole", "plain"))
+        fuse_for_ort(context.base().path, whole, fusions=fused.fusions)
+        prepare(whole, plain)
+        shutil.rmtree(whole.parent)
+        search = _Search(plain, context.workdir, context.judge, Graph(fused.path, Precision(), session=fused.session))
+        mix = search.run()
+        shutil.rmtree(plain.parent)
+        settings = {"dynamic": True, "per_channel": True, **mix.settings, **fused.settings}
+        precision = Precision("int8", "int8", recipe=self.id, kept=mix.kept, settings=settings)
+        return Graph(search.path, precision, session=fused.session)
+
+
+@dataclass(frozen=True)
+class _Mix:
+    """Which products are not quantized by channels.
+
+    Attributes:
+        blocks: By blocks.
+        kept: Not at all.
+        settings: How that was found.
+    """
+
+    blocks: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class _Search:
+    """One search: the graph that was tried last lies at :attr:`path`."""
+
+    def __init__(self, plain: Path, workdir: Path, judge: Judge, like: Graph) -> None:
+        self._plain, self._judge, self._like = plain, judge, like
+        self._names, self._by_blocks = products(plain), can_be_blocks(plain)
+        self.path = workdir / "mixed" / "model.onnx"
+        self._suits: dict[str, bool] = {}
+        self._tried = 0
+
+    def run(self) -> _Mix:
+        """Return the mix of the graph that is left.
+
+        Raises:
+            BuildError: Nothing within the budget is left to quantize.
+        """
+        if not self._names:
+            raise BuildError("There is nothing to quantize: the graph has no matrix product with weights.")
+        if self._passes(_Mix()):
+            return self._found(_Mix())
+        order = by_sensitivity(self._names, lambda names: self._distance(channels=names), trials=_TRIALS)
+        mix = self._least(order, lambda count: self._spared(order[:count]))
+        mix = mix or self._least(order, lambda count: self._spared(order, whole=order[:count]))
+        if mix is None or len(mix.kept) == len(self._names):
+            raise BuildError("No product of this graph can be quantized within the budget.")
+        return self._found(mix)
+
+    def _least(self, order: Sequence[str], mix: Callable[[int], _Mix]) -> _Mix | None:
+        count = fewest(len(order), lambda count: self._passes(mix(count)))
+        return None if count is None else mix(count)
+
+    def _spared(self, names: Collection[str], whole: Collection[str] = ()) -> _Mix:
+        """Return the mix that spares some products, each as suits it, and some of them as a whole."""
+        blocks = {name for name in names if name not in whole and self._suits_blocks(name)}
+        kept = {*names, *whole} - blocks
+        return _Mix(self._in_order(blocks), self._in_order(kept))
+
+    def _in_order(self, which: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name in self._names if name in which)
+
+    def _suits_blocks(self, name: str) -> bool:
+        """Tell whether a product is much closer by blocks than by channels; else it is spared as a whole."""
+        if name not in self._suits:
+            by_blocks = name in self._by_blocks and self._distance(blocks=[name])
+            self._suits[name] = bool(by_blocks is not False and by_blocks < _MUCH * self._distance(channels=[name]))
+        return self._suits[name]
+
+    def _found(self, mix: _Mix) -> _Mix:
+        """Write the graph of a mix, and return it with how it was found."""
+        self._write(mix, external_data=True)
+        told = f"{len(mix.blocks)} by blocks and {len(mix.kept)} in fp32 of {len(self._names)} products"
+        settings = {"blocks": list(mix.blocks), "block_size": BLOCK, "graphs_tried": self._tried, "searched": told}
+        return replace(mix, settings=settings)
+
+    def _passes(self, mix: _Mix) -> bool:
+        self._write(mix)
+        return self._judge.verdict(self._graph).passed
+
+    def _distance(self, *, channels: Sequence[str] = (), blocks: Sequence[str] = ()) -> float:
+        """Return how far answers are off where only these products are quantized."""
+        quantized = {*channels, *blocks}
+        self._write(_Mix(tuple(blocks), tuple(name for name in self._names if name not in quantized)))
+        return self._judge.distance(self._graph)
+
+    @property
+    def _graph(self) -> Graph:
+        return replace(self._like, path=self.path)
+
+    def _write(self, mix: _Mix, *, external_data: bool = False) -> None:
+        self._tried += 1
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.parent.mkdir()
+        quantize_mixed(self._plain, self.path, blocks=mix.blocks, kept=mix.kept, external_data=external_data)
