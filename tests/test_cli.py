@@ -275,3 +275,20 @@ def test_an_address_where_no_model_is_is_told_without_a_traceback():
         assert result.exit_code == 1
         assert result.output.startswith("Error: ")
         assert isinstance(result.exception, SystemExit)
+
+
+def test_quantize_adds_a_variant_within_the_budget_and_says_what_it_does_not_keep(tmp_path):
+    from tests.build.building import FP32, build
+    from tests.build.test_int8_mixed import Planted, source
+
+    build(source(Planted()), tmp_path / "model", FP32)
+    done = CliRunner().invoke(main, ["quantize", str(tmp_path / "model")])
+    assert done.exit_code == 0, done.output
+    assert "0 by blocks and 1 in fp32 of 6 products" in done.output
+    assert "Added ort-cpu-int8-mixed to" in done.output
+    plain = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), "ort-cpu-int8"])
+    assert plain.exit_code == 1
+    assert "'ort-cpu-int8' is over the budget: not kept" in plain.output
+    unknown = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), "int5"])
+    assert unknown.exit_code == 1
+    assert "Unknown precision or variant 'int5'" in unknown.output

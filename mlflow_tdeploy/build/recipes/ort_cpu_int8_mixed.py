@@ -81,6 +81,7 @@ class _Search:
         self._names, self._by_blocks = products(plain), can_be_blocks(plain)
         self.path = workdir / "mixed" / "model.onnx"
         self._suits: dict[str, bool] = {}
+        self._distances: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
         self._tried = 0
 
     def run(self) -> _Mix:
@@ -134,8 +135,11 @@ class _Search:
     def _distance(self, *, channels: Sequence[str] = (), blocks: Sequence[str] = ()) -> float:
         """Return how far answers are off where only these products are quantized."""
         quantized = {*channels, *blocks}
-        self._write(_Mix(tuple(blocks), tuple(name for name in self._names if name not in quantized)))
-        return self._judge.distance(self._graph)
+        mix = _Mix(tuple(blocks), tuple(name for name in self._names if name not in quantized))
+        if (known := (mix.blocks, mix.kept)) not in self._distances:
+            self._write(mix)
+            self._distances[known] = self._judge.distance(self._graph)
+        return self._distances[known]
 
     @property
     def _graph(self) -> Graph:

@@ -1,0 +1,40 @@
+"""``tdeploy quantize``: an int8 variant within the budget for a model that is logged already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlflow_tdeploy.cli._common import clean_errors, read_lines, show_step
+
+
+@click.command()
+@click.argument("uri")
+@click.argument("recipe", default="ort-cpu-int8-mixed")
+@click.option("--budget", help="A stricter one than the model's own: 'worst_cosine >= 0.995'.")
+@click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
+@click.option(
+    "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Texts to check on, one a line."
+)
+def quantize(uri: str, recipe: str, budget: str | None, on_budget: Any, texts: Path | None) -> None:
+    """Quantize the model at URI by RECIPE, check it, and add it to that very version.
+
+    By default the matrix products that cost most accuracy are looked for, and as few of them as the budget needs are
+    quantized by blocks, or not at all.
+    """
+    from mlflow_tdeploy import extend_model
+
+    with clean_errors():
+        (added,) = extend_model(
+            uri,
+            precisions=[recipe],
+            budget=budget,
+            on_budget=on_budget,
+            verify_with=read_lines(texts) if texts else None,
+            progress=show_step,
+        )
+    if not added.files:
+        raise click.ClickException(f"'{added.id}' is over the budget: not kept.")
+    click.echo(f"Added {added.id} to {uri}")
