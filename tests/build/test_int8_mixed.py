@@ -91,6 +91,7 @@ def test_a_product_that_is_closer_by_blocks_is_spared_so(tmp_path):
     mixed = bundle.variants["ort-cpu-int8-mixed"]
     assert (mixed.dropped, len(mixed.precision.settings["blocks"]), mixed.precision.kept) == (False, 1, ())
     assert around(bundle, mixed, "MatMulNBits") == (PLANTED, LAYERS - 1)
+    assert (mixed.requires["onnxruntime"], bundle.variants["ort-cpu-int8"].requires["onnxruntime"]) == ("1.22", "1.18")
 
 
 def around(bundle, variant, spared):

@@ -117,8 +117,9 @@ class _Search:
     def _suits_blocks(self, name: str) -> bool:
         """Tell whether a product is much closer by blocks than by channels; else it is spared as a whole."""
         if name not in self._suits:
-            by_blocks = name in self._by_blocks and self._distance(blocks=[name])
-            self._suits[name] = bool(by_blocks is not False and by_blocks < _MUCH * self._distance(channels=[name]))
+            self._suits[name] = name in self._by_blocks and (
+                self._distance(blocks=[name]) < _MUCH * self._distance(channels=[name])
+            )
         return self._suits[name]
 
     def _found(self, mix: _Mix) -> _Mix:
