@@ -17,7 +17,7 @@ unexport TOKENIZERS_PARALLELISM
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion clean
+.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion bench-precision clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench: $(STAMP) ## Measures ours, the peers and the floor on this machine, and d
 
 bench-gpu: $(STAMP) ## Measures PyTorch, ONNX Runtime and TensorRT on this machine's GPU
 	$(RUN) -m benchmarks.gpu
+
+bench-precision: $(STAMP) ## Measures int8 within a budget beside fp32 and naive int8, on this machine
+	$(RUN) -m benchmarks.precision
 
 bench-promotion: $(STAMP) ## Measures from an alias in the registry to an answer of a server, on this machine
 	$(RUN) -m benchmarks.promotion $(ARGS)

@@ -1,0 +1,132 @@
+"""int8 within a budget, measured here: ``python -m benchmarks.precision`` prints a table and writes JSON.
+
+Ours are opened through ``mlflow.pyfunc``; naive dynamic int8 is the floor of ``benchmarks.text``: ONNX Runtime's
+quantizer with its defaults, per channel, in a bare loop with the best thread count and batch size. All in one process,
+in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data, floor, ours, peers
+from benchmarks.latency import fidelity
+from benchmarks.report import Figure, Results, finish, say, summarize
+from mlflow_tdeploy.core.measure import interleave, ratio
+
+RESULTS = Path(__file__).parent / "results" / "precision.json"
+#: What may be lost, and of which figures that is a condition.
+BUDGET = "worst_cosine >= 0.995"
+MIXED, NAIVE = "ours int8, mixed", "naive dynamic int8"
+_VARIANTS = {"ours fp32": "ort-cpu-fp32", "ours int8, plain": "ort-cpu-int8", MIXED: "ort-cpu-int8-mixed"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Texts, and how often they are asked.
+
+    Attributes:
+        name: For the table.
+        texts: The request.
+        rounds: Of all ways.
+        search: Of each way of the naive one.
+    """
+
+    name: str
+    texts: Sequence[str]
+    rounds: int
+    search: int
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file to write")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: few texts and rounds; writes no JSON")
+    options = parser.parse_args(arguments)
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="tdeploy-precision-") as folder:
+        work = Path(folder)
+        say("peers and floor: saving and exporting")
+        peers.prepare(work)
+        floor.prepare(work)
+        model, made = _model(work)
+        results.add("search", *_searched(model, made))
+        results.add("speed", *_speed(work, model, quick=options.quick))
+    return finish(results, options.out, quick=options.quick)
+
+
+def _model(work: Path) -> tuple[Path, float]:
+    """Log the model with fp32 and plain int8, add what is within the budget; return its folder and how long it took."""
+    import mlflow_tdeploy
+
+    say("save_model, then the search for int8 within the budget")
+    folder = work / "model"
+    mlflow_tdeploy.save_model(
+        str(peers.MODEL), folder, task="sentence-embedding", precisions=["fp32", "int8"], budget=ours.BUDGET
+    )
+    started = time.perf_counter()
+    mlflow_tdeploy.extend_model(str(folder), precisions=["ort-cpu-int8-mixed"], budget=BUDGET, on_budget="raise")
+    return folder, time.perf_counter() - started
+
+
+def _searched(model: Path, seconds: float) -> tuple[list[Figure], dict[str, Any]]:
+    import mlflow_tdeploy
+
+    loaded = mlflow_tdeploy.load_model(str(model))
+    variants = loaded.variants
+    loaded.close()
+    mixed, fp32 = variants["ort-cpu-int8-mixed"], variants["ort-cpu-fp32"]
+    settings = dict(mixed.precision.settings)
+    figures = [
+        Figure(f"search for int8 within {BUDGET}", seconds, "s", note=str(settings["searched"])),
+        Figure("  graphs tried", float(settings["graphs_tried"]), ""),
+        Figure("size beside fp32", mixed.size / fp32.size, "x", note=f"{mixed.size / 1e6:.0f} MB"),
+    ]
+    return figures, {"settings": settings, "kept": list(mixed.precision.kept)}
+
+
+def _speed(work: Path, model: Path, *, quick: bool) -> tuple[list[Figure], dict[str, Any]]:
+    opened: dict[str, peers.Embed] = {name: ours.open_pyfunc(model, variant) for name, variant in _VARIANTS.items()}
+    figures, details = list[Figure](), dict[str, Any]()
+    texts = data.mixed_texts()
+    for asked in (
+        Asked("8 words", [data.SHORT_TEXT], *((12, 5) if quick else (100, 40))),
+        Asked("256 texts", texts[:48] if quick else texts, *((3, 2) if quick else (11, 4))),
+    ):
+        say(f"  {asked.name}: search for the best naive one, then {asked.rounds} rounds")
+        best, _ = floor.best_floor(work, "int8", asked.texts, rounds=asked.search)
+        calls: dict[str, peers.Embed] = {**opened, NAIVE: best}
+        samples = interleave(
+            {name: lambda call=call, given=list(asked.texts): call(given) for name, call in calls.items()},  # type: ignore[misc]
+            rounds=asked.rounds,
+            pause=0.03,
+        )
+        lone = len(asked.texts) == 1
+        beside = {"ours fp32": 2.5 if lone else None, NAIVE: None if lone else 1.3, "ours int8, plain": None}
+        title = f"{asked.name}, int8 within the budget: faster than"
+        figures += [
+            Figure(f"{title} {name}", ratio(samples, name, MIXED), "x", goal, "at least")
+            for name, goal in beside.items()
+        ]
+        details[asked.name] = {"calls": summarize(samples), "naive": best.settings}
+        figures += [
+            Figure(f"  {asked.name}: {name}", details[asked.name]["calls"][name]["median_ms"], "ms") for name in calls
+        ]
+    found = fidelity({**calls, "mlflow.sentence_transformers": peers.open_peer("sentence_transformers", work)}, texts)
+    goals = {MIXED: 0.995}
+    figures += [
+        Figure(f"worst cosine to sentence_transformers, {name}", value, "", goals.get(name), "at least")
+        for name, value in found.items()
+    ]
+    return figures, {**details, "worst_cosine_to_sentence_transformers": found}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
