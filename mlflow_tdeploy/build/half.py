@@ -206,15 +206,16 @@ def _nodes_after_weights(graph: onnx.GraphProto) -> set[str]:
     constants = {one.name for one in graph.initializer}
     constants |= {name for name, node in makers.items() if node.op_type == "Constant"}
     waiting = [(makers[value.name], 0) for value in graph.output if value.name in makers]
-    found: set[str] = set()
+    found: dict[str, int] = {}  # by how many sums at least
     while waiting:
         node, sums = waiting.pop()
         computed = [one for one in node.input if one and one not in constants]
         sums += len(computed) > 1 and node.op_type in ("Add", "Sub")
-        if node.op_type in _SHAPING and sums < 2 and node.name not in found:  # many in a row are a model's residuals
-            found.add(node.name)
+        # many in a row are a model's residuals
+        if node.op_type in _SHAPING and sums < min(2, found.get(node.name, 2)):
+            found[node.name] = sums
             waiting += [(makers[one], sums) for one in computed if one in makers]
-    return found
+    return set(found)
 
 
 def _nodes_of_places(graph: onnx.GraphProto) -> set[str]:

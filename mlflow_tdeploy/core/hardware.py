@@ -17,6 +17,10 @@ _CPU_FEATURES = (
 )
 
 
+#: Where a container's limit is on hosts with the first version of cgroups.
+_CGROUP_1 = "/sys/fs/cgroup/cpu"
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One NVIDIA GPU as its driver reports it.
@@ -96,7 +100,13 @@ def usable_cores() -> int:
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
-        pass  # no cgroup v2: the affinity stands
+        pass  # no cgroup v2: the affinity stands, or what the first one says
+    try:
+        limit, each = (int(Path(_CGROUP_1, f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        if limit > 0:  # -1 is none
+            cores = min(cores, max(1, limit // each))
+    except (OSError, ValueError, ZeroDivisionError):
+        pass  # no cgroup v1 either
     return max(1, cores)
 
 

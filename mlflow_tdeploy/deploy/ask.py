@@ -139,8 +139,11 @@ def _decoded(inputs: Any) -> Any:
         return {name: _decoded(value) for name, value in inputs.items()}
     if isinstance(inputs, (list, tuple)):
         return [_decoded(one) for one in inputs]
-    is_bytes = isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OS"
-    return np.array([_decoded(one) for one in inputs.ravel()], object).reshape(inputs.shape) if is_bytes else inputs
+    if not (isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OS"):
+        return inputs
+    found = np.empty(inputs.size, object)
+    found[:] = [_decoded(one) for one in inputs.ravel()]
+    return found.reshape(inputs.shape)
 
 
 def _as_bytes(value: Any) -> Array:

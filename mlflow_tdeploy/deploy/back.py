@@ -22,7 +22,13 @@ class Back(Switch):
     """Goes back, see :class:`Tidy`; nothing is sent."""
 
     def rollback(
-        self, name: str, version: int | None = None, grace: float = Settings.grace, *, retire: bool = True
+        self,
+        name: str,
+        version: int | None = None,
+        grace: float = Settings.grace,
+        *,
+        said: Settings | None = None,
+        retire: bool = True,
     ) -> Deployed:
         """Have the version answer that did before, or another one that is kept, such as one that was gone back from.
 
@@ -32,6 +38,7 @@ class Back(Switch):
             name: The deployment.
             version: Which version; the one before by default.
             grace: Seconds that what does not stay loaded stays all the same, for requests that it has.
+            said: What is said of the deployment from now on; what was said before, by default.
             retire: Remove what is not kept any more; else :meth:`Deployments.retire` does.
 
         Raises:
@@ -51,10 +58,13 @@ class Back(Switch):
                 raise NotFoundError(f"'{name}' has no version {wanted or 'before'} to go back to. Kept are: {kept}.")
             self._step("load")
             changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
-            if route.rollout or not wanted == before == route.active:
+            new = route.moved(wanted, now(), user_name())
+            if said is not None:
+                new = replace(new, config=said.config, keep_loaded=said.keep_loaded)
+            if route.rollout or new.config != route.config or not wanted == before == route.active:
                 self._drained(name, wanted, BRIEFLY_S)  # else it could not be told from the one that comes
                 self._step("switch")
-                self._switch(name, route, route.moved(wanted, now(), user_name()))
+                self._switch(name, route, new)
                 changed = True
             if retire:
                 self._retire(name, grace)

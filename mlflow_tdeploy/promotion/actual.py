@@ -83,6 +83,14 @@ def asked_at(target: Target, server: Server, name: str, version: int) -> tuple[A
     return Asked(manifest.task, manifest.task_config, manifest.signature), sum_of_manifest(content)
 
 
+def published_at(target: Target, server: Server, name: str, version: int) -> dict[str, str]:
+    """Return what a version that is deployed says of itself in the repository; nothing where that cannot be known."""
+    try:
+        return deployments_at(target, server).published(f"{name}.v{version}")
+    except Exception:  # as above
+        return {}
+
+
 def sum_of_manifest(content: bytes) -> str:
     """Return what tells a model as it was logged from every other one: nothing that is added later changes it."""
     return hashlib.sha256(content).hexdigest()

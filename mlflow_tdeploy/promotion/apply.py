@@ -168,7 +168,7 @@ def together(
             seen = (do or _bring)(step, spec, go_on)
         except BaseException as error:  # whatever a gate throws: what served serves on
             why, seconds = _why(error, step), time.perf_counter() - started
-            worse, ended = isinstance(error, TryoutError), isinstance(error, UnreachableError)
+            worse, ended = isinstance(error, TryoutError), isinstance(error, UnreachableError) and _has_gone(step, spec)
             begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=ended), routes[place])
             found = _all_taken_back([*done, begun], spec, why)
             if not isinstance(error, Exception):
@@ -176,6 +176,15 @@ def together(
             return [*found, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
         done.append(_Done(Outcome(step, "done", time.perf_counter() - started, seen=seen), routes[place]))
     return [one.outcome for one in done]
+
+
+def _has_gone(step: Step, spec: Spec) -> bool:
+    """Tell whether a server is not there, or has nothing any more of what answered: one that is only late has."""
+    try:
+        found = server_of(step, spec)
+        return not found.client.live() or (step.before is not None and found.answering(step.name) is None)
+    except Exception:
+        return True
 
 
 def _why(error: BaseException, step: Step) -> str:
@@ -269,15 +278,15 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
     known = LoggedBundle(TDEPLOY, records.bundle, records.fetch)
     wanted = Wanted(found, step.name, uri, "", dict(rule.serve), before, known)
     what, how = wanted.for_server()
+    kept = (*before["previous"], *before["ahead"], before["version"]) if before else ()
+    if step.after in kept and _came_otherwise(found, step, what, how):
+        found.rollback(step.name, step.after, said=how, retire=False)
+        return ""
     if rule.variants == "pinned" and isinstance(what, BundleVersion) and what.variant.digest != step.digest:
         raise ConflictError(
             f"'{what.variant.id}' would serve '{step.name}' at {step.server}, and the plan has seen "
             f"'{step.variants[1]}'. Plan again, or say variants: auto."
         )
-    kept = (*before["previous"], *before["ahead"], before["version"]) if before else ()
-    if step.after in kept and _came_otherwise(found, step, what, how):
-        found.rollback(step.name, step.after, retire=False)
-        return ""
     judge = None if step.after in kept else metric_gate(rule.gates.metric, found, step.name)  # it has passed
     tryout = rule.strategy.tryout(go_on) if step.strategy else None
     return found.deploy(what, how, judge=judge, tryout=tryout, retire=False).seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlflow_tdeploy.core.errors import NotFoundError, first_line
 from mlflow_tdeploy.core.variant import Variant
@@ -65,6 +65,25 @@ def candidate(wanted: Desired, observed: Observed, within: float = FRESH_S) -> C
         return _looked_at(wanted, observed, within)
     except Exception as error:  # whatever is wrong with this version stops no other
         return Candidate(refused=first_line(error))
+
+
+def as_it_came(coming: Candidate, uri: str, came: Mapping[str, str], manifest: str) -> Candidate:
+    """Return a version as it lies in the repository, where that is this very model: it is gone back to and not made.
+
+    Args:
+        coming: What would be made of it now.
+        uri: The model version's URI.
+        came: What its graph says of itself there.
+        manifest: The sum of the manifest beside its front there.
+    """
+    if not manifest or manifest != coming.manifest or came.get("digest") not in coming.digests:
+        return coming
+    variant, digest = came.get("variant", ""), came["digest"]
+    metrics = evidence(uri, variant)
+    return replace(
+        coming, variant=variant, digest=digest, key=came.get("key", ""), metrics=metrics, incomplete="",
+        decision=f"{variant} (as it came)",
+    )  # fmt: skip
 
 
 def evidence(uri: str, variant: str) -> dict[str, float]:

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from mlflow import MlflowClient
 
-from mlflow_tdeploy.promotion.actual import Observed, asked_at, is_live, observe
-from mlflow_tdeploy.promotion.candidate import candidate, evidence
+from mlflow_tdeploy.promotion.actual import Observed, asked_at, is_live, observe, published_at
+from mlflow_tdeploy.promotion.candidate import as_it_came, candidate, evidence
 from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, at_first, settled, step
 from mlflow_tdeploy.promotion.records import FRESH_S
 from mlflow_tdeploy.promotion.registry import Desired, desired
@@ -49,7 +49,11 @@ def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within
         return nothing
     if not found.reachable or wanted.version is None:
         return step(wanted, found, None, Before())
-    return step(wanted, found, candidate(wanted, found, within), _before(spec, wanted, server, found))
+    coming = candidate(wanted, found, within)
+    if wanted.version in found.kept:
+        place = (spec.targets[wanted.target], server, wanted.name, wanted.version)
+        coming = as_it_came(coming, wanted.uri, published_at(*place), asked_at(*place)[1])
+    return step(wanted, found, coming, _before(spec, wanted, server, found))
 
 
 def _before(spec: Spec, wanted: Desired, server: Server, found: Observed) -> Before:

@@ -23,6 +23,8 @@ Action = Literal["none", "keep", "create", "update", "refuse", "unknown"]
 #: Actions that change something.
 CHANGES = ("create", "update")
 _THERE = "it answers already"
+#: What may be said of a deployment that is no part of any of its versions.
+_OF_NO_VERSION = ("keep", "keep_loaded", "grace")
 
 
 @dataclass(frozen=True)
@@ -165,13 +167,14 @@ def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, bef
     variants = (observed.says("variant"), coming.variant)
     place = replace(place, variants=variants, digest=coming.digest)
     # the files count, and not the name that the model had when they came: it may be called otherwise now
-    same = observed.version == wanted.version and observed.says("key") == coming.key
-    same = same or (_is_pinned(wanted, observed, coming, before) and _is_there(wanted, observed))
+    same = observed.version == wanted.version
+    same = same and (observed.says("key") == coming.key or _is_this_model(observed, coming, before))
     if same and not coming.refused and _answers(observed) and _as_said(wanted, observed) and not _beside(observed):
         return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
     known = before.asked is not None
-    verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found, known=known))
+    unchanged = same and _is_said_alike(wanted, observed)
+    verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found, known=known, stays=unchanged))
     failed = next((one for one in verdicts if not one.passed), None)
     action: Action = "refuse" if failed else "update" if observed.version else "create"
     return replace(
@@ -279,10 +282,18 @@ def _is_there(wanted: Desired, observed: Observed) -> bool:
     return wanted.version is not None and observed.says("model_uri") == wanted.uri and _answers(observed)
 
 
-def _is_pinned(wanted: Desired, observed: Observed, coming: Candidate, before: Before) -> bool:
-    """Tell whether what is deployed is this model and stays as it came, whatever would be chosen for it by now."""
-    same = before.manifest == coming.manifest != "" and observed.says("digest") in coming.digests
-    return same and wanted.rule.variants == "pinned"
+def _is_this_model(observed: Observed, coming: Candidate, before: Before) -> bool:
+    """Tell whether what is deployed is this model: it stays as it came, whatever would be chosen for it by now."""
+    return before.manifest == coming.manifest != "" and observed.says("digest") in coming.digests
+
+
+def _is_said_alike(wanted: Desired, observed: Observed) -> bool:
+    """Tell whether nothing else is said now than when it was deployed, but for what no version is made of."""
+    then, now = (
+        {key: value for key, value in one.items() if key not in _OF_NO_VERSION}
+        for one in (observed.described.get("config", {}), json.loads(as_record(wanted.rule.serve)))
+    )
+    return bool(then == now)
 
 
 def _answers(observed: Observed) -> bool:
@@ -291,11 +302,11 @@ def _answers(observed: Observed) -> bool:
 
 
 def _verdicts(
-    wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference], *, known: bool
+    wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference], *, known: bool, stays: bool
 ) -> Iterable[Verdict]:
     yield Verdict("variant", not coming.refused, coming.refused or coming.decision)
     yield Verdict("bundle", not coming.incomplete, coming.incomplete or "its files are there")
-    if observed.version == wanted.version and observed.says("key") not in ("", coming.key):
+    if observed.version == wanted.version and observed.says("key") not in ("", coming.key) and not stays:
         why = (
             f"version {wanted.version} is deployed with other files or options, and a version is not changed in place: "
             f"register it once more and move the alias, or delete the deployment first"

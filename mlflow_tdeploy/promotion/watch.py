@@ -359,7 +359,7 @@ class Watch:
         if rest.ends < _MOST_ENDS:
             return list(outcomes)
         rest.until = float("inf")  # all that this server has is gone each time
-        return [replace(one, why=f"{one.why} {_LEFT_ALONE}") if one.ended else one for one in outcomes]
+        return [replace(one, why=f"{one.why.rstrip('.')}. {_LEFT_ALONE}") if one.ended else one for one in outcomes]
 
     def _tell_refused(self, events: Iterable[Event]) -> None:
         """Tell of refusals, each once: the registry is not asked for tags at every look."""
@@ -391,6 +391,9 @@ def _again(step: Step) -> tuple[str, ...]:
 
 
 def _key(steps: Sequence[Step]) -> tuple[str, ...]:
-    """Return what tells one thing to do from another: a version that failed is tried again in other words at once."""
+    """Return what tells one thing to do from another: a version that failed is tried again in other words at once.
+
+    Of a target's servers those that are away are not among the steps: what ended one of them would end the next.
+    """
     first = steps[0]
-    return (first.target, first.name, str(first.after), *(f"{one.server} {one.digest}" for one in steps))
+    return (first.target, first.name, str(first.after), *sorted({one.digest for one in steps}))

@@ -9,14 +9,18 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import UnreachableError
-from mlflow_tdeploy.core.evidence import Evidence
+from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.deploy import target as deploying
 from mlflow_tdeploy.promotion import records
 from mlflow_tdeploy.promotion import watch as watching
+from mlflow_tdeploy.promotion.actual import Observed, deployments_at
+from mlflow_tdeploy.promotion.candidate import candidate
+from mlflow_tdeploy.promotion.registry import desired
 from mlflow_tdeploy.promotion.watch import Watch
 from mlflow_tdeploy.registry_io import append_evidence, locate
 from mlflow_tdeploy.runtime import probe
+from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.triton.client import TritonClient
 from tests.flavor.text_bundles import make_text_bundle
 from tests.promotion.one_server import answers, there
@@ -70,19 +74,75 @@ def test_a_version_of_which_another_variant_would_be_chosen_by_now_stays_what_it
         bundle = mlflow_tdeploy.load_model("models:/words/1")
         host, digest = probe.host(), bundle.variants[variant].digest
         bundle.close()
-        append_evidence(locate("models:/words/1"), [latency(variant, seconds, host, digest)])
+        for runtime in RUNTIMES.names():
+            append_evidence(locate("models:/words/1"), [latency(variant, seconds, host, digest, runtime)])
     records._known.clear()
     champion(1)
+    assert candidate_of(spec, 1) == other
+    (step,) = mlflow_tdeploy.plan(file=spec).changes
+    assert (step.variants[1], step.decision) == (before, f"{before} (as it came)")
     mlflow_tdeploy.apply(file=spec)
     assert (answers(spec), there(spec).describe("words")["variant"]) == (1, before)
+    assert dict(words.get_model_version("words", "1").tags)["tdeploy.both.words"].endswith(before)
     log_another(tmp_path)
     (standing,) = mlflow_tdeploy.status(file=spec)
     assert standing.state == "in sync", standing.why
 
 
-def latency(variant: str, ms: float, host: Fingerprint, digest: str) -> Evidence:
+def candidate_of(spec, version):
+    """Return the variant that would be chosen of a version by now."""
+    (wanted,) = desired(spec)
+    return candidate(wanted.at(version), Observed("nowhere", "words"), within=0.0).variant
+
+
+def latency(variant: str, ms: float, host: Fingerprint, digest: str, runtime: str) -> Evidence:
     figures = {f"{shape}{name}_ms": ms for shape in ("", "short_") for name in ("mean", "p50", "p95")}
-    return Evidence(variant, "latency", figures, host=host, files=digest, created="2099-01-01T00:00:00+00:00")
+    return Evidence(
+        variant, "latency", figures, host=host, files=digest, created="2099-01-01T00:00:00+00:00",
+        settings={"runtime": runtime},
+    )  # fmt: skip
+
+
+def test_going_back_that_was_interrupted_is_completed(spec_of, words, champion):
+    """Killed between the route in the repository and the server that reads it."""
+    spec = of_other_options(spec_of, champion)
+    champion(1)
+    found = there(spec)
+    found._write_route("words", found.required("words").moved(1, now(), "who was killed then"))
+    assert (there(spec).route("words").active, answers(spec)) == (1, 2)
+    mlflow_tdeploy.apply(file=spec)
+    assert answers(spec) == 1
+    assert states_of(spec) == ["in sync"]
+
+
+def of_other_options(spec_of, champion):
+    """Deploy version 1, and 2 with another option, which is said from then on."""
+    mlflow_tdeploy.apply(file=spec_of())
+    champion(2)
+    spec = spec_of(", intra_op_threads: 3")
+    mlflow_tdeploy.apply(file=spec)
+    return spec
+
+
+def states_of(spec):
+    return [one.state for one in mlflow_tdeploy.status(file=spec)]
+
+
+def test_what_is_said_anew_along_with_going_back_is_remembered(spec_of, words, champion):
+    mlflow_tdeploy.apply(file=spec_of())
+    champion(2)
+    mlflow_tdeploy.apply(file=spec_of())
+    champion(1)
+    for more in (
+        ", intra_op_threads: 3",
+        ", intra_op_threads: 3, keep: 2",
+        ", intra_op_threads: 3, keep: 2, keep_loaded: false",
+    ):
+        spec = spec_of(more)
+        mlflow_tdeploy.apply(file=spec)
+        assert (answers(spec), states_of(spec)) == (1, ["in sync"]), more
+    spec = spec_of(", intra_op_threads: 2")  # of the version that answers that would be something
+    assert states_of(spec) == ["refused"]
 
 
 @pytest.mark.slow
@@ -127,22 +187,72 @@ def test_a_version_whose_load_ends_the_server_twice_is_left_alone(spec_of, words
     def ends(self, model, version):
         if model == "words.v2":
             tried.append(model)
+            for one in self.models():  # it is there again at once, and has nothing
+                self.unload(one.name)
             raise UnreachableError("the connection was closed")
         return real(self, model, version)
 
     monkeypatch.setattr(TritonClient, "bring_up", ends)
-    watch, clock = Watch(lambda: spec, interval=1.0), time.monotonic
-    for hours in range(6):
-        monkeypatch.setattr(watching.time, "monotonic", lambda hours=hours: clock() + 3600 * hours)
-        watch.look()
+    watch = Watch(lambda: spec, interval=1.0)
+    hours_pass(watch, monkeypatch)
     assert len(tried) == 2
-    assert "left alone until" in watch.view.actions[0].why
+    assert any("closed. That was the second time in a row" in one.why for one in watch.view.actions)
     assert answers(spec) == 1
     champion(1)
     watch.look()
     champion(2)  # somebody wants it once more
     watch.look()
     assert len(tried) == 3
+
+
+def hours_pass(watch, monkeypatch):
+    clock = time.monotonic
+    for hours in range(6):
+        monkeypatch.setattr(watching.time, "monotonic", lambda hours=hours: clock() + 3600 * hours)
+        watch.look()
+
+
+def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    tried, real = [], TritonClient.bring_up
+
+    def late(self, model, version):
+        if model == "words.v2":
+            tried.append(model)
+            raise UnreachableError("no answer within 20 s")
+        return real(self, model, version)
+
+    monkeypatch.setattr(TritonClient, "bring_up", late)
+    hours_pass(Watch(lambda: spec, interval=1.0), monkeypatch)
+    assert len(tried) == 6
+    assert answers(spec) == 1
+
+
+@pytest.mark.slow
+def test_a_version_that_ends_one_server_of_a_target_does_not_end_the_next_one_at_once(
+    two, words, versions, monkeypatch
+):
+    spec, _ = two
+    mlflow_tdeploy.apply(file=spec)
+    words.set_registered_model_alias("words", "champion", 2)
+    first = spec.targets["both"].servers[0].url
+    ended, real, live = [], TritonClient.bring_up, TritonClient.live
+
+    def ends(self, model, version):
+        if model == "words.v2":
+            ended.append(self.connection.url)
+            raise UnreachableError("the connection was closed")
+        return real(self, model, version)
+
+    monkeypatch.setattr(TritonClient, "bring_up", ends)
+    monkeypatch.setattr(TritonClient, "live", lambda self: self.connection.url not in ended and live(self))
+    watch = Watch(lambda: spec, interval=1.0)
+    for _ in range(3):
+        watch.look()
+    assert ended == [first]
+    assert deployments_at(spec.targets["both"], spec.targets["both"].servers[1]).answering("words") == 1
 
 
 def test_an_alias_that_is_moved_to_and_fro_is_followed_at_once(spec_of, words, champion):

@@ -1,5 +1,6 @@
 import pytest
 
+from mlflow_tdeploy.core import hardware
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import RUNTIMES
@@ -81,3 +82,22 @@ def test_a_child_imports_nothing_from_the_working_directory(tmp_path, monkeypatc
     (tmp_path / "json.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path)
     assert probe.run_child("import json; print(json.dumps(1))").output == "1"
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("150000", 1), ("400000", 4), ("-1", 64), ("none", 64)])
+def test_a_containers_limit_counts_on_hosts_with_the_first_cgroups_too(tmp_path, monkeypatch, quota, cores):
+    (tmp_path / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    monkeypatch.setattr(hardware, "_CGROUP_1", str(tmp_path))
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr(hardware.Path, "read_text", without_the_second(hardware.Path.read_text))
+    assert hardware.usable_cores() == cores
+
+
+def without_the_second(real):
+    def read(path, *arguments, **more):
+        if path.name == "cpu.max":
+            raise FileNotFoundError(path)
+        return real(path, *arguments, **more)
+
+    return read
