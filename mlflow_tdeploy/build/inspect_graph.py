@@ -20,8 +20,8 @@ from mlflow_tdeploy.source import _onnx_signature
 #: (https://onnxruntime.ai/docs/reference/compatibility.html).
 _OPSET_RUNTIME = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23: "1.23"}
 _IR_RUNTIME = {9: "1.15", 10: "1.18", 11: "1.23"}
-#: First one that runs an operator of its own as this package uses it: products of 8 bits by blocks, on a CPU.
-_OP_RUNTIME = {"com.microsoft.MatMulNBits": "1.22"}
+#: First one that has products of 8 bits by blocks on a CPU.
+_BLOCKS_OF_8 = "1.22"
 _OLDEST = "1.14"
 #: What the tables do not know yet: whoever can open it here had this one.
 _NEWER = ".".join((installed_version("onnxruntime", "onnxruntime-gpu") or "1.31").split(".")[:2])
@@ -37,7 +37,9 @@ _DTYPES = {
 def requirements(path: Path) -> dict[str, str]:
     """Return the versions a graph needs: opset, IR version and the least ONNX Runtime."""
     opset, ir_version = opset_and_ir(path)
-    own = [_OP_RUNTIME[name] for name in op_counts(path) if name in _OP_RUNTIME]
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    by_blocks = (one for node in nodes if node.op_type == "MatMulNBits" for one in node.attribute)
+    own = [_BLOCKS_OF_8] if any(one.name == "bits" and one.i == 8 for one in by_blocks) else []
     needed = (_least(_OPSET_RUNTIME, opset), _least(_IR_RUNTIME, ir_version), *own)
     oldest = max(needed, key=lambda version: tuple(map(int, version.split("."))))
     return {"opset": str(opset), "ir_version": str(ir_version), "onnxruntime": oldest}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -36,7 +37,11 @@ class Judge:
         self, answers: ReferenceAnswers, budget: Budget, golden: Sequence[GoldenRequest], host: Fingerprint
     ) -> None:
         self._answers, self._budget, self._golden, self._host = answers, budget, tuple(golden), host
-        self._sample = _some(answers)
+
+    @functools.cached_property
+    def _sample(self) -> list[tuple[Arrays, Arrays]]:
+        """Some batches with their answers: many answers lie on disk, and few recipes ask for these."""
+        return _some(self._answers)
 
     def verdict(self, graph: Graph) -> Verified:
         """Return what a check of it as a variant would find: the same questions, the same budget.
@@ -75,15 +80,16 @@ class Judge:
 def _some(answers: ReferenceAnswers) -> list[tuple[Arrays, Arrays]]:
     """Return some batches of what was given, with the source's answers; corners where nothing was."""
     usable = [index for index, (_, outputs) in enumerate(answers) if _is_finite(outputs)]
-    given = [index for index in usable if _is_batch(answers.cases[index])]
+    by_itself = answers.task.input_kind == "tensors"  # a request is a batch
+    given = [index for index in usable if _is_given(answers.cases[index], by_itself)]
     chosen = given or usable
     step = max(1, len(chosen) // _SAMPLE)
     wanted = set(chosen[::step][:_SAMPLE])  # one by one: all answers may be too large for memory
     return [(case.feeds, outputs) for index, (case, outputs) in enumerate(answers) if index in wanted]
 
 
-def _is_batch(case: Case) -> bool:
-    return case.part == "items" and len(case.indices) > 1
+def _is_given(case: Case, by_itself: bool) -> bool:
+    return case.part == "items" and (by_itself or len(case.indices) > 1)
 
 
 def _is_finite(outputs: Arrays) -> bool:

@@ -15,7 +15,7 @@ from mlflow_tdeploy.build.joined_rows import rows_depend
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.parents import other_answer
 from mlflow_tdeploy.build.plan import HF, PORTABLE, Plan, plan_variants
-from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers
 from mlflow_tdeploy.build.report import BuildReport, Step
 from mlflow_tdeploy.build.stage import Staged, opened, runtime_for, stage_graph
@@ -203,6 +203,11 @@ class _Build:
             staged = self.shop.make(recipe, self.graphs.get(recipe.parent or ""), answers)
             if recipe.id in plan.keep:
                 staged = self._judge(staged, answers)
+        except NothingWithinBudgetError as error:
+            if self.options.on_budget == "raise":
+                raise
+            self.skipped[recipe.id] = brief(error)
+            return
         except BuildError as error:
             self._skip(recipe, plan, error)
             return

@@ -131,7 +131,7 @@ def _products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     weights = {
         tensor.name
         for tensor in model.graph.initializer
-        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT
+        if len(tensor.dims) >= 2 and tensor.data_type == onnx.TensorProto.FLOAT
     }
     return [
         node for node in model.graph.node if node.op_type in ("Attention", "MatMul") and weights & {*node.input[1:2]}
@@ -166,7 +166,8 @@ def quantize_mixed(
 def can_be_blocks(path: Path) -> frozenset[str]:
     """Return the names of those matrix products that can be quantized by blocks."""
     model = onnx.load(path, load_external_data=False)
-    return frozenset(node.name for node in _products(model) if node.op_type == "MatMul")
+    flat = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    return frozenset(node.name for node in _products(model) if node.op_type == "MatMul" and node.input[1] in flat)
 
 
 def _quantize_blocks(src: Path, dst: Path, nodes: Collection[str]) -> None:

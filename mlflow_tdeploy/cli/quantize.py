@@ -27,7 +27,7 @@ def quantize(uri: str, recipe: str, budget: str | None, on_budget: Any, texts: P
     from mlflow_tdeploy import extend_model
 
     with clean_errors():
-        (added,) = extend_model(
+        found = extend_model(
             uri,
             precisions=[recipe],
             budget=budget,
@@ -35,6 +35,8 @@ def quantize(uri: str, recipe: str, budget: str | None, on_budget: Any, texts: P
             verify_with=read_lines(texts) if texts else None,
             progress=show_step,
         )
-    if not added.files:
-        raise click.ClickException(f"'{added.id}' is over the budget: not kept.")
-    click.echo(f"Added {added.id} to {uri}")
+    for added in found:
+        if added.files:
+            click.echo(f"Added {added.id} to {uri}")
+    if refused := [added.id for added in found if not added.files]:
+        raise click.ClickException(f"'{refused[0]}' is over the budget: not kept.")

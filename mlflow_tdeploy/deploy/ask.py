@@ -142,7 +142,8 @@ def _decoded(inputs: Any) -> Any:
     if not (isinstance(inputs, np.ndarray) and inputs.dtype.kind in "OS"):
         return inputs
     found = np.empty(inputs.size, object)
-    found[:] = [_decoded(one) for one in inputs.ravel()]
+    for index, one in enumerate(inputs.ravel()):  # else cells that are lists would be taken apart
+        found[index] = _decoded(one)
     return found.reshape(inputs.shape)
 
 

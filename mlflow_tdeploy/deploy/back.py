@@ -60,7 +60,7 @@ class Back(Switch):
             changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
             new = route.moved(wanted, now(), user_name())
             if said is not None:
-                new = replace(new, config=said.config, keep_loaded=said.keep_loaded)
+                new = new.said_anew(said)
             if route.rollout or new.config != route.config or not wanted == before == route.active:
                 self._drained(name, wanted, BRIEFLY_S)  # else it could not be told from the one that comes
                 self._step("switch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,9 @@ def as_it_came(coming: Candidate, uri: str, came: Mapping[str, str], manifest: s
     if not manifest or manifest != coming.manifest or came.get("digest") not in coming.digests:
         return coming
     variant, digest = came.get("variant", ""), came["digest"]
-    metrics = evidence(uri, variant)
+    metrics: Mapping[str, float] = {}
+    with contextlib.suppress(Exception):  # the registry may have forgotten it, or be away
+        metrics = evidence(uri, variant)
     return replace(
         coming, variant=variant, digest=digest, key=came.get("key", ""), metrics=metrics, incomplete="",
         decision=f"{variant} (as it came)",

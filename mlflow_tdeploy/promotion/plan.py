@@ -164,16 +164,18 @@ def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, bef
         stays = "what is deployed is brought back" if observed.silent else "what serves serves on"
         serves = stays if observed.version else "nothing is deployed"
         return replace(place, action="keep", why=f"no version of it has the {meant}: {serves}")
+    same = observed.version == wanted.version
+    same = same and (observed.says("key") == coming.key or _is_this_model(observed, coming, before))
+    unchanged = same and _is_said_alike(wanted, observed)
+    if unchanged and observed.says("key") != coming.key and not coming.refused:
+        coming = _as_it_is(coming, observed, before)
     variants = (observed.says("variant"), coming.variant)
     place = replace(place, variants=variants, digest=coming.digest)
     # the files count, and not the name that the model had when they came: it may be called otherwise now
-    same = observed.version == wanted.version
-    same = same and (observed.says("key") == coming.key or _is_this_model(observed, coming, before))
     if same and not coming.refused and _answers(observed) and _as_said(wanted, observed) and not _beside(observed):
         return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
     known = before.asked is not None
-    unchanged = same and _is_said_alike(wanted, observed)
     verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found, known=known, stays=unchanged))
     failed = next((one for one in verdicts if not one.passed), None)
     action: Action = "refuse" if failed else "update" if observed.version else "create"
@@ -285,6 +287,15 @@ def _is_there(wanted: Desired, observed: Observed) -> bool:
 def _is_this_model(observed: Observed, coming: Candidate, before: Before) -> bool:
     """Tell whether what is deployed is this model: it stays as it came, whatever would be chosen for it by now."""
     return before.manifest == coming.manifest != "" and observed.says("digest") in coming.digests
+
+
+def _as_it_is(coming: Candidate, observed: Observed, before: Before) -> Candidate:
+    """Return a version as it is deployed, which is not made anew."""
+    variant = observed.says("variant")
+    return replace(
+        coming, variant=variant, digest=observed.says("digest"), size=0, incomplete="", metrics=before.metrics,
+        decision=f"{variant} (as it came)",
+    )  # fmt: skip
 
 
 def _is_said_alike(wanted: Desired, observed: Observed) -> bool:

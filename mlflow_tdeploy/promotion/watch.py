@@ -113,6 +113,7 @@ class Watch:
         self._history = History(self._client)
         self._woken, self._stopped = SimpleQueue[None](), False
         self._rests: dict[tuple[str, ...], _Rest] = {}
+        self._away: set[tuple[str, str]] = set()
         self._refused: set[tuple[str, str, int, str]] = set()
         self._trying: dict[tuple[str, str], threading.Thread] = {}
         self._retiring: dict[tuple[str, str], threading.Thread] = {}
@@ -311,8 +312,9 @@ class Watch:
         return asked
 
     def _forget(self, steps: Iterable[Step]) -> None:
-        """Forget what rests where there is nothing to do any more."""
+        """Forget what rests where there is nothing to do any more, and note where a server is away."""
         places = by_place(steps).items()
+        self._away = {place for place, of in places if any(one.action == "unknown" for one in of)}
         settled = {
             place for place, of in places if all(one.action in ("none", "keep") and not one.silent for one in of)
         }
@@ -320,7 +322,13 @@ class Watch:
             self._rests.pop(key, None)
 
     def _is_due(self, steps: Sequence[Step]) -> bool:
-        return not self._is_trying(steps) and self._may(_key(steps))
+        return not self._is_trying(steps) and self._may(_key(steps)) and not self._would_end_another(steps)
+
+    def _would_end_another(self, steps: Sequence[Step]) -> bool:
+        """Tell whether a server of the target is away that may have been ended by this version."""
+        key = _key(steps)
+        ended = any(rest.ends for other, rest in tuple(self._rests.items()) if other[:3] == key[:3])
+        return ended and key[:2] in self._away
 
     def _is_trying(self, steps: Sequence[Step]) -> bool:
         trying = self._trying.get((steps[0].target, steps[0].name))
@@ -329,7 +337,7 @@ class Watch:
     def _waits(self, steps: Sequence[Step]) -> float:
         """Return the seconds until it can be done; those of a look where it is tried out: then it says when it ends."""
         rest = self._rests.get(_key(steps))
-        if self._is_trying(steps):
+        if self._is_trying(steps) or self._would_end_another(steps):
             return self._interval
         return max(0.0, rest.until - time.monotonic()) if rest is not None else 0.0
 

@@ -13,7 +13,7 @@ from mlflow_tdeploy.build.extend import build_variant
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.quantize import prepare, products, quantize_mixed
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError
 from mlflow_tdeploy.source.resolve import resolve
 from tests.build.building import accuracy, build
 
@@ -112,7 +112,7 @@ def test_what_needs_nothing_spared_is_as_the_plain_one(tmp_path):
 def test_a_budget_that_leaves_nothing_says_so_and_the_others_stay(tmp_path):
     options = BuildOptions(measure=False, precisions=("fp32",), budget=Budget.of("worst_cosine >= 0.99999999"))
     _, bundle = build(source(Planted()), tmp_path / "model", options)
-    with pytest.raises(BuildError, match="No product of this graph can be quantized within the budget"):
+    with pytest.raises(BudgetError, match="No product of this graph can be quantized within the budget"):
         build_variant(bundle, "ort-cpu-int8-mixed", tmp_path, BuildOptions(measure=False))
     assert "ort-cpu-int8-mixed" not in bundle.variants
 

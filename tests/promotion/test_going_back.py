@@ -12,6 +12,8 @@ from mlflow_tdeploy.core.errors import UnreachableError
 from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.deploy import target as deploying
+from mlflow_tdeploy.deploy.plan import Settings
+from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.promotion import records
 from mlflow_tdeploy.promotion import watch as watching
 from mlflow_tdeploy.promotion.actual import Observed, deployments_at
@@ -145,6 +147,11 @@ def test_what_is_said_anew_along_with_going_back_is_remembered(spec_of, words, c
     assert states_of(spec) == ["refused"]
 
 
+def test_fewer_versions_are_kept_as_soon_as_that_is_said():
+    route = Route(3, (2, 1), gone=(7,)).said_anew(Settings(keep=1, keep_loaded=False, config="{}"))
+    assert (route.previous, route.gone, route.keep_loaded) == ((2,), (1, 7), False)
+
+
 @pytest.mark.slow
 def test_another_model_of_that_number_is_no_version_to_go_back_to(spec_of, words, champion, tmp_path):
     spec = spec_of()
@@ -249,8 +256,7 @@ def test_a_version_that_ends_one_server_of_a_target_does_not_end_the_next_one_at
     monkeypatch.setattr(TritonClient, "bring_up", ends)
     monkeypatch.setattr(TritonClient, "live", lambda self: self.connection.url not in ended and live(self))
     watch = Watch(lambda: spec, interval=1.0)
-    for _ in range(3):
-        watch.look()
+    hours_pass(watch, monkeypatch)
     assert ended == [first]
     assert deployments_at(spec.targets["both"], spec.targets["both"].servers[1]).answering("words") == 1
 

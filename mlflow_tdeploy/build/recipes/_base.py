@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.errors import BudgetError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.variant import Format
@@ -35,6 +36,10 @@ class Graph:
     session: Mapping[str, Any] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+class NothingWithinBudgetError(BudgetError):
+    """A recipe that looks for a graph within the budget has found none."""
 
 
 #: Times graphs in turn, within so many seconds: shape name → graph name → durations in seconds.
@@ -105,4 +110,5 @@ class Recipe(ABC):
 
         Raises:
             BuildError: It cannot be made.
+            NothingWithinBudgetError: Not within the budget.
         """

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from mlflow_tdeploy.build.graphs import fuse_for_ort
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare, products, quantize_mixed
-from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
 from mlflow_tdeploy.build.recipes.ort_cpu_int8 import fused_for_int8
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.core.errors import BuildError
@@ -81,6 +81,8 @@ class _Search:
         self._names, self._by_blocks = products(plain), can_be_blocks(plain)
         self.path = workdir / "mixed" / "model.onnx"
         self._suits: dict[str, bool] = {}
+        self._verdicts: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
+        self._violations: tuple[str, ...] = ()
         self._distances: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
         self._tried = 0
 
@@ -88,7 +90,8 @@ class _Search:
         """Return the mix of the graph that is left.
 
         Raises:
-            BuildError: Nothing within the budget is left to quantize.
+            BuildError: There is nothing to quantize.
+            NothingWithinBudgetError: Nothing is left to quantize within the budget.
         """
         if not self._names:
             raise BuildError("There is nothing to quantize: the graph has no matrix product with weights.")
@@ -98,7 +101,10 @@ class _Search:
         mix = self._least(order, lambda count: self._spared(order[:count]))
         mix = mix or self._least(order, lambda count: self._spared(order, whole=order[:count]))
         if mix is None or len(mix.kept) == len(self._names):
-            raise BuildError("No product of this graph can be quantized within the budget.")
+            raise NothingWithinBudgetError(
+                f"No product of this graph can be quantized within the budget: the last one tried has "
+                f"{'; '.join(self._violations)}. State a wider budget, or leave '{OrtCpuInt8Mixed.id}' out."
+            )
         return self._found(mix)
 
     def _least(self, order: Sequence[str], mix: Callable[[int], _Mix]) -> _Mix | None:
@@ -130,8 +136,12 @@ class _Search:
         return replace(mix, settings=settings)
 
     def _passes(self, mix: _Mix) -> bool:
-        self._write(mix)
-        return self._judge.verdict(self._graph).passed
+        if (known := (mix.blocks, mix.kept)) not in self._verdicts:
+            self._write(mix)
+            self._verdicts[known] = self._judge.verdict(self._graph).violations
+        if self._verdicts[known]:
+            self._violations = self._verdicts[known]
+        return not self._verdicts[known]
 
     def _distance(self, *, channels: Sequence[str] = (), blocks: Sequence[str] = ()) -> float:
         """Return how far answers are off where only these products are quantized."""
