@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 from mlflow_tdeploy.build.graphs import op_counts, quiet, save_ir
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.made_up import is_mask
+from mlflow_tdeploy.core.variant import LAYOUT_OPTIMIZERS
 
 #: Operators that stay fp32 in an fp16 graph besides the converter's own list: they sum or square many values.
 FP32_OPS = ("CumSum", "Pow", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
@@ -47,9 +48,9 @@ _SHAPING = (
     *("Mul", "Neg", "Pow", "Reciprocal", "Relu", "Reshape", "Slice", "Softplus", "Split", "Sqrt", "Squeeze", "Sub"),
     *("Concat", "Transpose", "Unsqueeze", "Where"),
 )
-#: Optimizers of ONNX Runtime that graphs in half precision do without: this one, for processors only, ends the process
-#: on those of torch's TransformerEncoder (1.31).
-NOT_IN_HALF = ("NchwcTransformer",)
+#: Optimizers that sessions of graphs in half precision do without: on those of torch's TransformerEncoder ONNX Runtime
+#: (1.31) ends the process.
+NOT_IN_HALF = LAYOUT_OPTIMIZERS
 #: What asks exactly: an angle that is a quarter off is another one.
 _EXACT = ("Cos", "Sin")
 _FLOATS = {

@@ -23,8 +23,8 @@ from mlflow_tdeploy.core.errors import BuildError
 
 #: Matrix products are worth int8. Embedding tables are not: rows are only copied, and their rounding would be all loss.
 INT8_OPS = ("Attention", "Gemm", "MatMul")
-#: Numbers of a weight's channel that share a scale, where a product is quantized by blocks: of those that ONNX Runtime
-#: has, the most exact one that is not slower than the next.
+#: Numbers of a weight's channel that share a scale, where a product is quantized by blocks. ONNX Runtime has 16 to 256;
+#: fewer are more exact and slower.
 BLOCK = 128
 #: ``accuracy_level`` of products that compute in int8.
 _INT8 = 4

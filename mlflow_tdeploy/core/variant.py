@@ -23,6 +23,10 @@ _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+#: Optimizers of ONNX Runtime that lay tensors out for processors, at its last level only.
+LAYOUT_OPTIMIZERS = ("NchwcTransformer",)
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """A file of a bundle.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mlflow_tdeploy.core.errors import NotFoundError, first_line
 from mlflow_tdeploy.core.variant import Variant
@@ -53,6 +53,23 @@ class Candidate:
     manifest: str = ""
     digests: frozenset[str] = frozenset()
 
+    def is_model(self, manifest: str, digest: str) -> bool:
+        """Tell whether what lies in a repository is this very model: by its manifest there and its variant's files."""
+        return manifest == self.manifest != "" and digest in self.digests
+
+    def as_it_came(self, came: Mapping[str, Any], metrics: Mapping[str, float]) -> Candidate:
+        """Return it as it lies in a repository, where it is not made anew.
+
+        Args:
+            came: What its graph says of itself there.
+            metrics: The evidence of that variant.
+        """
+        variant, digest, key = (str(came.get(name, "")) for name in ("variant", "digest", "key"))
+        return replace(
+            self, variant=variant, digest=digest, key=key, size=0, metrics=metrics, incomplete="",
+            decision=f"{variant} (as it came)",
+        )  # fmt: skip
+
 
 def candidate(wanted: Desired, observed: Observed, within: float = FRESH_S) -> Candidate:
     """Return what a version would be on a server whose host is known from what is deployed, or is like this one.
@@ -66,27 +83,6 @@ def candidate(wanted: Desired, observed: Observed, within: float = FRESH_S) -> C
         return _looked_at(wanted, observed, within)
     except Exception as error:  # whatever is wrong with this version stops no other
         return Candidate(refused=first_line(error))
-
-
-def as_it_came(coming: Candidate, uri: str, came: Mapping[str, str], manifest: str) -> Candidate:
-    """Return a version as it lies in the repository, where that is this very model: it is gone back to and not made.
-
-    Args:
-        coming: What would be made of it now.
-        uri: The model version's URI.
-        came: What its graph says of itself there.
-        manifest: The sum of the manifest beside its front there.
-    """
-    if not manifest or manifest != coming.manifest or came.get("digest") not in coming.digests:
-        return coming
-    variant, digest = came.get("variant", ""), came["digest"]
-    metrics: Mapping[str, float] = {}
-    with contextlib.suppress(Exception):  # the registry may have forgotten it, or be away
-        metrics = evidence(uri, variant)
-    return replace(
-        coming, variant=variant, digest=digest, key=came.get("key", ""), metrics=metrics, incomplete="",
-        decision=f"{variant} (as it came)",
-    )  # fmt: skip
 
 
 def evidence(uri: str, variant: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mlflow import MlflowClient
 
 from mlflow_tdeploy.promotion.actual import Observed, asked_at, is_live, observe, published_at
-from mlflow_tdeploy.promotion.candidate import as_it_came, candidate, evidence
+from mlflow_tdeploy.promotion.candidate import candidate, evidence
 from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, at_first, settled, step
 from mlflow_tdeploy.promotion.records import FRESH_S
 from mlflow_tdeploy.promotion.registry import Desired, desired
@@ -52,7 +52,9 @@ def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within
     coming = candidate(wanted, found, within)
     if wanted.version in found.kept:
         place = (spec.targets[wanted.target], server, wanted.name, wanted.version)
-        coming = as_it_came(coming, wanted.uri, published_at(*place), asked_at(*place)[1])
+        came, (_, manifest) = published_at(*place), asked_at(*place)
+        if coming.is_model(manifest, came.get("digest", "")):  # it is gone back to, and not made
+            coming = coming.as_it_came(came, _known_evidence(wanted.uri, came.get("variant", "")))
     return step(wanted, found, coming, _before(spec, wanted, server, found))
 
 
@@ -65,7 +67,12 @@ def _before(spec: Spec, wanted: Desired, server: Server, found: Observed) -> Bef
     if found.version is None:
         return Before()
     asked, manifest = asked_at(spec.targets[wanted.target], server, wanted.name, found.version)
+    return Before(asked, _known_evidence(found.says("model_uri"), found.says("variant")), manifest)
+
+
+def _known_evidence(uri: str, variant: str) -> dict[str, float]:
+    """Return a variant's evidence; none where the registry has forgotten it, or is away."""
     try:
-        return Before(asked, evidence(found.says("model_uri"), found.says("variant")), manifest)
+        return evidence(uri, variant)
     except Exception:  # whatever became of it there
-        return Before(asked, manifest=manifest)
+        return {}

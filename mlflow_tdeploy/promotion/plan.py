@@ -165,10 +165,10 @@ def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, bef
         serves = stays if observed.version else "nothing is deployed"
         return replace(place, action="keep", why=f"no version of it has the {meant}: {serves}")
     same = observed.version == wanted.version
-    same = same and (observed.says("key") == coming.key or _is_this_model(observed, coming, before))
-    unchanged = same and _is_said_alike(wanted, observed)
-    if unchanged and observed.says("key") != coming.key and not coming.refused:
-        coming = _as_it_is(coming, observed, before)
+    is_model = coming.is_model(before.manifest, observed.says("digest"))
+    same = same and (observed.says("key") == coming.key or is_model)
+    if same and observed.says("key") != coming.key and _is_said_alike(wanted, observed):
+        coming = coming.as_it_came(observed.described, before.metrics)
     variants = (observed.says("variant"), coming.variant)
     place = replace(place, variants=variants, digest=coming.digest)
     # the files count, and not the name that the model had when they came: it may be called otherwise now
@@ -176,7 +176,7 @@ def _compared(wanted: Desired, observed: Observed, coming: Candidate | None, bef
         return replace(place, action="none", why=_THERE)
     found = differences(before.asked, coming.asked) if before.asked and coming.asked else ()
     known = before.asked is not None
-    verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found, known=known, stays=unchanged))
+    verdicts = _up_to_the_first_failure(_verdicts(wanted, observed, coming, found, known=known))
     failed = next((one for one in verdicts if not one.passed), None)
     action: Action = "refuse" if failed else "update" if observed.version else "create"
     return replace(
@@ -284,20 +284,6 @@ def _is_there(wanted: Desired, observed: Observed) -> bool:
     return wanted.version is not None and observed.says("model_uri") == wanted.uri and _answers(observed)
 
 
-def _is_this_model(observed: Observed, coming: Candidate, before: Before) -> bool:
-    """Tell whether what is deployed is this model: it stays as it came, whatever would be chosen for it by now."""
-    return before.manifest == coming.manifest != "" and observed.says("digest") in coming.digests
-
-
-def _as_it_is(coming: Candidate, observed: Observed, before: Before) -> Candidate:
-    """Return a version as it is deployed, which is not made anew."""
-    variant = observed.says("variant")
-    return replace(
-        coming, variant=variant, digest=observed.says("digest"), size=0, incomplete="", metrics=before.metrics,
-        decision=f"{variant} (as it came)",
-    )  # fmt: skip
-
-
 def _is_said_alike(wanted: Desired, observed: Observed) -> bool:
     """Tell whether nothing else is said now than when it was deployed, but for what no version is made of."""
     then, now = (
@@ -313,11 +299,11 @@ def _answers(observed: Observed) -> bool:
 
 
 def _verdicts(
-    wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference], *, known: bool, stays: bool
+    wanted: Desired, observed: Observed, coming: Candidate, found: Sequence[Difference], *, known: bool
 ) -> Iterable[Verdict]:
     yield Verdict("variant", not coming.refused, coming.refused or coming.decision)
     yield Verdict("bundle", not coming.incomplete, coming.incomplete or "its files are there")
-    if observed.version == wanted.version and observed.says("key") not in ("", coming.key) and not stays:
+    if observed.version == wanted.version and observed.says("key") not in ("", coming.key):
         why = (
             f"version {wanted.version} is deployed with other files or options, and a version is not changed in place: "
             f"register it once more and move the alias, or delete the deployment first"

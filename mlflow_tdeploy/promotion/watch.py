@@ -27,13 +27,12 @@ from mlflow_tdeploy.promotion.look import make_plan, plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.registry import desired, named
+from mlflow_tdeploy.promotion.rests import Rests, bringing, having_back
 from mlflow_tdeploy.promotion.revive import revived
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.status import Standing, status_of
 
 _log = logging.getLogger("mlflow_tdeploy")
-#: Seconds until something that failed is tried again, and at most: longer each time.
-_FIRST_REST_S, _LONGEST_REST_S = 10.0, 600.0
 #: Seconds until another look where somebody else was at a target.
 _SOON_S = 2.0
 #: Seconds to wait for somebody else at a place, who may be removing what is not kept any more.
@@ -44,13 +43,6 @@ _BUSY_S = 30.0
 _HURRY_S = 2.0
 #: Seconds for which the records of a version that is refused, or rests, are good enough to look; not to do anything.
 _RECORDS_S = 300.0
-#: How often in a row a server may go away while a version comes, which others may be to blame for.
-_MOST_ENDS = 2
-_LEFT_ALONE = (
-    "That was the second time in a row that a server went away while this version came, and with it all that it has: "
-    "the version is left alone until something else is wanted there, or said, or the watcher is started anew."
-)
-_AGAIN = "again"
 _ACTIONS = 50
 
 
@@ -75,21 +67,6 @@ class View:
     actions: tuple[Event, ...] = ()
 
 
-@dataclass
-class _Rest:
-    """What was done, and is left alone for a while.
-
-    Attributes:
-        failures: How often it was done.
-        ends: How often in a row the server went away meanwhile.
-        until: Until when, on the clock of ``time.monotonic``.
-    """
-
-    failures: int = 0
-    ends: int = 0
-    until: float = 0.0
-
-
 class Watch:
     """Keeps what serves equal to what the registry says.
 
@@ -112,7 +89,7 @@ class Watch:
         self._client = client or MlflowClient()
         self._history = History(self._client)
         self._woken, self._stopped = SimpleQueue[None](), False
-        self._rests: dict[tuple[str, ...], _Rest] = {}
+        self._rests = Rests()
         self._away: set[tuple[str, str]] = set()
         self._refused: set[tuple[str, str, int, str]] = set()
         self._trying: dict[tuple[str, str], threading.Thread] = {}
@@ -209,7 +186,11 @@ class Watch:
             steps: How names stand.
             noted: Write it down in the registry; not where that is away, as each name would wait for it.
         """
-        due = [one for one in steps if one.silent and not self._is_trying([one]) and self._may(_again(one))]
+        due = [
+            one
+            for one in steps
+            if one.silent and not self._is_trying([one]) and not self._rests.waits(having_back(one))
+        ]
         found = [one for of in by_place(due).values() if not self._stopped for one in self._revive(spec, of)]
         self._tell([event for one in found for event in events_of([one], "watch")], noted=noted)  # when all are back
         return any(one.state == "done" for one in found)
@@ -233,9 +214,9 @@ class Watch:
             return ()
         for one in outcomes:
             if one.state == "done":  # the next time it is empty is another time
-                self._rests.pop(_again(one.step), None)
+                self._rests.drop(having_back(one.step))
             else:
-                self._rest(_again(one.step), [one])
+                self._rests.note(having_back(one.step), [one])
         return outcomes
 
     def _seen(self, standings: tuple[Standing, ...], error: str, started: float) -> None:
@@ -256,7 +237,7 @@ class Watch:
             if self._bring(spec, steps):
                 self.wake()
             else:  # another one tries it out, for long
-                self._rests.setdefault(_key(steps), _Rest()).until = time.monotonic() + _BUSY_S
+                self._rests.until_later(bringing(steps), _BUSY_S)
 
         place = (steps[0].target, steps[0].name)
         self._trying[place] = threading.Thread(target=bring, name=f"tdeploy-{'-'.join(place)}")
@@ -276,11 +257,11 @@ class Watch:
             return False
         except Exception as error:  # this repository refuses, or the registry went away: the others are others
             _log.warning("%s %s: %s", target, name, first_line(error), extra={"event": "failed", "target": target})
-            self._rest(_key(steps), [Outcome(one, "failed", why=first_line(error)) for one in steps])
+            self._rests.note(bringing(steps), [Outcome(one, "failed", why=first_line(error)) for one in steps])
             return True
         self._retire(spec, outcomes)
         if fresh:
-            outcomes = self._rest(_key(fresh), outcomes)
+            outcomes = self._rests.note(bringing(fresh), outcomes)
         self._tell(events_of(outcomes, "watch"))
         return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)
 
@@ -318,17 +299,14 @@ class Watch:
         settled = {
             place for place, of in places if all(one.action in ("none", "keep") and not one.silent for one in of)
         }
-        for key in [key for key in tuple(self._rests) if key[:2] in settled]:
-            self._rests.pop(key, None)
+        self._rests.forget(settled)
 
     def _is_due(self, steps: Sequence[Step]) -> bool:
-        return not self._is_trying(steps) and self._may(_key(steps)) and not self._would_end_another(steps)
+        return not (self._is_trying(steps) or self._would_end_another(steps) or self._rests.waits(bringing(steps)))
 
     def _would_end_another(self, steps: Sequence[Step]) -> bool:
         """Tell whether a server of the target is away that may have been ended by this version."""
-        key = _key(steps)
-        ended = any(rest.ends for other, rest in tuple(self._rests.items()) if other[:3] == key[:3])
-        return ended and key[:2] in self._away
+        return (steps[0].target, steps[0].name) in self._away and self._rests.has_ended_a_server(bringing(steps))
 
     def _is_trying(self, steps: Sequence[Step]) -> bool:
         trying = self._trying.get((steps[0].target, steps[0].name))
@@ -336,38 +314,9 @@ class Watch:
 
     def _waits(self, steps: Sequence[Step]) -> float:
         """Return the seconds until it can be done; those of a look where it is tried out: then it says when it ends."""
-        rest = self._rests.get(_key(steps))
         if self._is_trying(steps) or self._would_end_another(steps):
             return self._interval
-        return max(0.0, rest.until - time.monotonic()) if rest is not None else 0.0
-
-    def _may(self, key: tuple[str, ...]) -> bool:
-        rest = self._rests.get(key)
-        return rest is None or time.monotonic() >= rest.until
-
-    def _rest(self, key: tuple[str, ...], outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Leave what was done alone for a while: where it failed, it would most likely fail again.
-
-        What went well is forgotten as soon as it is seen to be so; where it is not, doing it again would not help. What
-        was done before it in that place is another matter by now.
-
-        Returns:
-            The outcomes, which say so where it is left alone for good.
-        """
-        rest = self._rests.setdefault(key, _Rest())
-        rest.until = time.monotonic() + min(_LONGEST_REST_S, _FIRST_REST_S * 2.0**rest.failures)
-        rest.failures += 1
-        rest.ends = rest.ends + 1 if any(one.ended for one in outcomes) else 0
-        if all(one.state == "done" for one in outcomes):
-            others = [one for one in tuple(self._rests) if one[:2] == key[:2] and one[2] != _AGAIN and one != key]
-            for other in others:
-                self._rests.pop(other, None)
-        if any(one.worse for one in outcomes):  # people have been asked enough of their requests for it
-            rest.until = float("inf")
-        if rest.ends < _MOST_ENDS:
-            return list(outcomes)
-        rest.until = float("inf")  # all that this server has is gone each time
-        return [replace(one, why=f"{one.why.rstrip('.')}. {_LEFT_ALONE}") if one.ended else one for one in outcomes]
+        return self._rests.waits(bringing(steps))
 
     def _tell_refused(self, events: Iterable[Event]) -> None:
         """Tell of refusals, each once: the registry is not asked for tags at every look."""
@@ -391,17 +340,3 @@ class Watch:
             if noted:
                 self._history.add([event])
         self.view = replace(self.view, actions=tuple(self._actions))
-
-
-def _again(step: Step) -> tuple[str, ...]:
-    """Return what tells having back what is deployed on a server from other things to do."""
-    return (step.target, step.name, _AGAIN, step.server)
-
-
-def _key(steps: Sequence[Step]) -> tuple[str, ...]:
-    """Return what tells one thing to do from another: a version that failed is tried again in other words at once.
-
-    Of a target's servers those that are away are not among the steps: what ended one of them would end the next.
-    """
-    first = steps[0]
-    return (first.target, first.name, str(first.after), *sorted({one.digest for one in steps}))

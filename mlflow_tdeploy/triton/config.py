@@ -12,15 +12,13 @@ from typing import Any
 from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Signature, TensorSpec
-from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.core.variant import LAYOUT_OPTIMIZERS, Variant
 from mlflow_tdeploy.core.wire import STRING, Part, answer_parts, request_parts
 from mlflow_tdeploy.runtime.base import TritonBackend
 from mlflow_tdeploy.triton.options import GRAPH_LEVELS, TritonOptions
 
 #: Begins the names of our own parameters in a configuration.
 OWN = "tdeploy."
-#: Optimizers that lay tensors out for processors, which ONNX Runtime does at its last level only.
-_OF_LAYOUT = frozenset({"NchwcTransformer"})
 _TYPES = {
     "bool": "TYPE_BOOL", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8", "int16": "TYPE_INT16", "uint16": "TYPE_UINT16",
     "int32": "TYPE_INT32", "uint32": "TYPE_UINT32", "int64": "TYPE_INT64", "uint64": "TYPE_UINT64",
@@ -290,7 +288,7 @@ def _optimization(config: Any, variant: Variant, backend: TritonBackend, options
     level = options.graph_level
     if not level and (disabled := set(variant.session.get("disabled_optimizers", ()))):
         # Triton cannot switch one off: the graph is fused already, and what is left beyond that level is not needed
-        level = "basic" if disabled - _OF_LAYOUT else "" if gpu else "extended"
+        level = "basic" if disabled - set(LAYOUT_OPTIMIZERS) else "" if gpu else "extended"
     if level in GRAPH_LEVELS and backend.name == "onnxruntime":
         config.optimization.graph.level = GRAPH_LEVELS[level]
     if options.cuda_graphs:

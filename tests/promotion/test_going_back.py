@@ -189,17 +189,13 @@ def test_a_version_whose_load_ends_the_server_twice_is_left_alone(spec_of, words
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
     champion(2)
-    tried, real = [], TritonClient.bring_up
 
-    def ends(self, model, version):
-        if model == "words.v2":
-            tried.append(model)
-            for one in self.models():  # it is there again at once, and has nothing
-                self.unload(one.name)
-            raise UnreachableError("the connection was closed")
-        return real(self, model, version)
+    def ends(client):  # it is there again at once, and has nothing
+        for one in client.models():
+            client.unload(one.name)
+        raise UnreachableError("the connection was closed")
 
-    monkeypatch.setattr(TritonClient, "bring_up", ends)
+    tried = the_second_one(monkeypatch, ends)
     watch = Watch(lambda: spec, interval=1.0)
     hours_pass(watch, monkeypatch)
     assert len(tried) == 2
@@ -210,6 +206,20 @@ def test_a_version_whose_load_ends_the_server_twice_is_left_alone(spec_of, words
     champion(2)  # somebody wants it once more
     watch.look()
     assert len(tried) == 3
+
+
+def the_second_one(monkeypatch, do):
+    """Do something where version 2 is loaded; return the servers that it was tried on."""
+    tried, real = [], TritonClient.bring_up
+
+    def bring_up(self, model, version):
+        if model == "words.v2":
+            tried.append(self.connection.url)
+            do(self)
+        return real(self, model, version)
+
+    monkeypatch.setattr(TritonClient, "bring_up", bring_up)
+    return tried
 
 
 def hours_pass(watch, monkeypatch):
@@ -223,15 +233,11 @@ def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
     champion(2)
-    tried, real = [], TritonClient.bring_up
 
-    def late(self, model, version):
-        if model == "words.v2":
-            tried.append(model)
-            raise UnreachableError("no answer within 20 s")
-        return real(self, model, version)
+    def late(client):
+        raise UnreachableError("no answer within 20 s")
 
-    monkeypatch.setattr(TritonClient, "bring_up", late)
+    tried = the_second_one(monkeypatch, late)
     hours_pass(Watch(lambda: spec, interval=1.0), monkeypatch)
     assert len(tried) == 6
     assert answers(spec) == 1
@@ -245,15 +251,12 @@ def test_a_version_that_ends_one_server_of_a_target_does_not_end_the_next_one_at
     mlflow_tdeploy.apply(file=spec)
     words.set_registered_model_alias("words", "champion", 2)
     first = spec.targets["both"].servers[0].url
-    ended, real, live = [], TritonClient.bring_up, TritonClient.live
+    live = TritonClient.live
 
-    def ends(self, model, version):
-        if model == "words.v2":
-            ended.append(self.connection.url)
-            raise UnreachableError("the connection was closed")
-        return real(self, model, version)
+    def ends(client):
+        raise UnreachableError("the connection was closed")
 
-    monkeypatch.setattr(TritonClient, "bring_up", ends)
+    ended = the_second_one(monkeypatch, ends)
     monkeypatch.setattr(TritonClient, "live", lambda self: self.connection.url not in ended and live(self))
     watch = Watch(lambda: spec, interval=1.0)
     hours_pass(watch, monkeypatch)
