@@ -15,8 +15,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+from onnx import numpy_helper
 
 from mlflow_tdeploy.build.graphs import op_counts, quiet, save_ir
 from mlflow_tdeploy.core.errors import BuildError
@@ -161,6 +164,19 @@ def quantize_mixed(
             )
         else:
             save_ir(ir.load(by_blocks if blocks else src), dst, external_data=external_data)
+
+
+def weighted_products(path: Path) -> Iterator[tuple[str, str, npt.NDArray[np.float32]]]:
+    """Yield the matrix products of a prepared graph whose weights are a matrix.
+
+    Yields:
+        Name, name of its input, and weights ``[input channels, output channels]``.
+    """
+    model = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    for node in _products(model):
+        if node.input[1] in tensors:
+            yield node.name, node.input[0], numpy_helper.to_array(tensors[node.input[1]])
 
 
 def can_be_blocks(path: Path) -> frozenset[str]:

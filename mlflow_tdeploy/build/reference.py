@@ -250,7 +250,7 @@ def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
         yield from _rows(task, data)
         return
     encoded = task.encode(items)
-    for batch in Pipeline(task, _never).batches(encoded):
+    for batch in Pipeline(task, never).batches(encoded):
         feeds = encoded.collate(batch)
         yield Case("items", batch_text(task.signature, feeds), feeds, tuple(batch), answers=True)
     for index, texts in enumerate(golden_texts(task, data)):  # what will be replayed must have been checked as it is
@@ -355,7 +355,8 @@ def _equal(a: Arrays, b: Arrays) -> bool:
     return all(np.array_equal(array, b[name]) for name, array in a.items())
 
 
-def _never(feeds: Arrays) -> Arrays:
+def never(feeds: Arrays) -> Arrays:
+    """Infer for pipelines that only plan batches."""
     raise AssertionError("this pipeline only plans")
 
 

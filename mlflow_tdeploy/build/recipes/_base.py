@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.errors import BudgetError
 from mlflow_tdeploy.core.precision import Precision
@@ -76,6 +77,11 @@ class RecipeContext:
     judge: Judge | None = None
     opset: int = 18
     exporter: str = "auto"
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What activations are looked at on; None where all that is there is made up: it would fit that alone."""
+        return None if self.data.real is None else Calibration(self.task, self.data)
 
     def base(self) -> Graph:
         """Return the parent graph, for recipes that have one."""

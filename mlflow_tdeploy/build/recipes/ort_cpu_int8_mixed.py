@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlflow_tdeploy.build.graphs import fuse_for_ort
 from mlflow_tdeploy.build.judge import Judge
-from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare, products, quantize_mixed
+from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, products, quantize_mixed
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
-from mlflow_tdeploy.build.recipes.ort_cpu_int8 import fused_for_int8
+from mlflow_tdeploy.build.recipes.ort_cpu_int8 import Whole, whole_for_int8
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
+from mlflow_tdeploy.build.smooth import Scale, smooth
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -45,17 +45,13 @@ class OrtCpuInt8Mixed(Recipe):
         """Fuse, order, spare, check."""
         if context.judge is None:
             raise BuildError(f"'{self.id}' is looked for beside the source's answers, and nobody has asked it.")
-        fused = fused_for_int8(context)
-        whole, plain = (context.workdir / name / "model.onnx" for name in ("whole", "plain"))
-        fuse_for_ort(context.base().path, whole, fusions=fused.fusions)
-        prepare(whole, plain)
-        shutil.rmtree(whole.parent)
-        search = _Search(plain, context.workdir, context.judge, Graph(fused.path, Precision(), session=fused.session))
+        whole = whole_for_int8(context)
+        search = _Search(whole, context.workdir, context.judge)
         mix = search.run()
-        shutil.rmtree(plain.parent)
-        settings = {"dynamic": True, "per_channel": True, **mix.settings, **fused.settings}
+        shutil.rmtree(whole.path.parent)
+        settings = {"dynamic": True, "per_channel": True, **mix.settings, **whole.fused.settings}
         precision = Precision("int8", "int8", recipe=self.id, kept=mix.kept, settings=settings)
-        return Graph(search.path, precision, session=fused.session)
+        return Graph(search.path, precision, session=whole.fused.session)
 
 
 @dataclass(frozen=True)
@@ -76,9 +72,9 @@ class _Mix:
 class _Search:
     """One search: the graph that was tried last lies at :attr:`path`."""
 
-    def __init__(self, plain: Path, workdir: Path, judge: Judge, like: Graph) -> None:
-        self._plain, self._judge, self._like = plain, judge, like
-        self._names, self._by_blocks = products(plain), can_be_blocks(plain)
+    def __init__(self, whole: Whole, workdir: Path, judge: Judge) -> None:
+        self._whole, self._judge = whole, judge
+        self._names, self._by_blocks = products(whole.path), can_be_blocks(whole.path)
         self.path = workdir / "mixed" / "model.onnx"
         self._suits: dict[str, bool] = {}
         self._verdicts: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
@@ -133,6 +129,7 @@ class _Search:
         self._write(mix, external_data=True)
         told = f"{len(mix.blocks)} by blocks and {len(mix.kept)} in fp32 of {len(self._names)} products"
         settings = {"blocks": list(mix.blocks), "block_size": BLOCK, "graphs_tried": self._tried, "searched": told}
+        settings |= self._whole.smoothed(self._scales(mix))
         return replace(mix, settings=settings)
 
     def _passes(self, mix: _Mix) -> bool:
@@ -154,10 +151,18 @@ class _Search:
 
     @property
     def _graph(self) -> Graph:
-        return replace(self._like, path=self.path)
+        return Graph(self.path, Precision(), session=self._whole.fused.session)
+
+    def _scales(self, mix: _Mix) -> dict[str, Scale]:
+        """Return those of products that are quantized; what stays fp32 is left as it is."""
+        return {name: scale for name, scale in self._whole.scales.items() if name not in mix.kept}
 
     def _write(self, mix: _Mix, *, external_data: bool = False) -> None:
         self._tried += 1
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self.path.parent.mkdir()
-        quantize_mixed(self._plain, self.path, blocks=mix.blocks, kept=mix.kept, external_data=external_data)
+        source = self._whole.path
+        if scales := self._scales(mix):
+            source = source.parent / "smoothed.onnx"
+            smooth(self._whole.path, source, {name: scale.by for name, scale in scales.items()})
+        quantize_mixed(source, self.path, blocks=mix.blocks, kept=mix.kept, external_data=external_data)

@@ -1,0 +1,92 @@
+"""What tensors of a graph hold while it answers: ranges by channel, and some of the rows."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from mlflow_tdeploy.core.errors import BuildError, first_line
+from mlflow_tdeploy.core.tensors import Arrays
+
+Floats = npt.NDArray[np.float32]
+#: Tensors that are fetched at once, of each batch: all of a large model's would take its memory many times.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A tensor in one batch, its last axis taken as channels and all others as rows.
+
+    Attributes:
+        low: Least number of each channel ``[channels]``.
+        high: Greatest one ``[channels]``.
+        rows: Some of its rows ``[rows, channels]``, spread evenly.
+    """
+
+    low: Floats
+    high: Floats
+    rows: Floats
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of it is: else it has no range."""
+        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+
+
+def observe(
+    path: Path, names: Sequence[str], batches: Sequence[Arrays], *, rows: int
+) -> Iterator[tuple[str, list[Seen]]]:
+    """Yield what tensors of a graph hold, one entry for each batch.
+
+    Args:
+        path: The graph; temporary files are written beside it.
+        names: Float tensors of it, each once.
+        batches: Graph inputs; those that this graph does not have are left out.
+        rows: Most rows to keep of a batch.
+
+    Raises:
+        BuildError: The graph fails.
+    """
+    import onnxruntime as ort
+
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
+        file.write(_with_outputs(path, names))
+        file.flush()
+        try:
+            session = ort.InferenceSession(file.name, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as ONNX Runtime says
+            raise BuildError(f"The graph cannot be opened to look at what it computes: {first_line(error)}") from error
+    takes = {value.name for value in session.get_inputs()}
+    remaining = iter(names)
+    while group := list(itertools.islice(remaining, _AT_ONCE)):
+        seen: dict[str, list[Seen]] = {name: [] for name in group}
+        for feeds in batches:
+            try:
+                got = session.run(group, {name: array for name, array in feeds.items() if name in takes})
+            except Exception as error:  # as ONNX Runtime says
+                raise BuildError(f"The graph fails on data it is calibrated with: {first_line(error)}") from error
+            for name, array in zip(group, got, strict=True):
+                if array.size:
+                    seen[name].append(_seen(array, rows))
+        yield from seen.items()
+
+
+def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    model = onnx.load(path, load_external_data=False)
+    have = {value.name for value in model.graph.output}
+    for name in names:
+        if name not in have:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    return bytes(model.SerializeToString())
+
+
+def _seen(array: Floats, most: int) -> Seen:
+    flat = array.reshape(-1, array.shape[-1] if array.ndim else 1)
+    return Seen(flat.min(axis=0), flat.max(axis=0), flat[:: -(-len(flat) // most)].copy())
