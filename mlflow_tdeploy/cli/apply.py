@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @FILE
+@click.option("--again", is_flag=True, help="Try versions again with which a server went away twice.")
 @click.option("--yes", is_flag=True, help="Do not ask before anything changes.")
 @click.pass_context
-def apply(context: click.Context, file: Path, yes: bool) -> None:
+def apply(context: click.Context, file: Path, again: bool, yes: bool) -> None:
     """Show a plan and do it. Ends with 1 where something may not be deployed or has failed."""
     from mlflow_tdeploy.promotion.apply import apply as do
+    from mlflow_tdeploy.promotion.ends import forgive
     from mlflow_tdeploy.promotion.look import make_plan
     from mlflow_tdeploy.promotion.spec import Spec
 
     with clean_errors():
         spec = Spec.read(file)
         plan = make_plan(spec)
+        if again:
+            forgive(plan.steps, spec)
+            plan = make_plan(spec)
         show(plan)
         if (plan.changes or plan.silent) and not yes:
             click.confirm("Do it?", abort=True)

@@ -31,6 +31,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.rollout import Rollout
 from mlflow_tdeploy.deploy.back import Back, user_name
+from mlflow_tdeploy.deploy.ends import notes_of
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.publish import (
@@ -134,7 +135,11 @@ class Deployments(Back):
         if serving is None or route is None or not serving.active == route.active == what.version:
             return False
         same = self.loaded_key(what.graph_name, what.version) == key_of(what, settings)
-        return same and all(_is_whole(self.files, model) for model in (what.graph_name, what.name))
+        return same and self.is_whole(what.graph_name, what.name)
+
+    def is_whole(self, *models: str) -> bool:
+        """Tell whether all files of models are in the repository, as was noted when they were put there."""
+        return all(_is_whole(self.files, model) for model in models)
 
     def retire(self, name: str, *, unload_only: bool = False) -> None:
         """Remove the versions that are not kept; who wants requests to have a while calls :meth:`drain` before.
@@ -182,6 +187,7 @@ class Deployments(Back):
                 self.client.unload(model)
                 if model == name:
                     self._drained(name)  # its graphs answer what it still has
+            self.files.remove(notes_of(name))
             self.files.remove(f"{name}/{CONFIG}")  # from now on nothing of it is loaded where a server starts
             for model in (*published, name):
                 self._step(f"remove {model}")

@@ -38,7 +38,8 @@ class Back(Switch):
             name: The deployment.
             version: Which version; the one before by default.
             grace: Seconds that what does not stay loaded stays all the same, for requests that it has.
-            said: What is said of the deployment from now on; what was said before, by default.
+            said: What is said of the deployment from now on, where another version comes that is there already: what
+                serves becomes the version before.
             retire: Remove what is not kept any more; else :meth:`Deployments.retire` does.
 
         Raises:
@@ -59,8 +60,8 @@ class Back(Switch):
             self._step("load")
             changed = self._load_graph(f"{name}.v{wanted}", wanted, self.published_key(f"{name}.v{wanted}"))
             new = route.moved(wanted, now(), user_name())
-            if said is not None:
-                new = new.said_anew(said)
+            if said is not None:  # another version comes, which was there already
+                new = route.switched(wanted, said, now(), user_name())
             if route.rollout or new.config != route.config or not wanted == before == route.active:
                 self._drained(name, wanted, BRIEFLY_S)  # else it could not be told from the one that comes
                 self._step("switch")

@@ -107,12 +107,6 @@ class Route:
         before, ahead = tuple(reversed(line[:place])), line[place + 1 :]
         return Route(version, before, changed, by, ahead, self.config, self.keep_loaded, gone=self.gone)
 
-    def said_anew(self, settings: Settings) -> Route:
-        """Return the route with what is said of the deployment by now; of what is kept no more stays than that."""
-        kept, cut = self.previous[: settings.keep], self.previous[settings.keep :]
-        gone = (*cut, *self.gone)[:_MOST_GONE]
-        return replace(self, previous=kept, gone=gone, config=settings.config, keep_loaded=settings.keep_loaded)
-
     def parameters(self) -> dict[str, str]:
         """Return it as parameters of a configuration."""
         rollout = {"rollout": self.rollout} if self.rollout else {}

@@ -55,6 +55,16 @@ class Wanted:
         return self._chosen_for(lambda: self.deployments.host(self.name, create=self.before is None))
 
     @property
+    def said(self) -> Settings:
+        """What is said of the deployment, whichever version answers; how that one is served is not part of it."""
+        settings = self._settings
+        return Settings(settings.keep, settings.keep_loaded, settings.grace, config=self._record)
+
+    @property
+    def _record(self) -> str:
+        return as_record({**self._remembered, **said(self.config)})
+
+    @property
     def _remembered(self) -> Mapping[str, Any]:
         """What was said once counts until something else is said."""
         return (self.before or {}).get("config", {})
@@ -68,9 +78,8 @@ class Wanted:
         what = choose(
             self.uri, settings, name=self.name, version=coming, flavor=self.flavor, host=host, known=self.known
         )
-        record = as_record({**self._remembered, **said(self.config)})
         options = served(settings, what, self.before)
-        how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, record)
+        how = Settings(settings.keep, settings.keep_loaded, settings.grace, options, self._record)
         if not settings.version and self._is_deployed(what, how):
             what = replace(what, version=(self.before or {})["version"])
         return what, how

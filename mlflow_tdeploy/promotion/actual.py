@@ -28,6 +28,7 @@ class Observed:
         reachable: Whether the server answers; what its repository says is known all the same.
         described: What is deployed, as :meth:`State.describe` tells it; empty where nothing of ours is.
         why: Why it is not known, in one line.
+        ends: How often in a row the server went away while a version was loaded, by version.
     """
 
     server: str
@@ -35,6 +36,7 @@ class Observed:
     reachable: bool = True
     described: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
+    ends: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def version(self) -> int | None:

@@ -8,6 +8,7 @@ from mlflow_tdeploy.promotion import apply as _apply
 from mlflow_tdeploy.promotion import look as _look
 from mlflow_tdeploy.promotion import promote as _promote
 from mlflow_tdeploy.promotion import rollback as _rollback
+from mlflow_tdeploy.promotion.ends import forgive
 from mlflow_tdeploy.promotion.history import Event, History
 from mlflow_tdeploy.promotion.outcome import Outcome
 from mlflow_tdeploy.promotion.plan import Plan
@@ -36,12 +37,13 @@ def plan(file: str | Path | Spec = FILE) -> Plan:
 
 
 @mlflow_errors()
-def apply(plan: Plan | None = None, file: str | Path | Spec = FILE) -> tuple[Outcome, ...]:
+def apply(plan: Plan | None = None, file: str | Path | Spec = FILE, *, again: bool = False) -> tuple[Outcome, ...]:
     """Have the servers agree with the registry; twice is fine.
 
     Args:
         plan: What to do, as :func:`plan` has said it; made now where it is left out.
         file: Says which models are served where.
+        again: Whether versions are tried again that are left alone, as a server went away twice while they were loaded.
 
     Returns:
         What became of each step that changes something: ``state`` is ``done``, ``failed``, ``taken back`` or ``left``.
@@ -50,6 +52,9 @@ def apply(plan: Plan | None = None, file: str | Path | Spec = FILE) -> tuple[Out
         MlflowException: The file is wrong, or the registry does not answer.
     """
     spec = _spec(file)
+    if again:
+        forgive((plan or _look.make_plan(spec)).steps, spec)
+        plan = None
     return _apply.apply(plan or _look.make_plan(spec), spec)
 
 

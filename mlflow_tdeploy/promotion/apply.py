@@ -23,24 +23,26 @@ from mlflow_tdeploy.core.errors import (
 )
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.found import TDEPLOY, LoggedBundle
-from mlflow_tdeploy.deploy.plan import Settings, key_of
+from mlflow_tdeploy.deploy.plan import key_of
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.deploy.wanted import Wanted
-from mlflow_tdeploy.promotion.candidate import digests_of
+from mlflow_tdeploy.promotion.actual import sum_of_manifest
+from mlflow_tdeploy.promotion.candidate import is_model
+from mlflow_tdeploy.promotion.ends import Load, noted
 from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
-from mlflow_tdeploy.promotion.place import server_of
+from mlflow_tdeploy.promotion.place import rule_of, server_of
 from mlflow_tdeploy.promotion.plan import Plan, Step
 from mlflow_tdeploy.promotion.records import opened
 from mlflow_tdeploy.promotion.registry import desired
 from mlflow_tdeploy.promotion.revive import revived
-from mlflow_tdeploy.promotion.spec import Rule, Spec
+from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.store.layout import MANIFEST
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
-from mlflow_tdeploy.triton.repository import Deployable
 
 _log = logging.getLogger("mlflow_tdeploy")
 #: Seconds between two looks at the registry while a version is tried out.
@@ -49,6 +51,11 @@ _LOOK_S = 3.0
 _PATIENCE_S = 5.0
 #: Servers whose requests are waited for at once.
 _AT_ONCE = 8
+_OTHERWISE = (
+    "Version {version} of '{name}' is kept at {server} with other files or options, or not all of its files are there "
+    "any more, and a version is not changed in place: register it once more and move the alias, or say what was said "
+    "when it came."
+)
 #: Does a step, and returns what was seen; it may ask whether it shall go on.
 Do = Callable[[Step, Spec, Callable[[], None]], str]
 
@@ -89,7 +96,8 @@ def apply(
     for steps in by_place(plan.steps).values():
         note(_revived(steps, spec))
     for steps in by_place(plan.changes).values():
-        note(_alone(steps, spec, client))
+        ended = next((one for one in found if one.ended and _is_about(one.step, steps[0])), None)
+        note(_alone(steps, spec, client) if ended is None else _spared(steps, ended.step))
     return tuple(found)
 
 
@@ -102,6 +110,15 @@ def _revived(steps: Sequence[Step], spec: Spec) -> tuple[Outcome, ...]:
     except Exception as error:  # somebody else is at it, or the repository refuses: who brings versions finds out
         _log.warning("'%s' on '%s' was left: %s", steps[0].name, steps[0].target, first_line(error))
         return ()
+
+
+def _is_about(one: Step, other: Step) -> bool:
+    return (one.model, one.after) == (other.model, other.after)
+
+
+def _spared(steps: Iterable[Step], ended: Step) -> list[Outcome]:
+    why = f"{ended.server} went away while version {ended.after} was loaded there: it does not come here as well"
+    return [Outcome(one, "left", why=why) for one in steps]
 
 
 def _alone(steps: list[Step], spec: Spec, client: MlflowClient | None) -> list[Outcome]:
@@ -163,28 +180,19 @@ def together(
     routes = [server_of(step, spec).route(step.name) for step in steps]
     done: list[_Done] = []
     for place, step in enumerate(steps):
-        started = time.perf_counter()
+        started, load = time.perf_counter(), Load()
         try:
-            seen = (do or _bring)(step, spec, go_on)
+            with noted(step, step.after, spec) as load:
+                seen = (do or _bring)(step, spec, go_on)
         except BaseException as error:  # whatever a gate throws: what served serves on
-            why, seconds = _why(error, step), time.perf_counter() - started
-            worse, ended = isinstance(error, TryoutError), isinstance(error, UnreachableError) and _has_gone(step, spec)
-            begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=ended), routes[place])
+            why, seconds, worse = _why(error, step), time.perf_counter() - started, isinstance(error, TryoutError)
+            begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=load.times), routes[place])
             found = _all_taken_back([*done, begun], spec, why)
             if not isinstance(error, Exception):
                 raise
             return [*found, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
         done.append(_Done(Outcome(step, "done", time.perf_counter() - started, seen=seen), routes[place]))
     return [one.outcome for one in done]
-
-
-def _has_gone(step: Step, spec: Spec) -> bool:
-    """Tell whether a server is not there, or has nothing any more of what answered: one that is only late has."""
-    try:
-        found = server_of(step, spec)
-        return not found.client.live() or (step.before is not None and found.answering(step.name) is None)
-    except Exception:
-        return True
 
 
 def _why(error: BaseException, step: Step) -> str:
@@ -234,7 +242,7 @@ def _all_drained(steps: Sequence[Step], spec: Spec) -> bool:
 
 def _drain(step: Step, spec: Spec) -> bool:
     try:
-        return server_of(step, spec).drain(step.name, DeploySettings.of(_rule(step, spec).serve).grace)
+        return server_of(step, spec).drain(step.name, DeploySettings.of(rule_of(step, spec).serve).grace)
     except Exception:  # who retires finds out
         return False
 
@@ -263,7 +271,7 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
         ConflictError: The plan is older than what is there, or the variant would be another one now.
         TDeployError: See :meth:`Deployments.deploy`.
     """
-    found, rule = server_of(step, spec), _rule(step, spec)
+    found, rule = server_of(step, spec), rule_of(step, spec)
     try:
         before: dict[str, Any] | None = found.describe(step.name)
     except NotFoundError:
@@ -277,9 +285,16 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
     records = opened(uri)
     known = LoggedBundle(TDEPLOY, records.bundle, records.fetch)
     wanted = Wanted(found, step.name, uri, "", dict(rule.serve), before, known)
+    back = step.after in (*before["previous"], *before["ahead"]) if before else False
+    kept = back or version == step.after
+    lies_there = kept and _lies_there(found, step, records.bundle)
+    if back and lies_there:  # as it came, however it would be made now: nothing is fetched
+        found.rollback(step.name, step.after, said=wanted.said, retire=False)
+        return ""
     what, how = wanted.for_server()
-    kept = (*before["previous"], *before["ahead"], before["version"]) if before else ()
-    if step.after in kept and _came_otherwise(found, step, what, how):
+    if kept and found.published_key(f"{step.name}.v{step.after}") not in ("", key_of(what, how)):
+        if not lies_there:
+            raise ConflictError(_OTHERWISE.format(version=step.after, name=step.name, server=step.server))
         found.rollback(step.name, step.after, said=how, retire=False)
         return ""
     if rule.variants == "pinned" and isinstance(what, BundleVersion) and what.variant.digest != step.digest:
@@ -287,21 +302,17 @@ def _bring(step: Step, spec: Spec, go_on: Callable[[], None]) -> str:
             f"'{what.variant.id}' would serve '{step.name}' at {step.server}, and the plan has seen "
             f"'{step.variants[1]}'. Plan again, or say variants: auto."
         )
-    judge = None if step.after in kept else metric_gate(rule.gates.metric, found, step.name)  # it has passed
+    judge = None if kept else metric_gate(rule.gates.metric, found, step.name)  # it has passed
     tryout = rule.strategy.tryout(go_on) if step.strategy else None
     return found.deploy(what, how, judge=judge, tryout=tryout, retire=False).seen
 
 
-def _came_otherwise(found: Deployments, step: Step, what: Deployable, how: Settings) -> bool:
-    """Tell whether a version that is kept is this very one, made otherwise than it would be now.
-
-    Another variant may be the fastest by now, or another option be said: who goes back gets what has answered before.
-    """
-    came = found.published(f"{step.name}.v{step.after}")
-    if not isinstance(what, BundleVersion) or came.get("key") == key_of(what, how):
-        return False
-    manifest = found.files.read(f"{step.name}/{step.after}/{MANIFEST}")
-    return manifest == (what.bundle.root / MANIFEST).read_bytes() and came.get("digest") in digests_of(what.bundle)
+def _lies_there(found: Deployments, step: Step, bundle: Bundle) -> bool:
+    """Tell whether a version that is kept is this very model, and all of its files are there."""
+    graph = f"{step.name}.v{step.after}"
+    manifest = sum_of_manifest(found.files.read(f"{step.name}/{step.after}/{MANIFEST}") or b"")
+    there = is_model(bundle, manifest, found.published(graph).get("digest", ""))
+    return there and found.is_whole(step.name, graph)
 
 
 def _all_taken_back(done: Sequence[_Done], spec: Spec, why: str) -> list[Outcome]:
@@ -338,13 +349,3 @@ def _has_come(step: Step, found: Deployments) -> bool:
     """Tell whether a version that failed answers all the same: who is interrupted may be so right after the switch."""
     routes = (found.route(step.name), found.serving(step.name))
     return step.before != step.after and any(route is not None and route.active == step.after for route in routes)
-
-
-def _rule(step: Step, spec: Spec) -> Rule:
-    of_target = (one for one in spec.models if one.matches(step.model) and step.target in one.to)
-    found = next((one for one in of_target if one.served_as(step.model) == step.name), None)
-    if found is None:
-        raise ConflictError(
-            f"No rule is about '{step.model}' as '{step.name}' on target '{step.target}' any more. Plan again."
-        )
-    return found

@@ -131,6 +131,17 @@ def digests_of(bundle: Bundle) -> frozenset[str]:
     return frozenset(one.digest for one in bundle.variants.values() if one.files)
 
 
+def is_model(bundle: Bundle, manifest: str, digest: str) -> bool:
+    """Tell whether what lies in a repository is a bundle's model.
+
+    Args:
+        bundle: The bundle.
+        manifest: The sum of its manifest there, see :func:`sum_of_manifest`.
+        digest: Of its variant's files there.
+    """
+    return manifest == sum_of_manifest((bundle.root / MANIFEST).read_bytes()) and digest in digests_of(bundle)
+
+
 def _incomplete(location: Location, variant: Variant) -> str:
     """Return which file of a variant is gone or of another size; what is in it is hashed when it is brought."""
     folders = dict.fromkeys(record.path.rpartition("/")[0] for record in variant.files)

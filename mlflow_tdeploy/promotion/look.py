@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from mlflow import MlflowClient
 
+from mlflow_tdeploy.deploy.ends import counted
+from mlflow_tdeploy.deploy.files import open_files
 from mlflow_tdeploy.promotion.actual import Observed, asked_at, is_live, observe, published_at
 from mlflow_tdeploy.promotion.candidate import candidate, evidence
+from mlflow_tdeploy.promotion.ends import notes, spared
 from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, at_first, settled, step
 from mlflow_tdeploy.promotion.records import FRESH_S
 from mlflow_tdeploy.promotion.registry import Desired, desired
-from mlflow_tdeploy.promotion.spec import Server, Spec
+from mlflow_tdeploy.promotion.spec import Server, Spec, Target
 
+_ANOTHER = (
+    "version {version} is kept there, and it is another model that had this number, or has other files: register the "
+    "model once more and move the alias, or delete the deployment first"
+)
 #: Servers that are asked at once.
 _AT_ONCE = 8
 
@@ -32,19 +40,28 @@ def make_plan(spec: Spec, client: MlflowClient | None = None, *, within: float =
     return plan_for(spec, desired(spec, client), within=within)
 
 
-def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S) -> Plan:
-    """Return what would have to change for what is wanted to be so."""
+def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S, sparing: bool = True) -> Plan:
+    """Return what would have to change for what is wanted to be so.
+
+    Args:
+        spec: What should be served where.
+        wanted: What the registry wants; all about a model, for its servers are spared what has ended one of them.
+        within: See :func:`make_plan`.
+        sparing: Whether they are; not where somebody insists.
+    """
     places = [(one, server) for one in wanted for server in spec.targets[one.target].servers]
     servers = {(one.target, server.url): (spec.targets[one.target], server) for one, server in places}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         # each is asked once: of one that hangs every name would wait
         live = dict(zip(servers, pool.map(lambda which: is_live(*which), servers.values()), strict=True))
         steps = pool.map(lambda of: _step(spec, of[0], of[1], live[of[0].target, of[1].url], within), places)
-        return Plan(at_first(all_or_none(steps)))
+        found = at_first(all_or_none(steps))
+        return Plan(spared(found) if sparing else found)
 
 
 def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within: float) -> Step:
     found = observe(spec.targets[wanted.target], server, wanted.name, live=live)
+    found = replace(found, ends=_ends(spec.targets[wanted.target], server, wanted, found))
     if (nothing := settled(wanted, found)) is not None:
         return nothing
     if not found.reachable or wanted.version is None:
@@ -55,7 +72,17 @@ def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within
         came, (_, manifest) = published_at(*place), asked_at(*place)
         if coming.is_model(manifest, came.get("digest", "")):  # it is gone back to, and not made
             coming = coming.as_it_came(came, _known_evidence(wanted.uri, came.get("variant", "")))
+        elif manifest and not coming.refused:
+            coming = replace(coming, refused=_ANOTHER.format(version=wanted.version))
     return step(wanted, found, coming, _before(spec, wanted, server, found))
+
+
+def _ends(target: Target, server: Server, wanted: Desired, found: Observed) -> dict[int, int]:
+    try:
+        found_notes = notes(open_files(target.repository_of(server)), server.url, wanted.name, wanted.rule)()
+    except Exception:  # of a repository that cannot be read nothing is known
+        return {}
+    return counted(found_notes, gone=not found.reachable or found.silent)
 
 
 def _before(spec: Spec, wanted: Desired, server: Server, found: Observed) -> Before:

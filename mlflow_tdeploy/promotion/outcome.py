@@ -23,7 +23,7 @@ class Outcome:
         why: Why it failed, in one line.
         seen: What was seen when it was tried out, in one line.
         worse: Whether it failed as it did worse than the version that serves: it would again.
-        ended: Whether the server went away while it was brought: it may have ended it.
+        ended: How often in a row the server has gone away while the version was loaded: it may have ended it.
         unsure: Whether nobody knows what answers there, as the server could not be asked any more.
     """
 
@@ -33,7 +33,7 @@ class Outcome:
     why: str = ""
     seen: str = ""
     worse: bool = False
-    ended: bool = False
+    ended: int = 0
     unsure: bool = False
 
 

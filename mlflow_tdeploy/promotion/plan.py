@@ -82,6 +82,7 @@ class Step:
         by: Who did that.
         silent: Whether the version that is deployed does not answer, nor any other, though the server does.
         decision: Which variant would come, and why no other.
+        ends: How often in a row the server went away while a version was loaded, by version; see ``promotion.ends``.
     """
 
     action: Action
@@ -103,6 +104,7 @@ class Step:
     by: str = ""
     silent: bool = False
     decision: str = ""
+    ends: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def again(self) -> bool:
@@ -236,7 +238,7 @@ def _place(wanted: Desired, observed: Observed) -> Step:
     """Return a step of which only is known what it is about."""
     return Step(
         "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
-        since=observed.says("deployed"), by=observed.says("by"), silent=observed.silent,
+        since=observed.says("deployed"), by=observed.says("by"), silent=observed.silent, ends=observed.ends,
     )  # fmt: skip
 
 

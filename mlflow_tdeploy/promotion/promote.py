@@ -58,7 +58,7 @@ def promote(
     places = {(one.target, one.name) for one in _meant(spec, client, model, label)}
     with places_held(spec, places):
         wanted = [one.at(version) for one in _meant(spec, client, model, label)]
-        plan = plan_for(spec, wanted)
+        plan = plan_for(spec, wanted, sparing=False)
         back = revived(plan.steps, spec)
         History(client).add(events_of(back, "promote"))
         for outcome in back:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, UnreachableError
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, UnreachableError, first_line
 from mlflow_tdeploy.deploy.route import Route
-from mlflow_tdeploy.promotion.actual import Observed, observe
+from mlflow_tdeploy.promotion.actual import Observed, asked_at, observe, published_at
 from mlflow_tdeploy.promotion.apply import retire, together
+from mlflow_tdeploy.promotion.candidate import is_model
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.label import Label
 from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import Outcome, events_of, require_done
 from mlflow_tdeploy.promotion.place import server_of
 from mlflow_tdeploy.promotion.plan import Step
+from mlflow_tdeploy.promotion.records import opened
 from mlflow_tdeploy.promotion.registry import Desired, desired
 from mlflow_tdeploy.promotion.spec import Spec
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 def rollback(
@@ -65,6 +71,7 @@ def rollback(
         left = tuple(Outcome(one.step(back), "left", why=one.observed.why or "nothing is deployed") for one in seen
                      if not one.observed.reachable or one.observed.version is None)  # fmt: skip
         model = places[0].model
+        _require_same(spec, steps)
         done: list[Outcome] = []
         try:
             with Label.of_rule(places[0].rule).moved(client, model, back):
@@ -108,6 +115,29 @@ class _Place:
             "update", wanted.target, found.server, wanted.name, wanted.model, found.version, version,
             why=why,
         )  # fmt: skip
+
+
+def _require_same(spec: Spec, steps: Iterable[Step]) -> None:
+    """Make sure that what is gone back to is what the registry calls so, as far as that can be known.
+
+    Raises:
+        ConflictError: The model was deleted there and registered anew, say: its alias would point to another model.
+    """
+    for step in steps:
+        try:
+            bundle = opened(f"models:/{step.model}/{step.after}").bundle
+        except (TDeployError, MlflowException) as error:  # its artifacts may be gone: it is kept for that
+            _log.info("%s", first_line(error))
+            continue
+        target = spec.targets[step.target]
+        server = next(one for one in target.servers if one.url == step.server)
+        place = (target, server, step.name, step.after or 0)
+        (_, manifest), came = asked_at(*place), published_at(*place)
+        if manifest and not is_model(bundle, manifest, came.get("digest", "")):
+            raise ConflictError(
+                f"Version {step.after} of '{step.name}' at {step.server} is another model than version {step.after} of "
+                f"'{step.model}' in the registry. Bring that one under another number: register it once more."
+            )
 
 
 def _go_back(step: Step, spec: Spec, _: Callable[[], None]) -> str:

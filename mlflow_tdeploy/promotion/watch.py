@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_tdeploy.core.errors import ConflictError, TDeployError, first_line
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.promotion.apply import retire, together, wanted_still
+from mlflow_tdeploy.promotion.ends import forget, is_left_alone
 from mlflow_tdeploy.promotion.history import Event, History
 from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.look import make_plan, plan_for
@@ -90,7 +91,6 @@ class Watch:
         self._history = History(self._client)
         self._woken, self._stopped = SimpleQueue[None](), False
         self._rests = Rests()
-        self._away: set[tuple[str, str]] = set()
         self._refused: set[tuple[str, str, int, str]] = set()
         self._trying: dict[tuple[str, str], threading.Thread] = {}
         self._retiring: dict[tuple[str, str], threading.Thread] = {}
@@ -158,13 +158,13 @@ class Watch:
             plan = make_plan(spec, self._client, within=_RECORDS_S)
             if self._have_back(spec, plan.steps):
                 plan = make_plan(spec, self._client, within=_RECORDS_S)
-            self._forget(plan.steps)
+            self._forget(spec, plan.steps)
             self._tell_refused(refusals(plan, "watch"))
             due = [steps for steps in by_place(plan.changes).values() if self._is_due(steps)]
             busy = [not self._begun(spec, steps) for steps in due]
             if due and not all(busy):
                 plan = make_plan(spec, self._client, within=_RECORDS_S)
-                self._forget(plan.steps)
+                self._forget(spec, plan.steps)
             self._seen(status_of(plan), "", started)
             self._succeeded = time.monotonic()
         except Exception as error:  # a registry that is away, a file that is wrong: what serves serves on
@@ -189,7 +189,7 @@ class Watch:
         due = [
             one
             for one in steps
-            if one.silent and not self._is_trying([one]) and not self._rests.waits(having_back(one))
+            if one.silent and not (is_left_alone(one) or self._is_trying([one]) or self._rests.waits(having_back(one)))
         ]
         found = [one for of in by_place(due).values() if not self._stopped for one in self._revive(spec, of)]
         self._tell([event for one in found for event in events_of([one], "watch")], noted=noted)  # when all are back
@@ -249,8 +249,9 @@ class Watch:
         target, name = steps[0].target, steps[0].name
         try:
             with places_held(spec, {(target, name)}, wait=_BRIEFLY_S):
-                wanted = [one for one in desired(spec, self._client) if (one.target, one.name) == (target, name)]
-                fresh = plan_for(spec, wanted).changes
+                # also where else the model is served: what has ended a server there does not come here
+                wanted = [one for one in desired(spec, self._client) if one.model == steps[0].model]
+                fresh = by_place(plan_for(spec, wanted).changes).get((target, name), [])
                 outcomes = together(fresh, spec, go_on=self._unless_stopped(wanted_still(spec, self._client, fresh)))
         except ConflictError as error:
             _log.info("%s", first_line(error), extra={"event": "busy", "target": target})
@@ -261,7 +262,7 @@ class Watch:
             return True
         self._retire(spec, outcomes)
         if fresh:
-            outcomes = self._rests.note(bringing(fresh), outcomes)
+            self._rests.note(bringing(fresh), outcomes)
         self._tell(events_of(outcomes, "watch"))
         return not any(one.state == "left" for one in outcomes) or any(one.state == "failed" for one in outcomes)
 
@@ -292,21 +293,17 @@ class Watch:
 
         return asked
 
-    def _forget(self, steps: Iterable[Step]) -> None:
-        """Forget what rests where there is nothing to do any more, and note where a server is away."""
+    def _forget(self, spec: Spec, steps: Sequence[Step]) -> None:
+        """Forget what rests where there is nothing to do any more, and what ended a server and is not wanted now."""
+        forget(steps, spec)
         places = by_place(steps).items()
-        self._away = {place for place, of in places if any(one.action == "unknown" for one in of)}
         settled = {
             place for place, of in places if all(one.action in ("none", "keep") and not one.silent for one in of)
         }
         self._rests.forget(settled)
 
     def _is_due(self, steps: Sequence[Step]) -> bool:
-        return not (self._is_trying(steps) or self._would_end_another(steps) or self._rests.waits(bringing(steps)))
-
-    def _would_end_another(self, steps: Sequence[Step]) -> bool:
-        """Tell whether a server of the target is away that may have been ended by this version."""
-        return (steps[0].target, steps[0].name) in self._away and self._rests.has_ended_a_server(bringing(steps))
+        return not (self._is_trying(steps) or self._rests.waits(bringing(steps)))
 
     def _is_trying(self, steps: Sequence[Step]) -> bool:
         trying = self._trying.get((steps[0].target, steps[0].name))
@@ -314,7 +311,7 @@ class Watch:
 
     def _waits(self, steps: Sequence[Step]) -> float:
         """Return the seconds until it can be done; those of a look where it is tried out: then it says when it ends."""
-        if self._is_trying(steps) or self._would_end_another(steps):
+        if self._is_trying(steps):
             return self._interval
         return self._rests.waits(bringing(steps))
 

@@ -264,6 +264,11 @@ class TritonClient:
                 f"and is that its port?"
             ) from error
         except Exception as error:  # an answer in another protocol: both clients fail in their own ways
+            if type(error).__name__ == "HTTPConnectionClosed":
+                raise UnreachableError(
+                    f"The server at {self.connection.url} cannot {doing}: it closed the connection, as one does that "
+                    f"ends. Does it run still, and what does its log say?"
+                ) from error
             raise UnreachableError(
                 f"What is at {self.connection.url} cannot {doing}: it answers as no Triton does over "
                 f"{self.connection.scheme} ({type(error).__name__}: {shown(str(error), 200)})."
@@ -273,6 +278,10 @@ class TritonClient:
         said, status = str(error.message()).strip(), str(error.status() or "")
         if doing.startswith(_ANSWER) and status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return InvalidInputError(f"The server at {self.connection.url} cannot {doing}: {said}")
+        if status in ("502", "504"):
+            return UnreachableError(
+                f"The server at {self.connection.url} cannot {doing}: what is in front of it reaches none ({said})."
+            )
         if status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED") and "poll" not in said:
             return UnreachableError(
                 f"The server at {self.connection.url} cannot {doing}: nobody answers there ({said})."

@@ -30,6 +30,12 @@ def words(tracking, tmp_path):
 
 
 @pytest.fixture
+def champion(words):
+    """Return what gives the alias to a version."""
+    return lambda version: words.set_registered_model_alias("words", "champion", version)
+
+
+@pytest.fixture
 def two(start, tmp_path):  # noqa: F811
     """Two servers, each with a repository of its own, and the file that names them."""
     folders = [tmp_path / "first", tmp_path / "second"]

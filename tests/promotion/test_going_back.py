@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 
 import pytest
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
-from mlflow_tdeploy.core.errors import UnreachableError
+from mlflow_tdeploy.core.errors import NotFoundError, UnreachableError
 from mlflow_tdeploy.core.evidence import Evidence, now
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.deploy import target as deploying
-from mlflow_tdeploy.deploy.plan import Settings
-from mlflow_tdeploy.deploy.route import Route
+from mlflow_tdeploy.promotion import apply as applying
 from mlflow_tdeploy.promotion import records
-from mlflow_tdeploy.promotion import watch as watching
-from mlflow_tdeploy.promotion.actual import Observed, deployments_at
+from mlflow_tdeploy.promotion.actual import Observed
 from mlflow_tdeploy.promotion.candidate import candidate
 from mlflow_tdeploy.promotion.registry import desired
 from mlflow_tdeploy.promotion.watch import Watch
@@ -26,12 +24,6 @@ from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.triton.client import TritonClient
 from tests.flavor.text_bundles import make_text_bundle
 from tests.promotion.one_server import answers, there
-
-
-@pytest.fixture
-def champion(words):
-    """Return what gives the alias to a version."""
-    return lambda version: words.set_registered_model_alias("words", "champion", version)
 
 
 def log_another(folder):
@@ -147,9 +139,66 @@ def test_what_is_said_anew_along_with_going_back_is_remembered(spec_of, words, c
     assert states_of(spec) == ["refused"]
 
 
-def test_fewer_versions_are_kept_as_soon_as_that_is_said():
-    route = Route(3, (2, 1), gone=(7,)).said_anew(Settings(keep=1, keep_loaded=False, config="{}"))
-    assert (route.previous, route.gone, route.keep_loaded) == ((2,), (1, 7), False)
+def test_what_served_before_is_gone_back_to_however_it_came(spec_of, words, champion, tmp_path):
+    """The alias is set to a version that is kept: that is no going back, and rollback leads to what served."""
+    spec = spec_of(", keep: 2")
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    for more in ("", ", intra_op_threads: 3"):
+        spec = spec_of(f", keep: 2{more}")
+        champion(1)
+        mlflow_tdeploy.apply(file=spec)
+        assert answers(spec) == 1
+        mlflow_tdeploy.rollback("words", file=spec)
+        assert answers(spec) == 2, more
+        assert int(words.get_model_version_by_alias("words", "champion").version) == 2
+
+
+def test_fewer_versions_are_kept_as_soon_as_that_is_said(spec_of, words, champion, tmp_path):
+    spec = spec_of(", keep: 2")
+    log_another(tmp_path)
+    for version in (1, 2, 3):
+        champion(version)
+        mlflow_tdeploy.apply(file=spec)
+    spec = spec_of(", keep: 1, keep_loaded: false")
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    route = there(spec).route("words")
+    assert (route.active, route.previous, route.keep_loaded) == (2, (3,), False)
+    assert there(spec).graphs("words") == ["words.v2", "words.v3"]
+
+
+@pytest.mark.parametrize("more", ["", ", intra_op_threads: 3"])
+def test_nothing_is_fetched_for_going_back(spec_of, words, champion, monkeypatch, more):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    champion(1)
+
+    def gone(*_):
+        raise NotFoundError("no such artifact")
+
+    monkeypatch.setattr(applying, "opened", lambda uri: replace(records.opened(uri), fetch=gone))
+    (outcome,) = mlflow_tdeploy.apply(file=spec_of(more))
+    assert (outcome.state, answers(spec)) == ("done", 1)
+
+
+@pytest.mark.slow
+def test_what_is_not_whole_any_more_is_sent_again_where_it_would_be_the_same(spec_of, words, champion):
+    spec = spec_of(", keep_loaded: false")
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+    there(spec).files.remove("words.v1/1/model.onnx")
+    champion(1)
+    (outcome,) = mlflow_tdeploy.apply(file=spec_of(", keep_loaded: false, intra_op_threads: 3"))
+    assert outcome.state == "failed"
+    assert "not all of its files are there any more" in outcome.why
+    assert answers(spec) == 2
+    (outcome,) = mlflow_tdeploy.apply(file=spec_of(", keep_loaded: false"))
+    assert (outcome.state, answers(spec)) == ("done", 1)
 
 
 @pytest.mark.slow
@@ -164,10 +213,13 @@ def test_another_model_of_that_number_is_no_version_to_go_back_to(spec_of, words
         mlflow_tdeploy.log_model(made, "words", registered_model_name="words")
     records._known.clear()
     champion(1)
-    (outcome,) = mlflow_tdeploy.apply(file=spec)
-    assert outcome.state == "failed"
-    assert "other files or options" in outcome.why
+    (step,) = mlflow_tdeploy.plan(file=spec).refused
+    assert "it is another model that had this number" in step.why
+    assert mlflow_tdeploy.apply(file=spec) == ()
+    with pytest.raises(MlflowException, match="is another model than version 1 of 'words' in the registry"):
+        mlflow_tdeploy.rollback("words", version=1, file=spec)
     assert answers(spec) == 2
+    assert int(words.get_model_version_by_alias("words", "champion").version) == 1
 
 
 @pytest.mark.slow
@@ -183,85 +235,6 @@ def test_the_message_of_an_update_says_how_to_go_back(spec_of, words, running, m
         client.update_deployment("words", "models:/words/1")
     client.rollback_deployment("words", version=1)
     assert answers(spec) == 1
-
-
-def test_a_version_whose_load_ends_the_server_twice_is_left_alone(spec_of, words, champion, monkeypatch):
-    spec = spec_of()
-    mlflow_tdeploy.apply(file=spec)
-    champion(2)
-
-    def ends(client):  # it is there again at once, and has nothing
-        for one in client.models():
-            client.unload(one.name)
-        raise UnreachableError("the connection was closed")
-
-    tried = the_second_one(monkeypatch, ends)
-    watch = Watch(lambda: spec, interval=1.0)
-    hours_pass(watch, monkeypatch)
-    assert len(tried) == 2
-    assert any("closed. That was the second time in a row" in one.why for one in watch.view.actions)
-    assert answers(spec) == 1
-    champion(1)
-    watch.look()
-    champion(2)  # somebody wants it once more
-    watch.look()
-    assert len(tried) == 3
-
-
-def the_second_one(monkeypatch, do):
-    """Do something where version 2 is loaded; return the servers that it was tried on."""
-    tried, real = [], TritonClient.bring_up
-
-    def bring_up(self, model, version):
-        if model == "words.v2":
-            tried.append(self.connection.url)
-            do(self)
-        return real(self, model, version)
-
-    monkeypatch.setattr(TritonClient, "bring_up", bring_up)
-    return tried
-
-
-def hours_pass(watch, monkeypatch):
-    clock = time.monotonic
-    for hours in range(6):
-        monkeypatch.setattr(watching.time, "monotonic", lambda hours=hours: clock() + 3600 * hours)
-        watch.look()
-
-
-def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion, monkeypatch):
-    spec = spec_of()
-    mlflow_tdeploy.apply(file=spec)
-    champion(2)
-
-    def late(client):
-        raise UnreachableError("no answer within 20 s")
-
-    tried = the_second_one(monkeypatch, late)
-    hours_pass(Watch(lambda: spec, interval=1.0), monkeypatch)
-    assert len(tried) == 6
-    assert answers(spec) == 1
-
-
-@pytest.mark.slow
-def test_a_version_that_ends_one_server_of_a_target_does_not_end_the_next_one_at_once(
-    two, words, versions, monkeypatch
-):
-    spec, _ = two
-    mlflow_tdeploy.apply(file=spec)
-    words.set_registered_model_alias("words", "champion", 2)
-    first = spec.targets["both"].servers[0].url
-    live = TritonClient.live
-
-    def ends(client):
-        raise UnreachableError("the connection was closed")
-
-    ended = the_second_one(monkeypatch, ends)
-    monkeypatch.setattr(TritonClient, "live", lambda self: self.connection.url not in ended and live(self))
-    watch = Watch(lambda: spec, interval=1.0)
-    hours_pass(watch, monkeypatch)
-    assert ended == [first]
-    assert deployments_at(spec.targets["both"], spec.targets["both"].servers[1]).answering("words") == 1
 
 
 def test_an_alias_that_is_moved_to_and_fro_is_followed_at_once(spec_of, words, champion):

@@ -1,0 +1,58 @@
+"""Notes of loads during which a server went away."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlflow_tdeploy.deploy.ends import Note, Notes, counted, notes_of
+from mlflow_tdeploy.deploy.files import FolderFiles
+
+
+@pytest.fixture
+def files(tmp_path):
+    return FolderFiles(tmp_path)
+
+
+def notes(files, server="http://a", said="so"):
+    return Notes(files, server, "words", said)
+
+
+def test_ends_in_a_row_are_counted_and_nothing_is_left_of_what_went_well(files):
+    known = notes(files)
+    for times, gone in ((1, True), (2, True), (2, None), (3, True)):
+        known.begin(7)
+        assert known.end(7, server_gone=gone) == times
+    assert known() == {7: Note(3, False, "so")}
+    known.begin(7)
+    assert known.end(7, server_gone=False) == 0
+    assert not (files.root / notes_of("words")).exists()
+    known.begin(7)
+    assert known.end(7, server_gone=True) == 1, "not in a row"
+
+
+def test_what_was_begun_counts_where_the_server_is_gone(files):
+    known = notes(files)
+    known.begin(7)
+    known.begin(8)
+    known.end(8, server_gone=True)
+    assert counted(known(), gone=True) == {7: 1, 8: 1}
+    assert counted(known(), gone=False) == {8: 1}
+
+
+def test_servers_of_one_repository_and_what_is_said_are_told_apart(files):
+    for server in ("http://a", "http://b"):
+        one = notes(files, server)
+        one.begin(7)
+        one.end(7, server_gone=True)
+    notes(files).keep([8])
+    assert notes(files)() == {}
+    assert notes(files, "http://b")() == {7: Note(1, False, "so")}
+    assert notes(files, "http://b", "otherwise")() == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"http://a": 7}', b'{"http://a": {"x": {}}}'])
+def test_what_cannot_be_read_is_nothing(files, content):
+    files.write(notes_of("words"), content)
+    assert notes(files)() == {}
+    notes(files).begin(7)
+    assert notes(files)() == {7: Note(0, True, "so")}

@@ -1,0 +1,207 @@
+"""Versions whose load ends a server: no other server gets them, whoever comes next, and the second time nobody does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+import mlflow_tdeploy
+from mlflow_tdeploy.core.errors import UnreachableError
+from mlflow_tdeploy.promotion import watch as watching
+from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.promotion.watch import Watch
+from mlflow_tdeploy.triton.client import TritonClient
+from mlflow_tdeploy.triton.local import launch
+from tests.promotion.one_server import answers, there
+
+
+def loses_all(client):
+    """As a server that ends and is there again at once, with nothing."""
+    for one in client.models():
+        client.unload(one.name)
+    raise UnreachableError("the connection was closed")
+
+
+def where_loaded(monkeypatch, which, do):
+    """Do something where a graph is loaded; return the servers that it was tried on."""
+    tried, real = [], TritonClient.bring_up
+
+    def bring_up(self, model, version):
+        if model == which:
+            tried.append(self.connection.url)
+            do(self)
+        return real(self, model, version)
+
+    monkeypatch.setattr(TritonClient, "bring_up", bring_up)
+    return tried
+
+
+def hours_pass(watch, monkeypatch, hours=6):
+    clock = time.monotonic
+    for hour in range(hours):
+        with monkeypatch.context() as patch:
+            patch.setattr(watching.time, "monotonic", lambda hour=hour: clock() + 3600 * hour)
+            watch.look()
+
+
+def test_the_second_time_a_version_is_left_alone_until_something_else_is_wanted(spec_of, words, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    tried = where_loaded(monkeypatch, "words.v2", loses_all)
+    for _ in range(2):  # one that is started anew knows as much
+        watch = Watch(lambda: spec, interval=1.0)
+        hours_pass(watch, monkeypatch)
+        assert len(tried) == 2
+    assert answers(spec) == 1
+    (standing,) = watch.view.standings
+    assert standing.state == "refused"
+    assert "went away 2 times in a row while version 2 was loaded" in standing.why
+    assert "went away 2 times" in words.get_model_version("words", "2").tags["tdeploy.both.words"]
+    assert mlflow_tdeploy.apply(file=spec) == ()
+    champion(1)
+    watch.look()
+    champion(2)  # somebody wants it once more
+    watch.look()
+    assert len(tried) == 3
+
+
+def test_what_is_said_otherwise_or_insisted_on_is_tried_again(spec_of, words, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    tried = where_loaded(monkeypatch, "words.v2", loses_all)
+    for _ in range(3):
+        mlflow_tdeploy.apply(file=spec)
+    assert len(tried) == 2
+    mlflow_tdeploy.apply(file=spec, again=True)
+    mlflow_tdeploy.apply(file=spec_of(", intra_op_threads: 3"))
+    assert len(tried) == 4
+
+
+def test_what_is_deployed_is_had_back_twice_and_the_others_are_others(spec_of, words, monkeypatch):
+    text = spec_of()
+    rules = (text.models[0], text.models[0].model_copy(update={"deploy_as": "words-too"}))
+    spec = text.model_copy(update={"models": rules})
+    mlflow_tdeploy.apply(file=spec)
+    for one in there(spec).client.models():  # it came back empty
+        there(spec).client.unload(one.name)
+    tried = where_loaded(monkeypatch, "words.v1", loses_all)
+    watch = Watch(lambda: spec, interval=1.0)
+    hours_pass(watch, monkeypatch, 3)
+    seen = len(tried)
+    hours_pass(watch, monkeypatch)
+    assert len(tried) == seen <= 4, "nobody can tell that an empty server went away and came back at once"
+    assert there(spec).answering("words-too") == 1
+    standings = {one.name: one for one in watch.view.standings}
+    assert standings["words-too"].state == "in sync"
+    assert standings["words"].serves is None
+    assert "went away 2 times in a row while version 1 was loaded" in standings["words"].why
+
+
+def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+
+    def late(client):
+        raise UnreachableError("no answer within 20 s")
+
+    tried = where_loaded(monkeypatch, "words.v2", late)
+    hours_pass(Watch(lambda: spec, interval=1.0), monkeypatch)
+    assert len(tried) == 6
+    assert answers(spec) == 1
+
+
+def test_who_was_killed_meanwhile_has_left_a_note(spec_of, words, champion, monkeypatch):
+    """The note of a load that nobody saw the end of counts where the server has nothing any more."""
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(client):
+        for one in client.models():
+            client.unload(one.name)
+        raise Killed
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            where_loaded(patch, "words.v2", killed)
+            # nothing is done by who is killed
+            patch.setattr("mlflow_tdeploy.deploy.ends.Notes.end", lambda *_, **__: 0)
+            patch.setattr("mlflow_tdeploy.promotion.apply._all_taken_back", lambda *_: [])
+            with pytest.raises(Killed):
+                mlflow_tdeploy.apply(file=spec)
+    (step,) = mlflow_tdeploy.plan(file=spec).steps
+    assert step.ends[2] == 1
+    there(spec).revive("words")
+    assert mlflow_tdeploy.plan(file=spec).steps[0].ends == {}, "it may have ended well"
+
+
+@pytest.fixture
+def killing(start, server, tmp_path, words, monkeypatch):
+    """Two targets of a server each, of which a load of version 2 ends the process as long as that is so."""
+    folders = [tmp_path / "eu", tmp_path / "us"]
+    for folder in folders:
+        folder.mkdir()
+    running = {one.url: (one, folder) for one, folder in zip(map(start, folders), folders, strict=True)}
+    targets = ", ".join(
+        f"{folder.name}: {{servers: [{{url: '{url}', repository: '{folder}'}}]}}"
+        for url, (_, folder) in running.items()
+    )
+    (tmp_path / "tdeploy.yaml").write_text(
+        f"targets: {{{targets}}}\n"
+        "models: [{name: words, alias: champion, to: [eu, us], serve: {device: cpu, variant: onnx-fp32, grace: 0}}]\n"
+    )
+    state = {"kills": True}
+
+    def kill(client):
+        if state["kills"]:
+            found, _ = running[client.connection.url]
+            os.kill(found.process.pid, signal.SIGKILL)
+            found.process.wait()
+
+    def again():
+        """Start what has ended, empty."""
+        for url, (one, folder) in tuple(running.items()):
+            if one.process.poll() is not None:
+                one.stop()
+                log = tmp_path / f"{folder.name}-{time.monotonic_ns()}.log"
+                running[url] = (launch(folder, log, server=server, ports=(one.http, one.grpc, one.metrics)), folder)
+
+    state |= {"tried": where_loaded(monkeypatch, "words.v2", kill), "again": again}
+    yield Spec.read(tmp_path / "tdeploy.yaml"), state, running
+    for one, _ in running.values():
+        one.stop()
+
+
+@pytest.mark.slow
+def test_what_ends_one_server_ends_no_other_whoever_comes_next(killing, words, monkeypatch):
+    spec, state, running = killing
+    eu, us = running
+    mlflow_tdeploy.apply(file=spec)
+    words.set_registered_model_alias("words", "champion", 2)
+    for _ in range(2):
+        watch = Watch(lambda: spec, interval=1.0)
+        hours_pass(watch, monkeypatch, 3)
+        assert state["tried"] == [eu]
+    standings = {one.server: one for one in watch.view.standings}
+    assert (standings[us].serves, standings[us].state) == (1, "refused")
+    assert f"{eu} went away while version 2 was loaded there: it gets it first" in standings[us].why
+    state["again"]()
+    hours_pass(Watch(lambda: spec, interval=1.0), monkeypatch, 3)
+    assert state["tried"] == [eu, eu], "once more, after what was deployed has come back"
+    state["again"]()
+    watch = Watch(lambda: spec, interval=1.0)
+    hours_pass(watch, monkeypatch, 3)
+    assert state["tried"] == [eu, eu]
+    assert [(one.serves, one.state) for one in watch.view.standings] == [(1, "refused")] * 2
+    state["kills"] = False  # somebody has mended it
+    mlflow_tdeploy.apply(file=spec, again=True)
+    assert [one.serves for one in mlflow_tdeploy.status(file=spec)] == [2, 2]
