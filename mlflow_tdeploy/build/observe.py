@@ -1,12 +1,13 @@
-"""What tensors of a graph hold while it answers: ranges by channel, and some of the rows."""
+"""What tensors of a graph hold while it answers."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from mlflow_tdeploy.core.errors import BuildError, first_line
 from mlflow_tdeploy.core.tensors import Arrays
 
 Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
 #: Tensors that are fetched at once, of each batch: all of a large model's would take its memory many times.
 _AT_ONCE = 8
 
@@ -41,15 +43,15 @@ class Seen:
 
 
 def observe(
-    path: Path, names: Sequence[str], batches: Sequence[Arrays], *, rows: int
-) -> Iterator[tuple[str, list[Seen]]]:
-    """Yield what tensors of a graph hold, one entry for each batch.
+    path: Path, names: Sequence[str], batches: Sequence[Arrays], see: Callable[[Floats], T]
+) -> Iterator[tuple[str, list[T]]]:
+    """Yield what is seen of tensors of a graph, one entry for each batch.
 
     Args:
         path: The graph; temporary files are written beside it.
         names: Float tensors of it, each once.
         batches: Graph inputs; those that this graph does not have are left out.
-        rows: Most rows to keep of a batch.
+        see: What to keep of a tensor in one batch: all of them would take the memory of many models.
 
     Raises:
         BuildError: The graph fails.
@@ -66,7 +68,7 @@ def observe(
     takes = {value.name for value in session.get_inputs()}
     remaining = iter(names)
     while group := list(itertools.islice(remaining, _AT_ONCE)):
-        seen: dict[str, list[Seen]] = {name: [] for name in group}
+        seen: dict[str, list[T]] = {name: [] for name in group}
         for feeds in batches:
             try:
                 got = session.run(group, {name: array for name, array in feeds.items() if name in takes})
@@ -74,7 +76,7 @@ def observe(
                 raise BuildError(f"The graph fails on data it is calibrated with: {first_line(error)}") from error
             for name, array in zip(group, got, strict=True):
                 if array.size:
-                    seen[name].append(_seen(array, rows))
+                    seen[name].append(see(array))
         yield from seen.items()
 
 
@@ -87,6 +89,7 @@ def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def _seen(array: Floats, most: int) -> Seen:
+def by_channel(array: Floats, most: int) -> Seen:
+    """Return what a tensor holds by channel, and at most so many of its rows."""
     flat = array.reshape(-1, array.shape[-1] if array.ndim else 1)
     return Seen(flat.min(axis=0), flat.max(axis=0), flat[:: -(-len(flat) // most)].copy())

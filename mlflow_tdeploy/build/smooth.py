@@ -9,6 +9,7 @@ an operator of its own, which costs little beside the product.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from mlflow_tdeploy.build.graphs import save_ir
-from mlflow_tdeploy.build.observe import Floats, Seen, observe
+from mlflow_tdeploy.build.observe import Floats, Seen, by_channel, observe
 from mlflow_tdeploy.build.quantize import weighted_products
 from mlflow_tdeploy.core.tensors import Arrays
 
@@ -67,7 +68,7 @@ def choose_scales(path: Path, batches: Sequence[Arrays]) -> dict[str, Scale]:
     found: dict[str, Scale] = {}
     weights = {name: (source, weight) for name, source, weight in weighted_products(path)}
     sources = list(dict.fromkeys(source for source, _ in weights.values()))
-    for source, seen in observe(path, sources, batches, rows=_ROWS):
+    for source, seen in observe(path, sources, batches, functools.partial(by_channel, most=_ROWS)):
         which = [name for name, (its, _) in weights.items() if its == source]
         weight = np.concatenate([weights[name][1] for name in which], axis=1)
         if len(seen) > 1 and all(one.is_finite for one in seen) and (scale := _best(seen, weight)) is not None:

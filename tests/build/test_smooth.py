@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_tdeploy.build.calibration import Calibration
-from mlflow_tdeploy.build.observe import observe
+from mlflow_tdeploy.build.observe import by_channel, observe
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.smooth import choose_scales, smooth
 from mlflow_tdeploy.build.verify_data import VerifyData
@@ -21,6 +23,7 @@ from tests.build.test_verify import classifier
 from tests.core.text_assets import write_tokenizer
 
 CHANNELS, ROWS = 48, 40
+SEVEN_ROWS = partial(by_channel, most=7)
 
 
 @pytest.fixture
@@ -101,7 +104,14 @@ def test_what_is_seen_is_what_the_graph_computes(random, tmp_path):
     onnx.save(graph(random), tmp_path / "g.onnx")
     asked = batches(random, count=3)
     asked[1]["x"][:] = np.nan
-    seen = dict(observe(tmp_path / "g.onnx", ["r", "x"], [{**one, "unknown": one["x"]} for one in asked], rows=7))
+    seen = dict(
+        observe(
+            tmp_path / "g.onnx",
+            ["r", "x"],
+            [{**one, "unknown": one["x"]} for one in asked],
+            SEVEN_ROWS,
+        )
+    )
     for one, feeds in zip(seen["x"], asked, strict=True):
         np.testing.assert_array_equal(one.low, feeds["x"].min(axis=0))
         np.testing.assert_array_equal(one.high, feeds["x"].max(axis=0))
@@ -114,7 +124,14 @@ def test_what_is_seen_is_what_the_graph_computes(random, tmp_path):
 def test_a_graph_that_fails_on_the_data_says_so(random, tmp_path):
     onnx.save(graph(random), tmp_path / "g.onnx")
     with pytest.raises(BuildError, match="fails on data it is calibrated with"):
-        list(observe(tmp_path / "g.onnx", ["r"], [{"x": np.zeros((2, CHANNELS + 1), np.float32)}], rows=1))
+        list(
+            observe(
+                tmp_path / "g.onnx",
+                ["r"],
+                [{"x": np.zeros((2, CHANNELS + 1), np.float32)}],
+                SEVEN_ROWS,
+            )
+        )
 
 
 def requests(count: int = 6):

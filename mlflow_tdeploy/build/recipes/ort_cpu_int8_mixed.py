@@ -14,6 +14,7 @@ from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetErro
 from mlflow_tdeploy.build.recipes.ort_cpu_int8 import Whole, whole_for_int8
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.smooth import Scale, smooth
+from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -61,26 +62,23 @@ class _Mix:
     Attributes:
         blocks: By blocks.
         kept: Not at all.
-        settings: How that was found.
+        settings: How that was found; no part of which one it is.
     """
 
     blocks: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 class _Search:
     """One search: the graph that was tried last lies at :attr:`path`."""
 
     def __init__(self, whole: Whole, workdir: Path, judge: Judge) -> None:
-        self._whole, self._judge = whole, judge
+        self._whole = whole
         self._names, self._by_blocks = products(whole.path), can_be_blocks(whole.path)
         self.path = workdir / "mixed" / "model.onnx"
         self._suits: dict[str, bool] = {}
-        self._verdicts: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, ...]] = {}
-        self._violations: tuple[str, ...] = ()
-        self._distances: dict[tuple[tuple[str, ...], tuple[str, ...]], float] = {}
-        self._tried = 0
+        self._trials = Trials[_Mix](judge, self._made, self._said)
 
     def run(self) -> _Mix:
         """Return the mix of the graph that is left.
@@ -91,7 +89,7 @@ class _Search:
         """
         if not self._names:
             raise BuildError("There is nothing to quantize: the graph has no matrix product with weights.")
-        if self._passes(_Mix()):
+        if self._trials.passes(_Mix()):
             return self._found(_Mix())
         order = by_sensitivity(self._names, lambda names: self._distance(channels=names), trials=_TRIALS)
         mix = self._least(order, lambda count: self._spared(order[:count]))
@@ -99,12 +97,12 @@ class _Search:
         if mix is None or len(mix.kept) == len(self._names):
             raise NothingWithinBudgetError(
                 f"No product of this graph can be quantized within the budget: the last one tried has "
-                f"{'; '.join(self._violations)}. State a wider budget, or leave '{OrtCpuInt8Mixed.id}' out."
+                f"{self._trials.failure}. State a wider budget, or leave '{OrtCpuInt8Mixed.id}' out."
             )
         return self._found(mix)
 
     def _least(self, order: Sequence[str], mix: Callable[[int], _Mix]) -> _Mix | None:
-        count = fewest(len(order), lambda count: self._passes(mix(count)))
+        count = fewest(len(order), lambda count: self._trials.passes(mix(count)))
         return None if count is None else mix(count)
 
     def _spared(self, names: Collection[str], whole: Collection[str] = ()) -> _Mix:
@@ -124,41 +122,32 @@ class _Search:
             )
         return self._suits[name]
 
-    def _found(self, mix: _Mix) -> _Mix:
-        """Write the graph of a mix, and return it with how it was found."""
-        self._write(mix, external_data=True)
-        told = f"{len(mix.blocks)} by blocks and {len(mix.kept)} in fp32 of {len(self._names)} products"
-        settings = {"blocks": list(mix.blocks), "block_size": BLOCK, "graphs_tried": self._tried, "searched": told}
-        settings |= self._whole.smoothed(self._scales(mix))
-        return replace(mix, settings=settings)
-
-    def _passes(self, mix: _Mix) -> bool:
-        if (known := (mix.blocks, mix.kept)) not in self._verdicts:
-            self._write(mix)
-            self._verdicts[known] = self._judge.verdict(self._graph).violations
-        if self._verdicts[known]:
-            self._violations = self._verdicts[known]
-        return not self._verdicts[known]
-
     def _distance(self, *, channels: Sequence[str] = (), blocks: Sequence[str] = ()) -> float:
         """Return how far answers are off where only these products are quantized."""
         quantized = {*channels, *blocks}
-        mix = _Mix(tuple(blocks), tuple(name for name in self._names if name not in quantized))
-        if (known := (mix.blocks, mix.kept)) not in self._distances:
-            self._write(mix)
-            self._distances[known] = self._judge.distance(self._graph)
-        return self._distances[known]
+        kept = tuple(name for name in self._names if name not in quantized)
+        return self._trials.distance(_Mix(tuple(blocks), kept))
 
-    @property
-    def _graph(self) -> Graph:
-        return Graph(self.path, Precision(), session=self._whole.fused.session)
+    def _found(self, mix: _Mix) -> _Mix:
+        """Write the graph of a mix, and return it with how it was found."""
+        self._made(mix, external_data=True)
+        settings = {
+            "blocks": list(mix.blocks),
+            "block_size": BLOCK,
+            "searched": self._said(mix),
+            "trials": [one.record() for one in self._trials.all],
+            **self._whole.smoothed(self._scales(mix)),
+        }
+        return replace(mix, settings=settings)
+
+    def _said(self, mix: _Mix) -> str:
+        return f"{len(mix.blocks)} by blocks and {len(mix.kept)} in fp32 of {len(self._names)} products"
 
     def _scales(self, mix: _Mix) -> dict[str, Scale]:
         """Return those of products that are quantized; what stays fp32 is left as it is."""
         return {name: scale for name, scale in self._whole.scales.items() if name not in mix.kept}
 
-    def _write(self, mix: _Mix, *, external_data: bool = False) -> None:
-        self._tried += 1
+    def _made(self, mix: _Mix, *, external_data: bool = False) -> Graph:
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self.path.parent.mkdir()
         source = self._whole.path
@@ -166,3 +155,4 @@ class _Search:
             source = source.parent / "smoothed.onnx"
             smooth(self._whole.path, source, {name: scale.by for name, scale in scales.items()})
         quantize_mixed(source, self.path, blocks=mix.blocks, kept=mix.kept, external_data=external_data)
+        return Graph(self.path, Precision(), session=self._whole.fused.session)

@@ -1,0 +1,94 @@
+"""Static int8 written out: QuantizeLinear and DequantizeLinear around what is quantized, in standard operators.
+
+One file that ONNX Runtime runs in eight bits and TensorRT builds engines from (explicit quantization,
+https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html): symmetric, weights by
+output channel, activations by tensor, biases and outputs left as they are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from mlflow_tdeploy.build.graphs import quiet, save_ir
+from mlflow_tdeploy.core.errors import BuildError
+
+#: Operators with weights that are quantized.
+STATIC_OPS = ("MatMul", "Gemm", "Conv")
+_OPTIONS = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,
+    # a pair for each: who shares one is not run in eight bits by ONNX Runtime, and a residual would be rounded as well
+    "DedicatedQDQPair": True,
+    # what comes next may need more than eight bits: a residual, a norm, a softmax
+    "OpTypesToExcludeOutputQuantization": list(STATIC_OPS),
+}
+
+
+def quantizable(path: Path) -> dict[str, str]:
+    """Return the nodes of a prepared graph that have weights and can be quantized: name → name of its input.
+
+    Raises:
+        BuildError: Two of them have one name, or one has none.
+    """
+    model = onnx.load(path, load_external_data=False)
+    nodes = list(_quantizable(model))
+    names = [node.name for node in nodes]
+    if "" in names or len(set(names)) < len(names):
+        raise BuildError(f"Nodes of '{path.name}' have no names of their own.")
+    return {node.name: node.input[0] for node in nodes}
+
+
+def _quantizable(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    weights = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if len(tensor.dims) >= 2 and tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    for node in model.graph.node:
+        if node.op_type in STATIC_OPS and node.domain in ("", "ai.onnx") and weights & {*node.input[1:2]}:
+            yield node
+
+
+def quantize_static(
+    src: Path, dst: Path, limits: Mapping[str, float], *, nodes: Collection[str], external_data: bool | None = None
+) -> None:
+    """Write a graph in which some nodes are quantized.
+
+    Args:
+        src: A prepared fp32 graph of standard operators.
+        dst: The file to write.
+        limits: Name of a tensor → the end of its range, for the inputs of these nodes.
+        nodes: Names of nodes to quantize.
+        external_data: Force (True) or forbid (False) weights beside the graph.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
+
+    if not nodes:
+        save_ir(ir.load(src), dst, external_data=external_data)
+        return
+    known = {name: TensorData(lowest=np.float32(-limit), highest=np.float32(limit)) for name, limit in limits.items()}
+    with tempfile.TemporaryDirectory(dir=src.parent) as folder, quiet():
+        file, cache = Path(folder) / "model.onnx", Path(folder) / "ranges.json"
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, known), cache)
+        quantize(
+            src,
+            file,
+            op_types_to_quantize=list(STATIC_OPS),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=list(nodes),
+            use_external_data_format=True,
+            extra_options=_OPTIONS,
+            calibration_cache_path=cache,
+        )
+        save_ir(ir.load(file), dst, external_data=external_data)

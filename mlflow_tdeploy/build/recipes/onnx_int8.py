@@ -1,0 +1,149 @@
+"""Static int8 in standard operators: ranges from calibration data, within the budget."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from mlflow_tdeploy.build.calibration import Calibration
+from mlflow_tdeploy.build.judge import Judge
+from mlflow_tdeploy.build.qdq import quantizable, quantize_static
+from mlflow_tdeploy.build.quantize import prepare
+from mlflow_tdeploy.build.ranges import CALIBRATORS, histograms, ranges, ranges_known
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
+from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
+from mlflow_tdeploy.build.smooth import Scale, choose_scales, smooth
+from mlflow_tdeploy.build.trials import Trials
+from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.variant import Format
+
+#: Most graphs that are tried to find out which products matter.
+_TRIALS = 48
+#: Of pairs that lie apart ONNX Runtime makes one again when a session opens, and then runs none of them in eight bits.
+_SESSION = {"disabled_optimizers": ["CommonSubexpressionElimination"]}
+
+
+@RECIPES.register("onnx-int8")
+class OnnxInt8(Recipe):
+    """Quantizes what has weights: explicit Q/DQ, which ONNX Runtime runs and TensorRT builds engines from.
+
+    Large channels of activations go over into the weights where that pays. Of the calibrators the one is taken whose
+    graph is closest to the source; where it is over the budget, as few products as it takes stay in fp32.
+    """
+
+    id: ClassVar[str] = "onnx-int8"
+    precision: ClassVar[str] = "int8"
+    parent: ClassVar[str | None] = "onnx-fp32"
+    format: ClassVar[Format] = "onnx"
+    device: ClassVar[str] = "any"
+    default: ClassVar[bool] = False
+
+    def run(self, context: RecipeContext) -> Graph:
+        """Calibrate, choose, spare, write."""
+        if context.judge is None:
+            raise BuildError(f"'{self.id}' is looked for beside the source's answers, and nobody has asked it.")
+        if (calibration := context.calibration) is None:
+            raise BuildError(
+                f"'{self.id}' takes its ranges from data, and there is none: what it takes would be made up. Give "
+                f"verify_with=… or example=…."
+            )
+        search = _Search(context.base().path, context.workdir, calibration, context.judge)
+        found = search.run()
+        settings = {
+            "dynamic": False,
+            "per_channel": True,
+            "calibrator": found.method,
+            "calibration": calibration.record,
+            "smoothed": {name: round(scale.gain, 2) for name, scale in search.scales_of(found).items()},
+            "searched": search.said(found),
+            "trials": [one.record() for one in search.trials.all],
+        }
+        precision = Precision("int8", "int8", recipe=self.id, kept=found.kept, settings=settings)
+        return Graph(search.path, precision, session=_SESSION)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a graph is made of.
+
+    Attributes:
+        method: Its calibrator.
+        kept: Products that are not quantized.
+    """
+
+    method: str
+    kept: tuple[str, ...] = ()
+
+
+class _Search:
+    """One search: the graph that was tried last lies at :attr:`path`."""
+
+    def __init__(self, parent: Path, workdir: Path, calibration: Calibration, judge: Judge) -> None:
+        self.path = workdir / "graph" / "model.onnx"
+        self._plain, self._smoothed = (workdir / name / "model.onnx" for name in ("plain", "smoothed"))
+        prepare(parent, self._plain)
+        self._nodes = tuple(quantizable(self._plain))
+        if not self._nodes:
+            raise BuildError("There is nothing to quantize: no matrix product or convolution has weights.")
+        self._scales = choose_scales(self._plain, calibration.batches)
+        self._smooth(self._scales)
+        inputs = quantizable(self._smoothed)
+        self._seen = histograms(self._smoothed, list(dict.fromkeys(inputs.values())), calibration.batches)
+        #: Products whose input was nothing but 0, or was not there: no range is known.
+        self.blind = tuple(name for name, source in inputs.items() if not ranges_known(self._seen, source))
+        self.trials = Trials[_Choice](judge, self._made, self.said)
+
+    def run(self) -> _Choice:
+        """Return what the graph is made of that is left.
+
+        Raises:
+            NothingWithinBudgetError: Nothing is left to quantize within the budget.
+        """
+        distances = {method: self.trials.distance(_Choice(method, self.blind)) for method in CALIBRATORS}
+        method = min(distances, key=distances.__getitem__)
+        open_to = [name for name in self._nodes if name not in self.blind]
+
+        def sparing(names: Collection[str]) -> _Choice:
+            return _Choice(method, tuple(name for name in self._nodes if name in {*names, *self.blind}))
+
+        def alone(names: Collection[str]) -> float:
+            return self.trials.distance(sparing([name for name in open_to if name not in set(names)]))
+
+        found = sparing(())
+        if not self.trials.passes(found):
+            order = by_sensitivity(open_to, alone, trials=_TRIALS)
+            count = fewest(len(order), lambda count: self.trials.passes(sparing(order[:count])))
+            if count is None or count == len(order):
+                raise NothingWithinBudgetError(
+                    f"No product of this graph can be quantized within the budget: the last one tried has "
+                    f"{self.trials.failure}. State a wider budget, or leave '{OnnxInt8.id}' out."
+                )
+            found = sparing(order[:count])
+        self._made(found, external_data=None)
+        for folder in (self._plain.parent, self._smoothed.parent):
+            shutil.rmtree(folder)
+        return found
+
+    def said(self, choice: _Choice) -> str:
+        """Say what a graph is made of."""
+        return f"{choice.method}, {len(choice.kept)} in fp32 of {len(self._nodes)}"
+
+    def scales_of(self, choice: _Choice) -> dict[str, Scale]:
+        """Return by what inputs of products are divided; of those that stay fp32 by nothing."""
+        return {name: scale for name, scale in self._scales.items() if name not in choice.kept}
+
+    def _smooth(self, scales: Mapping[str, Scale]) -> None:
+        smooth(self._plain, self._smoothed, {name: scale.by for name, scale in scales.items()})
+
+    def _made(self, choice: _Choice, *, external_data: bool | None = False) -> Graph:
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.parent.mkdir()
+        self._smooth(self.scales_of(choice))
+        nodes = [name for name in self._nodes if name not in choice.kept]
+        limits = ranges(self._seen, choice.method)
+        quantize_static(self._smoothed, self.path, limits, nodes=nodes, external_data=external_data)
+        return Graph(self.path, Precision(), session=_SESSION)

@@ -1,0 +1,89 @@
+"""Graphs that a recipe tries: each is made once, held against the source's answers, and remembered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from mlflow_tdeploy.build.judge import Judge
+from mlflow_tdeploy.build.recipes import Graph
+from mlflow_tdeploy.build.verify import Verified
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found.
+
+    Attributes:
+        what: What was made, in one line.
+        seconds: For making and asking it.
+        distance: How far its answers to a sample are off, see :meth:`Judge.distance`; None where it was asked all.
+        metrics: What a check of it found; empty where it was asked a sample.
+        passed: Whether that is within the budget; None where it was asked a sample.
+    """
+
+    what: str
+    seconds: float
+    distance: float | None = None
+    metrics: dict[str, float] | None = None
+    passed: bool | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return it for a variant's record."""
+        known = {"distance": self.distance, "passed": self.passed, **(self.metrics or {})}
+        return {
+            "what": self.what,
+            "seconds": round(self.seconds, 2),
+            **{key: round(value, 6) if isinstance(value, float) else value for key, value in known.items()
+               if value is not None},
+        }  # fmt: skip
+
+
+class Trials(Generic[Key]):
+    """Those of one search.
+
+    Args:
+        judge: Asks them.
+        make: Makes the graph of a key; it may lie where the one before did.
+        say: Says what a key is, in one line.
+    """
+
+    def __init__(self, judge: Judge, make: Callable[[Key], Graph], say: Callable[[Key], str]) -> None:
+        self._judge, self._make, self._say = judge, make, say
+        self._verdicts: dict[Key, Verified] = {}
+        self._distances: dict[Key, float] = {}
+        self.all: list[Trial] = []
+
+    def passes(self, key: Key) -> bool:
+        """Tell whether a graph is within the budget."""
+        if key not in self._verdicts:
+            started = time.perf_counter()
+            found = self._verdicts[key] = self._judge.verdict(self._make(key))
+            self.all.append(
+                Trial(self._say(key), time.perf_counter() - started, metrics=_short(found), passed=found.passed)
+            )
+        return self._verdicts[key].passed
+
+    def distance(self, key: Key) -> float:
+        """Return how far a graph's answers to a sample are off."""
+        if key not in self._distances:
+            started = time.perf_counter()
+            found = self._distances[key] = self._judge.distance(self._make(key))
+            self.all.append(Trial(self._say(key), time.perf_counter() - started, distance=found))
+        return self._distances[key]
+
+    @property
+    def failure(self) -> str:
+        """Why the last graph that was over the budget was, in one line."""
+        over = (one.violations for one in reversed(self._verdicts.values()) if not one.passed)
+        return "; ".join(next(over, ()))
+
+
+def _short(found: Verified) -> dict[str, float]:
+    """Return the figures that people look at."""
+    looked_at = ("worst_cosine", "mean_cosine", "max_score_difference", "decision_agreement")
+    return {name: float(value) for name, value in found.metrics.items() if name in looked_at or name.endswith("_drop")}
