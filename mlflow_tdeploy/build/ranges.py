@@ -22,6 +22,8 @@ from mlflow_tdeploy.core.tensors import Arrays
 BINS = 4096
 #: Steps of eight bits on each side of 0.
 LEVELS = 127
+#: What is not larger is 0: a step of eight bits could not be written down.
+_NOTHING = 1e-30
 #: How many ranges the searching calibrators try.
 _TRIED = 128
 Counts = npt.NDArray[np.float64]
@@ -52,19 +54,19 @@ class Histogram:
         most = float(sizes.max(initial=0.0))
         if not np.isfinite(most):
             raise BuildError("not finite (NaN or infinite)")
-        if most == 0:
-            return cls(np.zeros(BINS), 0.0, 0.0)
+        if most < _NOTHING:
+            return cls(np.eye(1, BINS)[0] * sizes.size, 0.0, 0.0)
         span = 2.0 ** int(np.ceil(np.log2(most)))
-        places = np.minimum((sizes * (BINS / span)).astype(np.int32), BINS - 1)  # many times faster than np.histogram
+        places = np.minimum(
+            (sizes * np.float64(BINS / span)).astype(np.int32), BINS - 1
+        )
         return cls(np.bincount(places, minlength=BINS).astype(np.float64), span, most)
 
     def __add__(self, other: Histogram) -> Histogram:
         """Return the histogram of both."""
         small, large = sorted((self, other), key=lambda one: one.span)
-        if small.span == 0:
-            return large
         folded = np.zeros(BINS)
-        times = int(large.span / small.span)
+        times = int(min(large.span / small.span, BINS)) if small.span else BINS
         if times >= BINS:
             folded[0] = small.counts.sum()
         else:
