@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mlflow_tdeploy.build.reference import corner_sizes, never
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.pipeline import Pipeline
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays
@@ -19,6 +22,9 @@ from mlflow_tdeploy.core.tensors import Arrays
 MOST, _ELEMENTS = 256, 2048
 #: Most padded tokens of a batch of items: many small ones say more than few large ones, as each has ranges of its own.
 _TOKENS = 1024
+#: Fewer items say little about ranges.
+_FEW = 16
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,37 @@ class Calibration:
     data: VerifyData
     most: int = MOST
     seed: int = 0
+
+    @classmethod
+    def of(cls, task: Task, data: VerifyData, given: VerifyData | None) -> Calibration | None:
+        """Return what there is: what was given for this, else what variants are checked on.
+
+        Args:
+            task: The task.
+            data: What variants are checked on, in the task's form.
+            given: What was given for calibration, as it was given.
+
+        Returns:
+            None where all that there is is made up: ranges would fit that alone.
+
+        Raises:
+            InvalidInputError: What was given is not what the task takes.
+        """
+        if given is None:
+            return None if data.real is None else cls(task, data)
+        if task.input_kind == "text":
+            if not given.texts:
+                raise InvalidInputError("A text task is calibrated on texts, got arrays: calibrate_with=[…].")
+            fitted = given
+        elif given.texts:
+            raise InvalidInputError(f"Task '{task.name}' is calibrated on arrays by input name, got texts.")
+        else:
+            fitted = replace(given, requests=tuple(_fitting(task, given)))
+        if len(fitted.items) < _FEW:
+            _log.warning(
+                "%d items to calibrate with say little about what numbers are met: give more.", len(fitted.items)
+            )
+        return cls(task, fitted)
 
     @functools.cached_property
     def batches(self) -> tuple[Arrays, ...]:
@@ -73,3 +110,33 @@ class Calibration:
             "batches": len(self.batches),
             "seed": self.seed,
         }
+
+
+def calibration_data(value: Any) -> VerifyData:
+    """Return what a user passes to calibrate with.
+
+    Args:
+        value: What variants can be checked with (texts, a table, requests); a dataset with columns; a reader with
+            ``get_next``, as ONNX Runtime's quantizers take; or an iterator of texts or requests, of which the first
+            :data:`MOST` are taken.
+
+    Raises:
+        InvalidInputError: Not of that form, or empty.
+    """
+    if callable(reader := getattr(value, "get_next", None)):
+        value = list(itertools.islice(iter(reader, None), MOST))
+    elif (columns := getattr(value, "column_names", None)) is not None:  # of Hugging Face's datasets
+        value = {str(name): value[name] for name in columns} if "text" in columns else list(value)
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and not hasattr(value, "__len__"):
+        value = list(itertools.islice(value, MOST))
+    if not isinstance(value, Mapping) and hasattr(value, "__len__") and len(value) == 0:
+        raise InvalidInputError("The calibration data is empty: give at least one item, or leave calibrate_with out.")
+    return VerifyData.of(value, "given to calibrate")
+
+
+def _fitting(task: Task, given: VerifyData) -> Iterator[Arrays]:
+    for index, request in enumerate(given.requests):
+        try:
+            yield task.items(request)[0]
+        except InvalidInputError as error:
+            raise InvalidInputError(f"Calibration request {index}: {error}") from error

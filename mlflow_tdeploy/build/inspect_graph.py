@@ -22,6 +22,8 @@ _OPSET_RUNTIME = {18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.21", 23
 _IR_RUNTIME = {9: "1.15", 10: "1.18", 11: "1.23"}
 #: First one that has products of 8 bits by blocks on a CPU.
 _BLOCKS_OF_8 = "1.22"
+#: First one that looks up rows of tables of 4 bits.
+_TABLES_OF_4 = "1.20"
 _OLDEST = "1.14"
 #: What the tables do not know yet: whoever can open it here had this one.
 _NEWER = ".".join((installed_version("onnxruntime", "onnxruntime-gpu") or "1.31").split(".")[:2])
@@ -40,6 +42,7 @@ def requirements(path: Path) -> dict[str, str]:
     nodes = onnx.load(path, load_external_data=False).graph.node
     by_blocks = (one for node in nodes if node.op_type == "MatMulNBits" for one in node.attribute)
     own = [_BLOCKS_OF_8] if any(one.name == "bits" and one.i == 8 for one in by_blocks) else []
+    own += [_TABLES_OF_4] if any(node.op_type == "GatherBlockQuantized" for node in nodes) else []
     needed = (_least(_OPSET_RUNTIME, opset), _least(_IR_RUNTIME, ir_version), *own)
     oldest = max(needed, key=lambda version: tuple(map(int, version.split("."))))
     return {"opset": str(opset), "ir_version": str(ir_version), "onnxruntime": oldest}

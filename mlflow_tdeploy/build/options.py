@@ -21,6 +21,7 @@ class BuildOptions:
         budget: How far a variant may be from the source; None for the task's default.
         on_budget: Over budget, ``drop`` keeps a variant's record and evidence without its files, ``raise`` fails.
         data: What to verify on; None for the default.
+        calibrate: What ranges of activations are found on; None for what variants are verified on.
         engines: TensorRT engines to build, or to take, besides.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
@@ -32,6 +33,7 @@ class BuildOptions:
     budget: Budget | None = None
     on_budget: Literal["drop", "raise"] = "drop"
     data: VerifyData | None = None
+    calibrate: VerifyData | None = None
     engines: tuple[Engine, ...] = ()
     opset: int = 18
     exporter: str = "auto"

@@ -105,7 +105,7 @@ def products(path: Path) -> tuple[str, ...]:
 
 
 def prepare(src: Path, dst: Path) -> None:
-    """Write a graph whose matrix products have names of their own, and are a ``MatMul`` where they were a ``Gemm``.
+    """Write a graph whose products and look-ups have names of their own; what was a ``Gemm`` is a ``MatMul``.
 
     The quantizer does the second by itself, and what it was told of a ``Gemm`` is lost.
     """
@@ -123,7 +123,8 @@ def prepare(src: Path, dst: Path) -> None:
 
 def _name(model: onnx.ModelProto) -> None:
     taken = Counter(node.name for node in model.graph.node)
-    for index, node in enumerate(_products(model)):
+    tables = [node for node in model.graph.node if node.op_type == "Gather"]
+    for index, node in enumerate([*_products(model), *tables]):
         if not node.name or taken[node.name] > 1:
             base = f"{node.op_type}_{index}"
             node.name = next(name for n in range(len(taken) + 1) if (name := base + "_" * n) not in taken)

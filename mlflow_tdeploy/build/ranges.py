@@ -57,9 +57,7 @@ class Histogram:
         if most < _NOTHING:
             return cls(np.eye(1, BINS)[0] * sizes.size, 0.0, 0.0)
         span = 2.0 ** int(np.ceil(np.log2(most)))
-        places = np.minimum(
-            (sizes * np.float64(BINS / span)).astype(np.int32), BINS - 1
-        )
+        places = np.minimum((sizes * np.float64(BINS / span)).astype(np.int32), BINS - 1)
         return cls(np.bincount(places, minlength=BINS).astype(np.float64), span, most)
 
     def __add__(self, other: Histogram) -> Histogram:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.options import BuildOptions
@@ -88,6 +89,7 @@ class Workshop:
         self._golden = tuple(golden)
         self.steps: list[Step] = []
         self._progress = progress
+        self._calibration = Calibration.of(task, self.data, options.calibrate)
         self._measure = make_measure(task, self.data, self.host) if options.measure else None
         self._trial = make_trial(task, self.data, self.host)
 
@@ -168,6 +170,7 @@ class Workshop:
             measure=self._measure,
             trial=self._trial,
             judge=judge,
+            calibration=self._calibration,
             opset=self.options.opset,
             exporter=self.options.exporter,
         )

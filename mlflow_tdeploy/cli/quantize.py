@@ -1,4 +1,4 @@
-"""``tdeploy quantize``: an int8 variant within the budget for a model that is logged already."""
+"""``tdeploy quantize``: a quantized variant within the budget for a model that is logged already."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import click
 
 from mlflow_tdeploy.cli._common import clean_errors, read_lines, show_step
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 @click.command()
 @click.argument("uri")
 @click.argument("recipe", default="ort-cpu-int8-mixed")
 @click.option("--budget", help="A stricter one than the model's own: 'worst_cosine >= 0.995'.")
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
-@click.option(
-    "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Texts to check on, one a line."
-)
-def quantize(uri: str, recipe: str, budget: str | None, on_budget: Any, texts: Path | None) -> None:
+@click.option("--calibrate", type=FILE, help="Texts to find ranges on, one a line; those to check on by default.")
+@click.option("--texts", type=FILE, help="Texts to check on, one a line.")
+def quantize(
+    uri: str, recipe: str, budget: str | None, on_budget: Any, calibrate: Path | None, texts: Path | None
+) -> None:
     """Quantize the model at URI by RECIPE, check it, and add it to that very version.
 
-    By default the matrix products that cost most accuracy are looked for, and as few of them as the budget needs are
-    quantized by blocks, or not at all.
+    RECIPE is ort-cpu-int8-mixed (the fastest on CPUs), onnx-int8 (explicit Q/DQ, which TensorRT builds engines from) or
+    ort-cpu-int4 (the smallest). The products that cost most accuracy are looked for, and as few of them as the budget
+    needs are quantized by blocks, in more bits, or not at all.
     """
     from mlflow_tdeploy import extend_model
 
@@ -32,6 +36,7 @@ def quantize(uri: str, recipe: str, budget: str | None, on_budget: Any, texts: P
             precisions=[recipe],
             budget=budget,
             on_budget=on_budget,
+            calibrate_with=read_lines(calibrate) if calibrate else None,
             verify_with=read_lines(texts) if texts else None,
             progress=show_step,
         )

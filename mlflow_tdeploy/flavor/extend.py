@@ -37,6 +37,7 @@ def extend_model(
     engines: Iterable[str | Engine] | None = None,
     variants: Mapping[str, str | Path] | None = None,
     verify_with: Any = None,
+    calibrate_with: Any = None,
     on_budget: OnBudget = "drop",
     budget: Any = None,
     opset: int = 18,
@@ -59,6 +60,7 @@ def extend_model(
         variants: Ready-made variants by id: the path of an ONNX graph, which is checked like any other, or the folder
             of a Triton repository, which is kept as it is.
         verify_with: Data to check with, see :func:`save_model`.
+        calibrate_with: Data that int8 variants find ranges on, see :func:`save_model`.
         on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
         budget: A stricter budget for these variants; the model's own, fixed when it was logged, holds in any case.
         opset: Opset of exported graphs.
@@ -73,7 +75,7 @@ def extend_model(
     """
     request = BundleRequest(
         precisions=precisions, engines=engines, verify_with=verify_with, on_budget=on_budget, budget=budget,
-        opset=opset,
+        opset=opset, calibrate_with=calibrate_with,
     )  # fmt: skip
     request.check()
     engines = request.options.engines

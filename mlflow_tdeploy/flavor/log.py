@@ -47,6 +47,7 @@ def log_model(
     budget: Any = None,
     on_budget: OnBudget = "drop",
     verify_with: Any = None,
+    calibrate_with: Any = None,
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
@@ -98,6 +99,7 @@ def log_model(
         budget: See :func:`save_model`.
         on_budget: See :func:`save_model`.
         verify_with: See :func:`save_model`.
+        calibrate_with: See :func:`save_model`.
         revision: See :func:`save_model`.
         token: See :func:`save_model`.
         trust_remote_code: See :func:`save_model`.
@@ -131,7 +133,7 @@ def log_model(
     with mlflow_errors():  # whatever can be refused is refused before MLflow creates a logged model
         request = BundleRequest(
             task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
-            token, trust_remote_code, opset, progress,
+            token, trust_remote_code, opset, progress, calibrate_with,
         )  # fmt: skip
         packaging = Packaging(
             signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,

@@ -40,6 +40,7 @@ def save_model(
     budget: Any = None,
     on_budget: OnBudget = "drop",
     verify_with: Any = None,
+    calibrate_with: Any = None,
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
@@ -79,6 +80,9 @@ def save_model(
         on_budget: ``drop`` records a variant over budget and never serves it, ``raise`` fails.
         verify_with: Data to check variants with: texts, or a table with the columns ``text`` and ``label`` (then the
             task's metric is measured, too), or a list of mappings from tensor name to array; built-in texts when None.
+        calibrate_with: Data that int8 variants find the ranges of activations on: like ``verify_with``, or a dataset, a
+            reader with ``get_next``, or an iterator, of which at most 256 items are taken; what variants are checked
+            with when None.
         revision: Commit, branch or tag of a hub model; the commit is recorded.
         token: Access token of the hub; never stored.
         trust_remote_code: Whether a hub model may run code of its own.
@@ -103,7 +107,7 @@ def save_model(
     """
     request = BundleRequest(
         task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
-        token, trust_remote_code, opset, progress,
+        token, trust_remote_code, opset, progress, calibrate_with,
     )  # fmt: skip
     packaging = Packaging(
         signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,

@@ -49,6 +49,7 @@ class BundleRequest:
     trust_remote_code: bool = False
     opset: int = 18
     progress: Progress | None = None
+    calibrate_with: Any = None
 
     def __post_init__(self) -> None:
         if self.on_budget not in ("drop", "raise"):
@@ -64,6 +65,7 @@ class BundleRequest:
         Raises:
             InvalidInputError: The budget, the data or another option cannot be used.
         """
+        from mlflow_tdeploy.build.calibration import calibration_data
         from mlflow_tdeploy.build.engine_options import engines_of
         from mlflow_tdeploy.build.options import BuildOptions
         from mlflow_tdeploy.build.verify_data import VerifyData
@@ -75,6 +77,7 @@ class BundleRequest:
             budget=None if self.budget is None else Budget.of(self.budget),
             on_budget=self.on_budget,
             data=data,
+            calibrate=None if self.calibrate_with is None else calibration_data(self.calibrate_with),
             opset=self.opset,
         )
 

@@ -10,7 +10,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.observe import by_channel, observe
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.smooth import choose_scales, smooth
@@ -19,8 +18,6 @@ from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.source.resolve import resolve
 from tests.build.building import accuracy, build
 from tests.build.test_int8_mixed import PLANTED, WIDTH, Planted
-from tests.build.test_verify import classifier
-from tests.core.text_assets import write_tokenizer
 
 CHANNELS, ROWS = 48, 40
 SEVEN_ROWS = partial(by_channel, most=7)
@@ -161,20 +158,3 @@ def test_made_up_requests_are_no_reason(tmp_path):
     options = BuildOptions(measure=False, precisions=("int8",))
     _, bundle = build(source, tmp_path / "model", options)
     assert "smoothed" not in bundle.variants["ort-cpu-int8"].precision.settings
-
-
-def test_every_item_is_in_one_batch_the_same_each_time(tmp_path):
-    write_tokenizer(tmp_path)
-    task = classifier(tmp_path)
-    data = VerifyData.of([f"text number {index} " * (index % 9 + 1) for index in range(300)])
-    whole = Calibration(task, data, most=1000).batches
-    *_, first, second = whole
-    assert first["input_ids"].shape == second["input_ids"].shape == (4, 8), "joined to the usual sizes"
-    assert sum(len(feeds["input_ids"]) for feeds in whole[:-2]) == 300
-    drawn, again = (Calibration(task, data, most=50, seed=3) for _ in range(2))
-    assert sum(len(feeds["input_ids"]) for feeds in drawn.batches[:-2]) == 50
-    for one, other in zip(drawn.batches, again.batches, strict=True):
-        np.testing.assert_array_equal(one["input_ids"], other["input_ids"])
-    assert drawn.record == {
-        "data": "given", "sha256": data.sha256, "items": 50, "batches": len(drawn.batches), "seed": 3,
-    }  # fmt: skip

@@ -63,6 +63,7 @@ class RecipeContext:
         measure: Times graphs on this host; None when nothing shall be measured.
         trial: Opens graphs on this host; None when that shall not be tried.
         judge: Holds graphs against the source's answers; None where nobody has asked it.
+        calibration: What activations are looked at on; None where all that is there is made up.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
     """
@@ -75,13 +76,9 @@ class RecipeContext:
     measure: Measure | None = None
     trial: Trial | None = None
     judge: Judge | None = None
+    calibration: Calibration | None = None
     opset: int = 18
     exporter: str = "auto"
-
-    @property
-    def calibration(self) -> Calibration | None:
-        """What activations are looked at on; None where all that is there is made up: it would fit that alone."""
-        return None if self.data.real is None else Calibration(self.task, self.data)
 
     def base(self) -> Graph:
         """Return the parent graph, for recipes that have one."""

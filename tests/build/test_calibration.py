@@ -1,0 +1,113 @@
+"""What activations are looked at on: every form that users have data in, each item once."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.build.calibration import MOST, Calibration, calibration_data
+from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.errors import InvalidInputError
+from tests.build.sources import linear_task
+from tests.build.test_verify import classifier
+from tests.core.text_assets import write_tokenizer
+
+TEXTS = [f"text number {index} " * (index % 9 + 1) for index in range(300)]
+
+
+class Reader:
+    """As ONNX Runtime's quantizers take."""
+
+    def __init__(self, items):
+        self._items = iter(items)
+
+    def get_next(self):
+        return next(self._items, None)
+
+
+class Dataset:
+    """As those of Hugging Face's library: columns by name."""
+
+    column_names = ("id", "text")
+
+    def __getitem__(self, name):
+        return {"id": list(range(20)), "text": TEXTS[:20]}[name]
+
+
+@pytest.fixture
+def task(tmp_path):
+    write_tokenizer(tmp_path)
+    return classifier(tmp_path)
+
+
+def requests(count):
+    return [{"x": np.full((2, 4), index, np.float32)} for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        (TEXTS[:20], 20),
+        (pd.DataFrame({"text": TEXTS[:20], "label": [1] * 20}), 20),
+        (Dataset(), 20),
+        ((text for text in TEXTS[:20]), 20),
+        ((text for text in iter(lambda: "for ever", None)), MOST),
+        (Reader(requests(7)), 7),
+        (requests(7), 7),
+    ],
+)
+def test_every_form_gives_its_items(given, count):
+    assert len(calibration_data(given).items) == count
+
+
+@pytest.mark.parametrize("given", [[], (one for one in ()), Reader([]), pd.DataFrame({"text": []}), 7])
+def test_nothing_and_what_is_no_data_say_so(given):
+    with pytest.raises(InvalidInputError, match=r"empty|Cannot verify on int"):
+        calibration_data(given)
+
+
+def test_every_item_is_in_one_batch_the_same_each_time(task):
+    data = VerifyData.of(TEXTS)
+    *items, first, second = Calibration(task, data, most=1000).batches
+    assert first["input_ids"].shape == second["input_ids"].shape == (4, 8), "joined to the usual sizes"
+    assert sum(len(feeds["input_ids"]) for feeds in items) == 300
+    drawn, again = (Calibration(task, data, most=50, seed=3) for _ in range(2))
+    assert sum(len(feeds["input_ids"]) for feeds in drawn.batches[:-2]) == 50
+    for one, other in zip(drawn.batches, again.batches, strict=True):
+        np.testing.assert_array_equal(one["input_ids"], other["input_ids"])
+    assert drawn.record == {
+        "data": "given", "sha256": data.sha256, "items": 50, "batches": len(drawn.batches), "seed": 3,
+    }  # fmt: skip
+
+
+def test_what_is_given_for_it_counts_else_what_is_checked_with(task, caplog):
+    checked, given = VerifyData.of(TEXTS), calibration_data(TEXTS[:40])
+    assert Calibration.of(task, checked, given).data.texts == tuple(TEXTS[:40]), "not filled up with other texts"
+    assert Calibration.of(task, checked, None).data is checked
+    made_up = VerifyData.of(None).for_task(linear_task())
+    assert Calibration.of(linear_task(), made_up, None) is None
+    with caplog.at_level(logging.WARNING):
+        assert len(Calibration.of(linear_task(), made_up, calibration_data(requests(7))).batches) == 7
+    assert "7 items to calibrate with say little" in caplog.text
+
+
+def test_what_the_task_does_not_take_says_so(task):
+    texts, arrays = calibration_data(TEXTS), calibration_data(requests(7))
+    made_up = VerifyData.of(None).for_task(linear_task())
+    with pytest.raises(InvalidInputError, match="calibrated on texts, got arrays"):
+        Calibration.of(task, VerifyData.of(TEXTS), arrays)
+    with pytest.raises(InvalidInputError, match="calibrated on arrays by input name, got texts"):
+        Calibration.of(linear_task(), made_up, texts)
+    with pytest.raises(InvalidInputError, match="Calibration request 1: "):
+        Calibration.of(linear_task(), made_up, calibration_data([*requests(1), {"z": np.zeros(3)}]))
+
+
+def test_a_user_says_it_where_models_are_saved(tmp_path):
+    with pytest.raises(MlflowException, match="calibration data is empty"):
+        mlflow_tdeploy.save_model(tmp_path, tmp_path / "model", calibrate_with=[])
+    assert not (tmp_path / "model").exists()
