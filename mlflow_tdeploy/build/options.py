@@ -27,6 +27,7 @@ class BuildOptions:
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
         measure: Whether to measure: which fusions pay, and the latency of each variant.
         seconds: For the latency of all variants together.
+        search_seconds: After which a recipe that looks for the best graph within the budget takes the best it knows.
     """
 
     precisions: tuple[str, ...] | None = None
@@ -39,6 +40,7 @@ class BuildOptions:
     exporter: str = "auto"
     measure: bool = True
     seconds: float = field(default=6.0)
+    search_seconds: float = 900.0
 
     def __post_init__(self) -> None:
         if self.on_budget not in ("drop", "raise"):

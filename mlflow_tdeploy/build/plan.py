@@ -12,6 +12,8 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 HF = "hf"
 #: The parent of every other graph.
 PORTABLE = "onnx-fp32"
+#: Whatever is fastest within the budget.
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def plan_variants(
     """Decide what to make.
 
     Args:
-        precisions: Aliases (``fp32``, ``fp16``, ``int8``) or variant ids; None for everything that is made by default.
+        precisions: Aliases (``auto``, ``fp32``, ``fp16``, ``int8``) or variant ids; None for everything that is made by
+            default.
         given: Ids of graphs that exist already and are kept as they are.
         exportable: Whether recipes without a parent can run.
         required: Ids to keep in any case.
@@ -57,9 +60,14 @@ def plan_variants(
     if precisions is None:
         wanted = {one.id for one in possible.values() if one.default or (gpu and one.device == "cuda")}
     else:
-        named = {name: _named(name, possible, given) for name in _names(precisions)}
+        named = {name: _named(name, possible, given, gpu) for name in _names(precisions)}
         wanted = set().union(*named.values())
-        asked = {one for name, found in named.items() for one in found if one == name or not _faster(one, found)}
+        asked = {
+            one
+            for name, found in named.items()
+            for one in found
+            if one == name or not (name == AUTO or _faster(one, found))
+        }
     wanted |= set(required)
     order: list[type[Recipe]] = []
     for variant_id in sorted(wanted):
@@ -90,11 +98,11 @@ def _names(precisions: Iterable[str]) -> list[str]:
     return list(precisions)
 
 
-def _named(name: str, possible: dict[str, type[Recipe]], given: Collection[str]) -> set[str]:
+def _named(name: str, possible: dict[str, type[Recipe]], given: Collection[str], gpu: bool) -> set[str]:
     """Return the recipes behind a name; none for what exists anyway."""
     if name in (HF, *given):
         return set()
-    found = recipes_of(name)
+    found = recipes_of(name, gpu=gpu)
     if not found & set(possible):
         raise InvalidInputError(
             f"{name!r} cannot be made from this source: it needs the portable graph '{PORTABLE}', which neither exists "
@@ -108,20 +116,31 @@ def _faster(recipe_id: str, same: Collection[str]) -> bool:
     return RECIPES.get(recipe_id).parent in same
 
 
-def recipes_of(name: str) -> set[str]:
+def recipes_of(name: str, *, gpu: bool = False) -> set[str]:
     """Return the ids of the recipes that a precision or an id means; those not made by default go by their id only.
+
+    ``auto`` means the fastest within the budget for this kind of host, and what serves where that is the original:
+    recipes that search for it, of an engine's graph where there is a GPU.
 
     Raises:
         InvalidInputError: None has that name.
     """
+    if name == AUTO:
+        return {one.id for one in RECIPES if _is_auto(one, gpu)}
     found = {one.id for one in RECIPES if name == one.id or (one.default and name == one.precision)}
     if not found:
         aliases = sorted({recipe.precision for recipe in RECIPES if recipe.default})
         raise InvalidInputError(
-            f"Unknown precision or variant {name!r}. Precisions: {', '.join(aliases)}; variants: "
+            f"Unknown precision or variant {name!r}. Precisions: {AUTO}, {', '.join(aliases)}; variants: "
             f"{', '.join(RECIPES.names())}."
         )
     return found
+
+
+def _is_auto(recipe: type[Recipe], gpu: bool) -> bool:
+    if recipe.device == "cuda":
+        return gpu
+    return recipe.id == "ort-cpu-fp32" or (recipe.searches and (gpu or recipe.device == "cpu"))
 
 
 def _possible(recipe: type[Recipe], given: Collection[str], exportable: bool) -> bool:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 Distance = Callable[[Sequence[str]], float]
 
 
-def by_sensitivity(parts: Sequence[str], distance: Distance, *, trials: int) -> list[str]:
+def by_sensitivity(
+    parts: Sequence[str], distance: Distance, *, trials: int, enough: Callable[[], bool] = lambda: False
+) -> list[str]:
     """Return parts of a graph, those first that do most to its answers.
 
     Groups of neighbours are halved, the worst one first: a single part among many is found in a few trials, and where
@@ -21,13 +23,14 @@ def by_sensitivity(parts: Sequence[str], distance: Distance, *, trials: int) -> 
         parts: Their names, in the order of the graph.
         distance: See :data:`Distance`; what is not finite counts as infinitely far.
         trials: Most calls of it.
+        enough: Asked before every two of them; once it says so, what is not told apart yet stays in the graph's order.
     """
     place = {part: index for index, part in enumerate(parts)}
     waiting = [(0.0, 0, tuple(parts))] if parts else []
     done: list[tuple[float, int, tuple[str, ...]]] = []
     while waiting:
         _, _, group = heapq.heappop(waiting)
-        if len(group) == 1 or trials < 2:
+        if len(group) == 1 or trials < 2 or enough():
             continue
         trials -= 2
         middle = len(group) // 2

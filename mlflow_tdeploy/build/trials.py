@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mlflow_tdeploy.build.judge import Judge
-from mlflow_tdeploy.build.recipes import Graph
+from mlflow_tdeploy.build.recipes import Graph, RecipeContext
 from mlflow_tdeploy.build.verify import Verified
 
 Key = TypeVar("Key", bound=Hashable)
@@ -32,6 +33,12 @@ class Trial:
     metrics: dict[str, float] | None = None
     passed: bool | None = None
 
+    def __str__(self) -> str:
+        if self.passed is None:
+            return f"{self.what}: off by {self.distance:.2g}"
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in (self.metrics or {}).items())
+        return f"{self.what}: {'within' if self.passed else 'over'} the budget ({figures})"
+
     def record(self) -> dict[str, Any]:
         """Return it for a variant's record."""
         known = {"distance": self.distance, "passed": self.passed, **(self.metrics or {})}
@@ -50,10 +57,21 @@ class Trials(Generic[Key]):
         judge: Asks them.
         make: Makes the graph of a key; it may lie where the one before did.
         say: Says what a key is, in one line.
+        told: Called with each.
+        seconds: After which :attr:`late` says so.
     """
 
-    def __init__(self, judge: Judge, make: Callable[[Key], Graph], say: Callable[[Key], str]) -> None:
-        self._judge, self._make, self._say = judge, make, say
+    def __init__(
+        self,
+        judge: Judge,
+        make: Callable[[Key], Graph],
+        say: Callable[[Key], str],
+        *,
+        told: Callable[[Trial], None] = lambda trial: None,
+        seconds: float = math.inf,
+    ) -> None:
+        self._judge, self._make, self._say, self._told = judge, make, say, told
+        self._end = time.monotonic() + seconds
         self._verdicts: dict[Key, Verified] = {}
         self._distances: dict[Key, float] = {}
         self.all: list[Trial] = []
@@ -63,9 +81,7 @@ class Trials(Generic[Key]):
         if key not in self._verdicts:
             started = time.perf_counter()
             found = self._verdicts[key] = self._judge.verdict(self._make(key))
-            self.all.append(
-                Trial(self._say(key), time.perf_counter() - started, metrics=_short(found), passed=found.passed)
-            )
+            self._note(Trial(self._say(key), time.perf_counter() - started, metrics=_short(found), passed=found.passed))
         return self._verdicts[key].passed
 
     def distance(self, key: Key) -> float:
@@ -73,14 +89,27 @@ class Trials(Generic[Key]):
         if key not in self._distances:
             started = time.perf_counter()
             found = self._distances[key] = self._judge.distance(self._make(key))
-            self.all.append(Trial(self._say(key), time.perf_counter() - started, distance=found))
+            self._note(Trial(self._say(key), time.perf_counter() - started, distance=found))
         return self._distances[key]
+
+    def late(self) -> bool:
+        """Tell whether the time is up: what is not known by now is not looked for."""
+        return time.monotonic() > self._end
+
+    def _note(self, trial: Trial) -> None:
+        self.all.append(trial)
+        self._told(trial)
 
     @property
     def failure(self) -> str:
         """Why the last graph that was over the budget was, in one line."""
         over = (one.violations for one in reversed(self._verdicts.values()) if not one.passed)
         return "; ".join(next(over, ()))
+
+
+def told(context: RecipeContext) -> Callable[[Trial], None]:
+    """Return what tells the caller of a build of each trial."""
+    return lambda trial: context.tried(str(trial), trial.seconds)
 
 
 def _short(found: Verified) -> dict[str, float]:

@@ -108,8 +108,11 @@ class Workshop:
     def _report(self, name: str, started: float, detail: Sequence[str]) -> None:
         done = Step(name, time.perf_counter() - started, ", ".join(detail))
         self.steps.append(done)
+        self._tell(done)
+
+    def _tell(self, step: Step) -> None:
         if self._progress is not None:
-            self._progress(done)
+            self._progress(step)
 
     def golden(self) -> tuple[GoldenRequest, ...]:
         """Return the model's golden requests: those it was logged with, else new ones, answered by the source."""
@@ -171,6 +174,8 @@ class Workshop:
             trial=self._trial,
             judge=judge,
             calibration=self._calibration,
+            tried=lambda what, seconds: self._tell(Step(f"  try {recipe.id}", seconds, what)),
+            search_seconds=self.options.search_seconds,
             opset=self.options.opset,
             exporter=self.options.exporter,
         )

@@ -52,7 +52,8 @@ def extend_model(
 
     Args:
         model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…`` or a folder.
-        precisions: What to make: precisions (``int8``) or variant ids (``ort-cpu-int8``).
+        precisions: What to make: precisions (``int8``), variant ids (``ort-cpu-int8``) or ``auto``, see
+            :func:`save_model`.
         engines: TensorRT engines to build: precisions of the model's graphs (``fp16``) or
             :class:`~mlflow_tdeploy.EngineOptions`, or ready-made ones to take, each an
             :class:`~mlflow_tdeploy.EnginePlan`. Where another process on this host builds the same one, its result is
@@ -100,10 +101,11 @@ def extend_model(
 def _named(bundle: Bundle, precisions: Iterable[str] | None) -> dict[str, Path | None]:
     """Return the ids of the recipes behind precisions; a precision means those that the model has not."""
     from mlflow_tdeploy.build.plan import recipes_of
+    from mlflow_tdeploy.runtime import probe
 
     found: dict[str, Path | None] = {}
     for name in precisions or ():
-        ids = sorted(recipes_of(name))
+        ids = sorted(recipes_of(name, gpu=probe.host().gpu is not None))
         new = [variant_id for variant_id in ids if variant_id not in {*bundle.variants, *bundle.unreadable}]
         found |= dict.fromkeys(new or ids)  # where the model has them all, the build says so
     return found

@@ -72,7 +72,8 @@ def save_model(
         example: Example inputs of a ``torch.nn.Module``: a mapping from parameter to array, or arrays in the order of
             its forward.
         labels: Names of the classes, where the model's own are to be replaced.
-        precisions: Which variants to make, as precisions or ids; every one made by default when None.
+        precisions: Which variants to make, as precisions or ids; every one made by default when None. ``auto`` is the
+            fastest within the budget for this kind of host, looked for some minutes.
         engines: TensorRT engines to build: precisions of the graphs to build from (``fp16``), or
             :class:`~mlflow_tdeploy.EngineOptions`; or ready-made ones to take, each an
             :class:`~mlflow_tdeploy.EnginePlan`. None by default.

@@ -105,7 +105,7 @@ def test_what_needs_nothing_spared_is_as_the_plain_one(tmp_path):
     _, bundle = build(source(Planted(())), tmp_path / "model", MIXED)
     mixed, plain = (bundle.variants[name] for name in ("ort-cpu-int8-mixed", "ort-cpu-int8"))
     assert (mixed.precision.settings["blocks"], mixed.precision.kept) == ([], ())
-    assert mixed.precision.settings["graphs_tried"] == 2
+    assert len(mixed.precision.settings["trials"]) == 1
     assert abs(mixed.size - plain.size) < 0.01 * plain.size
 
 
@@ -174,3 +174,23 @@ def nameless() -> onnx.ModelProto:
     sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", WIDTH]) for name in ("x", "y")]
     graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_every_trial_is_told_and_recorded(planted, tmp_path):
+    told = []
+    _, bundle = build(source(Planted()), tmp_path / "model", MIXED, told.append)
+    tried = [one for one in told if one.name == "  try ort-cpu-int8-mixed"]
+    record = bundle.variants["ort-cpu-int8-mixed"].precision.settings["trials"]
+    assert len(tried) == len(record) > 3
+    assert tried[0].detail.startswith("0 by blocks and 0 in fp32 of 6 products: over the budget (worst_cosine 0.")
+    assert record[0]["passed"] is False
+    assert record[-1]["passed"] is True
+
+
+def test_a_search_that_is_late_takes_what_it_knows(tmp_path):
+    options = BuildOptions(measure=False, precisions=("auto",), search_seconds=0.0)
+    _, bundle = build(source(Planted()), tmp_path / "model", options)
+    assert {"ort-cpu-fp32", "ort-cpu-int8-mixed"} <= set(bundle.variants)
+    record = bundle.variants["ort-cpu-int8-mixed"].precision.settings["trials"]
+    groups = [one for one in record if "distance" in one and "3 in fp32" in one["what"]]
+    assert not groups, "no order was looked for"

@@ -61,3 +61,14 @@ def test_the_fewest_are_found(count, needed):
     assert fewest(count, good) == (needed if needed <= count else None)
     assert len(calls) == len(set(calls)), "one was tried twice"
     assert len(calls) <= 2 + 2 * math.ceil(math.log2(count + 1))
+
+
+def test_what_is_not_told_apart_in_time_stays_in_order():
+    asked = []
+
+    def distance(parts):
+        asked.append(parts)
+        return float(len(parts))
+
+    assert by_sensitivity(list("abcd"), distance, trials=100, enough=lambda: len(asked) >= 2) == list("abcd")
+    assert len(asked) == 2

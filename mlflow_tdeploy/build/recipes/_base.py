@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ class RecipeContext:
         trial: Opens graphs on this host; None when that shall not be tried.
         judge: Holds graphs against the source's answers; None where nobody has asked it.
         calibration: What activations are looked at on; None where all that is there is made up.
+        tried: Told of each graph that is tried, and how long that took.
+        search_seconds: After which a recipe looks for nothing better.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
     """
@@ -77,6 +80,8 @@ class RecipeContext:
     trial: Trial | None = None
     judge: Judge | None = None
     calibration: Calibration | None = None
+    tried: Callable[[str, float], None] = lambda what, seconds: None
+    search_seconds: float = math.inf
     opset: int = 18
     exporter: str = "auto"
 
@@ -104,6 +109,8 @@ class Recipe(ABC):
     device: ClassVar[str]
     #: Whether it is made when nobody says which variants to make.
     default: ClassVar[bool] = True
+    #: Whether it looks for the fastest graph within the budget: ``auto`` means those.
+    searches: ClassVar[bool] = False
     #: Whether choices in it were measured on, and so hold for, this kind of host.
     tuned: ClassVar[bool] = False
 

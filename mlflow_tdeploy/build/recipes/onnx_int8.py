@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from mlflow_tdeploy.build.calibration import Calibration
@@ -16,7 +15,7 @@ from mlflow_tdeploy.build.ranges import CALIBRATORS, histograms, ranges, ranges_
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.smooth import Scale, choose_scales, smooth
-from mlflow_tdeploy.build.trials import Trials
+from mlflow_tdeploy.build.trials import Trials, told
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -41,6 +40,7 @@ class OnnxInt8(Recipe):
     format: ClassVar[Format] = "onnx"
     device: ClassVar[str] = "any"
     default: ClassVar[bool] = False
+    searches: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
         """Calibrate, choose, spare, write."""
@@ -51,7 +51,7 @@ class OnnxInt8(Recipe):
                 f"'{self.id}' takes its ranges from data, and there is none: what it takes would be made up. Give "
                 f"verify_with=… or example=…."
             )
-        search = _Search(context.base().path, context.workdir, calibration, context.judge)
+        search = _Search(context, calibration, context.judge)
         found = search.run()
         settings = {
             "dynamic": False,
@@ -82,10 +82,11 @@ class _Choice:
 class _Search:
     """One search: the graph that was tried last lies at :attr:`path`."""
 
-    def __init__(self, parent: Path, workdir: Path, calibration: Calibration, judge: Judge) -> None:
+    def __init__(self, context: RecipeContext, calibration: Calibration, judge: Judge) -> None:
+        workdir = context.workdir
         self.path = workdir / "graph" / "model.onnx"
         self._plain, self._smoothed = (workdir / name / "model.onnx" for name in ("plain", "smoothed"))
-        prepare(parent, self._plain)
+        prepare(context.base().path, self._plain)
         self._nodes = tuple(quantizable(self._plain))
         if not self._nodes:
             raise BuildError("There is nothing to quantize: no matrix product or convolution has weights.")
@@ -95,7 +96,7 @@ class _Search:
         self._seen = histograms(self._smoothed, list(dict.fromkeys(inputs.values())), calibration.batches)
         #: Products whose input was nothing but 0, or was not there: no range is known.
         self.blind = tuple(name for name, source in inputs.items() if not ranges_known(self._seen, source))
-        self.trials = Trials[_Choice](judge, self._made, self.said)
+        self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left.
@@ -115,7 +116,7 @@ class _Search:
 
         found = sparing(())
         if not self.trials.passes(found):
-            order = by_sensitivity(open_to, alone, trials=_TRIALS)
+            order = by_sensitivity(open_to, alone, trials=_TRIALS, enough=self.trials.late)
             count = fewest(len(order), lambda count: self.trials.passes(sparing(order[:count])))
             if count is None or count == len(order):
                 raise NothingWithinBudgetError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from mlflow_tdeploy.build.graphs import CPU_INT8_FUSIONS
@@ -13,7 +12,7 @@ from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
-from mlflow_tdeploy.build.trials import Trials
+from mlflow_tdeploy.build.trials import Trials, told
 from mlflow_tdeploy.build.tune import Fused, choose_fusions
 from mlflow_tdeploy.build.weights_only import BLOCK_OF_FOUR, quantize_weights, tables
 from mlflow_tdeploy.core.errors import BuildError
@@ -46,7 +45,7 @@ class OrtCpuInt4(Recipe):
         fused = choose_fusions(
             context.base(), context.workdir, None, fusions=CPU_INT8_FUSIONS, question=(), trial=context.trial
         )
-        search = _Search(fused, context.workdir, context.judge)
+        search = _Search(fused, context, context.judge)
         found = search.run()
         settings = {
             "block_size": BLOCK_OF_FOUR,
@@ -79,14 +78,15 @@ class _Choice:
 class _Search:
     """One search: the graph that was tried last lies at :attr:`path`."""
 
-    def __init__(self, fused: Fused, workdir: Path, judge: Judge) -> None:
+    def __init__(self, fused: Fused, context: RecipeContext, judge: Judge) -> None:
+        workdir = context.workdir
         self.path, self._plain = workdir / "graph" / "model.onnx", workdir / "plain" / "model.onnx"
         prepare(fused.path, self._plain)
         shutil.rmtree(fused.path.parent)
         self._session = fused.session
         self._names = tuple(sorted(can_be_blocks(self._plain)))
         self.tables = tables(self._plain)
-        self.trials = Trials[_Choice](judge, self._made, self.said)
+        self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left.
@@ -118,7 +118,7 @@ class _Search:
             return sparing(())
         if not self.trials.passes(sparing(self._names)):
             return None
-        order = by_sensitivity(self._names, self._distance, trials=_TRIALS)
+        order = by_sensitivity(self._names, self._distance, trials=_TRIALS, enough=self.trials.late)
         count = fewest(len(order), lambda count: self.trials.passes(sparing(set(order[:count]))))
         return None if count is None else sparing(set(order[:count]))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from mlflow_tdeploy.build.judge import Judge
@@ -14,7 +13,7 @@ from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetErro
 from mlflow_tdeploy.build.recipes.ort_cpu_int8 import Whole, whole_for_int8
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.smooth import Scale, smooth
-from mlflow_tdeploy.build.trials import Trials
+from mlflow_tdeploy.build.trials import Trials, told
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -40,6 +39,7 @@ class OrtCpuInt8Mixed(Recipe):
     format: ClassVar[Format] = "ort"
     device: ClassVar[str] = "cpu"
     default: ClassVar[bool] = False
+    searches: ClassVar[bool] = True
     tuned: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
@@ -47,7 +47,7 @@ class OrtCpuInt8Mixed(Recipe):
         if context.judge is None:
             raise BuildError(f"'{self.id}' is looked for beside the source's answers, and nobody has asked it.")
         whole = whole_for_int8(context)
-        search = _Search(whole, context.workdir, context.judge)
+        search = _Search(whole, context, context.judge)
         mix = search.run()
         shutil.rmtree(whole.path.parent)
         settings = {"dynamic": True, "per_channel": True, **mix.settings, **whole.fused.settings}
@@ -73,12 +73,12 @@ class _Mix:
 class _Search:
     """One search: the graph that was tried last lies at :attr:`path`."""
 
-    def __init__(self, whole: Whole, workdir: Path, judge: Judge) -> None:
+    def __init__(self, whole: Whole, context: RecipeContext, judge: Judge) -> None:
         self._whole = whole
         self._names, self._by_blocks = products(whole.path), can_be_blocks(whole.path)
-        self.path = workdir / "mixed" / "model.onnx"
+        self.path = context.workdir / "mixed" / "model.onnx"
         self._suits: dict[str, bool] = {}
-        self._trials = Trials[_Mix](judge, self._made, self._said)
+        self._trials = Trials[_Mix](judge, self._made, self._said, told=told(context), seconds=context.search_seconds)
 
     def run(self) -> _Mix:
         """Return the mix of the graph that is left.
@@ -91,7 +91,9 @@ class _Search:
             raise BuildError("There is nothing to quantize: the graph has no matrix product with weights.")
         if self._trials.passes(_Mix()):
             return self._found(_Mix())
-        order = by_sensitivity(self._names, lambda names: self._distance(channels=names), trials=_TRIALS)
+        order = by_sensitivity(
+            self._names, lambda names: self._distance(channels=names), trials=_TRIALS, enough=self._trials.late
+        )
         mix = self._least(order, lambda count: self._spared(order[:count]))
         mix = mix or self._least(order, lambda count: self._spared(order, whole=order[:count]))
         if mix is None or len(mix.kept) == len(self._names):
