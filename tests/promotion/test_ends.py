@@ -69,6 +69,7 @@ def test_the_second_time_a_version_is_left_alone_until_something_else_is_wanted(
     assert len(tried) == 3
 
 
+@pytest.mark.slow
 def test_what_is_said_otherwise_or_insisted_on_is_tried_again(spec_of, words, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -102,6 +103,7 @@ def test_what_is_deployed_is_had_back_twice_and_the_others_are_others(spec_of, w
     assert "went away 2 times in a row while version 1 was loaded" in standings["words"].why
 
 
+@pytest.mark.slow
 def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -116,6 +118,7 @@ def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion
     assert answers(spec) == 1
 
 
+@pytest.mark.slow
 def test_who_was_killed_meanwhile_has_left_a_note(spec_of, words, champion, monkeypatch):
     """The note of a load that nobody saw the end of counts where the server has nothing any more."""
     spec = spec_of()

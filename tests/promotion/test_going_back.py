@@ -155,6 +155,7 @@ def test_what_served_before_is_gone_back_to_however_it_came(spec_of, words, cham
         assert int(words.get_model_version_by_alias("words", "champion").version) == 2
 
 
+@pytest.mark.slow
 def test_fewer_versions_are_kept_as_soon_as_that_is_said(spec_of, words, champion, tmp_path):
     spec = spec_of(", keep: 2")
     log_another(tmp_path)
@@ -169,7 +170,7 @@ def test_fewer_versions_are_kept_as_soon_as_that_is_said(spec_of, words, champio
     assert there(spec).graphs("words") == ["words.v2", "words.v3"]
 
 
-@pytest.mark.parametrize("more", ["", ", intra_op_threads: 3"])
+@pytest.mark.parametrize("more", [pytest.param("", marks=pytest.mark.slow), ", intra_op_threads: 3"])
 def test_nothing_is_fetched_for_going_back(spec_of, words, champion, monkeypatch, more):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
