@@ -119,8 +119,10 @@ def _operators(model: Path, *, quick: bool) -> tuple[list[Figure], dict[str, Any
     products = {name: sum(found[kind] for kind in operators.PRODUCTS) for name, found in times.items()}
     total = {name: sum(found.values()) for name, found in times.items()}
     figures = [
-        Figure("products and attention, one thread: fp32 over int8 (mixed)", products["ours fp32"] / products[MIXED], "x",
-               note="a plain int8 product alone: about 7 x"),
+        Figure(
+            "products and attention, one thread: fp32 over int8 (mixed)", products["ours fp32"] / products[MIXED],
+            "x", note="a plain int8 product alone: about 7 x",
+        ),
         Figure("all operators, one thread: fp32 over int8 (mixed)", total["ours fp32"] / total[MIXED], "x"),
     ]  # fmt: skip
     figures += [
