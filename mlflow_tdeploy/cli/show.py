@@ -21,8 +21,9 @@ _LAYER = ("name", "type", "outputs", "tactic")
 @click.command()
 @click.argument("uri")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--products", is_flag=True, help="List what became of each product of its quantized variants.")
 @click.option("--layers", is_flag=True, help="List the layers of its TensorRT engines, as a GPU host found them.")
-def inspect(uri: str, as_json: bool, layers: bool) -> None:
+def inspect(uri: str, as_json: bool, products: bool, layers: bool) -> None:
     """Show what a bundle holds: source, signature, variants, evidence. Downloads no weights."""
     from mlflow_tdeploy.registry_io import locate, open_records
 
@@ -31,8 +32,8 @@ def inspect(uri: str, as_json: bool, layers: bool) -> None:
         if as_json:
             click.echo(json.dumps(_bundle_as_dict(bundle), indent=2))
             return
-        if layers:
-            click.echo(_layers(bundle))
+        if layers or products:
+            click.echo(_layers(bundle) if layers else _products(bundle))
             return
         manifest = bundle.manifest
         told = (manifest.source.kind, manifest.source.name, manifest.source.architecture)
@@ -45,6 +46,21 @@ def inspect(uri: str, as_json: bool, layers: bool) -> None:
         click.echo(f"budget     {manifest.budget}, against {manifest.reference}")
         click.echo(f"golden     {len(bundle.golden())} requests\n")
         click.echo(align(_variant_rows(bundle)))
+
+
+def _products(bundle: Bundle) -> str:
+    """Return what became of each product of the variants that were looked for, as was read back from their graphs."""
+    tables = []
+    for variant in bundle.variants.values():
+        settings = variant.precision.settings
+        if found := settings.get("products"):
+            gains = settings.get("smoothed", {})
+            rows = [(name, form, f"{gains[name]:g} times" if name in gains else "-") for name, form in found.items()]
+            title = f"{variant.id}: {settings.get('searched', '')}"
+            tables.append(f"{title}\n{align([('product', 'form', 'closer by smoothing'), *rows])}")
+    if not tables:
+        raise InvalidInputError("The model has no variant that was looked for: tdeploy quantize URI adds one.")
+    return "\n\n".join(tables)
 
 
 def _layers(bundle: Bundle) -> str:

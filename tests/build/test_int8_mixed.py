@@ -7,11 +7,14 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+from mlflow_tdeploy.build.applied import applied, read_back
 from mlflow_tdeploy.build.extend import build_variant
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.quantize import prepare, products, quantize_mixed
+from mlflow_tdeploy.cli.show import inspect
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import BudgetError, BuildError
 from mlflow_tdeploy.source.resolve import resolve
@@ -194,3 +197,20 @@ def test_a_search_that_is_late_takes_what_it_knows(tmp_path):
     record = bundle.variants["ort-cpu-int8-mixed"].precision.settings["trials"]
     groups = [one for one in record if "distance" in one and "3 in fp32" in one["what"]]
     assert not groups, "no order was looked for"
+
+
+def test_what_became_of_each_product_is_read_back(planted, tmp_path):
+    _, bundle = planted
+    mixed = bundle.variants["ort-cpu-int8-mixed"]
+    found = applied(bundle.path(mixed.entry))
+    assert found == dict(mixed.precision.settings["products"])
+    assert sorted(found.values()) == ["fp32"] + ["int8"] * (LAYERS - 1)
+    assert found[mixed.precision.kept[0]] == "fp32"
+    assert "not_as_asked" not in mixed.precision.settings
+    told = read_back(bundle.path(mixed.entry), {**found, mixed.precision.kept[0]: "int8", "unknown": "int8"})
+    assert told["not_as_asked"] == {mixed.precision.kept[0]: "int8", "unknown": "int8"}
+    assert told["products"]["unknown"] == "not there"
+    shown = CliRunner().invoke(inspect, [str(bundle.root.parent), "--products"])
+    assert shown.exit_code == 0, shown.output
+    rows = dict(line.split()[:2] for line in shown.output.splitlines()[2:])
+    assert rows == found

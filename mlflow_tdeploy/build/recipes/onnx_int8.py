@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mlflow_tdeploy.build.applied import FP32, STATIC, read_back
 from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.qdq import quantizable, quantize_static
@@ -61,6 +62,7 @@ class OnnxInt8(Recipe):
             "smoothed": {name: round(scale.gain, 2) for name, scale in search.scales_of(found).items()},
             "searched": search.said(found),
             "trials": [one.record() for one in search.trials.all],
+            **read_back(search.path, search.asked(found)),
         }
         precision = Precision("int8", "int8", recipe=self.id, kept=found.kept, settings=settings)
         return Graph(search.path, precision, session=_SESSION)
@@ -128,6 +130,10 @@ class _Search:
         for folder in (self._plain.parent, self._smoothed.parent):
             shutil.rmtree(folder)
         return found
+
+    def asked(self, choice: _Choice) -> dict[str, str]:
+        """Return the form that each product was to have."""
+        return {name: FP32 if name in choice.kept else STATIC for name in self._nodes}
 
     def said(self, choice: _Choice) -> str:
         """Say what a graph is made of."""

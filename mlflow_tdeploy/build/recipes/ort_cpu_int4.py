@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mlflow_tdeploy.build.applied import blocks, read_back
 from mlflow_tdeploy.build.graphs import CPU_INT8_FUSIONS
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare
@@ -54,6 +55,7 @@ class OrtCpuInt4(Recipe):
             "tables": list(search.tables) if found.tables else [],
             "searched": search.said(found),
             "trials": [one.record() for one in search.trials.all],
+            **read_back(search.path, search.asked(found)),
             **fused.settings,
         }
         precision = Precision("int4", "int8", recipe=self.id, kept=found.eight, settings=settings)
@@ -124,6 +126,12 @@ class _Search:
 
     def _distance(self, names: Sequence[str]) -> float:
         return self.trials.distance(_Choice(tuple(name for name in self._names if name in names), tables=False))
+
+    def asked(self, choice: _Choice) -> dict[str, str]:
+        """Return the form that each product, and each table, was to have."""
+        four, eight = blocks(4, BLOCK_OF_FOUR), blocks(8, BLOCK)
+        forms = {name: eight if name in choice.eight else four for name in self._names}
+        return forms | dict.fromkeys(self.tables if choice.tables else (), four)
 
     def said(self, choice: _Choice) -> str:
         """Say what a graph is made of."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from mlflow_tdeploy.build.applied import CHANNELS, FP32, blocks, read_back
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, products, quantize_mixed
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
@@ -138,9 +139,14 @@ class _Search:
             "block_size": BLOCK,
             "searched": self._said(mix),
             "trials": [one.record() for one in self._trials.all],
+            **read_back(self.path, self._asked(mix)),
             **self._whole.smoothed(self._scales(mix)),
         }
         return replace(mix, settings=settings)
+
+    def _asked(self, mix: _Mix) -> dict[str, str]:
+        special = {**dict.fromkeys(mix.blocks, blocks(8, BLOCK)), **dict.fromkeys(mix.kept, FP32)}
+        return {name: special.get(name, CHANNELS) for name in self._names}
 
     def _said(self, mix: _Mix) -> str:
         return f"{len(mix.blocks)} by blocks and {len(mix.kept)} in fp32 of {len(self._names)} products"
