@@ -28,13 +28,12 @@ def apply(context: click.Context, file: Path, again: bool, yes: bool) -> None:
 
     with clean_errors():
         spec = Spec.read(file)
-        plan = make_plan(spec)
-        if again:
-            forgive(plan.steps, spec)
-            plan = make_plan(spec)
+        plan = make_plan(spec, sparing=not again)
         show(plan)
         if (plan.changes or plan.silent) and not yes:
             click.confirm("Do it?", abort=True)
+        if again:
+            plan = forgive(plan, spec)
         with taken_back_if_ended():
             done = do(plan, spec, told=show_outcome)
     failed = any(one.state != "done" or one.why for one in done)

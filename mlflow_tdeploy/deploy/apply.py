@@ -31,7 +31,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.rollout import Rollout
 from mlflow_tdeploy.deploy.back import Back, user_name
-from mlflow_tdeploy.deploy.ends import notes_of
+from mlflow_tdeploy.deploy.ends import remove_notes
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.plan import Deployed, Settings, key_of
 from mlflow_tdeploy.deploy.publish import (
@@ -187,7 +187,7 @@ class Deployments(Back):
                 self.client.unload(model)
                 if model == name:
                     self._drained(name)  # its graphs answer what it still has
-            self.files.remove(notes_of(name))
+            remove_notes(self.files, name, self.client.connection.url)
             self.files.remove(f"{name}/{CONFIG}")  # from now on nothing of it is loaded where a server starts
             for model in (*published, name):
                 self._step(f"remove {model}")

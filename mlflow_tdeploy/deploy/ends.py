@@ -24,6 +24,11 @@ def notes_of(name: str) -> str:
     return f"{_NOTES}{name}"
 
 
+def remove_notes(files: RepositoryFiles, name: str, server: str) -> None:
+    """Forget all that is noted about a name on a server; other servers of the repository have their own."""
+    Notes(files, server, name, "").keep(())
+
+
 @dataclass(frozen=True)
 class Note:
     """What is remembered of a version on a server.

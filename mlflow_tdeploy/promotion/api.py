@@ -53,8 +53,7 @@ def apply(plan: Plan | None = None, file: str | Path | Spec = FILE, *, again: bo
     """
     spec = _spec(file)
     if again:
-        forgive((plan or _look.make_plan(spec)).steps, spec)
-        plan = None
+        plan = forgive(plan or _look.make_plan(spec, sparing=False), spec)
     return _apply.apply(plan or _look.make_plan(spec), spec)
 
 

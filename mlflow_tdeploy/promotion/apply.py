@@ -29,10 +29,11 @@ from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import sum_of_manifest
 from mlflow_tdeploy.promotion.candidate import is_model
-from mlflow_tdeploy.promotion.ends import Load, noted
+from mlflow_tdeploy.promotion.ends import Load, forget, noted
 from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.lease import places_held
+from mlflow_tdeploy.promotion.look import plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.place import rule_of, server_of
 from mlflow_tdeploy.promotion.plan import Plan, Step
@@ -85,6 +86,7 @@ def apply(
     """
     history = History(client)
     history.add(refusals(plan, "apply"))
+    forget(plan.steps, spec)
     found: list[Outcome] = []
 
     def note(outcomes: Sequence[Outcome]) -> None:
@@ -96,7 +98,7 @@ def apply(
     for steps in by_place(plan.steps).values():
         note(_revived(steps, spec))
     for steps in by_place(plan.changes).values():
-        ended = next((one for one in found if one.ended and _is_about(one.step, steps[0])), None)
+        ended = next((one for one in found if (one.ended or one.gone) and _is_about(one.step, steps[0])), None)
         note(_alone(steps, spec, client) if ended is None else _spared(steps, ended.step))
     return tuple(found)
 
@@ -126,6 +128,7 @@ def _alone(steps: list[Step], spec: Spec, client: MlflowClient | None) -> list[O
     try:
         with places_held(spec, {(one.target, one.name) for one in steps}):
             _require_wanted(spec, client, steps)
+            _require_not_spared(spec, client, steps)
             done = together(steps, spec, go_on=wanted_still(spec, client, steps))
     except Exception as error:  # somebody else is at it, or the repository refuses: nothing was begun
         return [Outcome(one, "left", why=first_line(error)) for one in steps]
@@ -137,6 +140,15 @@ def _require_wanted(spec: Spec, client: MlflowClient | None, steps: Iterable[Ste
     now = {(one.target, one.name): one.version for one in desired(spec, client)}
     if old := [one for one in steps if now.get((one.target, one.name)) != one.after]:
         raise ConflictError(f"The registry does not want version {old[0].after} any more. Plan again.")
+
+
+def _require_not_spared(spec: Spec, client: MlflowClient | None, steps: Sequence[Step]) -> None:
+    """Make sure that no server has been ended by it since the plan was made."""
+    wanted = [one for one in desired(spec, client) if one.model == steps[0].model]
+    places = {(one.target, one.name, one.server) for one in steps}
+    for one in plan_for(spec, wanted).refused:
+        if one.action == "refuse" and (one.target, one.name, one.server) in places:
+            raise ConflictError(f"It may not serve there any more: {one.why}. Plan again.")
 
 
 def wanted_still(spec: Spec, client: MlflowClient | None, steps: Iterable[Step]) -> Callable[[], None]:
@@ -183,16 +195,28 @@ def together(
         started, load = time.perf_counter(), Load()
         try:
             with noted(step, step.after, spec) as load:
-                seen = (do or _bring)(step, spec, go_on)
+                seen = (do or _bring)(step, spec, _there_by_then(load, go_on))
         except BaseException as error:  # whatever a gate throws: what served serves on
             why, seconds, worse = _why(error, step), time.perf_counter() - started, isinstance(error, TryoutError)
-            begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=load.times), routes[place])
+            begun = _Done(
+                Outcome(step, "failed", seconds, why, worse=worse, ended=load.times, gone=load.gone), routes[place]
+            )
             found = _all_taken_back([*done, begun], spec, why)
             if not isinstance(error, Exception):
                 raise
             return [*found, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
         done.append(_Done(Outcome(step, "done", time.perf_counter() - started, seen=seen), routes[place]))
     return [one.outcome for one in done]
+
+
+def _there_by_then(load: Load, go_on: Callable[[], None]) -> Callable[[], None]:
+    """Return what is asked while a version is tried out: it is loaded by then."""
+
+    def asked() -> None:
+        load.came = True
+        go_on()
+
+    return asked
 
 
 def _why(error: BaseException, step: Step) -> str:

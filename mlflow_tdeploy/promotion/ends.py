@@ -13,7 +13,7 @@ from mlflow_tdeploy.deploy.ends import Notes
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.settings import as_record
 from mlflow_tdeploy.promotion.place import rule_of, server_of
-from mlflow_tdeploy.promotion.plan import CHANGES, Step
+from mlflow_tdeploy.promotion.plan import CHANGES, Plan, Step
 from mlflow_tdeploy.promotion.spec import Rule, Spec
 
 #: So often in a row a server may go away while a version is loaded, for which others may be to blame.
@@ -31,17 +31,23 @@ class Load:
 
     Attributes:
         times: How often in a row the server has gone away with it, once it has ended.
+        came: Whether the version is there, and only tried out: what becomes of the server then may be others' doing.
+        gone: Whether the server went away while it was tried out.
     """
 
     times: int = 0
+    came: bool = False
+    gone: bool = False
 
 
 @contextlib.contextmanager
 def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
     """Note that a version is loaded on a step's server, and how that ends.
 
+    What fails without the server leaves the count as it is, whatever it was: it may not have come to the load.
+
     Args:
-        step: What is done there. Who calls holds its place.
+        step: What is done there. Who calls holds its place, and says with :attr:`Load.came` when it is loaded.
         version: The version; None for none.
         spec: What the step was made from.
     """
@@ -53,11 +59,14 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
     known.begin(version)
     try:
         yield load
-    except BaseException as error:  # interrupted, too
+    except BaseException as error:
+        gone = _has_gone(found, before) if isinstance(error, Exception) else None  # who is interrupted does not know
         with contextlib.suppress(StorageError):  # the error that counts is on its way
-            load.times = known.end(
-                version, server_gone=_has_gone(found, before) if isinstance(error, ServerError) else False
-            )
+            if load.came:
+                load.gone = bool(gone)
+                known.end(version, server_gone=False)
+            else:
+                load.times = known.end(version, server_gone=gone or None)
         raise
     with contextlib.suppress(StorageError):  # what is left counts where the server is away alone
         known.end(version, server_gone=False)
@@ -95,15 +104,16 @@ def forget(steps: Iterable[Step], spec: Spec) -> None:
                 _notes(step, spec).keep((wanted, deployed))
 
 
-def forgive(steps: Iterable[Step], spec: Spec) -> None:
-    """Forget all that is noted, so that everything is tried again.
+def forgive(plan: Plan, spec: Spec) -> Plan:
+    """Forget all that is noted, so that everything is tried again; return the plan without it.
 
     Raises:
         StorageError: A repository refuses.
     """
-    for step in steps:
+    for step in plan.steps:
         if step.ends:
             _notes(step, spec).keep(())
+    return Plan(tuple(replace(one, ends={}) for one in plan.steps))
 
 
 def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -118,29 +128,28 @@ def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
     found = tuple(steps)
     ended: dict[tuple[str, int], dict[str, int]] = {}
     for one in found:
-        for version, times in one.ends.items():
-            ended.setdefault((one.model, version), {})[one.server] = times
+        # a version that is deployed there has been good: what became of having it back says nothing about others
+        if one.after is not None and one.after != one.before and (times := one.ends.get(one.after)):
+            known = ended.setdefault((one.model, one.after), {})
+            known[one.server] = max(times, known.get(one.server, 0))
 
     def of(one: Step) -> Step:
         if one.silent and is_left_alone(one):
             one = replace(one, why=f"{_left_alone(one.server, one.ends[one.before or 0], one.before)}; {one.why}")
         if one.action not in CHANGES or one.after is None:
             return one
-        servers = ended.get((one.model, one.after), {})
-        if one.before == one.after:  # it has come there already
-            servers = {server: times for server, times in servers.items() if server == one.server}
+        servers = {} if one.is_there else dict(ended.get((one.model, one.after), {}))
+        if one.after in one.ends:
+            servers[one.server] = max(one.ends[one.after], servers.get(one.server, 0))
         if not servers:
             return one
         worst = max(servers, key=servers.__getitem__)
         if servers[worst] >= MOST_ENDS:
-            return replace(one, action="refuse", why=_left_alone(worst, servers[worst], one.after))
+            return replace(one, action="refuse", strategy="", why=_left_alone(worst, servers[worst], one.after))
         if one.server in servers:
             return one
-        why = (
-            f"{worst} went away while version {one.after} was loaded there: it gets it first, once more, when it is "
-            f"there (take it out of the file where it will not be)"
-        )
-        return replace(one, action="refuse", why=why)
+        why = f"{worst} went away while version {one.after} was loaded there: it gets it first, once more"
+        return replace(one, action="refuse", strategy="", why=why)
 
     return tuple(map(of, found))
 
@@ -153,5 +162,5 @@ def is_left_alone(step: Step) -> bool:
 def _left_alone(server: str, times: int, version: int | None) -> str:
     return (
         f"{server} went away {times} times in a row while version {version} was loaded, and with it all that it has: "
-        f"the version is left alone until something else is wanted or said (tdeploy apply --again tries it again)"
+        f"the version is left alone until something else is wanted or said (tdeploy apply --again insists)"
     )

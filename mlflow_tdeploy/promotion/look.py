@@ -26,18 +26,19 @@ _ANOTHER = (
 _AT_ONCE = 8
 
 
-def make_plan(spec: Spec, client: MlflowClient | None = None, *, within: float = FRESH_S) -> Plan:
+def make_plan(spec: Spec, client: MlflowClient | None = None, *, within: float = FRESH_S, sparing: bool = True) -> Plan:
     """Return what would have to change for a target's servers to agree with the registry.
 
     Args:
         spec: What should be served where.
         client: Whose registry; the current one by default.
         within: Seconds for which the records of a version that does not answer are good enough.
+        sparing: See :func:`plan_for`.
 
     Raises:
         MlflowException: The registry does not answer.
     """
-    return plan_for(spec, desired(spec, client), within=within)
+    return plan_for(spec, desired(spec, client), within=within, sparing=sparing)
 
 
 def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S, sparing: bool = True) -> Plan:
@@ -55,8 +56,8 @@ def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S, 
         # each is asked once: of one that hangs every name would wait
         live = dict(zip(servers, pool.map(lambda which: is_live(*which), servers.values()), strict=True))
         steps = pool.map(lambda of: _step(spec, of[0], of[1], live[of[0].target, of[1].url], within), places)
-        found = at_first(all_or_none(steps))
-        return Plan(spared(found) if sparing else found)
+        found = all_or_none(steps)
+        return Plan(at_first(spared(found) if sparing else found))
 
 
 def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within: float) -> Step:

@@ -82,6 +82,7 @@ class Step:
         by: Who did that.
         silent: Whether the version that is deployed does not answer, nor any other, though the server does.
         decision: Which variant would come, and why no other.
+        kept: Whether the version that would answer is kept there.
         ends: How often in a row the server went away while a version was loaded, by version; see ``promotion.ends``.
     """
 
@@ -104,7 +105,13 @@ class Step:
     by: str = ""
     silent: bool = False
     decision: str = ""
+    kept: bool = False
     ends: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the version that would answer has been good there: it is deployed, or kept."""
+        return self.kept or self.before == self.after
 
     @property
     def again(self) -> bool:
@@ -200,7 +207,7 @@ def at_first(steps: Iterable[Step]) -> tuple[Step, ...]:
     for one in steps:
         place = (one.target, one.name)
         found.append(replace(one, strategy="") if place in seen else one)
-        if one.strategy:
+        if one.strategy and one.action in CHANGES:
             seen.add(place)
     return tuple(found)
 
@@ -238,7 +245,8 @@ def _place(wanted: Desired, observed: Observed) -> Step:
     """Return a step of which only is known what it is about."""
     return Step(
         "unknown", wanted.target, observed.server, wanted.name, wanted.model, observed.version, wanted.version,
-        since=observed.says("deployed"), by=observed.says("by"), silent=observed.silent, ends=observed.ends,
+        since=observed.says("deployed"), by=observed.says("by"), silent=observed.silent,
+        kept=wanted.version in observed.kept, ends=observed.ends,
     )  # fmt: skip
 
 

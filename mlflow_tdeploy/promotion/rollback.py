@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
-from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, TDeployError, UnreachableError, first_line
+from mlflow_tdeploy.core.errors import ConflictError, NotFoundError, UnreachableError, first_line
 from mlflow_tdeploy.deploy.route import Route
 from mlflow_tdeploy.promotion.actual import Observed, asked_at, observe, published_at
 from mlflow_tdeploy.promotion.apply import retire, together
@@ -23,7 +23,10 @@ from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.records import opened
 from mlflow_tdeploy.promotion.registry import Desired, desired
 from mlflow_tdeploy.promotion.spec import Spec
+from mlflow_tdeploy.store.bundle import Bundle
 
+#: Seconds for records to come.
+_SOON_S = 5.0
 _log = logging.getLogger("mlflow_tdeploy")
 
 
@@ -124,11 +127,8 @@ def _require_same(spec: Spec, steps: Iterable[Step]) -> None:
         ConflictError: The model was deleted there and registered anew, say: its alias would point to another model.
     """
     for step in steps:
-        try:
-            bundle = opened(f"models:/{step.model}/{step.after}").bundle
-        except (TDeployError, MlflowException) as error:  # its artifacts may be gone: it is kept for that
-            _log.info("%s", first_line(error))
-            continue
+        if (bundle := _known(f"models:/{step.model}/{step.after}")) is None:
+            return
         target = spec.targets[step.target]
         server = next(one for one in target.servers if one.url == step.server)
         place = (target, server, step.name, step.after or 0)
@@ -138,6 +138,22 @@ def _require_same(spec: Spec, steps: Iterable[Step]) -> None:
                 f"Version {step.after} of '{step.name}' at {step.server} is another model than version {step.after} of "
                 f"'{step.model}' in the registry. Bring that one under another number: register it once more."
             )
+
+
+def _known(uri: str) -> Bundle | None:
+    """Return a version's records, where they can be had soon: going back needs none, and may be why they are away."""
+    found: list[Bundle] = []
+
+    def look() -> None:
+        try:
+            found.append(opened(uri).bundle)
+        except Exception as error:  # whatever the registry or the store says
+            _log.info("%s", first_line(error))
+
+    looking = threading.Thread(target=look, name="tdeploy-records", daemon=True)
+    looking.start()
+    looking.join(_SOON_S)
+    return found[0] if found else None
 
 
 def _go_back(step: Step, spec: Spec, _: Callable[[], None]) -> str:

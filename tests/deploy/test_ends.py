@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_tdeploy.deploy.ends import Note, Notes, counted, notes_of
+from mlflow_tdeploy.deploy.ends import Note, Notes, counted, notes_of, remove_notes
 from mlflow_tdeploy.deploy.files import FolderFiles
 
 
@@ -56,3 +56,11 @@ def test_what_cannot_be_read_is_nothing(files, content):
     assert notes(files)() == {}
     notes(files).begin(7)
     assert notes(files)() == {7: Note(0, True, "so")}
+
+
+def test_a_deployment_that_is_removed_leaves_the_notes_of_other_servers(files):
+    for server in ("http://a", "http://b"):
+        notes(files, server).begin(7)
+    remove_notes(files, "words", "http://a")
+    assert notes(files)() == {}
+    assert set(notes(files, "http://b")()) == {7}

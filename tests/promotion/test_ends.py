@@ -10,12 +10,58 @@ import pytest
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import UnreachableError
+from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.promotion import watch as watching
+from mlflow_tdeploy.promotion.ends import spared
+from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.watch import Watch
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.local import launch
 from tests.promotion.one_server import answers, there
+
+
+def step(server, before, after, ends=None, *, target="eu", name="words", kept=False, action="update", silent=False):
+    return Step(
+        action,
+        target,
+        server,
+        name,
+        "words",
+        before,
+        after,
+        ends=ends or {},
+        kept=kept,
+        silent=silent,
+        strategy="canary",
+    )
+
+
+def actions(*steps):
+    return [one.action for one in spared(steps)]
+
+
+def test_what_ended_one_server_comes_to_that_one_first_and_twice_to_none():
+    assert actions(step("a", 1, 2, {2: 1}), step("b", 1, 2)) == ["update", "refuse"]
+    assert actions(step("a", 1, 2, {2: 1}, action="unknown"), step("b", 1, 2, target="us")) == ["unknown", "refuse"]
+    assert actions(step("a", 1, 2, {2: 2}), step("b", 1, 2)) == ["refuse", "refuse"]
+    twice_under_one_name = step("a", 1, 2, {2: 2}), step("a", 1, 2, {2: 1}, name="other")
+    assert actions(*twice_under_one_name, step("b", 1, 2)) == ["refuse"] * 3
+    assert actions(*reversed(twice_under_one_name), step("b", 1, 2)) == ["refuse"] * 3
+
+
+def test_what_has_been_good_on_a_server_may_come_back_there():
+    away = step("a", 1, 1, {1: 2}, action="unknown")
+    assert actions(away, step("b", 2, 1, kept=True)) == ["unknown", "update"], "it was had back there, not brought"
+    assert actions(away, step("b", None, 1, action="create")) == ["unknown", "create"]
+    assert actions(step("a", 2, 1, {1: 2}, action="unknown"), step("b", 2, 1, kept=True)) == ["unknown", "update"]
+    assert actions(step("b", 2, 1, {1: 2}, kept=True)) == ["refuse"], "not where it has ended this one"
+    (own,) = spared([step("a", 1, 1, {1: 2}, silent=True)])
+    assert (own.action, own.strategy) == ("refuse", "")
+
+
+def test_what_another_target_does_not_want_is_nothing_there():
+    assert actions(step("a", 1, 1, {2: 2}, action="none"), step("b", 1, 2, target="us")) == ["none", "update"]
 
 
 def loses_all(client):
@@ -63,9 +109,9 @@ def test_the_second_time_a_version_is_left_alone_until_something_else_is_wanted(
     assert "went away 2 times" in words.get_model_version("words", "2").tags["tdeploy.both.words"]
     assert mlflow_tdeploy.apply(file=spec) == ()
     champion(1)
-    watch.look()
+    mlflow_tdeploy.apply(file=spec)  # without a watcher, too
     champion(2)  # somebody wants it once more
-    watch.look()
+    mlflow_tdeploy.apply(file=spec)
     assert len(tried) == 3
 
 
@@ -208,3 +254,43 @@ def test_what_ends_one_server_ends_no_other_whoever_comes_next(killing, words, m
     state["kills"] = False  # somebody has mended it
     mlflow_tdeploy.apply(file=spec, again=True)
     assert [one.serves for one in mlflow_tdeploy.status(file=spec)] == [2, 2]
+
+
+@pytest.mark.slow
+def test_a_plan_that_is_older_than_the_end_of_a_server_is_not_done(killing, words):
+    spec, state, running = killing
+    eu, _ = running
+    mlflow_tdeploy.apply(file=spec)
+    words.set_registered_model_alias("words", "champion", 2)
+    old = mlflow_tdeploy.plan(file=spec)
+    Watch(lambda: spec, interval=1.0).look()
+    assert state["tried"] == [eu]
+    states = {one.step.server: (one.state, one.why) for one in mlflow_tdeploy.apply(old, file=spec)}
+    assert state["tried"] == [eu]
+    assert all(name == "failed" or "gets it first" in why for name, why in states.values())
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_server_that_goes_away_while_a_version_is_tried_out_blames_no_load(
+    spec_of, words, champion, monkeypatch, gone
+):
+    """People may have restarted it, or the load of another name ended it."""
+    spec = spec_of(", keep: 1")
+    trying = {"canary": {"minutes": 1, "requests": 1}}
+    rule = spec.models[0]
+    spec = spec.model_copy(
+        update={"models": (rule.model_copy(update={"strategy": type(rule.strategy).model_validate(trying)}),)}
+    )
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+
+    def ended(_, what, trial, tryout):
+        tryout.go_on()
+        if gone:
+            loses_all(there(spec).client)
+        raise UnreachableError("no answer")
+
+    monkeypatch.setattr(Deployments, "_try_out", ended)
+    (outcome,) = mlflow_tdeploy.apply(file=spec)
+    assert (outcome.state, outcome.ended, outcome.gone) == ("failed", 0, gone)
+    assert mlflow_tdeploy.plan(file=spec).steps[0].ends == {}

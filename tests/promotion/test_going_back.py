@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -271,3 +272,22 @@ def test_who_stands_at_the_oldest_version_is_told_of_those_ahead(spec_of, words,
         mlflow_tdeploy.rollback("words", file=spec)
     tags = dict(words.get_model_version("words", "1").tags)
     assert " UTC, by" in tags["tdeploy.both.words"]
+
+
+@pytest.mark.parametrize("store", ["refuses", pytest.param("hangs", marks=pytest.mark.slow)])
+def test_rollback_needs_no_artifact_store(spec_of, words, champion, monkeypatch, store):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    mlflow_tdeploy.apply(file=spec)
+
+    def away(uri):
+        if store == "hangs":
+            time.sleep(60)
+        raise OSError("could not connect")
+
+    monkeypatch.setattr("mlflow_tdeploy.promotion.rollback.opened", away)
+    started = time.monotonic()
+    mlflow_tdeploy.rollback("words", file=spec)
+    assert time.monotonic() - started < 30
+    assert answers(spec) == 1
