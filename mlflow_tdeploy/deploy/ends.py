@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow_tdeploy.deploy.files import RepositoryFiles
@@ -73,12 +73,13 @@ class Notes:
         known = self()
         self._write({**known, version: Note(known[version].times if version in known else 0, True, self._said)})
 
-    def end(self, version: int, *, server_gone: bool | None) -> int:
+    def end(self, version: int, *, server_gone: bool | None, most: int | None = None) -> int:
         """Note how a load has ended.
 
         Args:
             version: What was loaded.
             server_gone: Whether the server went away; None where nobody knows, and what was noted before stays.
+            most: Count no further than that.
 
         Returns:
             How often in a row the server has gone away with it.
@@ -86,9 +87,19 @@ class Notes:
         known = self()
         before = known[version].times if version in known else 0
         times = before if server_gone is None else before + 1 if server_gone else 0
+        times = times if most is None else min(times, most)
         rest = {one: note for one, note in known.items() if one != version}
         self._write({**rest, version: Note(times, False, self._said)} if times else rest)
         return times
+
+    def settle(self, deployed: int | None) -> None:
+        """Count the loads that were begun of versions that are not deployed: the server went away under them."""
+        known = self()
+        begun = {one: note for one, note in known.items() if note.begun and one != deployed}
+        if begun:
+            self._write(
+                {**known, **{one: replace(note, times=note.times + 1, begun=False) for one, note in begun.items()}}
+            )
 
     def keep(self, versions: Iterable[int | None]) -> None:
         """Forget all others: something else was wanted meanwhile."""

@@ -53,7 +53,8 @@ def apply(plan: Plan | None = None, file: str | Path | Spec = FILE, *, again: bo
     """
     spec = _spec(file)
     if again:
-        plan = forgive(plan or _look.make_plan(spec, sparing=False), spec)
+        forgive(plan or _look.make_plan(spec), spec)
+        plan = _look.make_plan(spec)
     return _apply.apply(plan or _look.make_plan(spec), spec)
 
 

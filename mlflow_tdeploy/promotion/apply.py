@@ -33,7 +33,7 @@ from mlflow_tdeploy.promotion.ends import Load, forget, noted
 from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.lease import places_held
-from mlflow_tdeploy.promotion.look import plan_for
+from mlflow_tdeploy.promotion.look import make_plan, plan_for
 from mlflow_tdeploy.promotion.outcome import Outcome, by_place, events_of, refusals
 from mlflow_tdeploy.promotion.place import rule_of, server_of
 from mlflow_tdeploy.promotion.plan import Plan, Step
@@ -86,7 +86,8 @@ def apply(
     """
     history = History(client)
     history.add(refusals(plan, "apply"))
-    forget(plan.steps, spec)
+    if any(one.ends for one in plan.steps):
+        forget(make_plan(spec, client).steps, spec)
     found: list[Outcome] = []
 
     def note(outcomes: Sequence[Outcome]) -> None:
@@ -119,7 +120,7 @@ def _is_about(one: Step, other: Step) -> bool:
 
 
 def _spared(steps: Iterable[Step], ended: Step) -> list[Outcome]:
-    why = f"{ended.server} went away while version {ended.after} was loaded there: it does not come here as well"
+    why = f"{ended.server} went away while version {ended.after} came: it does not come here as well"
     return [Outcome(one, "left", why=why) for one in steps]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mlflow_tdeploy.core.errors import ServerError, StorageError
@@ -61,14 +61,14 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
         yield load
     except BaseException as error:
         gone = _has_gone(found, before) if isinstance(error, Exception) else None  # who is interrupted does not know
-        with contextlib.suppress(StorageError):  # the error that counts is on its way
+        with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way
+            load.gone = load.came and bool(gone)
             if load.came:
-                load.gone = bool(gone)
-                known.end(version, server_gone=False)
+                known.end(version, server_gone=bool(gone), most=1)  # it may be others' doing: not for good
             else:
                 load.times = known.end(version, server_gone=gone or None)
         raise
-    with contextlib.suppress(StorageError):  # what is left counts where the server is away alone
+    with contextlib.suppress(StorageError, OSError):  # what is left counts where the server is away alone
         known.end(version, server_gone=False)
 
 
@@ -92,6 +92,15 @@ def _has_gone(found: Deployments, before: set[tuple[str, str]]) -> bool | None:
     """
     now = _ready(found)
     return now is None or (not before & now if before else None)
+
+
+def settle(step: Step, spec: Spec) -> None:
+    """Count what was begun on a server that came back empty, and of which nobody has seen the end.
+
+    What is deployed is loaded there next: whether the server was silent before its load was begun is not known.
+    """
+    with contextlib.suppress(StorageError, OSError):
+        _notes(step, spec).settle(step.before)
 
 
 def forget(steps: Iterable[Step], spec: Spec) -> None:
@@ -126,21 +135,12 @@ def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
         steps: Those of all servers that a model is served on.
     """
     found = tuple(steps)
-    ended: dict[tuple[str, int], dict[str, int]] = {}
-    for one in found:
-        # a version that is deployed there has been good: what became of having it back says nothing about others
-        if one.after is not None and one.after != one.before and (times := one.ends.get(one.after)):
-            known = ended.setdefault((one.model, one.after), {})
-            known[one.server] = max(times, known.get(one.server, 0))
+    ended = _ended(found)
 
     def of(one: Step) -> Step:
         if one.silent and is_left_alone(one):
             one = replace(one, why=f"{_left_alone(one.server, one.ends[one.before or 0], one.before)}; {one.why}")
-        if one.action not in CHANGES or one.after is None:
-            return one
-        servers = {} if one.is_there else dict(ended.get((one.model, one.after), {}))
-        if one.after in one.ends:
-            servers[one.server] = max(one.ends[one.after], servers.get(one.server, 0))
+        servers = _blaming(one, ended) if one.action in CHANGES else {}
         if not servers:
             return one
         worst = max(servers, key=servers.__getitem__)
@@ -148,10 +148,39 @@ def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
             return replace(one, action="refuse", strategy="", why=_left_alone(worst, servers[worst], one.after))
         if one.server in servers:
             return one
-        why = f"{worst} went away while version {one.after} was loaded there: it gets it first, once more"
+        why = (
+            f"{worst} went away while version {one.after} came: it gets it first, once more, when it is there "
+            f"(tdeploy apply --again insists)"
+        )
         return replace(one, action="refuse", strategy="", why=why)
 
     return tuple(map(of, found))
+
+
+def _ended(steps: Iterable[Step]) -> dict[tuple[str, int], dict[str, int]]:
+    """Return by model and version which servers went away with it, and how often, of those that are to get it.
+
+    A version that is deployed there has been good: what became of having it back says nothing about others.
+    """
+    found: dict[tuple[str, int], dict[str, int]] = {}
+    for one in steps:
+        is_to_get_it = one.action in (*CHANGES, "unknown") and one.after != one.before
+        if is_to_get_it and one.after is not None and (times := one.ends.get(one.after)):
+            known = found.setdefault((one.model, one.after), {})
+            known[one.server] = max(times, known.get(one.server, 0))
+    return found
+
+
+def _blaming(one: Step, ended: Mapping[tuple[str, int], Mapping[str, int]]) -> dict[str, int]:
+    """Return which servers speak against what a step brings, and how often they went away with it."""
+    if one.after is None:
+        return {}
+    servers = {} if one.before == one.after else dict(ended.get((one.model, one.after), {}))
+    if one.kept:  # it has been good there
+        servers = {server: times for server, times in servers.items() if times >= MOST_ENDS}
+    if one.after in one.ends:
+        servers[one.server] = max(one.ends[one.after], servers.get(one.server, 0))
+    return servers
 
 
 def is_left_alone(step: Step) -> bool:

@@ -83,7 +83,11 @@ def _ends(target: Target, server: Server, wanted: Desired, found: Observed) -> d
         found_notes = notes(open_files(target.repository_of(server)), server.url, wanted.name, wanted.rule)()
     except Exception:  # of a repository that cannot be read nothing is known
         return {}
-    return counted(found_notes, gone=not found.reachable or found.silent)
+    others = {version: note for version, note in found_notes.items() if version != found.version}
+    own = {version: note for version, note in found_notes.items() if version == found.version}
+    # a server that has nothing may have had nothing before what is deployed was to be had back, too
+    silent = not found.reachable or found.silent
+    return {**counted(others, gone=silent), **counted(own, gone=not found.reachable)}
 
 
 def _before(spec: Spec, wanted: Desired, server: Server, found: Observed) -> Before:

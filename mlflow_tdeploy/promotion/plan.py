@@ -109,11 +109,6 @@ class Step:
     ends: Mapping[int, int] = field(default_factory=dict)
 
     @property
-    def is_there(self) -> bool:
-        """Whether the version that would answer has been good there: it is deployed, or kept."""
-        return self.kept or self.before == self.after
-
-    @property
     def again(self) -> bool:
         """Whether the version that is deployed is brought again, as it does not answer, or not as is said."""
         return self.action == "update" and self.before == self.after

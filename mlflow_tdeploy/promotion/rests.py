@@ -72,10 +72,10 @@ class Rests:
             for other in others:
                 self.drop(other)
         rest.gone = rest.gone + 1 if any(one.gone for one in outcomes) else 0
-        if (
-            any(one.worse for one in outcomes) or rest.gone >= MOST_ENDS
-        ):  # people have been asked enough of their requests for it
+        if any(one.worse for one in outcomes):  # people have been asked enough of their requests for it
             rest.until = float("inf")
+        elif rest.gone >= MOST_ENDS:  # by whom is not known
+            rest.until = time.monotonic() + _LONGEST_REST_S
 
     def forget(self, places: Collection[tuple[str, str]]) -> None:
         """Forget what rests in places where there is nothing to do any more."""

@@ -64,3 +64,12 @@ def test_a_deployment_that_is_removed_leaves_the_notes_of_other_servers(files):
     remove_notes(files, "words", "http://a")
     assert notes(files)() == {}
     assert set(notes(files, "http://b")()) == {7}
+
+
+def test_what_was_begun_is_settled_where_the_server_came_back_empty(files):
+    known = notes(files)
+    known.begin(7)
+    known.begin(8)
+    known.settle(deployed=7)
+    assert known() == {7: Note(0, True, "so"), 8: Note(1, False, "so")}
+    assert known.end(8, server_gone=True, most=1) == 1

@@ -41,7 +41,9 @@ def test_extend_model_makes_a_variant_by_its_precision(registered):
 
 
 def test_extend_model_knows_the_names_that_log_model_knows(registered):
-    with pytest.raises(MlflowException, match="Unknown precision or variant 'int3'. Precisions: fp16, fp32, int8"):
+    with pytest.raises(
+        MlflowException, match="Unknown precision or variant 'int3'. Precisions: auto, fp16, fp32, int8"
+    ):
         mlflow_tdeploy.extend_model(registered.model_uri, precisions=["int3"])
 
 

@@ -140,6 +140,7 @@ def test_what_is_said_anew_along_with_going_back_is_remembered(spec_of, words, c
     assert states_of(spec) == ["refused"]
 
 
+@pytest.mark.slow
 def test_what_served_before_is_gone_back_to_however_it_came(spec_of, words, champion, tmp_path):
     """The alias is set to a version that is kept: that is no going back, and rollback leads to what served."""
     spec = spec_of(", keep: 2")
