@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from mlflow_tdeploy.build.graphs import quiet, save_ir
-from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.build.quantize import names_of
 
 #: Operators with weights that are quantized.
 STATIC_OPS = ("MatMul", "Gemm", "Conv")
@@ -39,10 +39,7 @@ def quantizable(path: Path) -> dict[str, str]:
     """
     model = onnx.load(path, load_external_data=False)
     nodes = list(_quantizable(model))
-    names = [node.name for node in nodes]
-    if "" in names or len(set(names)) < len(names):
-        raise BuildError(f"Nodes of '{path.name}' have no names of their own.")
-    return {node.name: node.input[0] for node in nodes}
+    return {name: node.input[0] for name, node in zip(names_of(path, nodes), nodes, strict=True)}
 
 
 def _quantizable(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ INT8_OPS = ("Attention", "Gemm", "MatMul")
 #: fewer are more exact and slower.
 BLOCK = 128
 #: ``accuracy_level`` of products that compute in int8.
-_INT8 = 4
+INT8_LEVEL = 4
 
 
 def quantize_dynamic_int8(
@@ -98,10 +98,19 @@ def products(path: Path) -> tuple[str, ...]:
     Raises:
         BuildError: Two of them have one name, or one has none: see :func:`prepare`.
     """
-    names = [node.name for node in _products(onnx.load(path, load_external_data=False))]
+    return names_of(path, _products(onnx.load(path, load_external_data=False)))
+
+
+def names_of(path: Path, nodes: Iterable[onnx.NodeProto]) -> tuple[str, ...]:
+    """Return the names of nodes of a graph.
+
+    Raises:
+        BuildError: Two of them have one name, or one has none: see :func:`prepare`.
+    """
+    names = tuple(node.name for node in nodes)
     if "" in names or len(set(names)) < len(names):
         raise BuildError(f"Nodes of '{path.name}' have no names of their own.")
-    return tuple(names)
+    return names
 
 
 def prepare(src: Path, dst: Path) -> None:
@@ -192,7 +201,7 @@ def _quantize_blocks(src: Path, dst: Path, nodes: Collection[str]) -> None:
 
     model = onnx.load(src)
     others = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.name not in set(nodes)]
-    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=_INT8, bits=8)
+    config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_LEVEL, bits=8)
     with quiet():
         quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=others)
         quantizer.process()

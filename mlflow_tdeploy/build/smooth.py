@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx import helper, numpy_helper
@@ -124,13 +123,13 @@ def _of_one_range(seen: Seen, by: Floats) -> Floats:
     return rounded
 
 
-def smooth(src: Path, dst: Path, scales: Mapping[str, npt.NDArray[np.float32]]) -> None:
+def smooth(src: Path, dst: Path, scales: Mapping[str, Scale]) -> None:
     """Write a graph in which the inputs of some products are divided, and their weights multiplied, by scales.
 
     Args:
         src: A prepared graph.
         dst: The file to write.
-        scales: Name of a product → what its input is divided by ``[channels]``; products of one input share it.
+        scales: Name of a product → what its input is divided by; products of one input share it.
     """
     model = onnx.load(src)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -138,7 +137,8 @@ def smooth(src: Path, dst: Path, scales: Mapping[str, npt.NDArray[np.float32]]) 
     nodes: list[onnx.NodeProto] = []
     divided: dict[str, str] = {}
     for node in model.graph.node:
-        if (by := scales.get(node.name)) is not None:
+        if node.name in scales:
+            by = scales[node.name].by
             source, weight = node.input[0], weights[node.input[1]]
             if source not in divided:
                 divided[source] = f"{source}_smooth"

@@ -16,14 +16,12 @@ import onnx
 import onnx_ir as ir
 
 from mlflow_tdeploy.build.graphs import quiet, save_ir
-from mlflow_tdeploy.build.quantize import BLOCK
+from mlflow_tdeploy.build.quantize import BLOCK, INT8_LEVEL
 
 #: Numbers of a channel, or of a table's row, that share a scale in four bits.
 BLOCK_OF_FOUR = 32
 #: Numbers of a table that is worth it.
 _LARGE = 1 << 16
-#: ``accuracy_level`` of products: activations in eight bits.
-_INT8 = 4
 
 
 def tables(path: Path) -> tuple[str, ...]:
@@ -62,7 +60,7 @@ def quantize_weights(
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig
 
-    settings: dict[str, Any] = {"accuracy_level": _INT8, "op_types_to_quantize": ("MatMul", "Gather")}
+    settings: dict[str, Any] = {"accuracy_level": INT8_LEVEL, "op_types_to_quantize": ("MatMul", "Gather")}
     model = onnx.load(src)
     if eight:
         config = DefaultWeightOnlyQuantConfig(block_size=BLOCK, is_symmetric=True, bits=8, **settings)

@@ -160,3 +160,21 @@ def test_tensorrt_builds_an_engine_from_it(delicate, tmp_path):
     )
     assert engine.variant.parent == "onnx-int8"
     assert engine.variant.precision.name == "int8"
+
+
+def test_inputs_that_are_0_throughout_have_no_range(tmp_path):
+    zeros = [{name: np.zeros_like(array) for name, array in one.items()} for one in requests(count=20)]
+    options = BuildOptions(
+        measure=False, precisions=("onnx-int8",), data=VerifyData.of(requests()), calibrate=VerifyData.of(zeros)
+    )
+
+    class Alone(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.only = torch.nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            return self.only(x)
+
+    with pytest.raises(BuildError, match="all inputs of products are 0 throughout the"):
+        int8_of(Alone(), tmp_path / "model", requests(), options)

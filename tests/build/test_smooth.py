@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_tdeploy.build.observe import by_channel, observe
 from mlflow_tdeploy.build.options import BuildOptions
-from mlflow_tdeploy.build.smooth import choose_scales, smooth
+from mlflow_tdeploy.build.quantize import weighted_products
+from mlflow_tdeploy.build.smooth import Scale, _error, _scale, choose_scales, smooth
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.source.resolve import resolve
@@ -67,15 +68,21 @@ def test_only_products_of_the_large_channel_are_smoothed_and_by_it(random, tmp_p
     assert not choose_scales(tmp_path / "g.onnx", batches(random, None)), "nothing is large"
 
 
-def test_what_is_large_in_some_batches_only_is_no_reason(random, tmp_path):
-    """Chosen by the first half of them, these scales would make the error of the others many times larger."""
+def test_what_is_large_in_some_batches_only_makes_none_of_them_worse(random, tmp_path):
+    """By the quiet batches alone a channel would be blown up that is large in the loud ones, whose error would grow."""
     onnx.save(graph(random), tmp_path / "g.onnx")
     quiet, loud = batches(random, None, 4), batches(random, 7, 4)
     for one in quiet:
         one["x"][:, 7] /= 300
-    mixed = [one for pair in zip(quiet, loud, strict=True) for one in pair]
-    for scale in choose_scales(tmp_path / "g.onnx", mixed).values():
-        assert scale.gain > 1.5, "measured on batches that it was not chosen by"
+    asked = [one for pair in zip(quiet, loud, strict=True) for one in pair]
+    ((_, seen),) = observe(tmp_path / "g.onnx", ["x"], asked, SEVEN_ROWS)
+    weight = np.concatenate([w for _, source, w in weighted_products(tmp_path / "g.onnx") if source == "x"], axis=1)
+    outputs = [one.rows @ weight for one in seen[1::2]]
+    plain = _error(seen[1::2], outputs, weight, np.ones(CHANNELS, np.float32))
+    by_the_quiet = _scale(seen[::2], weight, 0.7, 0.0)
+    assert _error(seen[1::2], outputs, weight, by_the_quiet) > 1.5 * plain
+    scale = choose_scales(tmp_path / "g.onnx", asked).get("first")
+    assert _error(seen[1::2], outputs, weight, scale.by if scale else np.ones(CHANNELS, np.float32)) <= plain
 
 
 @pytest.mark.parametrize("twice", [False, True])
@@ -83,7 +90,7 @@ def test_a_smoothed_graph_answers_the_same(random, tmp_path, twice):
     model = graph(random, twice=twice)
     onnx.save(model, tmp_path / "g.onnx")
     scales = {
-        name: random.uniform(0.01, 100, CHANNELS).astype(np.float32) for name in ("second", "third")
+        name: Scale(random.uniform(0.01, 100, CHANNELS).astype(np.float32), 2.0) for name in ("second", "third")
     }  # not the first one, which shares what comes in, and may share weights
     smooth(tmp_path / "g.onnx", tmp_path / "s.onnx", scales)
     (feeds,) = batches(random, None, 1)

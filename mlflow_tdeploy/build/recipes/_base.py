@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.verify_data import VerifyData
-from mlflow_tdeploy.core.errors import BudgetError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.variant import Format
@@ -84,6 +84,16 @@ class RecipeContext:
     search_seconds: float = math.inf
     opset: int = 18
     exporter: str = "auto"
+
+    def required_judge(self, recipe: str) -> Judge:
+        """Return what holds graphs against the source's answers, for recipes that look for one.
+
+        Raises:
+            BuildError: Nobody has asked the source.
+        """
+        if self.judge is None:
+            raise BuildError(f"'{recipe}' is looked for beside the source's answers, and nobody has asked it.")
+        return self.judge
 
     def base(self) -> Graph:
         """Return the parent graph, for recipes that have one."""

@@ -45,14 +45,13 @@ class OnnxInt8(Recipe):
 
     def run(self, context: RecipeContext) -> Graph:
         """Calibrate, choose, spare, write."""
-        if context.judge is None:
-            raise BuildError(f"'{self.id}' is looked for beside the source's answers, and nobody has asked it.")
+        judge = context.required_judge(self.id)
         if (calibration := context.calibration) is None:
             raise BuildError(
                 f"'{self.id}' takes its ranges from data, and there is none: what it takes would be made up. Give "
                 f"verify_with=… or example=…."
             )
-        search = _Search(context, calibration, context.judge)
+        search = _Search(context, calibration, judge)
         found = search.run()
         settings = {
             "dynamic": False,
@@ -104,8 +103,13 @@ class _Search:
         """Return what the graph is made of that is left.
 
         Raises:
+            BuildError: No input has a range.
             NothingWithinBudgetError: Nothing is left to quantize within the budget.
         """
+        if len(self.blind) == len(self._nodes):
+            raise BuildError(
+                "Nothing to quantize by: all inputs of products are 0 throughout the calibration data."
+            )
         distances = {method: self.trials.distance(_Choice(method, self.blind)) for method in CALIBRATORS}
         method = min(distances, key=distances.__getitem__)
         open_to = [name for name in self._nodes if name not in self.blind]
@@ -144,7 +148,7 @@ class _Search:
         return {name: scale for name, scale in self._scales.items() if name not in choice.kept}
 
     def _smooth(self, scales: Mapping[str, Scale]) -> None:
-        smooth(self._plain, self._smoothed, {name: scale.by for name, scale in scales.items()})
+        smooth(self._plain, self._smoothed, scales)
 
     def _made(self, choice: _Choice, *, external_data: bool | None = False) -> Graph:
         shutil.rmtree(self.path.parent, ignore_errors=True)

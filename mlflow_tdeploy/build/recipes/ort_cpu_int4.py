@@ -40,13 +40,12 @@ class OrtCpuInt4(Recipe):
 
     def run(self, context: RecipeContext) -> Graph:
         """Fuse, order, spare, check."""
-        if context.judge is None:
-            raise BuildError(f"'{self.id}' is looked for beside the source's answers, and nobody has asked it.")
+        judge = context.required_judge(self.id)
         # packed attention has no products of four bits
         fused = choose_fusions(
             context.base(), context.workdir, None, fusions=CPU_INT8_FUSIONS, question=(), trial=context.trial
         )
-        search = _Search(fused, context, context.judge)
+        search = _Search(fused, context, judge)
         found = search.run()
         settings = {
             "block_size": BLOCK_OF_FOUR,

@@ -39,7 +39,7 @@ class OrtCpuInt8(Recipe):
         settings = {"dynamic": True, "per_channel": True, **whole.fused.settings}
         if whole.scales:
             smoothed = whole.path.parent / "smoothed.onnx"
-            smooth(whole.path, smoothed, {name: scale.by for name, scale in whole.scales.items()})
+            smooth(whole.path, smoothed, whole.scales)
             quantize_dynamic_int8(smoothed, whole.fused.path, external_data=True)
             settings |= whole.smoothed(whole.scales)
         shutil.rmtree(whole.path.parent)

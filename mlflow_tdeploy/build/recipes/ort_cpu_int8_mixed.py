@@ -45,10 +45,9 @@ class OrtCpuInt8Mixed(Recipe):
 
     def run(self, context: RecipeContext) -> Graph:
         """Fuse, order, spare, check."""
-        if context.judge is None:
-            raise BuildError(f"'{self.id}' is looked for beside the source's answers, and nobody has asked it.")
+        judge = context.required_judge(self.id)
         whole = whole_for_int8(context)
-        search = _Search(whole, context, context.judge)
+        search = _Search(whole, context, judge)
         mix = search.run()
         shutil.rmtree(whole.path.parent)
         settings = {"dynamic": True, "per_channel": True, **mix.settings, **whole.fused.settings}
@@ -161,6 +160,6 @@ class _Search:
         source = self._whole.path
         if scales := self._scales(mix):
             source = source.parent / "smoothed.onnx"
-            smooth(self._whole.path, source, {name: scale.by for name, scale in scales.items()})
+            smooth(self._whole.path, source, scales)
         quantize_mixed(source, self.path, blocks=mix.blocks, kept=mix.kept, external_data=external_data)
         return Graph(self.path, Precision(), session=self._whole.fused.session)
