@@ -107,9 +107,7 @@ class _Search:
             NothingWithinBudgetError: Nothing is left to quantize within the budget.
         """
         if len(self.blind) == len(self._nodes):
-            raise BuildError(
-                "Nothing to quantize by: all inputs of products are 0 throughout the calibration data."
-            )
+            raise BuildError("Nothing to quantize by: all inputs of products are 0 throughout the calibration data.")
         distances = {method: self.trials.distance(_Choice(method, self.blind)) for method in CALIBRATORS}
         method = min(distances, key=distances.__getitem__)
         open_to = [name for name in self._nodes if name not in self.blind]
