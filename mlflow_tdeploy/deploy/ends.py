@@ -64,22 +64,26 @@ class Notes:
             return {version: note for version, note in known.items() if note.said == self._said}
         return {}
 
-    def begin(self, version: int) -> None:
+    def begin(self, version: int, *, empty: bool) -> None:
         """Note that a load begins.
+
+        Args:
+            version: What will be loaded.
+            empty: Whether the server has nothing: then it went away under what was begun and nobody saw the end of.
+                Who begins holds the place, so that nobody else is at it.
 
         Raises:
             StorageError: The repository refuses: nothing must begin.
         """
-        known = self()
+        known = resolved(self(), gone=empty)
         self._write({**known, version: Note(known[version].times if version in known else 0, True, self._said)})
 
-    def end(self, version: int, *, server_gone: bool | None, most: int | None = None) -> int:
+    def end(self, version: int, *, server_gone: bool | None) -> int:
         """Note how a load has ended.
 
         Args:
             version: What was loaded.
             server_gone: Whether the server went away; None where nobody knows, and what was noted before stays.
-            most: Count no further than that.
 
         Returns:
             How often in a row the server has gone away with it.
@@ -87,19 +91,15 @@ class Notes:
         known = self()
         before = known[version].times if version in known else 0
         times = before if server_gone is None else before + 1 if server_gone else 0
-        times = times if most is None else min(times, most)
         rest = {one: note for one, note in known.items() if one != version}
         self._write({**rest, version: Note(times, False, self._said)} if times else rest)
         return times
 
-    def settle(self, deployed: int | None) -> None:
-        """Count the loads that were begun of versions that are not deployed: the server went away under them."""
+    def settle(self) -> None:
+        """Count the loads that were begun: the server has nothing, so it went away under them."""
         known = self()
-        begun = {one: note for one, note in known.items() if note.begun and one != deployed}
-        if begun:
-            self._write(
-                {**known, **{one: replace(note, times=note.times + 1, begun=False) for one, note in begun.items()}}
-            )
+        if any(note.begun for note in known.values()):
+            self._write(resolved(known, gone=True))
 
     def keep(self, versions: Iterable[int | None]) -> None:
         """Forget all others: something else was wanted meanwhile."""
@@ -122,12 +122,12 @@ class Notes:
             self._files.remove(self._path)
 
 
-def counted(notes: Mapping[int, Note], *, gone: bool) -> dict[int, int]:
-    """Return how often in a row the server went away while each version was loaded.
+def resolved(notes: Mapping[int, Note], *, gone: bool) -> dict[int, Note]:
+    """Return notes without any that is only begun.
 
     Args:
         notes: What is noted.
         gone: Whether the server is away, or came back empty: then it went away under a load that nobody saw the end of.
     """
-    times = {version: note.times + (note.begun and gone) for version, note in notes.items()}
-    return {version: count for version, count in times.items() if count}
+    found = {one: replace(note, times=note.times + (note.begun and gone), begun=False) for one, note in notes.items()}
+    return {version: note for version, note in found.items() if note.times}

@@ -28,7 +28,7 @@ class Observed:
         reachable: Whether the server answers; what its repository says is known all the same.
         described: What is deployed, as :meth:`State.describe` tells it; empty where nothing of ours is.
         why: Why it is not known, in one line.
-        ends: How often in a row the server went away while a version was loaded, by version.
+        ends: How often in a row the server went away while a version came, by version.
     """
 
     server: str
@@ -98,12 +98,28 @@ def sum_of_manifest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def is_live(target: Target, server: Server) -> bool | None:
-    """Tell whether a server answers; one that hangs takes as long as is said of it. None where it cannot be asked."""
+@dataclass(frozen=True)
+class There:
+    """What is known of a server, whatever it serves.
+
+    Attributes:
+        live: Whether it answers; None where it cannot be asked.
+        empty: Whether it answers and has nothing loaded, as one that was started anew.
+    """
+
+    live: bool | None
+    empty: bool = False
+
+
+def ask_server(target: Target, server: Server) -> There:
+    """Ask a server once; one that hangs takes as long as is said of it."""
     try:
-        return deployments_at(target, server).client.live()
+        client = deployments_at(target, server).client
+        if not client.live():
+            return There(live=False)
+        return There(live=True, empty=not any(one.state == "READY" for one in client.models()))
     except Exception:  # who looks at what is deployed there finds out, and says why
-        return None
+        return There(live=None)
 
 
 def observe(target: Target, server: Server, name: str, *, live: bool | None = None) -> Observed:

@@ -43,7 +43,8 @@ def apply(plan: Plan | None = None, file: str | Path | Spec = FILE, *, again: bo
     Args:
         plan: What to do, as :func:`plan` has said it; made now where it is left out.
         file: Says which models are served where.
-        again: Whether versions are tried again that are left alone, as a server went away twice while they were loaded.
+        again: Whether versions are tried again that are left alone, as a server went away twice while they came; also
+            those that the plan refuses for that.
 
     Returns:
         What became of each step that changes something: ``state`` is ``done``, ``failed``, ``taken back`` or ``left``.
@@ -53,9 +54,19 @@ def apply(plan: Plan | None = None, file: str | Path | Spec = FILE, *, again: bo
     """
     spec = _spec(file)
     if again:
-        forgive(plan or _look.make_plan(spec), spec)
-        plan = _look.make_plan(spec)
+        insisted = _look.make_plan(spec, sparing=False)
+        plan = forgive(insisted if plan is None else _insisting(plan, insisted), spec)
     return _apply.apply(plan or _look.make_plan(spec), spec)
+
+
+def _insisting(plan: Plan, insisted: Plan) -> Plan:
+    """Return a plan whose refused steps are as they are where nobody is spared; the others stay."""
+    fresh = {(one.target, one.name, one.server, one.after): one for one in insisted.steps}
+    steps = (
+        fresh.get((one.target, one.name, one.server, one.after), one) if one.action == "refuse" else one
+        for one in plan.steps
+    )
+    return Plan(tuple(steps))
 
 
 @mlflow_errors()

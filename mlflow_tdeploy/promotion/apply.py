@@ -29,7 +29,7 @@ from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.deploy.wanted import Wanted
 from mlflow_tdeploy.promotion.actual import sum_of_manifest
 from mlflow_tdeploy.promotion.candidate import is_model
-from mlflow_tdeploy.promotion.ends import Load, forget, noted
+from mlflow_tdeploy.promotion.ends import Load, forget, noted, settle
 from mlflow_tdeploy.promotion.gates import metric_gate
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.lease import places_held
@@ -86,8 +86,6 @@ def apply(
     """
     history = History(client)
     history.add(refusals(plan, "apply"))
-    if any(one.ends for one in plan.steps):
-        forget(make_plan(spec, client).steps, spec)
     found: list[Outcome] = []
 
     def note(outcomes: Sequence[Outcome]) -> None:
@@ -96,10 +94,14 @@ def apply(
         found.extend(outcomes)
         history.add(events_of(outcomes, "apply"))
 
+    settle(plan.steps, spec)
     for steps in by_place(plan.steps).values():
         note(_revived(steps, spec))
+    if any(one.ends for one in plan.steps):
+        with contextlib.suppress(MlflowException):  # a registry that is away: the next time, then
+            forget(make_plan(spec, client).steps, spec)
     for steps in by_place(plan.changes).values():
-        ended = next((one for one in found if (one.ended or one.gone) and _is_about(one.step, steps[0])), None)
+        ended = next((one for one in found if one.ended and _is_about(one.step, steps[0])), None)
         note(_alone(steps, spec, client) if ended is None else _spared(steps, ended.step))
     return tuple(found)
 
@@ -196,28 +198,16 @@ def together(
         started, load = time.perf_counter(), Load()
         try:
             with noted(step, step.after, spec) as load:
-                seen = (do or _bring)(step, spec, _there_by_then(load, go_on))
+                seen = (do or _bring)(step, spec, go_on)
         except BaseException as error:  # whatever a gate throws: what served serves on
             why, seconds, worse = _why(error, step), time.perf_counter() - started, isinstance(error, TryoutError)
-            begun = _Done(
-                Outcome(step, "failed", seconds, why, worse=worse, ended=load.times, gone=load.gone), routes[place]
-            )
+            begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=load.times), routes[place])
             found = _all_taken_back([*done, begun], spec, why)
             if not isinstance(error, Exception):
                 raise
             return [*found, *(Outcome(rest, "left", why=why) for rest in steps[place + 1 :])]
         done.append(_Done(Outcome(step, "done", time.perf_counter() - started, seen=seen), routes[place]))
     return [one.outcome for one in done]
-
-
-def _there_by_then(load: Load, go_on: Callable[[], None]) -> Callable[[], None]:
-    """Return what is asked while a version is tried out: it is loaded by then."""
-
-    def asked() -> None:
-        load.came = True
-        go_on()
-
-    return asked
 
 
 def _why(error: BaseException, step: Step) -> str:

@@ -12,12 +12,16 @@ from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.ends import Notes
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.settings import as_record
+from mlflow_tdeploy.promotion.lease import places_held
+from mlflow_tdeploy.promotion.outcome import by_place
 from mlflow_tdeploy.promotion.place import rule_of, server_of
 from mlflow_tdeploy.promotion.plan import CHANGES, Plan, Step
 from mlflow_tdeploy.promotion.spec import Rule, Spec
 
 #: So often in a row a server may go away while a version is loaded, for which others may be to blame.
 MOST_ENDS = 2
+#: Seconds to wait for who is at a name, who settles what was begun as well.
+_BRIEFLY_S = 2.0
 
 
 def notes(files: RepositoryFiles, server: str, name: str, rule: Rule) -> Notes:
@@ -31,23 +35,21 @@ class Load:
 
     Attributes:
         times: How often in a row the server has gone away with it, once it has ended.
-        came: Whether the version is there, and only tried out: what becomes of the server then may be others' doing.
-        gone: Whether the server went away while it was tried out.
     """
 
     times: int = 0
-    came: bool = False
-    gone: bool = False
 
 
 @contextlib.contextmanager
 def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
-    """Note that a version is loaded on a step's server, and how that ends.
+    """Note that a version is loaded, and tried out, on a step's server, and how that ends.
 
-    What fails without the server leaves the count as it is, whatever it was: it may not have come to the load.
+    A server that goes away under requests counts as one that its load ends: others may be to blame for either, which is
+    why the first time is not the last, and it is lost with all that it has either way. What fails without the server
+    leaves the count as it is: it may not have come to the load.
 
     Args:
-        step: What is done there. Who calls holds its place, and says with :attr:`Load.came` when it is loaded.
+        step: What is done there. Who calls holds its place.
         version: The version; None for none.
         spec: What the step was made from.
     """
@@ -56,17 +58,15 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
         yield load  # a server that is away before is not ended
         return
     known = _notes(step, spec)
-    known.begin(version)
+    known.begin(version, empty=not before)
+    own = {f"{step.name}.v{version}", f"{step.name}.v{version}.check"}  # they go where it fails, and are no sign
+    before = {one for one in before if one[0] not in own}
     try:
         yield load
     except BaseException as error:
         gone = _has_gone(found, before) if isinstance(error, Exception) else None  # who is interrupted does not know
         with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way
-            load.gone = load.came and bool(gone)
-            if load.came:
-                known.end(version, server_gone=bool(gone), most=1)  # it may be others' doing: not for good
-            else:
-                load.times = known.end(version, server_gone=gone or None)
+            load.times = known.end(version, server_gone=gone or None)
         raise
     with contextlib.suppress(StorageError, OSError):  # what is left counts where the server is away alone
         known.end(version, server_gone=False)
@@ -94,13 +94,22 @@ def _has_gone(found: Deployments, before: set[tuple[str, str]]) -> bool | None:
     return now is None or (not before & now if before else None)
 
 
-def settle(step: Step, spec: Spec) -> None:
-    """Count what was begun on a server that came back empty, and of which nobody has seen the end.
+def settle(steps: Iterable[Step], spec: Spec) -> None:
+    """Count what was begun on servers that came back empty, and of which nobody has seen the end.
 
-    What is deployed is loaded there next: whether the server was silent before its load was begun is not known.
+    Of all names, and before anything is had back there: a server that has something again tells nothing of that.
+
+    Args:
+        steps: How names stand on the servers.
+        spec: What that was made from.
     """
-    with contextlib.suppress(StorageError, OSError):
-        _notes(step, spec).settle(step.before)
+    found = tuple(steps)
+    silent = {one.server for one in found if one.silent}
+    for one in found:
+        if one.server in silent and one.ends:
+            with contextlib.suppress(Exception), places_held(spec, {(one.target, one.name)}, wait=_BRIEFLY_S):
+                if _ready(server_of(one, spec)) == set():
+                    _notes(one, spec).settle()
 
 
 def forget(steps: Iterable[Step], spec: Spec) -> None:
@@ -126,16 +135,18 @@ def forgive(plan: Plan, spec: Spec) -> Plan:
 
 
 def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
-    """Return steps of which none brings a version that has ended a server to another one.
+    """Return steps of which none brings a version that has ended a server to another one before it has come there.
 
-    Where a server went away while a version came, that very server gets it first, once more. Where that happened twice
-    in a row, nobody gets it, until something else is wanted there or said.
+    Where a server went away while a version came, that very server gets it first, once more: it is the first of its
+    target, whose others get back what they had where it fails there. Other targets wait for that. Where it happened
+    twice in a row, nobody gets it, until something else is wanted there or said.
 
     Args:
         steps: Those of all servers that a model is served on.
     """
-    found = tuple(steps)
+    found = _noted_first(steps)
     ended = _ended(found)
+    first_of = {place: of[0].server for place, of in by_place(found).items() if of[0].action in CHANGES}
 
     def of(one: Step) -> Step:
         if one.silent and is_left_alone(one):
@@ -146,7 +157,7 @@ def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
         worst = max(servers, key=servers.__getitem__)
         if servers[worst] >= MOST_ENDS:
             return replace(one, action="refuse", strategy="", why=_left_alone(worst, servers[worst], one.after))
-        if one.server in servers:
+        if one.server in servers or first_of.get((one.target, one.name)) in servers:
             return one
         why = (
             f"{worst} went away while version {one.after} came: it gets it first, once more, when it is there "
@@ -155,6 +166,12 @@ def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
         return replace(one, action="refuse", strategy="", why=why)
 
     return tuple(map(of, found))
+
+
+def _noted_first(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """Return steps in an order in which, of a target, the server comes first that went away with what is to come."""
+    of_places = by_place(steps).values()
+    return tuple(one for of in of_places for one in sorted(of, key=lambda step: step.after not in step.ends))
 
 
 def _ended(steps: Iterable[Step]) -> dict[tuple[str, int], dict[str, int]]:
@@ -190,6 +207,6 @@ def is_left_alone(step: Step) -> bool:
 
 def _left_alone(server: str, times: int, version: int | None) -> str:
     return (
-        f"{server} went away {times} times in a row while version {version} was loaded, and with it all that it has: "
-        f"the version is left alone until something else is wanted or said (tdeploy apply --again insists)"
+        f"{server} went away {times} times in a row while version {version} came, and with it all that it has: the "
+        f"version is left alone until something else is wanted or said (tdeploy apply --again insists)"
     )

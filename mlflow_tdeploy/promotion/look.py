@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from mlflow import MlflowClient
 
-from mlflow_tdeploy.deploy.ends import counted
+from mlflow_tdeploy.deploy.ends import resolved
 from mlflow_tdeploy.deploy.files import open_files
-from mlflow_tdeploy.promotion.actual import Observed, asked_at, is_live, observe, published_at
+from mlflow_tdeploy.promotion.actual import Observed, There, ask_server, asked_at, observe, published_at
 from mlflow_tdeploy.promotion.candidate import candidate, evidence
 from mlflow_tdeploy.promotion.ends import notes, spared
 from mlflow_tdeploy.promotion.plan import Before, Plan, Step, all_or_none, at_first, settled, step
@@ -54,15 +54,15 @@ def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S, 
     servers = {(one.target, server.url): (spec.targets[one.target], server) for one, server in places}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         # each is asked once: of one that hangs every name would wait
-        live = dict(zip(servers, pool.map(lambda which: is_live(*which), servers.values()), strict=True))
-        steps = pool.map(lambda of: _step(spec, of[0], of[1], live[of[0].target, of[1].url], within), places)
+        there = dict(zip(servers, pool.map(lambda which: ask_server(*which), servers.values()), strict=True))
+        steps = pool.map(lambda of: _step(spec, of[0], of[1], there[of[0].target, of[1].url], within), places)
         found = all_or_none(steps)
         return Plan(at_first(spared(found) if sparing else found))
 
 
-def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within: float) -> Step:
-    found = observe(spec.targets[wanted.target], server, wanted.name, live=live)
-    found = replace(found, ends=_ends(spec.targets[wanted.target], server, wanted, found))
+def _step(spec: Spec, wanted: Desired, server: Server, there: There, within: float) -> Step:
+    found = observe(spec.targets[wanted.target], server, wanted.name, live=there.live)
+    found = replace(found, ends=_ends(spec.targets[wanted.target], server, wanted, found, empty=there.empty))
     if (nothing := settled(wanted, found)) is not None:
         return nothing
     if not found.reachable or wanted.version is None:
@@ -78,16 +78,13 @@ def _step(spec: Spec, wanted: Desired, server: Server, live: bool | None, within
     return step(wanted, found, coming, _before(spec, wanted, server, found))
 
 
-def _ends(target: Target, server: Server, wanted: Desired, found: Observed) -> dict[int, int]:
+def _ends(target: Target, server: Server, wanted: Desired, found: Observed, *, empty: bool) -> dict[int, int]:
     try:
         found_notes = notes(open_files(target.repository_of(server)), server.url, wanted.name, wanted.rule)()
     except Exception:  # of a repository that cannot be read nothing is known
         return {}
-    others = {version: note for version, note in found_notes.items() if version != found.version}
-    own = {version: note for version, note in found_notes.items() if version == found.version}
-    # a server that has nothing may have had nothing before what is deployed was to be had back, too
-    silent = not found.reachable or found.silent
-    return {**counted(others, gone=silent), **counted(own, gone=not found.reachable)}
+    known = resolved(found_notes, gone=not found.reachable or empty)
+    return {version: note.times for version, note in known.items()}
 
 
 def _before(spec: Spec, wanted: Desired, server: Server, found: Observed) -> Before:

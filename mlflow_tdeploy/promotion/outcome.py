@@ -23,8 +23,7 @@ class Outcome:
         why: Why it failed, in one line.
         seen: What was seen when it was tried out, in one line.
         worse: Whether it failed as it did worse than the version that serves: it would again.
-        ended: How often in a row the server has gone away while the version was loaded: it may have ended it.
-        gone: Whether the server went away while the version was tried out.
+        ended: How often in a row the server has gone away while the version came: it may have ended it.
         unsure: Whether nobody knows what answers there, as the server could not be asked any more.
     """
 
@@ -35,7 +34,6 @@ class Outcome:
     seen: str = ""
     worse: bool = False
     ended: int = 0
-    gone: bool = False
     unsure: bool = False
 
 

@@ -83,7 +83,7 @@ class Step:
         silent: Whether the version that is deployed does not answer, nor any other, though the server does.
         decision: Which variant would come, and why no other.
         kept: Whether the version that would answer is kept there.
-        ends: How often in a row the server went away while a version was loaded, by version; see ``promotion.ends``.
+        ends: How often in a row the server went away while a version came, by version; see ``promotion.ends``.
     """
 
     action: Action

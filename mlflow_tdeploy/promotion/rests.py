@@ -6,7 +6,6 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from mlflow_tdeploy.promotion.ends import MOST_ENDS
 from mlflow_tdeploy.promotion.outcome import Outcome
 from mlflow_tdeploy.promotion.plan import Step
 
@@ -23,12 +22,10 @@ class _Rest:
 
     Attributes:
         failures: How often it was done.
-        gone: How often in a row the server went away while it was tried out.
         until: Until when, on the clock of ``time.monotonic``.
     """
 
     failures: int = 0
-    gone: int = 0
     until: float = 0.0
 
 
@@ -71,11 +68,8 @@ class Rests:
             others = [one for one in tuple(self._known) if one[:2] == key[:2] and one[2] != _AGAIN and one != key]
             for other in others:
                 self.drop(other)
-        rest.gone = rest.gone + 1 if any(one.gone for one in outcomes) else 0
         if any(one.worse for one in outcomes):  # people have been asked enough of their requests for it
             rest.until = float("inf")
-        elif rest.gone >= MOST_ENDS:  # by whom is not known
-            rest.until = time.monotonic() + _LONGEST_REST_S
 
     def forget(self, places: Collection[tuple[str, str]]) -> None:
         """Forget what rests in places where there is nothing to do any more."""

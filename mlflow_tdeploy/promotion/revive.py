@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from mlflow_tdeploy.core.errors import ConflictError, UnreachableError, first_line
-from mlflow_tdeploy.promotion.ends import Load, is_left_alone, noted, settle
+from mlflow_tdeploy.promotion.ends import Load, is_left_alone, noted
 from mlflow_tdeploy.promotion.outcome import Outcome
 from mlflow_tdeploy.promotion.place import server_of
 from mlflow_tdeploy.promotion.plan import Step
@@ -45,7 +45,6 @@ def _revived(step: Step, spec: Spec) -> Outcome | None:
         _log.info("%s", first_line(error))
         return None
     try:
-        settle(step, spec)
         with noted(step, step.before, spec) as load:
             version = found.revive(step.name)
         if version is None:

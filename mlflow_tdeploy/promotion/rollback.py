@@ -127,7 +127,12 @@ def _require_same(spec: Spec, steps: Iterable[Step]) -> None:
         ConflictError: The model was deleted there and registered anew, say: its alias would point to another model.
     """
     for step in steps:
-        if (bundle := _known(f"models:/{step.model}/{step.after}")) is None:
+        if (bundle := _known(uri := f"models:/{step.model}/{step.after}")) is None:
+            _log.warning(
+                "Whether version %s of '%s' at %s is still what the registry calls %s is not known: its records do not "
+                "come within %.0f s. It is gone back to all the same.",
+                step.after, step.name, step.server, uri, _SOON_S,
+            )  # fmt: skip
             return
         target = spec.targets[step.target]
         server = next(one for one in target.servers if one.url == step.server)

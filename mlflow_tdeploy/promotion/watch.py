@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_tdeploy.core.errors import ConflictError, TDeployError, first_line
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.promotion.apply import retire, together, wanted_still
-from mlflow_tdeploy.promotion.ends import forget, is_left_alone
+from mlflow_tdeploy.promotion.ends import forget, is_left_alone, settle
 from mlflow_tdeploy.promotion.history import Event, History
 from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.look import make_plan, plan_for
@@ -186,9 +186,11 @@ class Watch:
             steps: How names stand.
             noted: Write it down in the registry; not where that is away, as each name would wait for it.
         """
+        found_there = tuple(steps)
+        settle(found_there, spec)
         due = [
             one
-            for one in steps
+            for one in found_there
             if one.silent and not (is_left_alone(one) or self._is_trying([one]) or self._rests.waits(having_back(one)))
         ]
         found = [one for of in by_place(due).values() if not self._stopped for one in self._revive(spec, of)]

@@ -6,6 +6,7 @@ import mlflow
 import pytest
 
 import mlflow_tdeploy
+from mlflow_tdeploy.deploy.ends import notes_of
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.spec import Spec
 from tests.deploy.conftest import running, s3_keys, s3_server, target  # noqa: F401
@@ -80,3 +81,4 @@ def spec_of(running, tmp_path):  # noqa: F811
     yield make
     for name in ("words", "words-too"):
         there(make()).delete(name)
+        (folder / notes_of(name)).unlink(missing_ok=True)  # of what was never deployed

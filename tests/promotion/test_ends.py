@@ -7,8 +7,10 @@ import signal
 import time
 
 import pytest
+from click.testing import CliRunner
 
 import mlflow_tdeploy
+from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.errors import UnreachableError
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.promotion import watch as watching
@@ -42,7 +44,12 @@ def actions(*steps):
 
 
 def test_what_ended_one_server_comes_to_that_one_first_and_twice_to_none():
-    assert actions(step("a", 1, 2, {2: 1}), step("b", 1, 2)) == ["update", "refuse"]
+    assert actions(step("a", 1, 2, {2: 1}), step("b", 1, 2, target="us")) == ["update", "refuse"]
+    assert actions(step("a", 1, 2, {2: 1}, action="unknown"), step("b", 1, 2)) == ["unknown", "refuse"]
+    one_target = spared([step("b", 1, 2), step("a", 1, 2, {2: 1}), step("c", 1, 2)])
+    assert [(one.server, one.action) for one in one_target] == [("a", "update"), ("b", "update"), ("c", "update")], (
+        "all or none of it, and that one first"
+    )
     assert actions(step("a", 1, 2, {2: 1}, action="unknown"), step("b", 1, 2, target="us")) == ["unknown", "refuse"]
     assert actions(step("a", 1, 2, {2: 2}), step("b", 1, 2)) == ["refuse", "refuse"]
     twice_under_one_name = step("a", 1, 2, {2: 2}), step("a", 1, 2, {2: 1}, name="other")
@@ -108,7 +115,7 @@ def test_the_second_time_a_version_is_left_alone_until_something_else_is_wanted(
     assert answers(spec) == 1
     (standing,) = watch.view.standings
     assert standing.state == "refused"
-    assert "went away 2 times in a row while version 2 was loaded" in standing.why
+    assert "went away 2 times in a row while version 2 came" in standing.why
     assert "went away 2 times" in words.get_model_version("words", "2").tags["tdeploy.both.words"]
     assert mlflow_tdeploy.apply(file=spec) == ()
     champion(1)
@@ -132,6 +139,42 @@ def test_what_is_said_otherwise_or_insisted_on_is_tried_again(spec_of, words, ch
     assert len(tried) == 4
 
 
+def test_a_plan_that_spares_a_server_is_insisted_on(spec_of, words, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    with monkeypatch.context() as patch:
+        where_loaded(patch, "words.v2", loses_all)
+        for _ in range(2):
+            mlflow_tdeploy.apply(file=spec)
+    seen = mlflow_tdeploy.plan(file=spec)
+    assert [one.action for one in seen.steps] == ["refuse"]
+    champion(1)
+    done = mlflow_tdeploy.apply(seen, file=spec, again=True)
+    assert [one.step.after for one in done] == [1], "had back; nobody wants the other one now"
+    assert answers(spec) == 1
+    champion(2)
+    mlflow_tdeploy.apply(seen, file=spec, again=True)
+    assert answers(spec) == 2
+
+
+def test_the_command_insists_too(spec_of, words, champion, monkeypatch, tmp_path):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    with monkeypatch.context() as patch:
+        where_loaded(patch, "words.v2", loses_all)
+        for _ in range(2):
+            mlflow_tdeploy.apply(file=spec)
+    command = ["apply", "--file", str(tmp_path / "tdeploy.yaml"), "--yes"]
+    refused = CliRunner().invoke(main, command)
+    assert (refused.exit_code, answers(spec)) == (1, 1)
+    assert "tdeploy apply --again insists" in refused.output
+    insisted = CliRunner().invoke(main, [*command, "--again"])
+    assert insisted.exit_code == 0, insisted.output
+    assert answers(spec) == 2
+
+
 def test_what_is_deployed_is_had_back_twice_and_the_others_are_others(spec_of, words, monkeypatch):
     text = spec_of()
     rules = (text.models[0], text.models[0].model_copy(update={"deploy_as": "words-too"}))
@@ -149,7 +192,7 @@ def test_what_is_deployed_is_had_back_twice_and_the_others_are_others(spec_of, w
     standings = {one.name: one for one in watch.view.standings}
     assert standings["words-too"].state == "in sync"
     assert standings["words"].serves is None
-    assert "went away 2 times in a row while version 1 was loaded" in standings["words"].why
+    assert "went away 2 times in a row while version 1 came" in standings["words"].why
 
 
 @pytest.mark.slow
@@ -174,6 +217,18 @@ def test_who_was_killed_meanwhile_has_left_a_note(spec_of, words, champion, monk
     mlflow_tdeploy.apply(file=spec)
     champion(2)
 
+    for _ in range(2):
+        killed_where_loaded(spec, "words.v2", monkeypatch)
+    (step,) = mlflow_tdeploy.plan(file=spec).steps
+    assert (step.ends[2], step.action, step.silent) == (2, "refuse", True), "the first one was seen to by the second"
+    mlflow_tdeploy.apply(file=spec, again=True)  # has back what is deployed, and then brings the other
+    assert answers(spec) == 2
+    assert mlflow_tdeploy.plan(file=spec).steps[0].ends == {}
+
+
+def killed_where_loaded(spec, which, monkeypatch):
+    """Apply, where a load ends the server and who applies with it, as in one container."""
+
     class Killed(BaseException):
         pass
 
@@ -182,19 +237,36 @@ def test_who_was_killed_meanwhile_has_left_a_note(spec_of, words, champion, monk
             client.unload(one.name)
         raise Killed
 
+    with monkeypatch.context() as patch:
+        where_loaded(patch, which, killed)
+        # nothing is done by who is killed
+        patch.setattr("mlflow_tdeploy.deploy.ends.Notes.end", lambda *_, **__: 0)
+        patch.setattr("mlflow_tdeploy.promotion.apply._all_taken_back", lambda *_: [])
+        with pytest.raises(Killed):
+            mlflow_tdeploy.apply(file=spec)
+
+
+def test_who_was_killed_while_a_first_version_came_has_left_a_note(spec_of, words, monkeypatch):
+    """Nothing is deployed under the name, so that nothing says that the server came back empty."""
+    spec = spec_of()
     for _ in range(2):
-        with monkeypatch.context() as patch:
-            where_loaded(patch, "words.v2", killed)
-            # nothing is done by who is killed
-            patch.setattr("mlflow_tdeploy.deploy.ends.Notes.end", lambda *_, **__: 0)
-            patch.setattr("mlflow_tdeploy.promotion.apply._all_taken_back", lambda *_: [])
-            with pytest.raises(Killed):
-                mlflow_tdeploy.apply(file=spec)
+        killed_where_loaded(spec, "words.v1", monkeypatch)
     (step,) = mlflow_tdeploy.plan(file=spec).steps
-    assert (step.ends[2], step.action, step.silent) == (2, "refuse", True), "the first one was seen to by the second"
-    mlflow_tdeploy.apply(file=spec, again=True)  # has back what is deployed, and then brings the other
-    assert answers(spec) == 2
-    assert mlflow_tdeploy.plan(file=spec).steps[0].ends == {}
+    assert (step.ends, step.action) == ({1: 2}, "refuse")
+    assert mlflow_tdeploy.apply(file=spec) == ()
+
+
+def test_what_is_had_back_first_does_not_hide_that_a_server_went_away(spec_of, words, monkeypatch):
+    text = spec_of()
+    first = text.models[0].model_copy(update={"deploy_as": "words-too"})
+    mlflow_tdeploy.apply(file=text.model_copy(update={"models": (first,)}))
+    spec = text.model_copy(update={"models": (first, text.models[0])})
+    for _ in range(2):
+        killed_where_loaded(spec, "words.v1", monkeypatch)
+    mlflow_tdeploy.apply(file=spec)
+    steps = {one.name: one for one in mlflow_tdeploy.plan(file=spec).steps}
+    assert there(spec).answering("words-too") == 1
+    assert (steps["words"].ends, steps["words"].action) == ({1: 2}, "refuse")
 
 
 @pytest.fixture
@@ -275,10 +347,10 @@ def test_a_plan_that_is_older_than_the_end_of_a_server_is_not_done(killing, word
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_server_that_goes_away_while_a_version_is_tried_out_blames_no_load(
+def test_a_server_that_goes_away_while_a_version_is_tried_out_gets_it_once_more(
     spec_of, words, champion, monkeypatch, gone
 ):
-    """People may have restarted it, or the load of another name ended it."""
+    """People may have restarted it; requests that end it would do so each time."""
     spec = spec_of(", keep: 1")
     trying = {"canary": {"minutes": 1, "requests": 1}}
     rule = spec.models[0]
@@ -288,7 +360,10 @@ def test_a_server_that_goes_away_while_a_version_is_tried_out_blames_no_load(
     mlflow_tdeploy.apply(file=spec)
     champion(2)
 
+    tried = []
+
     def ended(_, what, trial, tryout):
+        tried.append(trial)
         tryout.go_on()
         if gone:
             loses_all(there(spec).client)
@@ -296,7 +371,9 @@ def test_a_server_that_goes_away_while_a_version_is_tried_out_blames_no_load(
 
     monkeypatch.setattr(Deployments, "_try_out", ended)
     (outcome,) = mlflow_tdeploy.apply(file=spec)
-    assert (outcome.state, outcome.ended, outcome.gone) == ("failed", 0, gone)
-    for _ in range(2):  # another server does not get it before this one; and it is never left alone for that
-        assert mlflow_tdeploy.plan(file=spec).steps[0].ends == ({2: 1} if gone else {})
+    assert (outcome.state, outcome.ended) == ("failed", int(gone))
+    assert mlflow_tdeploy.plan(file=spec).steps[0].ends == ({2: 1} if gone else {})
+    for _ in range(3):
         mlflow_tdeploy.apply(file=spec)
+    assert len(tried) == (2 if gone else 4)
+    assert mlflow_tdeploy.plan(file=spec).steps[0].action == ("refuse" if gone else "update")
