@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import EngineOptions, EnginePlan
+    from mlflow_tdeploy.build.fake_quant.options import FakeQuant, Layers, Quantizer
     from mlflow_tdeploy.flavor.download import download_variant
     from mlflow_tdeploy.flavor.extend import extend_model
     from mlflow_tdeploy.flavor.load import load_model
@@ -26,6 +27,7 @@ FLAVOR_NAME = "tdeploy"
 _HOMES = {
     "EngineOptions": "build.engine_options",
     "EnginePlan": "build.engine_options",
+    **dict.fromkeys(("FakeQuant", "Layers", "Quantizer"), "build.fake_quant.options"),
     "save_model": "flavor.save",
     "log_model": "flavor.log",
     "load_model": "flavor.load",
@@ -42,6 +44,9 @@ __all__ = [
     "FLAVOR_NAME",
     "EngineOptions",
     "EnginePlan",
+    "FakeQuant",
+    "Layers",
+    "Quantizer",
     "_load_pyfunc",
     "apply",
     "download_variant",

@@ -59,7 +59,11 @@ def read_back(path: Path, asked: Mapping[str, str]) -> dict[str, Any]:
         path: The graph.
         asked: Name of a product → its form.
     """
-    found = applied(path)
+    return compared(asked, applied(path))
+
+
+def compared(asked: Mapping[str, str], found: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a record says of products, or layers, whose forms were read back; see :func:`read_back`."""
     products = {name: found.get(name, "not there") for name in asked}
     differing = {name: form for name, form in asked.items() if products[name] != form}
     if differing:

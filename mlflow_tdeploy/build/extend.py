@@ -154,12 +154,16 @@ def _stage(shop: Workshop, here: Here, new_id: str, path: Path | None, answers: 
     chain = [recipe]
     while chain[0].parent is not None and not here.available(chain[0].parent):
         chain.insert(0, RECIPES.get(chain[0].parent))
-    if chain[0].parent is None:
+    graph = None
+    if chain[0].parent is not None:
+        graph = here.graph(chain[0].parent, shop.work / "parent")
+    elif here.available(HF):
+        shop.source = here.original()
+    else:
         raise BuildError(
-            f"Variant '{new_id}' cannot be made here: it starts from '{chain[0].id}', which this model has not, and "
-            f"only logging the model makes that one."
+            f"Variant '{new_id}' cannot be made here: it starts from the original, which this model does not hold, and "
+            f"only logging the model has that."
         )
-    graph = here.graph(chain[0].parent, shop.work / "parent")
     for step in chain:
         staged = shop.make(step, graph, answers)
         graph = staged.graph

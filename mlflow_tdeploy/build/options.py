@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mlflow_tdeploy.build.engine_options import Engine
+from mlflow_tdeploy.build.fake_quant.options import FakeQuant
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
@@ -22,6 +24,7 @@ class BuildOptions:
         on_budget: Over budget, ``drop`` keeps a variant's record and evidence without its files, ``raise`` fails.
         data: What to verify on; None for the default.
         calibrate: What ranges of activations are found on; None for what variants are verified on.
+        recipe_options: What is said about single recipes, by their ids.
         engines: TensorRT engines to build, or to take, besides.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
@@ -35,6 +38,7 @@ class BuildOptions:
     on_budget: Literal["drop", "raise"] = "drop"
     data: VerifyData | None = None
     calibrate: VerifyData | None = None
+    recipe_options: Mapping[str, Any] = field(default_factory=dict)
     engines: tuple[Engine, ...] = ()
     opset: int = 18
     exporter: str = "auto"
@@ -49,3 +53,19 @@ class BuildOptions:
             raise InvalidInputError(f"exporter must be 'auto', 'dynamo' or 'torchscript', got {self.exporter!r}.")
         if isinstance(self.opset, bool) or not isinstance(self.opset, int) or not 13 <= self.opset <= 23:
             raise InvalidInputError(f"opset must be an integer from 13 to 23, got {self.opset!r}.")
+
+
+def precisions_of(given: Iterable[str | FakeQuant] | None) -> tuple[tuple[str, ...] | None, dict[str, FakeQuant]]:
+    """Return what is meant by ``precisions=``: names, and what is said about recipes, by their ids.
+
+    Raises:
+        InvalidInputError: Two of them are about one recipe.
+    """
+    if given is None:
+        return None, {}
+    wanted = list(given)
+    options = [one for one in wanted if isinstance(one, FakeQuant)]
+    names = [one.recipe if isinstance(one, FakeQuant) else one for one in wanted]
+    if twice := next((one.recipe for one in options if names.count(one.recipe) > 1), None):
+        raise InvalidInputError(f"precisions names '{twice}' twice: there is one variant of that id.")
+    return tuple(names), {one.recipe: one for one in options}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.build.recipes import Graph
 from mlflow_tdeploy.build.stage import lone, opened
 from mlflow_tdeploy.build.steadiness import Shaken
@@ -28,6 +29,7 @@ from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.base import Session
 from mlflow_tdeploy.source._shaken_graph import ShakenGraph
+from mlflow_tdeploy.source.base import Source
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.external_data import copy_graph
 
@@ -61,6 +63,14 @@ class Here:
             self._fetch(variant)
         self._bundle.verify(variant)
         return variant
+
+    def original(self) -> Source:
+        """Return the original that the bundle keeps."""
+        from mlflow_tdeploy.source.kept import KeptSource
+
+        variant, manifest = self.get(HF), self._bundle.manifest
+        folder = self._bundle.path(variant.entry)
+        return KeptSource(folder, manifest.source, manifest.signature, manifest.task, manifest.task_config)
 
     def graph(self, variant_id: str, folder: Path) -> Graph:
         """Return the variant as the parent of others, linked into ``folder``: tools write beside their source."""

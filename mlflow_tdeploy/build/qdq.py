@@ -18,6 +18,9 @@ import onnx_ir as ir
 from mlflow_tdeploy.build.graphs import quiet, save_ir
 from mlflow_tdeploy.build.quantize import names_of
 
+#: Hint for a session: of pairs that lie apart ONNX Runtime makes one again when it opens a graph, and then runs none of
+#: them in eight bits.
+APART = {"disabled_optimizers": ["CommonSubexpressionElimination"]}
 #: Operators with weights that are quantized.
 STATIC_OPS = ("MatMul", "Gemm", "Conv")
 _OPTIONS = {

@@ -174,6 +174,7 @@ class Workshop:
             trial=self._trial,
             judge=judge,
             calibration=self._calibration,
+            options=self.options.recipe_options.get(recipe.id),
             tried=lambda what, seconds: self._tell(Step(f"  try {recipe.id}", seconds, what)),
             search_seconds=self.options.search_seconds,
             opset=self.options.opset,

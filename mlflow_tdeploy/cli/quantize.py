@@ -24,9 +24,10 @@ def quantize(
 ) -> None:
     """Quantize the model at URI by RECIPE, check it, and add it to that very version.
 
-    RECIPE is ort-cpu-int8-mixed (the fastest on CPUs), onnx-int8 (explicit Q/DQ, which TensorRT builds engines from) or
-    ort-cpu-int4 (the smallest). The products that cost most accuracy are looked for, and as few of them as the budget
-    needs are quantized by blocks, in more bits, or not at all.
+    RECIPE is ort-cpu-int8-mixed (the fastest on CPUs), onnx-int8 (explicit Q/DQ, which TensorRT builds engines from),
+    onnx-int8-torch (the same by pytorch-quantization, of a Hugging Face model) or ort-cpu-int4 (the smallest). The
+    products that cost most accuracy are looked for, and as few of them as the budget needs are quantized by blocks, in
+    more bits, or not at all.
     """
     from mlflow_tdeploy import extend_model
 

@@ -25,6 +25,7 @@ from mlflow_tdeploy.store.staging import workspace
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
+    from mlflow_tdeploy.build.fake_quant.options import FakeQuant
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -33,7 +34,7 @@ _log = logging.getLogger("mlflow_tdeploy")
 def extend_model(
     model_uri: str,
     *,
-    precisions: Iterable[str] | None = None,
+    precisions: Iterable[str | FakeQuant] | None = None,
     engines: Iterable[str | Engine] | None = None,
     variants: Mapping[str, str | Path] | None = None,
     verify_with: Any = None,
@@ -52,7 +53,7 @@ def extend_model(
 
     Args:
         model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…`` or a folder.
-        precisions: What to make: precisions (``int8``), variant ids (``ort-cpu-int8``) or ``auto``, see
+        precisions: What to make: precisions (``int8``), ids (``ort-cpu-int8``), ``auto`` or a ``FakeQuant``, see
             :func:`save_model`.
         engines: TensorRT engines to build: precisions of the model's graphs (``fp16``) or
             :class:`~mlflow_tdeploy.EngineOptions`, or ready-made ones to take, each an

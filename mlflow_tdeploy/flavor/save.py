@@ -23,6 +23,7 @@ from mlflow_tdeploy.store.staging import refuse_taken, staged_directory
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
+    from mlflow_tdeploy.build.fake_quant.options import FakeQuant
 
 
 @mlflow_errors()
@@ -35,7 +36,7 @@ def save_model(
     shapes: Mapping[str, Any] | None = None,
     example: Any = None,
     labels: Any = None,
-    precisions: Iterable[str] | None = None,
+    precisions: Iterable[str | FakeQuant] | None = None,
     engines: Iterable[str | Engine] | None = None,
     budget: Any = None,
     on_budget: OnBudget = "drop",
@@ -73,7 +74,8 @@ def save_model(
             its forward.
         labels: Names of the classes, where the model's own are to be replaced.
         precisions: Which variants to make, as precisions or ids; every one made by default when None. ``auto`` is the
-            fastest within the budget for this kind of host, looked for some minutes.
+            fastest within the budget for this kind of host, looked for some minutes. A
+            :class:`~mlflow_tdeploy.FakeQuant` says how layers of the torch module are quantized, and who trains it so.
         engines: TensorRT engines to build: precisions of the graphs to build from (``fp16``), or
             :class:`~mlflow_tdeploy.EngineOptions`; or ready-made ones to take, each an
             :class:`~mlflow_tdeploy.EnginePlan`. None by default.

@@ -20,6 +20,7 @@ from mlflow_tdeploy.store.writer import BundleDraft
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
+    from mlflow_tdeploy.build.fake_quant.options import FakeQuant
     from mlflow_tdeploy.build.options import BuildOptions
     from mlflow_tdeploy.source.base import Source
 
@@ -39,7 +40,7 @@ class BundleRequest:
     shapes: Mapping[str, Any] | None = None
     example: Any = None
     labels: Any = None
-    precisions: Iterable[str] | None = None
+    precisions: Iterable[str | FakeQuant] | None = None
     engines: Iterable[str | Engine] | None = None
     budget: Any = None
     on_budget: OnBudget = "drop"
@@ -67,12 +68,14 @@ class BundleRequest:
         """
         from mlflow_tdeploy.build.calibration import calibration_data
         from mlflow_tdeploy.build.engine_options import engines_of
-        from mlflow_tdeploy.build.options import BuildOptions
+        from mlflow_tdeploy.build.options import BuildOptions, precisions_of
         from mlflow_tdeploy.build.verify_data import VerifyData
 
         data = None if self.verify_with is None else VerifyData.of(self.verify_with)
+        precisions, recipe_options = precisions_of(self.precisions)
         return BuildOptions(
-            precisions=None if self.precisions is None else tuple(self.precisions),
+            precisions=precisions,
+            recipe_options=recipe_options,
             engines=engines_of(self.engines),
             budget=None if self.budget is None else Budget.of(self.budget),
             on_budget=self.on_budget,

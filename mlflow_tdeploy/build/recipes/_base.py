@@ -65,6 +65,7 @@ class RecipeContext:
         trial: Opens graphs on this host; None when that shall not be tried.
         judge: Holds graphs against the source's answers; None where nobody has asked it.
         calibration: What activations are looked at on; None where all that is there is made up.
+        options: What the caller said about this recipe alone; None for nothing.
         tried: Told of each graph that is tried, and how long that took.
         search_seconds: After which a recipe looks for nothing better.
         opset: Version of the standard operators for exports.
@@ -80,6 +81,7 @@ class RecipeContext:
     trial: Trial | None = None
     judge: Judge | None = None
     calibration: Calibration | None = None
+    options: Any = None
     tried: Callable[[str, float], None] = lambda what, seconds: None
     search_seconds: float = math.inf
     opset: int = 18

@@ -10,21 +10,16 @@ from typing import ClassVar
 from mlflow_tdeploy.build.applied import FP32, STATIC, read_back
 from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.judge import Judge
-from mlflow_tdeploy.build.qdq import quantizable, quantize_static
+from mlflow_tdeploy.build.qdq import APART, quantizable, quantize_static
 from mlflow_tdeploy.build.quantize import prepare
 from mlflow_tdeploy.build.ranges import CALIBRATORS, histograms, ranges, ranges_known
-from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
-from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.smooth import Scale, choose_scales, smooth
+from mlflow_tdeploy.build.sparing import spare_fewest
 from mlflow_tdeploy.build.trials import Trials, told
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
-
-#: Most graphs that are tried to find out which products matter.
-_TRIALS = 48
-#: Of pairs that lie apart ONNX Runtime makes one again when a session opens, and then runs none of them in eight bits.
-_SESSION = {"disabled_optimizers": ["CommonSubexpressionElimination"]}
 
 
 @RECIPES.register("onnx-int8")
@@ -64,7 +59,7 @@ class OnnxInt8(Recipe):
             **read_back(search.path, search.asked(found)),
         }
         precision = Precision("int8", "int8", recipe=self.id, kept=found.kept, settings=settings)
-        return Graph(search.path, precision, session=_SESSION)
+        return Graph(search.path, precision, session=APART)
 
 
 @dataclass(frozen=True)
@@ -115,19 +110,7 @@ class _Search:
         def sparing(names: Collection[str]) -> _Choice:
             return _Choice(method, tuple(name for name in self._nodes if name in {*names, *self.blind}))
 
-        def alone(names: Collection[str]) -> float:
-            return self.trials.distance(sparing([name for name in open_to if name not in set(names)]))
-
-        found = sparing(())
-        if not self.trials.passes(found):
-            order = by_sensitivity(open_to, alone, trials=_TRIALS, enough=self.trials.late)
-            count = fewest(len(order), lambda count: self.trials.passes(sparing(order[:count])))
-            if count is None or count == len(order):
-                raise NothingWithinBudgetError(
-                    f"No product of this graph can be quantized within the budget: the last one tried has "
-                    f"{self.trials.failure}. State a wider budget, or leave '{OnnxInt8.id}' out."
-                )
-            found = sparing(order[:count])
+        found = spare_fewest(self.trials, open_to, sparing, OnnxInt8.id)
         self._made(found, external_data=None)
         for folder in (self._plain.parent, self._smoothed.parent):
             shutil.rmtree(folder)
@@ -155,4 +138,4 @@ class _Search:
         nodes = [name for name in self._nodes if name not in choice.kept]
         limits = ranges(self._seen, choice.method)
         quantize_static(self._smoothed, self.path, limits, nodes=nodes, external_data=external_data)
-        return Graph(self.path, Precision(), session=_SESSION)
+        return Graph(self.path, Precision(), session=APART)

@@ -1,0 +1,147 @@
+"""Static int8 by fake quantization in torch: by layers, attention and residuals too, trained where asked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mlflow_tdeploy.build.applied import FP32, compared
+from mlflow_tdeploy.build.explicit import finish
+from mlflow_tdeploy.build.fake_quant.options import FakeQuant
+from mlflow_tdeploy.build.qdq import APART
+from mlflow_tdeploy.build.ranges import CALIBRATORS
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
+from mlflow_tdeploy.build.sparing import spare_fewest
+from mlflow_tdeploy.build.trials import Trials, told
+from mlflow_tdeploy.core.errors import BuildError
+from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.variant import Format
+
+
+@RECIPES.register(FakeQuant.recipe)
+class OnnxInt8Torch(Recipe):
+    """Has layers of the torch module round, finds their ranges, trains it so if asked, and writes explicit Q/DQ.
+
+    Where the graph is over the budget, as few layers as it takes stay in fp32.
+    """
+
+    id: ClassVar[str] = FakeQuant.recipe
+    precision: ClassVar[str] = "int8"
+    parent: ClassVar[str | None] = None
+    format: ClassVar[Format] = "onnx"
+    device: ClassVar[str] = "any"
+    default: ClassVar[bool] = False
+
+    def run(self, context: RecipeContext) -> Graph:
+        """Fake-quantize, calibrate, train, export, spare."""
+        search = _Search(context, context.options or FakeQuant())
+        found = search.run()
+        settings = {
+            **search.settings,
+            "searched": search.said(found),
+            "trials": [x.record() for x in search.trials.all],
+        }
+        kept = (*search.rounding.blind, *found.kept)
+        settings |= compared(search.asked(kept), search.forms())
+        precision = Precision("int8", "int8", recipe=self.id, kept=kept, settings=settings)
+        return Graph(search.path, precision, session=APART)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a graph is made of.
+
+    Attributes:
+        method: Calibrator of inputs whose rules name none.
+        kept: Layers that stay fp32.
+        trained: Whether the model was trained with its ranges.
+    """
+
+    method: str
+    kept: tuple[str, ...] = ()
+    trained: bool = False
+
+
+class _Search:
+    """One search: the graph that was tried last lies at :attr:`path`."""
+
+    def __init__(self, context: RecipeContext, options: FakeQuant) -> None:
+        from mlflow_tdeploy.build.fake_quant.model import Rounding
+
+        judge = context.required_judge(FakeQuant.recipe)
+        module = context.source.module_for("eager") if context.source is not None else None
+        if module is None:
+            raise BuildError(
+                f"'{FakeQuant.recipe}' is made of the torch module, and that is not here: make it where the model is "
+                f"logged."
+            )
+        if context.calibration is None:
+            raise BuildError(
+                f"'{FakeQuant.recipe}' takes its ranges from data, and there is none: what it takes would be made up. "
+                f"Give verify_with=… or example=…."
+            )
+        self._context, self._options = context, options
+        self.path = context.workdir / "graph" / "model.onnx"
+        self._whole = context.workdir / "whole" / "model.onnx"
+        self._written: tuple[str, bool] | None = None
+        self._example = context.task.example_feeds("opt", ragged=True, items=context.data.real)
+        self.rounding = Rounding(module, options, context.task.signature, context.calibration.batches)
+        self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
+
+    def run(self) -> _Choice:
+        """Return what the graph is made of that is left."""
+        named = all(layer.rule.input is None or layer.rule.input.calibrator for layer in self.rounding.layers)
+        methods = ("max",) if named else tuple(CALIBRATORS)
+        distances = {method: self.trials.distance(_Choice(method)) for method in methods}
+        method = min(distances, key=distances.__getitem__)
+        trained = self._options.train is not None
+        if trained:
+            self.rounding.calibrate(method)
+            self.rounding.train()
+        names = [layer.name for layer in self.rounding.layers if layer.name not in self.rounding.blind]
+
+        def sparing(spared: Collection[str]) -> _Choice:
+            return _Choice(method, tuple(name for name in names if name in spared), trained)
+
+        found = spare_fewest(self.trials, names, sparing, FakeQuant.recipe)
+        self._made(found, external_data=None)
+        shutil.rmtree(self._whole.parent)
+        return found
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the record says of how it was made."""
+        calibration = self._context.calibration
+        assert calibration is not None
+        return {"dynamic": False, "calibration": calibration.record, **self._options.record()}
+
+    def asked(self, kept: Collection[str]) -> dict[str, str]:
+        """Return the form that each layer was to have."""
+        return self.rounding.asked() | dict.fromkeys(kept, FP32)
+
+    def forms(self) -> dict[str, str]:
+        """Return the form that each layer has."""
+        return self.rounding.forms(self.path)
+
+    def said(self, choice: _Choice) -> str:
+        """Say what a graph is made of."""
+        trained = ", trained" if choice.trained else ""
+        return f"{choice.method}{trained}, {len(choice.kept)} in fp32 of {len(self.rounding.layers)}"
+
+    def _made(self, choice: _Choice, *, external_data: bool | None = False) -> Graph:
+        if self._written != (choice.method, choice.trained):
+            self._export(choice)
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.parent.mkdir()
+        finish(self._whole, self.path, kept=choice.kept, external_data=external_data)
+        return Graph(self.path, Precision(), session=APART)
+
+    def _export(self, choice: _Choice) -> None:
+        if not choice.trained:  # training goes on from ranges, and may have learned with them
+            self.rounding.calibrate(choice.method)
+        shutil.rmtree(self._whole.parent, ignore_errors=True)
+        self._whole.parent.mkdir()
+        self.rounding.export(self._example, self._whole, self._context.opset)
+        self._written = choice.method, choice.trained

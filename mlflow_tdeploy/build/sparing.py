@@ -1,0 +1,44 @@
+"""The fewest parts of a graph that have to stay as they are, for it to be within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import TypeVar
+
+from mlflow_tdeploy.build.recipes import NothingWithinBudgetError
+from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
+from mlflow_tdeploy.build.trials import Trials
+
+Key = TypeVar("Key", bound=Hashable)
+#: Most graphs that are tried to find out which parts matter.
+_TRIALS = 48
+
+
+def spare_fewest(
+    trials: Trials[Key], parts: Sequence[str], sparing: Callable[[Collection[str]], Key], recipe: str
+) -> Key:
+    """Return the graph that spares the fewest parts within the budget.
+
+    Args:
+        trials: Those of the search.
+        parts: Names of what can be spared, in the order of the graph.
+        sparing: Returns the key of the graph that spares some of them.
+        recipe: Id of the recipe that looks for it.
+
+    Raises:
+        NothingWithinBudgetError: All of them would have to be spared.
+    """
+
+    def alone(names: Collection[str]) -> float:
+        return trials.distance(sparing([name for name in parts if name not in set(names)]))
+
+    if trials.passes(sparing(())):
+        return sparing(())
+    order = by_sensitivity(parts, alone, trials=_TRIALS, enough=trials.late)
+    count = fewest(len(order), lambda count: trials.passes(sparing(order[:count])))
+    if count is None or count == len(order):
+        raise NothingWithinBudgetError(
+            f"No product of this graph can be quantized within the budget: the last one tried has {trials.failure}. "
+            f"State a wider budget, or leave '{recipe}' out."
+        )
+    return sparing(order[:count])
