@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,13 +114,12 @@ class There:
 
 def ask_server(target: Target, server: Server) -> There:
     """Ask a server once; one that hangs takes as long as is said of it."""
-    try:
+    live = None
+    with contextlib.suppress(Exception):  # who looks at what is deployed there finds out, and says why
         client = deployments_at(target, server).client
-        if not client.live():
-            return There(live=False)
-        return There(live=True, empty=not any(one.state == "READY" for one in client.models()))
-    except Exception:  # who looks at what is deployed there finds out, and says why
-        return There(live=None)
+        live = client.live()
+        return There(live, empty=live and not any(one.state == "READY" for one in client.models()))
+    return There(live)
 
 
 def observe(target: Target, server: Server, name: str, *, live: bool | None = None) -> Observed:

@@ -10,8 +10,8 @@ from mlflow_tdeploy.promotion import promote as _promote
 from mlflow_tdeploy.promotion import rollback as _rollback
 from mlflow_tdeploy.promotion.ends import forgive
 from mlflow_tdeploy.promotion.history import Event, History
-from mlflow_tdeploy.promotion.outcome import Outcome
-from mlflow_tdeploy.promotion.plan import Plan
+from mlflow_tdeploy.promotion.outcome import Outcome, by_place
+from mlflow_tdeploy.promotion.plan import Plan, Step
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.status import Standing, status_of
 from mlflow_tdeploy.registry_io import mlflow_errors
@@ -60,13 +60,18 @@ def apply(plan: Plan | None = None, file: str | Path | Spec = FILE, *, again: bo
 
 
 def _insisting(plan: Plan, insisted: Plan) -> Plan:
-    """Return a plan whose refused steps are as they are where nobody is spared; the others stay."""
-    fresh = {(one.target, one.name, one.server, one.after): one for one in insisted.steps}
-    steps = (
-        fresh.get((one.target, one.name, one.server, one.after), one) if one.action == "refuse" else one
-        for one in plan.steps
-    )
-    return Plan(tuple(steps))
+    """Return a plan in which names that are refused somewhere are as they are where nobody is spared.
+
+    As a whole: which server tries a version out depends on all of them. What is wanted otherwise by now stays refused.
+    """
+    fresh = by_place(insisted.steps)
+
+    def of(place: tuple[str, str], steps: list[Step]) -> list[Step]:
+        new = fresh.get(place, [])
+        refused = any(one.action == "refuse" for one in steps)
+        return new if refused and {one.after for one in new} == {one.after for one in steps} else steps
+
+    return Plan(tuple(one for place, steps in by_place(plan.steps).items() for one in of(place, steps)))
 
 
 @mlflow_errors()

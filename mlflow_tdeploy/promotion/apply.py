@@ -98,7 +98,7 @@ def apply(
     for steps in by_place(plan.steps).values():
         note(_revived(steps, spec))
     if any(one.ends for one in plan.steps):
-        with contextlib.suppress(MlflowException):  # a registry that is away: the next time, then
+        with contextlib.suppress(Exception):  # a registry that is away, say: the next time, then
             forget(make_plan(spec, client).steps, spec)
     for steps in by_place(plan.changes).values():
         ended = next((one for one in found if one.ended and _is_about(one.step, steps[0])), None)

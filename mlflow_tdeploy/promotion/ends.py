@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mlflow_tdeploy.core.errors import ServerError, StorageError
 from mlflow_tdeploy.deploy.apply import Deployments
-from mlflow_tdeploy.deploy.ends import Notes
+from mlflow_tdeploy.deploy.ends import Lost, Notes
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.settings import as_record
-from mlflow_tdeploy.promotion.lease import places_held
 from mlflow_tdeploy.promotion.outcome import by_place
 from mlflow_tdeploy.promotion.place import rule_of, server_of
 from mlflow_tdeploy.promotion.plan import CHANGES, Plan, Step
@@ -20,8 +19,6 @@ from mlflow_tdeploy.promotion.spec import Rule, Spec
 
 #: So often in a row a server may go away while a version is loaded, for which others may be to blame.
 MOST_ENDS = 2
-#: Seconds to wait for who is at a name, who settles what was begun as well.
-_BRIEFLY_S = 2.0
 
 
 def notes(files: RepositoryFiles, server: str, name: str, rule: Rule) -> Notes:
@@ -54,17 +51,16 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
         spec: What the step was made from.
     """
     load, found = Load(), server_of(step, spec)
-    if version is None or (before := _ready(found)) is None:
+    if version is None or (before := _look(found, step)) is None:
         yield load  # a server that is away before is not ended
         return
     known = _notes(step, spec)
-    known.begin(version, empty=not before)
-    own = {f"{step.name}.v{version}", f"{step.name}.v{version}.check"}  # they go where it fails, and are no sign
-    before = {one for one in before if one[0] not in own}
+    known.begin(version, lost=Lost(before.empty, step.before, silent=step.before is not None and not before.own))
     try:
         yield load
     except BaseException as error:
-        gone = _has_gone(found, before) if isinstance(error, Exception) else None  # who is interrupted does not know
+        interrupted = not isinstance(error, Exception)  # who is does not know
+        gone = None if interrupted else _has_gone(before, _look(found, step), step.before != version)
         with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way
             load.times = known.end(version, server_gone=gone or None)
         raise
@@ -76,39 +72,65 @@ def _notes(step: Step, spec: Spec) -> Notes:
     return notes(server_of(step, spec).files, step.server, step.name, rule_of(step, spec))
 
 
-def _ready(found: Deployments) -> set[tuple[str, str]] | None:
+@dataclass(frozen=True)
+class _Had:
+    """What a server has loaded.
+
+    Attributes:
+        own: Whether that is the graph of what is deployed under a name: nobody else unloads it.
+        others: Models of other names.
+        empty: Whether it is nothing at all.
+    """
+
+    own: bool
+    others: frozenset[str]
+    empty: bool
+
+
+def _look(found: Deployments, step: Step) -> _Had | None:
     """Return what a server has loaded; None where it is not there."""
     try:
-        return {(one.name, one.version) for one in found.client.models() if one.state == "READY"}
+        names = {one.name for one in found.client.models() if one.state == "READY"}
     except ServerError:
         return None
+    others = frozenset(one for one in names if one != step.name and not one.startswith(f"{step.name}."))
+    return _Had(step.before is not None and f"{step.name}.v{step.before}" in names, others, not names)
 
 
-def _has_gone(found: Deployments, before: set[tuple[str, str]]) -> bool | None:
-    """Tell whether a server is not there, or has nothing any more of what it had: one that is only late has.
+def _has_gone(before: _Had, now: _Had | None, own_stays: bool) -> bool | None:
+    """Tell whether a server is not there, or has not any more what it had: one that is only late has.
+
+    Args:
+        before: What it had.
+        now: What it has; None where it is not there.
+        own_stays: Whether what is deployed stays loaded whatever becomes of what is brought. Then that tells: others
+            may have been loaded anew meanwhile.
 
     Returns:
         None for one that had nothing, and is there: nobody knows.
     """
-    now = _ready(found)
-    return now is None or (not before & now if before else None)
+    if now is None:
+        return True
+    if own_stays and before.own:
+        return not now.own
+    return not before.others & now.others if before.others else None
 
 
 def settle(steps: Iterable[Step], spec: Spec) -> None:
-    """Count what was begun on servers that came back empty, and of which nobody has seen the end.
+    """Count what was begun under names of which nothing is deployed, on servers that have nothing.
 
-    Of all names, and before anything is had back there: a server that has something again tells nothing of that.
+    Before anything is had back there: then nothing would tell any more. Of other names that does what is deployed. Who
+    is at it right now may be counted as well, and takes that back when it has gone well.
 
     Args:
         steps: How names stand on the servers.
         spec: What that was made from.
     """
-    found = tuple(steps)
-    silent = {one.server for one in found if one.silent}
-    for one in found:
-        if one.server in silent and one.ends:
-            with contextlib.suppress(Exception), places_held(spec, {(one.target, one.name)}, wait=_BRIEFLY_S):
-                if _ready(server_of(one, spec)) == set():
+    for one in steps:
+        if one.before is None and one.ends:
+            with contextlib.suppress(Exception):  # the next look, then
+                had = _look(server_of(one, spec), one)
+                if had is not None and had.empty:
                     _notes(one, spec).settle()
 
 
@@ -165,7 +187,29 @@ def spared(steps: Iterable[Step]) -> tuple[Step, ...]:
         )
         return replace(one, action="refuse", strategy="", why=why)
 
-    return tuple(map(of, found))
+    return _wholly(tuple(map(of, found)), found)
+
+
+def _wholly(decided: Sequence[Step], before: Sequence[Step]) -> tuple[Step, ...]:
+    """Return steps of which a place takes a version on all of its servers, or on none that it is spared.
+
+    Args:
+        decided: The steps, each by itself.
+        before: What they were.
+    """
+    spared_at = {
+        (now.target, now.name, now.after): now.why
+        for now, was in zip(decided, before, strict=True)
+        if now.action == "refuse" and was.action in CHANGES and was.before != was.after
+    }
+
+    def of(one: Step) -> Step:
+        why = spared_at.get((one.target, one.name, one.after))
+        if why is None or one.action not in CHANGES or one.before == one.after:
+            return one
+        return replace(one, action="refuse", strategy="", why=why)
+
+    return tuple(map(of, decided))
 
 
 def _noted_first(steps: Iterable[Step]) -> tuple[Step, ...]:

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, PromotionError
 from mlflow_tdeploy.promotion.apply import retire, together, wanted_still
+from mlflow_tdeploy.promotion.ends import settle
 from mlflow_tdeploy.promotion.history import History
 from mlflow_tdeploy.promotion.label import Label
 from mlflow_tdeploy.promotion.lease import places_held
@@ -59,6 +60,7 @@ def promote(
     with places_held(spec, places):
         wanted = [one.at(version) for one in _meant(spec, client, model, label)]
         plan = plan_for(spec, wanted, sparing=False)
+        settle(plan.steps, spec)
         back = revived(plan.steps, spec)
         History(client).add(events_of(back, "promote"))
         for outcome in back:

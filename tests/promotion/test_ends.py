@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.errors import UnreachableError
-from mlflow_tdeploy.deploy.apply import Deployments
+from mlflow_tdeploy.deploy.tryout import Tryout
 from mlflow_tdeploy.promotion import watch as watching
 from mlflow_tdeploy.promotion.ends import spared
 from mlflow_tdeploy.promotion.plan import Step
@@ -68,6 +69,14 @@ def test_what_has_been_good_on_a_server_may_come_back_there():
     assert actions(*both) == ["refuse", "refuse"], "the second time is no accident"
     (own,) = spared([step("a", 1, 1, {1: 2}, silent=True)])
     assert (own.action, own.strategy) == ("refuse", "")
+
+
+def test_a_target_gets_a_version_on_all_of_its_servers_or_on_none():
+    one_kept = step("b", 1, 2, kept=True), step("c", 1, 2), step("x", 1, 2, {2: 1}, target="us")
+    assert actions(*one_kept) == ["refuse", "refuse", "update"]
+    away = step("a", 1, 2, {2: 1}, action="unknown")
+    assert actions(away, step("b", 1, 2, kept=True), step("c", 1, 2)) == ["unknown", "refuse", "refuse"]
+    assert actions(away, step("b", 2, 2, silent=True), step("c", 1, 2)) == ["unknown", "update", "refuse"], "had back"
 
 
 def test_what_another_target_does_not_want_is_nothing_there():
@@ -270,6 +279,48 @@ def test_what_is_had_back_first_does_not_hide_that_a_server_went_away(spec_of, w
 
 
 @pytest.fixture
+def two_names(spec_of, words):
+    """A file about two names of one model, the second of which is at the alias that moves; and one about the first."""
+    text = spec_of()
+    words.set_registered_model_alias("words", "steady", 1)
+    other = text.models[0].model_copy(update={"deploy_as": "words-too", "alias": "steady"})
+    return text.model_copy(update={"models": (other, text.models[0])}), text.model_copy(update={"models": (other,)})
+
+
+@pytest.mark.parametrize("first", ["itself", "a dead lease", "another file"])
+def test_who_was_killed_has_left_a_note_whatever_is_had_back_first(
+    two_names, words, champion, monkeypatch, running, first
+):
+    spec, only_other = two_names
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    lease = running[1] / ".lease-~promotion.words"
+    for _ in range(2):
+        killed_where_loaded(spec, "words.v2", monkeypatch)
+        if first == "a dead lease":  # of a pod that nobody here can look at
+            lease.write_text(json.dumps({"host": "old-pod", "pid": 1, "born": 1, "boot": "x", "world": "y"}))
+            Watch(lambda: spec, interval=1.0).look()
+            os.utime(lease, (time.time() - 300,) * 2)
+        elif first == "another file":
+            Watch(lambda: only_other, interval=1.0).look()
+    Watch(lambda: spec, interval=1.0).look()
+    steps = {one.name: one for one in mlflow_tdeploy.plan(file=spec).steps}
+    assert (steps["words"].ends, steps["words"].action) == ({2: 2}, "refuse")
+    assert (answers(spec), there(spec).answering("words-too")) == (1, 1)
+
+
+def test_a_watcher_counts_the_first_load_of_who_was_killed(two_names, words, monkeypatch):
+    spec, only_other = two_names
+    mlflow_tdeploy.apply(file=only_other)
+    for _ in range(2):
+        killed_where_loaded(spec, "words.v1", monkeypatch)
+    Watch(lambda: spec, interval=1.0).look()
+    steps = {one.name: one for one in mlflow_tdeploy.plan(file=spec).steps}
+    assert (steps["words"].ends, steps["words"].action) == ({1: 2}, "refuse")
+    assert there(spec).answering("words-too") == 1
+
+
+@pytest.fixture
 def killing(start, server, tmp_path, words, monkeypatch):
     """Two targets of a server each, of which a load of version 2 ends the process as long as that is so."""
     folders = [tmp_path / "eu", tmp_path / "us"]
@@ -362,14 +413,13 @@ def test_a_server_that_goes_away_while_a_version_is_tried_out_gets_it_once_more(
 
     tried = []
 
-    def ended(_, what, trial, tryout):
-        tried.append(trial)
-        tryout.go_on()
+    def ended(tryout, _):
+        tried.append(tryout)
         if gone:
             loses_all(there(spec).client)
         raise UnreachableError("no answer")
 
-    monkeypatch.setattr(Deployments, "_try_out", ended)
+    monkeypatch.setattr(Tryout, "watched", ended)  # what is loaded to end it comes after
     (outcome,) = mlflow_tdeploy.apply(file=spec)
     assert (outcome.state, outcome.ended) == ("failed", int(gone))
     assert mlflow_tdeploy.plan(file=spec).steps[0].ends == ({2: 1} if gone else {})
