@@ -86,7 +86,7 @@ class Notes:
             return {version: note for version, note in known.items() if note.said == self._said}
         return {}
 
-    def begin(self, version: int, *, lost: Lost) -> None:
+    def begin(self, version: int, *, lost: Lost) -> int:
         """Note that a load begins.
 
         Args:
@@ -94,24 +94,29 @@ class Notes:
             lost: What the server has lost: it went away under what was begun and nobody saw the end of. Who begins
                 holds the place, so that nobody else is at it.
 
+        Returns:
+            How often in a row the server has gone away with it so far.
+
         Raises:
             StorageError: The repository refuses: nothing must begin.
         """
         known = resolved(self(), lost)
-        self._write({**known, version: Note(known[version].times if version in known else 0, True, self._said)})
+        times = known[version].times if version in known else 0
+        self._write({**known, version: Note(times, True, self._said)})
+        return times
 
-    def end(self, version: int, *, server_gone: bool | None) -> int:
+    def end(self, version: int, before: int, *, server_gone: bool | None) -> int:
         """Note how a load has ended.
 
         Args:
             version: What was loaded.
+            before: What :meth:`begin` has returned: who has looked on meanwhile may have counted it.
             server_gone: Whether the server went away; None where nobody knows, and what was noted before stays.
 
         Returns:
             How often in a row the server has gone away with it.
         """
         known = self()
-        before = known[version].times if version in known else 0
         times = before if server_gone is None else before + 1 if server_gone else 0
         rest = {one: note for one, note in known.items() if one != version}
         self._write({**rest, version: Note(times, False, self._said)} if times else rest)

@@ -16,6 +16,7 @@ from mlflow_tdeploy.promotion.outcome import by_place
 from mlflow_tdeploy.promotion.place import rule_of, server_of
 from mlflow_tdeploy.promotion.plan import CHANGES, Plan, Step
 from mlflow_tdeploy.promotion.spec import Rule, Spec
+from mlflow_tdeploy.triton.names import owner
 
 #: So often in a row a server may go away while a version is loaded, for which others may be to blame.
 MOST_ENDS = 2
@@ -55,17 +56,19 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
         yield load  # a server that is away before is not ended
         return
     known = _notes(step, spec)
-    known.begin(version, lost=Lost(before.empty, step.before, silent=step.before is not None and not before.own))
+    times = known.begin(
+        version, lost=Lost(before.empty, step.before, silent=step.before is not None and not before.own)
+    )
     try:
         yield load
     except BaseException as error:
         interrupted = not isinstance(error, Exception)  # who is does not know
         gone = None if interrupted else _has_gone(before, _look(found, step), step.before != version)
         with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way
-            load.times = known.end(version, server_gone=gone or None)
+            load.times = known.end(version, times, server_gone=gone or None)
         raise
     with contextlib.suppress(StorageError, OSError):  # what is left counts where the server is away alone
-        known.end(version, server_gone=False)
+        known.end(version, times, server_gone=False)
 
 
 def _notes(step: Step, spec: Spec) -> Notes:
@@ -93,7 +96,7 @@ def _look(found: Deployments, step: Step) -> _Had | None:
         names = {one.name for one in found.client.models() if one.state == "READY"}
     except ServerError:
         return None
-    others = frozenset(one for one in names if one != step.name and not one.startswith(f"{step.name}."))
+    others = frozenset(one for one in names if owner(one) != step.name)
     return _Had(step.before is not None and f"{step.name}.v{step.before}" in names, others, not names)
 
 
@@ -117,17 +120,17 @@ def _has_gone(before: _Had, now: _Had | None, own_stays: bool) -> bool | None:
 
 
 def settle(steps: Iterable[Step], spec: Spec) -> None:
-    """Count what was begun under names of which nothing is deployed, on servers that have nothing.
+    """Count what was begun on servers that have nothing, of names of which nothing is deployed or answers.
 
-    Before anything is had back there: then nothing would tell any more. Of other names that does what is deployed. Who
-    is at it right now may be counted as well, and takes that back when it has gone well.
+    Before anything is had back there: then nothing would tell any more. Who is at it right now may be counted as well,
+    and says in the end how it was.
 
     Args:
         steps: How names stand on the servers.
         spec: What that was made from.
     """
     for one in steps:
-        if one.before is None and one.ends:
+        if (one.before is None or one.silent) and one.ends:
             with contextlib.suppress(Exception):  # the next look, then
                 had = _look(server_of(one, spec), one)
                 if had is not None and had.empty:

@@ -22,14 +22,23 @@ def notes(files, server="http://a", said="so"):
 def test_ends_in_a_row_are_counted_and_nothing_is_left_of_what_went_well(files):
     known = notes(files)
     for times, gone in ((1, True), (2, True), (2, None), (3, True)):
-        known.begin(7, lost=NOTHING)
-        assert known.end(7, server_gone=gone) == times
+        before = known.begin(7, lost=NOTHING)
+        assert known.end(7, before, server_gone=gone) == times
     assert known() == {7: Note(3, False, "so")}
-    known.begin(7, lost=NOTHING)
-    assert known.end(7, server_gone=False) == 0
+    before = known.begin(7, lost=NOTHING)
+    assert known.end(7, before, server_gone=False) == 0
     assert not (files.root / notes_of("words")).exists()
-    known.begin(7, lost=NOTHING)
-    assert known.end(7, server_gone=True) == 1, "not in a row"
+    before = known.begin(7, lost=NOTHING)
+    assert known.end(7, before, server_gone=True) == 1, "not in a row"
+
+
+def test_who_looked_on_meanwhile_and_counted_it_is_put_right(files):
+    for gone, times in ((None, 0), (True, 1), (False, 0)):
+        known = notes(files)
+        before = known.begin(7, lost=NOTHING)
+        notes(files).settle()
+        assert known() == {7: Note(before + 1, False, "so")}
+        assert known.end(7, before, server_gone=gone) == times
 
 
 def test_what_was_begun_counts_where_the_server_is_gone(files):
@@ -53,8 +62,7 @@ def test_what_was_begun_counts_where_the_server_is_gone(files):
 def test_servers_of_one_repository_and_what_is_said_are_told_apart(files):
     for server in ("http://a", "http://b"):
         one = notes(files, server)
-        one.begin(7, lost=NOTHING)
-        one.end(7, server_gone=True)
+        one.end(7, one.begin(7, lost=NOTHING), server_gone=True)
     notes(files).keep([8])
     assert notes(files)() == {}
     assert notes(files, "http://b")() == {7: Note(1, False, "so")}
