@@ -20,25 +20,66 @@ from mlflow_tdeploy.build.graphs import save_ir
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
-def finish(src: Path, dst: Path, *, kept: Collection[str] = (), external_data: bool | None = None) -> None:
+def rounded(path: Path) -> tuple[str, ...]:
+    """Return the names of the nodes that take something rounded, in the order of the graph."""
+    model = ir.load(path)
+    return tuple(node.name for node in model.graph if node.name and any(map(_is_rounded, node.inputs)))
+
+
+def finish(
+    src: Path,
+    dst: Path,
+    *,
+    kept: Collection[str] = (),
+    originals: Path | None = None,
+    external_data: bool | None = None,
+) -> None:
     """Write a graph with integer weights, a pair for each who takes one, and nothing around some nodes.
 
     Args:
         src: A graph with pairs of QuantizeLinear and DequantizeLinear.
         dst: The file to write.
         kept: Names of layers whose inputs shall not be rounded; a node may have more after a ``#``.
+        originals: The graph it was made of, whose nodes have the same names: where weights are integers already, theirs
+            are taken for what is kept.
         external_data: Force (True) or forbid (False) weights beside the graph.
     """
     model = ir.load(src)
+    weights = _weights_of(originals, kept) if originals is not None else {}
     for node in [one for one in model.graph if (one.name or "").partition("#")[0] in kept]:
         for index, value in enumerate(node.inputs):
             if (whole := _unrounded(value)) is not None:
                 node.replace_input_with(index, whole)
+            elif _is_rounded(value) and (array := weights.get((node.name or "", index))) is not None:
+                node.replace_input_with(index, _initializer(model.graph, f"{node.name}_weight", array))
     _turn_weights(model.graph)
     _take_pairs_apart(model.graph)
     _round_weights(model.graph)
     passes.RemoveUnusedNodesPass()(model)
     save_ir(model, dst, external_data=external_data)
+
+
+def _is_rounded(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Transpose":
+        return _array(node.inputs[0]) is None and _is_rounded(node.inputs[0]) and _unrounded_weight(node)
+    return node is not None and node.op_type == _DEQUANTIZE
+
+
+def _unrounded_weight(node: ir.Node) -> bool:
+    """Tell whether what is transposed is a weight that was rounded."""
+    last = node.inputs[0].producer() if node.inputs[0] is not None else None
+    first = last.inputs[0].producer() if last is not None and last.inputs[0] is not None else None
+    return first is None or _array(first.inputs[0]) is not None
+
+
+def _weights_of(path: Path, nodes: Collection[str]) -> dict[tuple[str, int], npt.NDArray[Any]]:
+    """Return the weights that nodes of a graph take, by node and place."""
+    taken = (
+        (node.name or "", at, value) for node in ir.load(path).graph if node.name in nodes
+        for at, value in enumerate(node.inputs)
+    )  # fmt: skip
+    return {(name, at): array for name, at, value in taken if (array := _array(value)) is not None}
 
 
 def _unrounded(value: ir.Value | None) -> ir.Value | None:
@@ -125,10 +166,20 @@ def _round_weights(graph: ir.Graph) -> None:
         zero = _array(first.inputs[2]) if len(first.inputs) > 2 else np.zeros((), np.uint8)
         if array is None or scale is None or zero is None:
             continue
-        at, limits = _along(_axis(first), array.ndim), np.iinfo(zero.dtype)
-        whole = np.rint(array / at(scale)) + at(zero.astype(np.float32))
-        integers = np.clip(whole, limits.min, limits.max).astype(zero.dtype)
-        last.replace_input_with(0, _initializer(graph, f"{weight.name}_quantized", integers))
+        at = _along(_axis(first), array.ndim)
+        last.replace_input_with(0, _initializer(graph, f"{weight.name}_quantized", _rounded_to(array, at, scale, zero)))
+
+
+def _rounded_to(
+    array: npt.NDArray[Any], at: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], scale: Any, zero: Any
+) -> npt.NDArray[Any]:
+    """Do what QuantizeLinear does, to integers or to floats of eight bits: to the nearest, ends for what is beyond."""
+    import ml_dtypes  # onnx's own
+
+    steps, whole = array / at(scale), zero.dtype.kind in "iu"
+    limits: Any = np.iinfo(zero.dtype) if whole else ml_dtypes.finfo(zero.dtype)
+    steps = np.rint(steps) + at(zero.astype(np.float32)) if whole else steps
+    return np.clip(steps, float(limits.min), float(limits.max)).astype(zero.dtype)
 
 
 def _along(axis: int, ndim: int) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:

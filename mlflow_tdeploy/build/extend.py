@@ -95,6 +95,8 @@ def build_variant(
     with open_reference(bundle, here) as (name, infer, weights):
         answers = shop.ask_reference(infer, weights, shaken_reference(bundle, name))
     staged = _stage(shop, here, new_id, path, answers)
+    if path is None and not shop.can_ask(RECIPES.get(new_id)):
+        return Built(staged.variant, staged.root, (), tuple(shop.steps))
     verified = shop.check(staged, answers)
     evidence = shop.evidence(staged, verified, name)
     if not verified.passed:

@@ -202,7 +202,7 @@ class _Build:
             self._need_parent(recipe)
             staged = self.shop.make(recipe, self.graphs.get(recipe.parent or ""), answers)
             if recipe.id in plan.keep:
-                staged = self._judge(staged, answers)
+                staged = self._judge(staged, answers) if self.shop.can_ask(recipe) else self._keep_unchecked(staged)
         except NothingWithinBudgetError as error:
             if self.options.on_budget == "raise":
                 raise
@@ -230,10 +230,12 @@ class _Build:
         else:
             self._keep_unchecked(staged)
 
-    def _keep_unchecked(self, staged: Staged) -> None:
+    def _keep_unchecked(self, staged: Staged) -> Staged:
         if staged.variant.id in self.variants:
             raise ConflictError(f"There is a variant '{staged.variant.id}' already: choose another id.")
-        self.variants[staged.variant.id] = staged.move_to(self.draft.root).variant
+        moved = staged.move_to(self.draft.root)
+        self.variants[staged.variant.id] = moved.variant
+        return moved
 
     def _need_parent(self, recipe: type[Recipe]) -> None:
         if recipe.parent is not None and recipe.parent not in self.graphs:

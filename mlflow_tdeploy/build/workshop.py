@@ -150,6 +150,10 @@ class Workshop:
                     )
         return answers
 
+    def can_ask(self, recipe: type[Recipe]) -> bool:
+        """Tell whether something here runs what a recipe makes."""
+        return recipe.runs_on_cpu or self.host.gpu is not None
+
     def make(self, recipe: type[Recipe], parent: Graph | None, answers: ReferenceAnswers | None = None) -> Staged:
         """Run a recipe.
 

@@ -57,6 +57,7 @@ def test_causal_attention_is_logged_and_the_process_lives(tmp_path):
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.slow
 def test_torchs_own_encoder_has_a_graph_in_half_precision(tmp_path, norm_first):
     """ONNX Runtime 1.31 dies of it on a CPU where it may lay tensors out for convolutions, of which there are none."""
 

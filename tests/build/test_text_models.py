@@ -118,6 +118,7 @@ def test_build_report_names_steps_variants_and_seconds(tiny_build):
         assert text in table
 
 
+@pytest.mark.slow
 def test_build_bundle_of_gpt2_leaves_out_the_fusion_that_its_graph_cannot_be_opened_with(tmp_path, minilm_path):
     from transformers import AutoTokenizer, GPT2Config, GPT2Model
 
@@ -156,6 +157,7 @@ def test_build_bundle_of_minilm_leaves_out_the_layer_norm_fusion_that_slows_the_
     assert variant.precision.settings["fused"]["attention"] == 6
 
 
+@pytest.mark.slow
 def test_the_graph_fused_for_cuda_is_checked_where_there_is_no_gpu_and_serves_nowhere(tmp_path, tiny_bert):
     """A CPU computes it in fp32 with casts: that shows whether it is the model, not what a GPU makes of it."""
     if probe.gpu()[0] is not None:

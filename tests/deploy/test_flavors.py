@@ -81,6 +81,7 @@ def log_folder(folder: Path, name: str) -> str:
     return f"runs:/{run.info.run_id}/{name}"
 
 
+@pytest.mark.slow
 def test_an_onnx_model_of_mlflow_is_deployed_with_its_external_data(client):
     for factor in (1.0, 2.0):
         mlflow.onnx.log_model(graph(factor, 400), name="linear", registered_model_name="linear")
@@ -94,6 +95,7 @@ def test_an_onnx_model_of_mlflow_is_deployed_with_its_external_data(client):
     assert client.rollback_deployment("linear")["version"] == 1
 
 
+@pytest.mark.slow
 def test_a_graph_is_read_once_and_found_again(client, monkeypatch):
     mlflow.onnx.log_model(graph(), name="linear", registered_model_name="linear")
     client.create_deployment("linear", "models:/linear/1", config=SAVED)

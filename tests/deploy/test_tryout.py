@@ -79,6 +79,7 @@ def test_a_shadow_answers_nobody(target, tmp_path):
     assert factor(target) == 2
 
 
+@pytest.mark.slow
 def test_whatever_ends_it_what_served_serves_on_and_the_rest_goes(target, tmp_path):
     """One deployment for all of them: each leaves it as it was."""
     first = target.deploy(linear(tmp_path, 7, 1.0), QUICK, tryout=CANARY)

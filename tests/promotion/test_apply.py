@@ -235,6 +235,7 @@ def loaded(spec, target="all"):
     return ready, [one.serving("words").active for one in found]
 
 
+@pytest.mark.slow
 def test_servers_with_one_repository_are_changed_and_taken_back_together(shared, words, monkeypatch):
     mlflow_tdeploy.promote("models:/words/1", alias="champion", file=shared)
     assert loaded(shared) == ([{"words", "words.v1"}] * 3, [1, 1, 1])

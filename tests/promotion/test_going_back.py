@@ -35,6 +35,7 @@ def threads(spec, version):
     return there(spec).files.read(f"words.v{version}/config.pbtxt").decode().count('string_value: "3"')
 
 
+@pytest.mark.slow
 def test_a_version_that_came_with_other_options_is_gone_back_to_and_on_from(spec_of, words, champion, tmp_path):
     spec = spec_of(", keep: 2")
     mlflow_tdeploy.apply(file=spec)
@@ -240,6 +241,7 @@ def test_the_message_of_an_update_says_how_to_go_back(spec_of, words, running, m
     assert answers(spec) == 1
 
 
+@pytest.mark.slow
 def test_an_alias_that_is_moved_to_and_fro_is_followed_at_once(spec_of, words, champion):
     spec = spec_of()
     watch = Watch(lambda: spec, interval=30.0)

@@ -129,6 +129,7 @@ def test_an_alias_that_was_moved_meanwhile_is_left_alone(two, words, monkeypatch
     assert alias(words) == 1
 
 
+@pytest.mark.slow
 def test_a_stage_is_a_way_to_promote_too(two, words, versions):
     spec, _ = two
     rule = spec.models[0].model_copy(update={"alias": "", "stage": "Production"})

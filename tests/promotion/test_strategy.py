@@ -105,6 +105,7 @@ def test_a_shadow_that_answers_otherwise_is_refused_and_registry_and_servers_are
     assert "The shadow was ended" in words.get_model_version("words", "3").tags["tdeploy.both.words"]
 
 
+@pytest.mark.slow
 def test_a_watcher_tries_out_beside_its_looks_and_not_again_what_was_worse(two, words, versions, tmp_path):
     spec, _ = two
     spec = tried(spec, canary={**QUICK, "minutes": 1})
@@ -164,6 +165,7 @@ def test_an_alias_that_is_moved_on_ends_what_is_tried_out(two, words, versions):
     assert versions() == [1, 1]
 
 
+@pytest.mark.slow
 def test_who_is_told_to_end_takes_back_what_was_begun(two, words, versions, tmp_path):
     """As a job that is cancelled: by SIGINT, and soon after by SIGTERM."""
     spec, _ = two

@@ -426,6 +426,7 @@ def test_what_is_done_and_is_not_so_afterwards_is_not_done_all_the_time(two, wor
     assert not watch._rests
 
 
+@pytest.mark.slow
 def test_what_one_server_still_needs_stays_though_another_of_the_same_repository_does_not(
     start, words, tmp_path, monkeypatch
 ):

@@ -69,6 +69,7 @@ def processes(region):
     return found
 
 
+@pytest.mark.slow
 def test_a_server_outlives_the_command_and_is_ended_by_another(repository):
     made = tdeploy("start", repository)
     (found,) = background.running()

@@ -123,6 +123,8 @@ class Recipe(ABC):
     default: ClassVar[bool] = True
     #: Whether it looks for the fastest graph within the budget: ``auto`` means those.
     searches: ClassVar[bool] = False
+    #: Whether a CPU can run what it makes: else that is kept unchecked where there is no GPU.
+    runs_on_cpu: ClassVar[bool] = True
     #: Whether choices in it were measured on, and so hold for, this kind of host.
     tuned: ClassVar[bool] = False
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from mlflow_tdeploy.build.applied import blocks, read_back
 from mlflow_tdeploy.build.graphs import CPU_INT8_FUSIONS
 from mlflow_tdeploy.build.judge import Judge
-from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare
+from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare, products
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.trials import Trials, told
@@ -85,7 +85,8 @@ class _Search:
         prepare(fused.path, self._plain)
         shutil.rmtree(fused.path.parent)
         self._session = fused.session
-        self._names = tuple(sorted(can_be_blocks(self._plain)))
+        fitting = can_be_blocks(self._plain)
+        self._names = tuple(name for name in products(self._plain) if name in fitting)  # in the order of the graph
         self.tables = tables(self._plain)
         self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
 
