@@ -35,10 +35,21 @@ def spare_fewest(
     if trials.passes(sparing(())):
         return sparing(())
     order = by_sensitivity(parts, alone, trials=_TRIALS, enough=trials.late)
-    count = fewest(len(order), lambda count: trials.passes(sparing(order[:count])))
+    count = _fewest(trials, order, sparing)
+    while count is not None and count > 1 and not trials.late():
+        # a sample may not show what a part does at worst: the one that made the difference comes first
+        other = [order[count - 1], *order[: count - 1], *order[count:]]
+        fewer = _fewest(trials, other, sparing)
+        if fewer is None or fewer >= count:
+            break
+        order, count = other, fewer
     if count is None or count == len(order):
         raise NothingWithinBudgetError(
             f"No product of this graph can be quantized within the budget: the last one tried has {trials.failure}. "
             f"State a wider budget, or leave '{recipe}' out."
         )
     return sparing(order[:count])
+
+
+def _fewest(trials: Trials[Key], order: Sequence[str], sparing: Callable[[Collection[str]], Key]) -> int | None:
+    return fewest(len(order), lambda count: trials.passes(sparing(order[:count])))
