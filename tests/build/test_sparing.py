@@ -27,7 +27,7 @@ class Trials:
         return float(sum((PARTS.index(one) + 1) ** 2 for one in quantized - self.hidden)) ** 0.5
 
     def late(self):
-        return self.is_late
+        return self.is_late and len(self.tried) > 1  # once the order is known
 
 
 def spared(trials):
