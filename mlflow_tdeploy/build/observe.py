@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from mlflow_tdeploy.core.errors import BuildError, first_line
 from mlflow_tdeploy.core.tensors import Arrays
@@ -81,6 +80,8 @@ def observe(
 
 
 def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    import onnx  # what only names calibrators needs none
+
     model = onnx.load(path, load_external_data=False)
     have = {value.name for value in model.graph.output}
     for name in names:

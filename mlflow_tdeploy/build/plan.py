@@ -58,7 +58,7 @@ def plan_variants(
     possible = {recipe.id: recipe for recipe in RECIPES if _possible(recipe, given, exportable)}
     asked: set[str] = set()
     if precisions is None:
-        wanted = {one.id for one in possible.values() if one.default or (gpu and one.device == "cuda")}
+        wanted = {one.id for one in possible.values() if one.default or (gpu and one.default_on_gpu)}
     else:
         named = {name: _named(name, possible, given, gpu) for name in _names(precisions)}
         wanted = set().union(*named.values())
@@ -139,7 +139,7 @@ def recipes_of(name: str, *, gpu: bool = False) -> set[str]:
 
 def _is_auto(recipe: type[Recipe], gpu: bool) -> bool:
     if recipe.device == "cuda":
-        return gpu
+        return gpu and recipe.default_on_gpu
     return recipe.id == "ort-cpu-fp32" or (recipe.searches and (gpu or recipe.device == "cpu"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import copy
+import importlib.util
 
 import numpy as np
 import onnx
@@ -25,7 +26,8 @@ from tests.build.building import accuracy, build
 from tests.build.test_int8_mixed import WIDTH, Planted
 from tests.build.test_onnx_int8 import Delicate, operators, requests
 
-pytest.importorskip("pytorch_quantization")
+if importlib.util.find_spec("pytorch_quantization") is None:  # importing it has absl take over the root logger
+    pytest.skip("no pytorch-quantization", allow_module_level=True)
 STATIC, FP32, LOOP = "int8, static", "fp32", "int8 weights and inputs, computed in fp32"
 TEXTS = [f"{a} {b} is {c}" for a in ("the", "a") for b in ("cat", "dog", "old house") for c in ("here", "very good")]
 WIDE = Budget.of("worst_cosine >= 0.9")

@@ -145,7 +145,7 @@ def test_the_command_takes_a_plan(tmp_path, plan):
     [
         ("fp16", r"engines is a list of precisions, EngineOptions and EnginePlans, like \['fp16'\], got 'fp16'"),
         ([16], "engines is a list"),
-        (["fp8"], "no 'onnx-fp8'. Possible here: onnx-fp16, onnx-fp32"),
+        (["fp8"], "no 'onnx-fp8'. Possible here: onnx-bf16-modelopt, onnx-fp16, "),
         (["fp16", "fp16"], "Two engines would both be the variant 'trt-rtx-fp16'"),
     ],
 )

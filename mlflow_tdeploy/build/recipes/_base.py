@@ -121,6 +121,8 @@ class Recipe(ABC):
     device: ClassVar[str]
     #: Whether it is made when nobody says which variants to make.
     default: ClassVar[bool] = True
+    #: Whether it is then made where there is a GPU, too.
+    default_on_gpu: ClassVar[bool] = False
     #: Whether it looks for the fastest graph within the budget: ``auto`` means those.
     searches: ClassVar[bool] = False
     #: Whether a CPU can run what it makes: else that is kept unchecked where there is no GPU.

@@ -27,6 +27,7 @@ class OrtCudaFp16(Recipe):
     format: ClassVar[Format] = "ort"
     device: ClassVar[str] = "cuda"
     default: ClassVar[bool] = False
+    default_on_gpu: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
         """Fuse, then convert."""
