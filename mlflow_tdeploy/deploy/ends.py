@@ -44,28 +44,6 @@ class Note:
     said: str
 
 
-@dataclass(frozen=True)
-class Lost:
-    """What a server does not have any more.
-
-    Attributes:
-        empty: Whether it is away, or has nothing at all.
-        deployed: Version that is deployed under the name; None for none.
-        silent: Whether it has not even that one.
-    """
-
-    empty: bool
-    deployed: int | None = None
-    silent: bool = False
-
-    def under(self, version: int) -> bool:
-        """Tell whether the server went away while a version was loaded of which nobody saw the end.
-
-        Where what is deployed was to be had back itself, the server was silent before.
-        """
-        return self.empty or (self.silent and version != self.deployed)
-
-
 class Notes:
     """Those about one stable name on one server.
 
@@ -86,13 +64,13 @@ class Notes:
             return {version: note for version, note in known.items() if note.said == self._said}
         return {}
 
-    def begin(self, version: int, *, lost: Lost) -> int:
+    def begin(self, version: int, *, gone: bool) -> int:
         """Note that a load begins.
 
         Args:
             version: What will be loaded.
-            lost: What the server has lost: it went away under what was begun and nobody saw the end of. Who begins
-                holds the place, so that nobody else is at it.
+            gone: Whether the server has not even what is deployed, nor is loading it, or nothing at all: it went away
+                under what was begun and nobody saw the end of. Who begins holds the place, so that nobody else is at it.
 
         Returns:
             How often in a row the server has gone away with it so far.
@@ -100,7 +78,7 @@ class Notes:
         Raises:
             StorageError: The repository refuses: nothing must begin.
         """
-        known = resolved(self(), lost)
+        known = resolved(self(), gone=gone)
         times = known[version].times if version in known else 0
         self._write({**known, version: Note(times, True, self._said)})
         return times
@@ -126,7 +104,7 @@ class Notes:
         """Count the loads that were begun: the server has nothing, so it went away under them."""
         known = self()
         if any(note.begun for note in known.values()):
-            self._write(resolved(known, Lost(empty=True)))
+            self._write(resolved(known, gone=True))
 
     def keep(self, versions: Iterable[int | None]) -> None:
         """Forget all others: something else was wanted meanwhile."""
@@ -149,10 +127,10 @@ class Notes:
             self._files.remove(self._path)
 
 
-def resolved(notes: Mapping[int, Note], lost: Lost) -> dict[int, Note]:
+def resolved(notes: Mapping[int, Note], *, gone: bool) -> dict[int, Note]:
     """Return notes without any that is only begun: it counts where the server went away under it."""
     found = {
-        version: replace(note, times=note.times + (note.begun and lost.under(version)), begun=False)
+        version: replace(note, times=note.times + (note.begun and gone), begun=False)
         for version, note in notes.items()
     }
     return {version: note for version, note in found.items() if note.times}

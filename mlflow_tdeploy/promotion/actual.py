@@ -118,7 +118,7 @@ def ask_server(target: Target, server: Server) -> There:
     with contextlib.suppress(Exception):  # who looks at what is deployed there finds out, and says why
         client = deployments_at(target, server).client
         live = client.live()
-        return There(live, empty=live and not any(one.state == "READY" for one in client.models()))
+        return There(live, empty=live and not any(one.is_there for one in client.models()))
     return There(live)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from mlflow_tdeploy.core.errors import ServerError, StorageError
 from mlflow_tdeploy.deploy.apply import Deployments
-from mlflow_tdeploy.deploy.ends import Lost, Notes
+from mlflow_tdeploy.deploy.ends import Notes
 from mlflow_tdeploy.deploy.files import RepositoryFiles
 from mlflow_tdeploy.deploy.settings import as_record
 from mlflow_tdeploy.promotion.outcome import by_place
@@ -56,9 +56,7 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
         yield load  # a server that is away before is not ended
         return
     known = _notes(step, spec)
-    times = known.begin(
-        version, lost=Lost(before.empty, step.before, silent=step.before is not None and not before.own)
-    )
+    times = known.begin(version, gone=before.empty or (step.before is not None and not before.own))
     try:
         yield load
     except BaseException as error:
@@ -77,7 +75,7 @@ def _notes(step: Step, spec: Spec) -> Notes:
 
 @dataclass(frozen=True)
 class _Had:
-    """What a server has loaded.
+    """What a server has loaded, or is loading: who asked for it may be gone.
 
     Attributes:
         own: Whether that is the graph of what is deployed under a name: nobody else unloads it.
@@ -93,7 +91,7 @@ class _Had:
 def _look(found: Deployments, step: Step) -> _Had | None:
     """Return what a server has loaded; None where it is not there."""
     try:
-        names = {one.name for one in found.client.models() if one.state == "READY"}
+        names = {one.name for one in found.client.models() if one.is_there}
     except ServerError:
         return None
     others = frozenset(one for one in names if owner(one) != step.name)

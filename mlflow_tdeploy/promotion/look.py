@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mlflow import MlflowClient
 
-from mlflow_tdeploy.deploy.ends import Lost, resolved
+from mlflow_tdeploy.deploy.ends import resolved
 from mlflow_tdeploy.deploy.files import open_files
 from mlflow_tdeploy.promotion.actual import Observed, There, ask_server, asked_at, observe, published_at
 from mlflow_tdeploy.promotion.candidate import candidate, evidence
@@ -83,7 +83,7 @@ def _ends(target: Target, server: Server, wanted: Desired, found: Observed, *, e
         found_notes = notes(open_files(target.repository_of(server)), server.url, wanted.name, wanted.rule)()
     except Exception:  # of a repository that cannot be read nothing is known
         return {}
-    known = resolved(found_notes, Lost(not found.reachable or empty, found.version, found.silent))
+    known = resolved(found_notes, gone=not found.reachable or empty or found.silent)
     return {version: note.times for version, note in known.items()}
 
 

@@ -99,6 +99,11 @@ class ModelState:
     state: str
     reason: str
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the server has it, or is loading it."""
+        return self.state in ("READY", "LOADING")
+
 
 class TritonClient:
     """Asks one server. Every call has a timeout, and what goes wrong is a :class:`ServerError` in the server's words.

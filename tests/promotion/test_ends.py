@@ -320,13 +320,16 @@ def test_a_watcher_counts_the_first_load_of_who_was_killed(two_names, words, mon
     assert there(spec).answering("words-too") == 1
 
 
-def test_what_is_deployed_and_ends_the_server_and_who_loads_it_is_left_alone(two_names, words, monkeypatch):
-    spec, _ = two_names
+@pytest.mark.parametrize("first", ["itself", "another file"])
+def test_what_is_deployed_and_ends_the_server_and_who_loads_it_is_left_alone(two_names, words, monkeypatch, first):
+    spec, only_other = two_names
     mlflow_tdeploy.apply(file=spec)
     for one in there(spec).client.models():  # it came back empty
         there(spec).client.unload(one.name)
     for _ in range(2):
         killed_where_loaded(spec, "words.v1", monkeypatch)
+        if first == "another file":
+            Watch(lambda: only_other, interval=1.0).look()
     tried = where_loaded(monkeypatch, "words.v1", loses_all)
     for _ in range(2):
         Watch(lambda: spec, interval=1.0).look()
