@@ -70,7 +70,7 @@ class Notes:
         Args:
             version: What will be loaded.
             gone: Whether the server has not even what is deployed, nor is loading it, or nothing at all: it went away
-                under what was begun and nobody saw the end of. Who begins holds the place, so that nobody else is at it.
+                under what was begun and nobody saw the end of. Who begins holds the place: nobody else is at it.
 
         Returns:
             How often in a row the server has gone away with it so far.
@@ -130,7 +130,6 @@ class Notes:
 def resolved(notes: Mapping[int, Note], *, gone: bool) -> dict[int, Note]:
     """Return notes without any that is only begun: it counts where the server went away under it."""
     found = {
-        version: replace(note, times=note.times + (note.begun and gone), begun=False)
-        for version, note in notes.items()
+        version: replace(note, times=note.times + (note.begun and gone), begun=False) for version, note in notes.items()
     }
     return {version: note for version, note in found.items() if note.times}

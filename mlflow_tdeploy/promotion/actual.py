@@ -105,11 +105,17 @@ class There:
 
     Attributes:
         live: Whether it answers; None where it cannot be asked.
-        empty: Whether it answers and has nothing loaded, as one that was started anew.
+        has: Models that it has loaded, or is loading; None where it does not say.
     """
 
     live: bool | None
-    empty: bool = False
+    has: frozenset[str] | None = None
+
+    def lost(self, name: str, deployed: int | None) -> bool:
+        """Tell whether it has nothing at all, as one that was started anew, or not what is deployed under a name."""
+        if self.has is None:
+            return False
+        return not self.has or (deployed is not None and f"{name}.v{deployed}" not in self.has)
 
 
 def ask_server(target: Target, server: Server) -> There:
@@ -118,7 +124,7 @@ def ask_server(target: Target, server: Server) -> There:
     with contextlib.suppress(Exception):  # who looks at what is deployed there finds out, and says why
         client = deployments_at(target, server).client
         live = client.live()
-        return There(live, empty=live and not any(one.is_there for one in client.models()))
+        return There(live, frozenset(one.name for one in client.models() if one.is_there) if live else None)
     return There(live)
 
 

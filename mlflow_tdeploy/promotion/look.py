@@ -62,7 +62,7 @@ def plan_for(spec: Spec, wanted: Iterable[Desired], *, within: float = FRESH_S, 
 
 def _step(spec: Spec, wanted: Desired, server: Server, there: There, within: float) -> Step:
     found = observe(spec.targets[wanted.target], server, wanted.name, live=there.live)
-    found = replace(found, ends=_ends(spec.targets[wanted.target], server, wanted, found, empty=there.empty))
+    found = replace(found, ends=_ends(spec.targets[wanted.target], server, wanted, found, there))
     if (nothing := settled(wanted, found)) is not None:
         return nothing
     if not found.reachable or wanted.version is None:
@@ -78,12 +78,13 @@ def _step(spec: Spec, wanted: Desired, server: Server, there: There, within: flo
     return step(wanted, found, coming, _before(spec, wanted, server, found))
 
 
-def _ends(target: Target, server: Server, wanted: Desired, found: Observed, *, empty: bool) -> dict[int, int]:
+def _ends(target: Target, server: Server, wanted: Desired, found: Observed, there: There) -> dict[int, int]:
     try:
         found_notes = notes(open_files(target.repository_of(server)), server.url, wanted.name, wanted.rule)()
     except Exception:  # of a repository that cannot be read nothing is known
         return {}
-    known = resolved(found_notes, gone=not found.reachable or empty or found.silent)
+    gone = not found.reachable or there.lost(wanted.name, found.version)  # as who begins a load there would say
+    known = resolved(found_notes, gone=gone)
     return {version: note.times for version, note in known.items()}
 
 

@@ -7,6 +7,7 @@ import pytest
 from mlflow_tdeploy.deploy.ends import Note, Notes, notes_of, remove_notes, resolved
 from mlflow_tdeploy.deploy.files import FolderFiles
 
+
 @pytest.fixture
 def files(tmp_path):
     return FolderFiles(tmp_path)

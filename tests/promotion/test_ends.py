@@ -15,7 +15,7 @@ from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.errors import UnreachableError
 from mlflow_tdeploy.deploy.tryout import Tryout
 from mlflow_tdeploy.promotion import watch as watching
-from mlflow_tdeploy.promotion.ends import spared
+from mlflow_tdeploy.promotion.ends import notes, spared
 from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.spec import Spec
 from mlflow_tdeploy.promotion.watch import Watch
@@ -446,3 +446,18 @@ def test_a_server_that_goes_away_while_a_version_is_tried_out_gets_it_once_more(
         mlflow_tdeploy.apply(file=spec)
     assert len(tried) == (2 if gone else 4)
     assert mlflow_tdeploy.plan(file=spec).steps[0].action == ("refuse" if gone else "update")
+
+
+def test_a_load_that_came_to_its_end_after_who_asked_for_it_was_killed_is_not_blamed(spec_of, words):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    (place,) = mlflow_tdeploy.plan(file=spec).steps
+    known = notes(there(spec).files, place.server, "words", spec.models[0])
+    known.end(1, 0, server_gone=True)  # it went away under it once, for whatever reason
+    there(spec).client.unload("words")  # the graph is there, and nobody has brought its front
+    known.begin(1, gone=False)
+    (step,) = mlflow_tdeploy.plan(file=spec).steps
+    assert (step.silent, step.ends) == (True, {1: 1})
+    Watch(lambda: spec, interval=1.0).look()
+    assert answers(spec) == 1
+    assert mlflow_tdeploy.plan(file=spec).steps[0].ends == {}
