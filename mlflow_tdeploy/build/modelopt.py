@@ -6,7 +6,9 @@ seconds, so it is imported where it is used.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import logging
 import re
 import tempfile
@@ -159,7 +161,7 @@ def _library(part: str) -> Iterator[Any]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
-        with quiet():
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # progress bars
             try:
                 found = importlib.import_module(f"modelopt.onnx.{part}")
             except ImportError as error:
