@@ -17,7 +17,14 @@ import onnx_ir.passes.common as passes
 
 from mlflow_tdeploy.build.graphs import save_ir
 
+#: Of a layer that is computed several times nodes have its name, and a number after this.
+AGAIN = "#"
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
+
+def layer_of(node: str) -> str:
+    """Return the name of the layer that a node has the name of."""
+    return node.partition(AGAIN)[0]
 
 
 def rounded(path: Path) -> tuple[str, ...]:
@@ -39,14 +46,14 @@ def finish(
     Args:
         src: A graph with pairs of QuantizeLinear and DequantizeLinear.
         dst: The file to write.
-        kept: Names of layers whose inputs shall not be rounded; a node may have more after a ``#``.
+        kept: Names of layers whose inputs shall not be rounded, see :func:`layer_of`.
         originals: The graph it was made of, whose nodes have the same names: where weights are integers already, theirs
             are taken for what is kept.
         external_data: Force (True) or forbid (False) weights beside the graph.
     """
     model = ir.load(src)
     weights = _weights_of(originals, kept) if originals is not None else {}
-    for node in [one for one in model.graph if (one.name or "").partition("#")[0] in kept]:
+    for node in [one for one in model.graph if layer_of(one.name or "") in kept]:
         for index, value in enumerate(node.inputs):
             if (whole := _unrounded(value)) is not None:
                 node.replace_input_with(index, whole)
@@ -174,7 +181,7 @@ def _rounded_to(
     array: npt.NDArray[Any], at: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], scale: Any, zero: Any
 ) -> npt.NDArray[Any]:
     """Do what QuantizeLinear does, to integers or to floats of eight bits: to the nearest, ends for what is beyond."""
-    import ml_dtypes  # onnx's own
+    import ml_dtypes  # onnx_ir's own
 
     steps, whole = array / at(scale), zero.dtype.kind in "iu"
     limits: Any = np.iinfo(zero.dtype) if whole else ml_dtypes.finfo(zero.dtype)

@@ -117,7 +117,7 @@ def to_half(src: Path, dst: Path, precision: str, batch: Arrays) -> None:
         copied = Path(folder) / copy_graph(src, Path(folder))[0]
         data = Path(folder) / "batch.npz"
         takes = [value.name for value in onnx.load(src, load_external_data=False).graph.input]
-        np.savez(data, allow_pickle=False, **{name: batch[name] for name in takes})
+        np.savez(data, **{name: batch[name] for name in takes})  # type: ignore[arg-type]  # stubs mistake names
         converted = modelopt.convert_to_mixed_precision(
             str(copied), low_precision_type=precision, keep_io_types=True, calibration_data=str(data)
         )

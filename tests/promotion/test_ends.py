@@ -148,7 +148,9 @@ def test_what_is_said_otherwise_or_insisted_on_is_tried_again(spec_of, words, ch
     assert len(tried) == 4
 
 
-def test_a_plan_that_spares_a_server_is_insisted_on(spec_of, words, champion, monkeypatch):
+@pytest.fixture
+def left_alone(spec_of, words, champion, monkeypatch):
+    """A file whose server went away twice with version 2, which would harm nobody by now."""
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
     champion(2)
@@ -156,6 +158,11 @@ def test_a_plan_that_spares_a_server_is_insisted_on(spec_of, words, champion, mo
         where_loaded(patch, "words.v2", loses_all)
         for _ in range(2):
             mlflow_tdeploy.apply(file=spec)
+    return spec
+
+
+def test_a_plan_that_spares_a_server_is_insisted_on(left_alone, champion):
+    spec = left_alone
     seen = mlflow_tdeploy.plan(file=spec)
     assert [one.action for one in seen.steps] == ["refuse"]
     champion(1)
@@ -167,14 +174,8 @@ def test_a_plan_that_spares_a_server_is_insisted_on(spec_of, words, champion, mo
     assert answers(spec) == 2
 
 
-def test_the_command_insists_too(spec_of, words, champion, monkeypatch, tmp_path):
-    spec = spec_of()
-    mlflow_tdeploy.apply(file=spec)
-    champion(2)
-    with monkeypatch.context() as patch:
-        where_loaded(patch, "words.v2", loses_all)
-        for _ in range(2):
-            mlflow_tdeploy.apply(file=spec)
+def test_the_command_insists_too(left_alone, tmp_path):
+    spec = left_alone
     command = ["apply", "--file", str(tmp_path / "tdeploy.yaml"), "--yes"]
     refused = CliRunner().invoke(main, command)
     assert (refused.exit_code, answers(spec)) == (1, 1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -197,8 +196,3 @@ def _quantizers(module: Any) -> tuple[tuple[torch.nn.Module, ...], tuple[torch.n
         one = getattr(module, f"_{side}_quantizer", None)
         sides.append(tuple(several) if several is not None else (one,) if one is not None else ())
     return sides[0], sides[1]
-
-
-def layer_of(quantizer_name: str) -> str:
-    """Return the name of the layer that a quantizer, by its own name, is of."""
-    return re.sub(r"\._(input|weight)_quantizers?(\.\d+)?$", "", quantizer_name)

@@ -10,14 +10,13 @@ from pathlib import Path
 import onnx
 
 from mlflow_tdeploy.build.applied import FP32, STATIC
+from mlflow_tdeploy.build.explicit import AGAIN, layer_of
 from mlflow_tdeploy.build.fake_quant.layers import POOLS, Replaced
 
 #: Between a parameter and the product that takes it.
 _ON_THE_WAY = ("QuantizeLinear", "DequantizeLinear", "Transpose", "Split", "Slice", "Concat", "Identity")
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _POOLS = ("AveragePool", "MaxPool", "GlobalAveragePool")
-#: A layer that is run several times has several nodes.
-_AGAIN = "#"
 #: Which sides of a product are in eight bits → how that is called.
 _FORMS = {(True, True): STATIC, (True, False): "int8 input", (False, True): "int8 weights", (False, False): FP32}
 _LOOP = "int8 weights and inputs, computed in fp32"
@@ -40,7 +39,7 @@ def name_layers(path: Path, layers: Sequence[Replaced], prefix: str) -> list[Rep
     counted: Counter[str] = Counter()
     for node, name in [*_with_weights(model, layers, prefix), *_without_weights(model, layers, prefix)]:
         counted[name] += 1
-        node.name = name if counted[name] == 1 else f"{name}{_AGAIN}{counted[name]}"
+        node.name = name if counted[name] == 1 else f"{name}{AGAIN}{counted[name]}"
     onnx.save(model, path)
     there = {tensor.name.rpartition(".")[0].removeprefix(prefix) for tensor in model.graph.initializer}
     return [layer for layer in layers if not layer.weights or layer.name in there | set(counted)]
@@ -166,11 +165,6 @@ def forms(path: Path, layers: Iterable[Replaced]) -> dict[str, str]:
         said = {_form(layer, node, made_by) for node in nodes.get(layer.name, ())}
         found[layer.name] = _least(said) if said else "not there"
     return found
-
-
-def layer_of(node: str) -> str:
-    """Return the name of the layer that a node has the name of."""
-    return node.partition(_AGAIN)[0]
 
 
 def _form(layer: Replaced, node: onnx.NodeProto, made_by: Mapping[str, onnx.NodeProto]) -> str:

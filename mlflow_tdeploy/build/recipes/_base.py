@@ -97,6 +97,19 @@ class RecipeContext:
             raise BuildError(f"'{recipe}' is looked for beside the source's answers, and nobody has asked it.")
         return self.judge
 
+    def required_calibration(self, recipe: str) -> Calibration:
+        """Return what activations are looked at on, for recipes that take ranges from it.
+
+        Raises:
+            BuildError: All that is there is made up.
+        """
+        if self.calibration is None:
+            raise BuildError(
+                f"'{recipe}' takes its ranges from data, and there is none: what it takes would be made up. Give "
+                f"verify_with=… or example=…."
+            )
+        return self.calibration
+
     def base(self) -> Graph:
         """Return the parent graph, for recipes that have one."""
         assert self.parent is not None

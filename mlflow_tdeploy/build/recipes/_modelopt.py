@@ -68,11 +68,7 @@ class _Search:
 
     def __init__(self, recipe: Modelopt, context: RecipeContext) -> None:
         judge = context.required_judge(recipe.id)
-        if (calibration := context.calibration) is None:
-            raise BuildError(
-                f"'{recipe.id}' takes its ranges from data, and there is none: what it takes would be made up. Give "
-                f"verify_with=… or example=…."
-            )
+        calibration = context.required_calibration(recipe.id)
         self._recipe, self._folder = recipe, context.workdir
         self.path, self._plain = context.workdir / "graph" / "model.onnx", context.workdir / "plain" / "model.onnx"
         batches = list(calibration.batches)

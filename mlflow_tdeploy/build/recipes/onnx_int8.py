@@ -41,11 +41,7 @@ class OnnxInt8(Recipe):
     def run(self, context: RecipeContext) -> Graph:
         """Calibrate, choose, spare, write."""
         judge = context.required_judge(self.id)
-        if (calibration := context.calibration) is None:
-            raise BuildError(
-                f"'{self.id}' takes its ranges from data, and there is none: what it takes would be made up. Give "
-                f"verify_with=… or example=…."
-            )
+        calibration = context.required_calibration(self.id)
         search = _Search(context, calibration, judge)
         found = search.run()
         settings = {

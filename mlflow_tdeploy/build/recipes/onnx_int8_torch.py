@@ -77,17 +77,13 @@ class _Search:
                 f"'{FakeQuant.recipe}' is made of the torch module, and that is not here: make it where the model is "
                 f"logged."
             )
-        if context.calibration is None:
-            raise BuildError(
-                f"'{FakeQuant.recipe}' takes its ranges from data, and there is none: what it takes would be made up. "
-                f"Give verify_with=… or example=…."
-            )
         self._context, self._options = context, options
+        self._calibration = context.required_calibration(FakeQuant.recipe)
         self.path = context.workdir / "graph" / "model.onnx"
         self._whole = context.workdir / "whole" / "model.onnx"
         self._written: tuple[str, bool] | None = None
         self._example = context.task.example_feeds("opt", ragged=True, items=context.data.real)
-        self.rounding = Rounding(module, options, context.task.signature, context.calibration.batches)
+        self.rounding = Rounding(module, options, context.task.signature, self._calibration.batches)
         self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
 
     def run(self) -> _Choice:
@@ -113,9 +109,7 @@ class _Search:
     @property
     def settings(self) -> dict[str, Any]:
         """What the record says of how it was made."""
-        calibration = self._context.calibration
-        assert calibration is not None
-        return {"dynamic": False, "calibration": calibration.record, **self._options.record()}
+        return {"dynamic": False, "calibration": self._calibration.record, **self._options.record()}
 
     def asked(self, kept: Collection[str]) -> dict[str, str]:
         """Return the form that each layer was to have."""
