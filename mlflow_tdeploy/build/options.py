@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +11,10 @@ from mlflow_tdeploy.build.engine_options import Engine
 from mlflow_tdeploy.build.fake_quant.options import FakeQuant
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
+
+#: How long a recipe looks for the best graph, unless the caller says it.
+SEARCH_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,9 @@ class BuildOptions:
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
         measure: Whether to measure: which fusions pay, and the latency of each variant.
         seconds: For the latency of all variants together.
-        search_seconds: After which a recipe that looks for the best graph within the budget takes the best it knows.
+        search_seconds: After which a recipe that looks for the best graph within the budget takes the best it knows:
+            then it only looks for how many parts have to be spared, those first that were found to matter by then.
+        search_trials: After so many graphs, too.
     """
 
     precisions: tuple[str, ...] | None = None
@@ -44,7 +50,8 @@ class BuildOptions:
     exporter: str = "auto"
     measure: bool = True
     seconds: float = field(default=6.0)
-    search_seconds: float = 900.0
+    search_seconds: float = SEARCH_SECONDS
+    search_trials: float = math.inf
 
     def __post_init__(self) -> None:
         if self.on_budget not in ("drop", "raise"):
@@ -53,6 +60,10 @@ class BuildOptions:
             raise InvalidInputError(f"exporter must be 'auto', 'dynamo' or 'torchscript', got {self.exporter!r}.")
         if isinstance(self.opset, bool) or not isinstance(self.opset, int) or not 13 <= self.opset <= 23:
             raise InvalidInputError(f"opset must be an integer from 13 to 23, got {self.opset!r}.")
+        for name in ("search_seconds", "search_trials"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise InvalidInputError(f"{name} must be a number above 0, got {shown(value)}.")
 
 
 def precisions_of(given: Iterable[str | FakeQuant] | None) -> tuple[tuple[str, ...] | None, dict[str, FakeQuant]]:

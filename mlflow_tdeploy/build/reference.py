@@ -181,7 +181,7 @@ class Score:
     def __init__(self, task: Task, data: VerifyData) -> None:
         self._task = task
         self._labels = data.labels
-        self._params = task.check_params(None)
+        self._params = task.check_params(task.scored)
         self._answers: dict[int, Any] = {}
 
     def add(self, case: Case, outputs: Arrays) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ class Trial:
         seconds: For making and asking it.
         distance: How far its answers to a sample are off, see :meth:`Judge.distance`; None where it was asked all.
         metrics: What a check of it found; empty where it was asked a sample.
+        answering: Seconds that its answers took in that check, all questions one after the other.
         passed: Whether that is within the budget; None where it was asked a sample.
     """
 
@@ -31,6 +31,7 @@ class Trial:
     seconds: float
     distance: float | None = None
     metrics: dict[str, float] | None = None
+    answering: float | None = None
     passed: bool | None = None
 
     def __str__(self) -> str:
@@ -41,7 +42,12 @@ class Trial:
 
     def record(self) -> dict[str, Any]:
         """Return it for a variant's record."""
-        known = {"distance": self.distance, "passed": self.passed, **(self.metrics or {})}
+        known = {
+            "distance": self.distance,
+            "passed": self.passed,
+            "answering_seconds": self.answering,
+            **(self.metrics or {}),
+        }
         return {
             "what": self.what,
             "seconds": round(self.seconds, 2),
@@ -54,24 +60,17 @@ class Trials(Generic[Key]):
     """Those of one search.
 
     Args:
+        context: What the recipe works with: it says how long is looked, and is told of each.
         judge: Asks them.
         make: Makes the graph of a key; it may lie where the one before did.
         say: Says what a key is, in one line.
-        told: Called with each.
-        seconds: After which :attr:`late` says so.
     """
 
     def __init__(
-        self,
-        judge: Judge,
-        make: Callable[[Key], Graph],
-        say: Callable[[Key], str],
-        *,
-        told: Callable[[Trial], None] = lambda trial: None,
-        seconds: float = math.inf,
+        self, context: RecipeContext, judge: Judge, make: Callable[[Key], Graph], say: Callable[[Key], str]
     ) -> None:
-        self._judge, self._make, self._say, self._told = judge, make, say, told
-        self._end = time.monotonic() + seconds
+        self._context, self._judge, self._make, self._say = context, judge, make, say
+        self._end = time.monotonic() + context.search_seconds
         self._verdicts: dict[Key, Verified] = {}
         self._distances: dict[Key, float] = {}
         self.all: list[Trial] = []
@@ -81,7 +80,15 @@ class Trials(Generic[Key]):
         if key not in self._verdicts:
             started = time.perf_counter()
             found = self._verdicts[key] = self._judge.verdict(self._make(key))
-            self._note(Trial(self._say(key), time.perf_counter() - started, metrics=_short(found), passed=found.passed))
+            self._note(
+                Trial(
+                    self._say(key),
+                    time.perf_counter() - started,
+                    metrics=_short(found),
+                    answering=found.seconds,
+                    passed=found.passed,
+                )
+            )
         return self._verdicts[key].passed
 
     def distance(self, key: Key) -> float:
@@ -93,12 +100,12 @@ class Trials(Generic[Key]):
         return self._distances[key]
 
     def late(self) -> bool:
-        """Tell whether the time is up: what is not known by now is not looked for."""
-        return time.monotonic() > self._end
+        """Tell whether the time, or the trials, are used up: what is not known by now is not looked for."""
+        return time.monotonic() > self._end or len(self.all) >= self._context.search_trials
 
     def _note(self, trial: Trial) -> None:
         self.all.append(trial)
-        self._told(trial)
+        self._context.tried(str(trial), trial.seconds)
 
     @property
     def failure(self) -> str:
@@ -107,12 +114,11 @@ class Trials(Generic[Key]):
         return "; ".join(next(over, ()))
 
 
-def told(context: RecipeContext) -> Callable[[Trial], None]:
-    """Return what tells the caller of a build of each trial."""
-    return lambda trial: context.tried(str(trial), trial.seconds)
-
-
 def _short(found: Verified) -> dict[str, float]:
     """Return the figures that people look at."""
     looked_at = ("worst_cosine", "mean_cosine", "max_score_difference", "decision_agreement")
-    return {name: float(value) for name, value in found.metrics.items() if name in looked_at or name.endswith("_drop")}
+    return {
+        name: float(value)
+        for name, value in found.metrics.items()
+        if name in looked_at or name.endswith(("_drop", "_rise"))
+    }

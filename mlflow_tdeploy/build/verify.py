@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from mlflow_tdeploy.build.reference import Case, ReferenceAnswers, Score
 from mlflow_tdeploy.build.verify_data import VerifyData
-from mlflow_tdeploy.core.budget import Budget, higher_is_better, is_metric
+from mlflow_tdeploy.core.budget import Budget, higher_is_better, is_metric, loss_of
 from mlflow_tdeploy.core.compare import Comparison, same_outputs
 from mlflow_tdeploy.core.evidence import DataRecord, Evidence, now, verdict
 from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
@@ -38,6 +39,7 @@ class Verified:
         settings: The same metrics for corners and items apart, and how many batches each.
         runtime: Name of the runtime that answered.
         facts: What the opened variant told about itself.
+        seconds: How long its answers took, one after the other.
         failed: Whether it did not answer everything, or not in the form of the reference.
     """
 
@@ -48,6 +50,7 @@ class Verified:
     settings: Mapping[str, Any] = field(default_factory=dict)
     runtime: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
     failed: bool = False
 
     @property
@@ -103,7 +106,9 @@ def verify(answers: ReferenceAnswers, infer: Infer, budget: Budget, golden: Sequ
     if golden and not violations:  # what fails there must not pass here: it would be refused wherever it is loaded
         violations = asked.replay(golden, infer, budget)
     failed = bool(asked.problems)
-    return Verified(metrics, violations, answers.data.record, asked.shapes, asked.settings(), failed=failed)
+    return Verified(
+        metrics, violations, answers.data.record, asked.shapes, asked.settings(), seconds=asked.seconds, failed=failed
+    )
 
 
 class _Asked:
@@ -118,6 +123,7 @@ class _Asked:
         self._shapes: dict[str, None] = {}
         self.problems: list[str] = []
         self.over: list[str] = []
+        self.seconds = 0.0
 
     @property
     def shapes(self) -> tuple[str, ...]:
@@ -125,8 +131,10 @@ class _Asked:
         return tuple(self._shapes)
 
     def ask(self, case: Case, reference: Arrays, infer: Infer) -> None:
+        started = time.perf_counter()
         try:
             got = infer(case.feeds)
+            self.seconds += time.perf_counter() - started
             problem = same_outputs(reference, got)
         except Exception as error:  # whatever a runtime raises is the variant's failure
             problem = str(error) or type(error).__name__
@@ -177,7 +185,8 @@ class _Asked:
             metrics = _worse(metrics, self._parts["items"].metrics())
         for name, value in ({} if self.problems else self._score.metric()).items():
             reference = self._answers.metric[name]
-            metrics |= {name: value, f"reference_{name}": reference, f"{name}_drop": reference - value}
+            lost = reference - value if higher_is_better(name) else value - reference
+            metrics |= {name: value, f"reference_{name}": reference, loss_of(name): lost}
         return metrics
 
     def settings(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from mlflow_tdeploy.build.stage import (
 from mlflow_tdeploy.build.steadiness import Shaken
 from mlflow_tdeploy.build.verify import Verified
 from mlflow_tdeploy.build.verify_data import VerifyData
-from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.budget import Budget, loss_of
 from mlflow_tdeploy.core.errors import (
     BudgetError,
     BuildError,
@@ -146,7 +146,7 @@ class Workshop:
                 if limit.metric in answers.metric and not limit.allows(answers.metric[limit.metric]):
                     raise InvalidInputError(
                         f"The budget wants {limit}, and the original itself reaches {answers.metric[limit.metric]:.4g} "
-                        f"on this data. Limit what may be lost instead, such as {limit.metric}_drop <= 0.01."
+                        f"on this data. Limit what may be lost instead, such as {loss_of(limit.metric)} <= 0.01."
                     )
         return answers
 
@@ -181,6 +181,7 @@ class Workshop:
             options=self.options.recipe_options.get(recipe.id),
             tried=lambda what, seconds: self._tell(Step(f"  try {recipe.id}", seconds, what)),
             search_seconds=self.options.search_seconds,
+            search_trials=self.options.search_trials,
             opset=self.options.opset,
             exporter=self.options.exporter,
         )

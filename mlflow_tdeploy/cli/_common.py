@@ -87,6 +87,15 @@ def clean_errors() -> Iterator[None]:
         raise click.ClickException(f"{type(error).__name__}: {error}") from error
 
 
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """Return the texts and labels of a table, as ``verify_with`` takes them."""
+    from mlflow_tdeploy.core.labelled import Labelled
+
+    with clean_errors():
+        found = Labelled.read(path)
+    return {"text": list(found.texts), "label": list(found.labels)}
+
+
 @contextlib.contextmanager
 def taken_back_if_ended() -> Iterator[None]:
     """End a block by SIGTERM as by Ctrl-C: what was begun is taken back. ``timeout`` and cancelled jobs send it.

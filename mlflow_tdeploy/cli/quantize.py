@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors, read_lines, show_step
+from mlflow_tdeploy.cli._common import clean_errors, read_lines, read_table, show_step
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -19,9 +19,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
 @click.option("--calibrate", type=FILE, help="Texts to find ranges on, one a line; those to check on by default.")
 @click.option("--texts", type=FILE, help="Texts to check on, one a line.")
+@click.option("--data", type=FILE, help="A table (.csv, .tsv) with the columns text and label to check on.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to look; 15 by default.")
+@click.option("--trials", type=click.IntRange(min=1), help="After so many graphs, look no further.")
 def quantize(
-    uri: str, recipe: str, budget: str | None, on_budget: Any, calibrate: Path | None, texts: Path | None
-) -> None:
+    uri: str, recipe: str, budget: str | None, on_budget: Any, calibrate: Path | None, texts: Path | None,
+    data: Path | None, minutes: float | None, trials: int | None,
+) -> None:  # fmt: skip
     """Quantize the model at URI by RECIPE, check it, and add it to that very version.
 
     RECIPE is ort-cpu-int8-mixed (the fastest on CPUs), onnx-int8 (explicit Q/DQ, which TensorRT builds engines from),
@@ -31,6 +35,8 @@ def quantize(
     """
     from mlflow_tdeploy import extend_model
 
+    if texts and data:
+        raise click.UsageError("--texts and --data both say what to check on: leave one of them out.")
     with clean_errors():
         found = extend_model(
             uri,
@@ -38,7 +44,9 @@ def quantize(
             budget=budget,
             on_budget=on_budget,
             calibrate_with=read_lines(calibrate) if calibrate else None,
-            verify_with=read_lines(texts) if texts else None,
+            verify_with=read_lines(texts) if texts else read_table(data) if data else None,
+            search_seconds=60 * minutes if minutes else None,
+            search_trials=trials,
             progress=show_step,
         )
     for added in found:

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 from mlflow_tdeploy.core.compare import EXACT_SHARE, MEAN_SPREAD, VALUE_SHARE
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.quality import CLASSIFIED
 
+#: How good answers are beside the right ones, and how much worse than the original's.
+_SHARES = CLASSIFIED
+_LOST = (*(f"{name}_drop" for name in _SHARES), "loss", "loss_rise")
 #: Metrics that get worse when they fall; every other known one gets worse when it rises.
-_HIGHER_IS_BETTER = frozenset(
-    {"worst_cosine", "mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, "accuracy", "f1"}
-)
+_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, *_SHARES})
 _LOWER_IS_BETTER = frozenset(
     {
         "max_difference",
@@ -25,14 +27,13 @@ _LOWER_IS_BETTER = frozenset(
         MEAN_SPREAD,
         "max_part_error",
         "max_score_difference",
-        "accuracy_drop",
-        "f1_drop",
+        *_LOST,
         "non_finite",
     }
 )
 #: Shares and means of many rows: a single request says nothing about them.
 _OF_MANY = frozenset(
-    {"mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, "accuracy", "f1", "accuracy_drop", "f1_drop"}
+    {"mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, *_SHARES, *_LOST}
     | {"max_spread_error", MEAN_SPREAD, "max_part_error"}
 )
 _LARGEST = sys.float_info.max
@@ -63,6 +64,11 @@ def higher_is_better(metric: str) -> bool:
         known = ", ".join(sorted(_HIGHER_IS_BETTER | _LOWER_IS_BETTER))
         raise InvalidInputError(f"Unknown metric {metric!r} in a budget. Known: {known}.")
     return metric in _HIGHER_IS_BETTER
+
+
+def loss_of(metric: str) -> str:
+    """Return what it is called by how much a variant is worse than its reference in a metric."""
+    return f"{metric}_drop" if higher_is_better(metric) else f"{metric}_rise"
 
 
 @dataclass(frozen=True)

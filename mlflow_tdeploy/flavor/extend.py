@@ -17,6 +17,7 @@ from mlflow_tdeploy.registry_io import (
     locate,
     mlflow_errors,
     open_records,
+    searches,
     tag_logged_model,
 )
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
@@ -39,6 +40,8 @@ def extend_model(
     variants: Mapping[str, str | Path] | None = None,
     verify_with: Any = None,
     calibrate_with: Any = None,
+    search_seconds: float | None = None,
+    search_trials: int | None = None,
     on_budget: OnBudget = "drop",
     budget: Any = None,
     opset: int = 18,
@@ -63,6 +66,8 @@ def extend_model(
             of a Triton repository, which is kept as it is.
         verify_with: Data to check with, see :func:`save_model`.
         calibrate_with: Data that int8 variants find ranges on, see :func:`save_model`.
+        search_seconds: See :func:`save_model`.
+        search_trials: See :func:`save_model`.
         on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
         budget: A stricter budget for these variants; the model's own, fixed when it was logged, holds in any case.
         opset: Opset of exported graphs.
@@ -77,7 +82,7 @@ def extend_model(
     """
     request = BundleRequest(
         precisions=precisions, engines=engines, verify_with=verify_with, on_budget=on_budget, budget=budget,
-        opset=opset, calibrate_with=calibrate_with,
+        opset=opset, calibrate_with=calibrate_with, search_seconds=search_seconds, search_trials=search_trials,
     )  # fmt: skip
     request.check()
     engines = request.options.engines
@@ -172,6 +177,7 @@ def update_tags(location: Location) -> None:
     if location.model_id is None:
         return  # a folder outside MLflow
     try:
-        tag_logged_model(location.model_id, *describe(open_records(location)[0]))
+        bundle, _ = open_records(location)
+        tag_logged_model(location.model_id, *describe(bundle), searches(bundle))
     except Exception as error:
         _log.warning("%s has what was added, but its tags and metrics were not updated: %s", location.uri, error)

@@ -23,7 +23,8 @@ from mlflow_tdeploy.core.errors import InvalidInputError, StorageError
 from mlflow_tdeploy.flavor.package import Packaging
 from mlflow_tdeploy.flavor.save import write_model
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Prepared, Progress
-from mlflow_tdeploy.registry_io import describe, mlflow_errors, tag_logged_model
+from mlflow_tdeploy.registry_io import describe, mlflow_errors, searches, tag_logged_model
+from mlflow_tdeploy.registry_io.searches import Search
 from mlflow_tdeploy.store.disk import is_full
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def log_model(
     on_budget: OnBudget = "drop",
     verify_with: Any = None,
     calibrate_with: Any = None,
+    search_seconds: float | None = None,
+    search_trials: int | None = None,
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
@@ -101,6 +104,8 @@ def log_model(
         on_budget: See :func:`save_model`.
         verify_with: See :func:`save_model`.
         calibrate_with: See :func:`save_model`.
+        search_seconds: See :func:`save_model`.
+        search_trials: See :func:`save_model`.
         revision: See :func:`save_model`.
         token: See :func:`save_model`.
         trust_remote_code: See :func:`save_model`.
@@ -134,7 +139,7 @@ def log_model(
     with mlflow_errors():  # whatever can be refused is refused before MLflow creates a logged model
         request = BundleRequest(
             task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
-            token, trust_remote_code, opset, progress, calibrate_with,
+            token, trust_remote_code, opset, progress, calibrate_with, search_seconds, search_trials,
         )  # fmt: skip
         packaging = Packaging(
             signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,
@@ -184,12 +189,12 @@ class _Saver:
         self._request = request
         self._packaging = packaging
         self._model_id: str | None = None
-        self._description: tuple[dict[str, str], dict[str, float]] = ({}, {})
+        self._description: tuple[dict[str, str], dict[str, float], tuple[Search, ...]] = ({}, {}, ())
 
     def save_model(self, path: str, mlflow_model: MlflowModel, **_: Any) -> None:
         self._model_id = mlflow_model.model_id
         bundle = write_model(self._prepared, Path(path), self._request, self._packaging, mlflow_model)
-        self._description = describe(bundle)
+        self._description = (*describe(bundle), searches(bundle))
 
     @contextlib.contextmanager
     def published(self) -> Iterator[None]:

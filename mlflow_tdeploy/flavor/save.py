@@ -42,6 +42,8 @@ def save_model(
     on_budget: OnBudget = "drop",
     verify_with: Any = None,
     calibrate_with: Any = None,
+    search_seconds: float | None = None,
+    search_trials: int | None = None,
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
@@ -86,6 +88,9 @@ def save_model(
         calibrate_with: Data that int8 variants find the ranges of activations on: like ``verify_with``, or a dataset, a
             reader with ``get_next``, or an iterator, of which at most 256 items are taken; what variants are checked
             with when None.
+        search_seconds: How long a recipe looks for the best graph within the budget; 15 minutes when None. After that
+            it only finds out how many parts have to be spared, those first that were found to matter by then.
+        search_trials: After so many graphs that were tried, too; no such bound when None.
         revision: Commit, branch or tag of a hub model; the commit is recorded.
         token: Access token of the hub; never stored.
         trust_remote_code: Whether a hub model may run code of its own.
@@ -110,7 +115,7 @@ def save_model(
     """
     request = BundleRequest(
         task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
-        token, trust_remote_code, opset, progress, calibrate_with,
+        token, trust_remote_code, opset, progress, calibrate_with, search_seconds, search_trials,
     )  # fmt: skip
     packaging = Packaging(
         signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -51,6 +52,8 @@ class BundleRequest:
     opset: int = 18
     progress: Progress | None = None
     calibrate_with: Any = None
+    search_seconds: float | None = None
+    search_trials: int | None = None
 
     def __post_init__(self) -> None:
         if self.on_budget not in ("drop", "raise"):
@@ -68,7 +71,7 @@ class BundleRequest:
         """
         from mlflow_tdeploy.build.calibration import calibration_data
         from mlflow_tdeploy.build.engine_options import engines_of
-        from mlflow_tdeploy.build.options import BuildOptions, precisions_of
+        from mlflow_tdeploy.build.options import SEARCH_SECONDS, BuildOptions, precisions_of
         from mlflow_tdeploy.build.verify_data import VerifyData
 
         data = None if self.verify_with is None else VerifyData.of(self.verify_with)
@@ -82,6 +85,8 @@ class BundleRequest:
             data=data,
             calibrate=None if self.calibrate_with is None else calibration_data(self.calibrate_with),
             opset=self.opset,
+            search_seconds=SEARCH_SECONDS if self.search_seconds is None else self.search_seconds,
+            search_trials=math.inf if self.search_trials is None else self.search_trials,
         )
 
     def check(self) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow_tdeploy.core.budget import higher_is_better
-from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, VerificationError, first_line
+from mlflow_tdeploy.core.errors import InvalidInputError, VerificationError
+from mlflow_tdeploy.core.labelled import Labelled
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.deploy.apply import Judge
 from mlflow_tdeploy.deploy.ask import ask
@@ -19,45 +16,6 @@ from mlflow_tdeploy.promotion.spec import Metric
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.repository import Deployable
-
-_TEXT, _LABEL = "text", "label"
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Texts with the right answers.
-
-    Attributes:
-        texts: The texts.
-        labels: Names or class indices.
-    """
-
-    texts: tuple[str, ...]
-    labels: tuple[Any, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Labelled:
-        """Read a file: CSV with the columns ``text`` and ``label``, or JSON lines with these keys.
-
-        Raises:
-            NotFoundError: There is no such file.
-            InvalidInputError: It is not of that form, or empty.
-        """
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                lines = (json.loads(line) for line in file if line.strip())
-                rows: list[Mapping[str, Any]] = [*(csv.DictReader(file) if path.suffix == ".csv" else lines)]
-            texts, labels = (tuple(row[key] for row in rows) for key in (_TEXT, _LABEL))
-        except FileNotFoundError:
-            raise NotFoundError(f"There is no file '{path}'.") from None
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise InvalidInputError(
-                f"'{path}' is neither CSV with the columns text and label nor JSON lines with these keys: "
-                f"{first_line(error)}"
-            ) from error
-        if not texts or not all(isinstance(one, str) for one in texts):
-            raise InvalidInputError(f"'{path}' holds no texts.")
-        return cls(texts, labels)
 
 
 def measured_by(task: str, quality: Sequence[str], metric: Metric) -> str:

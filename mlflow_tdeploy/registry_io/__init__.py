@@ -10,6 +10,7 @@ from mlflow_tdeploy.registry_io.errors import mlflow_errors
 from mlflow_tdeploy.registry_io.fetch import fetch_variant, open_records
 from mlflow_tdeploy.registry_io.index import describe, tag_logged_model
 from mlflow_tdeploy.registry_io.location import SCHEME, Location, is_model_id, locate, registered_version
+from mlflow_tdeploy.registry_io.searches import searches
 
 __all__ = [
     "SCHEME",
@@ -23,5 +24,6 @@ __all__ = [
     "mlflow_errors",
     "open_records",
     "registered_version",
+    "searches",
     "tag_logged_model",
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import LoggedModel, Metric
 from mlflow.utils.time import get_current_time_millis
 
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.variant import Variant
+from mlflow_tdeploy.registry_io.runs import log_metrics
+from mlflow_tdeploy.registry_io.searches import Search, log_searches
 from mlflow_tdeploy.store.bundle import Bundle
 
 #: Step of evidence, which no model has.
@@ -65,7 +67,9 @@ def _with_unreadable(tags: Mapping[str, str], before: Mapping[str, str]) -> dict
     return {**tags, **{key: ",".join(sorted(names - {""})) for key, names in joined.items()}}
 
 
-def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+def tag_logged_model(
+    model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], searches: Sequence[Search] = ()
+) -> None:
     """Write what :func:`describe` returned to a logged model, so that ``search_logged_models`` finds it.
 
     MLflow keeps a logged model's metrics with a run: the one that logged the model, else a new one of that purpose.
@@ -76,18 +80,22 @@ def tag_logged_model(model_id: str, tags: Mapping[str, str], metrics: Mapping[st
         model_id: The logged model.
         tags: Its tags.
         metrics: Its metrics.
+        searches: How variants were found; each becomes a run of its own, once.
     """
     client = MlflowClient()
     model = client.get_logged_model(model_id)
     kept = _with_unreadable(tags, model.tags)
     client.set_logged_model_tags(model_id, {key: value for key, value in kept.items() if value})
-    if not metrics:
-        return
+    if metrics:
+        _log_metrics(client, model, metrics)
+    log_searches(client, model, searches)
+
+
+def _log_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:
     now = get_current_time_millis()
-    entries = [Metric(key, value, now, _STEP, model_id=model_id) for key, value in metrics.items()]
+    entries = [Metric(key, value, now, _STEP, model_id=model.model_id) for key, value in metrics.items()]
     name = f"{model.name} evidence"
     run_id = model.source_run_id or client.create_run(model.experiment_id, run_name=name).info.run_id
-    for start in range(0, len(entries), 900):  # MLflow takes at most 1000 in a batch
-        client.log_batch(run_id, metrics=entries[start : start + 900])
+    log_metrics(client, run_id, entries)
     if not model.source_run_id:
         client.set_terminated(run_id)

@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.promotion.actual import deployments_at
-from mlflow_tdeploy.promotion.gates import Labelled
+from mlflow_tdeploy.core.labelled import Labelled
 from mlflow_tdeploy.promotion.spec import Spec
 from tests.core.text_assets import LABELS
 from tests.flavor import text_bundles
@@ -133,7 +133,7 @@ def test_a_budget_of_the_deployment_chooses_among_the_variants(classes, write):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("a.csv", "words,label\nx,1\n", "neither CSV with the columns text and label"),
+        ("a.csv", "words,label\nx,1\n", "neither CSV or TSV with the columns text and label"),
         ("a.csv", "text,label\n", "holds no texts"),
         ("a.jsonl", "{", "neither CSV"),
         ("a.jsonl", '{"text": 1, "label": 2}\n', "holds no texts"),

@@ -68,6 +68,7 @@ class RecipeContext:
         options: What the caller said about this recipe alone; None for nothing.
         tried: Told of each graph that is tried, and how long that took.
         search_seconds: After which a recipe looks for nothing better.
+        search_trials: After so many graphs, too.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
     """
@@ -84,6 +85,7 @@ class RecipeContext:
     options: Any = None
     tried: Callable[[str, float], None] = lambda what, seconds: None
     search_seconds: float = math.inf
+    search_trials: float = math.inf
     opset: int = 18
     exporter: str = "auto"
 

@@ -13,7 +13,7 @@ from mlflow_tdeploy.build.explicit import finish, rounded
 from mlflow_tdeploy.build.quantize import prepare
 from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.sparing import spare_fewest
-from mlflow_tdeploy.build.trials import Trials, told
+from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -77,7 +77,7 @@ class _Search:
         prepare(context.base().path, self._plain)
         self._rounded: dict[str, tuple[str, ...]] = {}
         self._without = modelopt.beyond_reason(self._plain, batches)
-        self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
+        self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left."""

@@ -16,7 +16,7 @@ from mlflow_tdeploy.build.ranges import CALIBRATORS, histograms, ranges, ranges_
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.smooth import Scale, choose_scales, smooth
 from mlflow_tdeploy.build.sparing import spare_fewest
-from mlflow_tdeploy.build.trials import Trials, told
+from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -88,7 +88,7 @@ class _Search:
         self._seen = histograms(self._smoothed, list(dict.fromkeys(inputs.values())), calibration.batches)
         #: Products whose input was nothing but 0, or was not there: no range is known.
         self.blind = tuple(name for name, source in inputs.items() if not ranges_known(self._seen, source))
-        self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
+        self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left.

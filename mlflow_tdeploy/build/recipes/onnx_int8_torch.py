@@ -14,7 +14,7 @@ from mlflow_tdeploy.build.qdq import APART
 from mlflow_tdeploy.build.ranges import CALIBRATORS
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.sparing import spare_fewest
-from mlflow_tdeploy.build.trials import Trials, told
+from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -84,7 +84,7 @@ class _Search:
         self._written: tuple[str, bool] | None = None
         self._example = context.task.example_feeds("opt", ragged=True, items=context.data.real)
         self.rounding = Rounding(module, options, context.task.signature, self._calibration.batches)
-        self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
+        self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left."""

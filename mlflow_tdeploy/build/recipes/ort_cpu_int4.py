@@ -13,7 +13,7 @@ from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare, products
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
-from mlflow_tdeploy.build.trials import Trials, told
+from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.build.tune import Fused, choose_fusions
 from mlflow_tdeploy.build.weights_only import BLOCK_OF_FOUR, quantize_weights, tables
 from mlflow_tdeploy.core.errors import BuildError
@@ -88,7 +88,7 @@ class _Search:
         fitting = can_be_blocks(self._plain)
         self._names = tuple(name for name in products(self._plain) if name in fitting)  # in the order of the graph
         self.tables = tables(self._plain)
-        self.trials = Trials[_Choice](judge, self._made, self.said, told=told(context), seconds=context.search_seconds)
+        self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left.

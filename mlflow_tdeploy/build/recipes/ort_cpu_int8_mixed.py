@@ -14,7 +14,7 @@ from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetErro
 from mlflow_tdeploy.build.recipes.ort_cpu_int8 import Whole, whole_for_int8
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.smooth import Scale, smooth
-from mlflow_tdeploy.build.trials import Trials, told
+from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -78,7 +78,7 @@ class _Search:
         self._names, self._by_blocks = products(whole.path), can_be_blocks(whole.path)
         self.path = context.workdir / "mixed" / "model.onnx"
         self._suits: dict[str, bool] = {}
-        self._trials = Trials[_Mix](judge, self._made, self._said, told=told(context), seconds=context.search_seconds)
+        self._trials = Trials[_Mix](context, judge, self._made, self._said)
 
     def run(self) -> _Mix:
         """Return the mix of the graph that is left.

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.budget import Budget, loss_of
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.records import from_plain
@@ -118,8 +118,10 @@ class Task(ABC):
     head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()
     default_budget: ClassVar[Budget]
-    #: What :meth:`metric` returns.
+    #: What :meth:`metric` returns of answers as they usually are.
     quality: ClassVar[tuple[str, ...]] = ()
+    #: Parameters of ``predict`` that ask for all scores, where some of :attr:`quality_of_scores` need those.
+    scored: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         self.config: Any = from_plain(self.settings, dict(config), f"task_config of '{self.name}'")
@@ -149,6 +151,11 @@ class Task(ABC):
     def usual_budget(self) -> Budget:
         """Return the budget of a model whose user states none: the task's default, where its settings say no other."""
         return self.default_budget
+
+    @property
+    def quality_of_scores(self) -> tuple[str, ...]:
+        """What :meth:`metric` returns besides of answers with all scores."""
+        return ()
 
     @property
     def max_batch(self) -> int:
@@ -236,7 +243,12 @@ class Task(ABC):
         return []
 
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
-        """Return the task's quality metrics of predictions against labels, :attr:`quality`; nothing by default."""
+        """Return the task's quality metrics of predictions against labels; nothing by default.
+
+        Args:
+            answers: As ``predict`` returns them, with default parameters or with :attr:`scored`.
+            labels: The right answers, one for each.
+        """
         del answers, labels
         return {}
 
@@ -260,7 +272,7 @@ class Task(ABC):
             InvalidInputError: A limit is on something else.
         """
         known = set(self.comparison().metrics())
-        scored = {name for one in self.quality for name in (one, f"{one}_drop")}
+        scored = {name for one in (*self.quality, *self.quality_of_scores) for name in (one, loss_of(one))}
         for limit in budget.limits:
             if limit.metric in scored and not labels:
                 raise InvalidInputError(

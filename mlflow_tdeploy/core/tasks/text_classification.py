@@ -12,6 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.budget import SPREAD, VECTOR_BUDGET, Budget, Limit
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
+from mlflow_tdeploy.core.quality import CLASSIFIED, classified, log_loss
 from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextTask
@@ -48,7 +49,8 @@ class TextClassification(TextTask):
         OUTPUT, architecture="ForSequenceClassification", auto_class="AutoModelForSequenceClassification"
     )
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02), SPREAD))
-    quality: ClassVar[tuple[str, ...]] = ("accuracy",)
+    quality: ClassVar[tuple[str, ...]] = CLASSIFIED
+    scored: ClassVar[Mapping[str, Any]] = {"top_k": 0}
     params: ClassVar[tuple[Param, ...]] = (
         Param("top_k", "integer", 1, "How many labels per text, best first; 0 for all."),
         Param("function_to_apply", "string", "", "softmax, sigmoid or none; empty for the model's own."),
@@ -85,6 +87,11 @@ class TextClassification(TextTask):
             usual = "softmax"
         function = usual if asked is None else str(getattr(asked, "name", asked)).lower()  # an enumeration, or text
         return {"labels": names, "function_to_apply": function}
+
+    @property
+    def quality_of_scores(self) -> tuple[str, ...]:
+        """The loss, where scores are probabilities of one class among all."""
+        return ("loss",) if self._function == "softmax" else ()
 
     def usual_budget(self) -> Budget:
         """Return one without a limit on scores where these are the model's own numbers, of whatever scale."""
@@ -125,11 +132,19 @@ class TextClassification(TextTask):
         return _ScoreComparison(self._function)
 
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
-        """Return the accuracy; labels are names or class indices."""
+        """Return accuracy, macro precision, recall and F1; of all probabilities the loss (cross entropy), too.
+
+        Args:
+            answers: A record, or a list of them, best first, for each text.
+            labels: Names or class indices.
+        """
         names = self._class_names(labels)
-        return {
-            "accuracy": float(np.mean([answer["label"] == name for answer, name in zip(answers, names, strict=True)]))
-        }
+        ranked = [answer if isinstance(answer, list) else [answer] for answer in answers]
+        found = classified([one[0]["label"] for one in ranked], names)
+        if self._function == "softmax" and all(len(one) == len(self._labels) for one in ranked):
+            given = ({one["label"]: one["score"] for one in answer} for answer in ranked)
+            found["loss"] = log_loss([scores[name] for scores, name in zip(given, names, strict=True)])
+        return found
 
     def check_labels(self, labels: Sequence[Any]) -> None:
         """Make sure that each label is one of the model's names or a class index."""

@@ -106,7 +106,18 @@ def test_apply_function_stays_finite_when_logits_are_extreme():
 
 def test_metric_takes_names_and_indices(pipeline):
     answers = [{"label": "yes"}, {"label": "no"}, {"label": "no"}, {"label": "maybe"}]
-    assert pipeline.task.metric(answers, ["yes", 0, 2, "maybe"]) == {"accuracy": 0.75}
+    found = pipeline.task.metric(answers, ["yes", 0, 2, "maybe"])
+    assert found == pytest.approx({"accuracy": 0.75, "precision": 5 / 6, "recall": 5 / 6, "f1": 7 / 9})
+
+
+def test_metric_of_all_scores_has_the_loss(pipeline):
+    def scored(**scores):
+        return [{"label": name, "score": score} for name, score in sorted(scores.items(), key=lambda one: -one[1])]
+
+    answers = [scored(yes=0.5, no=0.25, maybe=0.25), scored(yes=0.125, no=0.75, maybe=0.125)]
+    found = pipeline.task.metric(answers, ["yes", "maybe"])
+    assert found["accuracy"] == 0.5
+    assert found["loss"] == pytest.approx(-np.log([0.5, 0.125]).mean())
 
 
 def test_comparison_measures_scores_and_labels(pipeline):
@@ -139,7 +150,7 @@ def _stars(tmp_path, labels=("1", "2", "3", "4", "5")):
 def test_metric_takes_whole_numbers_as_names_when_the_labels_are_numbers(tmp_path, labels, answers):
     task = _stars(tmp_path)
     task.check_labels(labels)
-    assert task.metric([{"label": name} for name in answers], labels) == {"accuracy": 1.0}
+    assert task.metric([{"label": name} for name in answers], labels)["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(("labels", "bad"), [([1, 6], 1), ([1, -1], 1), (["1", "good"], 1), ([1.5], 0)])
@@ -151,8 +162,9 @@ def test_check_labels_names_the_position_when_the_model_has_no_such_label(tmp_pa
 @pytest.mark.parametrize(
     ("budget", "labels", "message"),
     [
-        ("f1 >= 0.9", True, "limits f1, which task 'text-classification' does not measure.*max_score_difference"),
-        ("accuracy_drop <= 0.1, f1_drop <= 0.1", True, "limits f1_drop"),
+        ("max_part_error <= 1", True, "limits max_part_error, which task 'text-classification' does not measure"),
+        ("accuracy_drop <= 0.1, mean_spread_error <= 0.1", True, "limits mean_spread_error"),
+        ("loss_rise <= 0.1", False, "limits loss_rise, which needs the right answers"),
         ("accuracy >= 0.9", False, "limits accuracy, which needs the right answers.*labels"),
         ("accuracy_drop <= 0.1", False, "limits accuracy_drop, which needs the right answers"),
     ],
@@ -165,6 +177,7 @@ def test_check_budget_refuses_a_limit_when_it_will_not_be_measured(tmp_path, bud
 def test_check_budget_takes_everything_that_is_measured(tmp_path):
     task = _stars(tmp_path)
     task.check_budget(Budget.of("accuracy >= 0.9, accuracy_drop <= 0.1, worst_cosine >= 0.9"), labels=True)
+    task.check_budget(Budget.of("f1_drop <= 0.01, precision >= 0.5, recall_drop <= 0.1, loss_rise <= 0.1"), labels=True)
     task.check_budget(task.default_budget, labels=False)
 
 

@@ -1,0 +1,72 @@
+"""Accuracy against speed, as a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mlflow_tdeploy.core.budget import Limit
+
+_GOOD, _BAD, _CHOSEN = "#2a7f9e", "#b9bec6", "#d1495b"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One graph, or one variant.
+
+    Attributes:
+        name: What it is.
+        x: How long it takes.
+        y: How close, or how good, it is.
+        good: Whether it is within the budget.
+        chosen: Whether it is the one that was taken.
+    """
+
+    name: str
+    x: float
+    y: float
+    good: bool = True
+    chosen: bool = False
+
+
+def can_draw() -> bool:
+    """Tell whether matplotlib is here: mlflow needs it, mlflow-skinny does not."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw(points: Sequence[Point], *, x: str, y: str, limit: Limit | None = None, named: bool = False) -> Figure:
+    """Return the picture.
+
+    Args:
+        points: What to show, at least one.
+        x: What their x is.
+        y: What their y is.
+        limit: Of the budget, drawn as a line.
+        named: Whether each has its name beside it; else the chosen one alone.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for one in points:
+        color = _CHOSEN if one.chosen else _GOOD if one.good else _BAD
+        axis.plot([one.x], [one.y], "o", color=color, markersize=8 if one.chosen else 6)
+        if named or one.chosen:
+            axis.annotate(one.name, (one.x, one.y), (6, 5), textcoords="offset points", fontsize=8)
+    if limit is not None:
+        axis.axhline(limit.bound, color="#555555", linewidth=0.8, linestyle="--")
+        axis.annotate(
+            f"budget: {limit}", (0, limit.bound), (4, 3), xycoords=("axes fraction", "data"),
+            textcoords="offset points", fontsize=8, color="#555555",
+        )  # fmt: skip
+    axis.set_xlim(left=0)
+    axis.margins(x=0.2, y=0.15)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
