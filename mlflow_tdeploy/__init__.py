@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import EngineOptions, EnginePlan
     from mlflow_tdeploy.build.fake_quant.options import FakeQuant, Layers, Quantizer
+    from mlflow_tdeploy.flavor.analyze import analyze_model
     from mlflow_tdeploy.flavor.download import download_variant
     from mlflow_tdeploy.flavor.extend import extend_model
     from mlflow_tdeploy.flavor.load import load_model
@@ -32,6 +33,7 @@ _HOMES = {
     "log_model": "flavor.log",
     "load_model": "flavor.load",
     "_load_pyfunc": "flavor.pyfunc",
+    "analyze_model": "flavor.analyze",
     "download_variant": "flavor.download",
     "extend_model": "flavor.extend",
     "verify_model": "flavor.verify",
@@ -48,6 +50,7 @@ __all__ = [
     "Layers",
     "Quantizer",
     "_load_pyfunc",
+    "analyze_model",
     "apply",
     "download_variant",
     "extend_model",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mlflow_tdeploy.cli.analyze import analyze
 from mlflow_tdeploy.cli.apply import apply
 from mlflow_tdeploy.cli.bench import bench
 from mlflow_tdeploy.cli.cache import cache
@@ -28,7 +29,7 @@ def main() -> None:
 
 
 for _command in (
-    log, inspect, explain, doctor, bench, quantize, engine, verify, download, render, plan, apply, promote, rollback,
-    status, history, watch, cache, triton,
+    log, inspect, explain, doctor, bench, analyze, quantize, engine, verify, download, render, plan, apply, promote,
+    rollback, status, history, watch, cache, triton,
 ):  # fmt: skip
     main.add_command(_command)

@@ -53,11 +53,12 @@ def draw(points: Sequence[Point], *, x: str, y: str, limit: Limit | None = None,
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
+    named_points = [one for one in points if named or one.chosen]
     for one in points:
         color = _CHOSEN if one.chosen else _GOOD if one.good else _BAD
         axis.plot([one.x], [one.y], "o", color=color, markersize=8 if one.chosen else 6)
-        if named or one.chosen:
-            axis.annotate(one.name, (one.x, one.y), (6, 5), textcoords="offset points", fontsize=8)
+    for one, lines in zip(named_points, _stacked(named_points), strict=True):
+        axis.annotate(one.name, (one.x, one.y), (6, 5 + 10 * lines), textcoords="offset points", fontsize=8)
     if limit is not None:
         axis.axhline(limit.bound, color="#555555", linewidth=0.8, linestyle="--")
         axis.annotate(
@@ -65,8 +66,23 @@ def draw(points: Sequence[Point], *, x: str, y: str, limit: Limit | None = None,
             textcoords="offset points", fontsize=8, color="#555555",
         )  # fmt: skip
     axis.set_xlim(left=0)
-    axis.margins(x=0.2, y=0.15)
-    axis.set_xlabel(x)
+    axis.margins(x=0.2, y=0.2)
+    axis.set_xlabel(x, fontsize=8)
     axis.set_ylabel(y)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _stacked(points: Sequence[Point]) -> list[int]:
+    """Return by how many lines each name is lifted, so that those of points side by side are not on each other."""
+    wide = max(one.x for one in points) if points else 0.0
+    high = max(one.y for one in points) - min(one.y for one in points) if points else 0.0
+    lifted: list[int] = []
+    for index, one in enumerate(points):
+        near = (
+            lines
+            for other, lines in zip(points[:index], lifted, strict=True)
+            if abs(one.x - other.x) < wide / 3 and abs(one.y - other.y) <= high / 12
+        )
+        lifted.append(1 + max(near, default=-1))
+    return lifted

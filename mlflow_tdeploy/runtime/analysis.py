@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import InvalidInputError, SessionError
+from mlflow_tdeploy.core.errors import InvalidInputError, SessionError, TDeployError
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.measure import Timing, interleave
 from mlflow_tdeploy.runtime.decision import Candidate
@@ -28,6 +29,7 @@ from mlflow_tdeploy.runtime.power import Meter, measured
 from mlflow_tdeploy.runtime.probe import run_child
 from mlflow_tdeploy.store.bundle import Bundle
 
+_log = logging.getLogger("mlflow_tdeploy")
 #: Uncounted requests: some runtimes choose in their first ones how they go on.
 _WARMUP = 12
 #: Seconds of rest before each timed request: threads of the one before may spin for some milliseconds.
@@ -167,14 +169,24 @@ def analyse(
         told: Called with each step and how long it took.
 
     Returns:
-        One for each candidate, in their order.
+        One for each candidate that answers, in their order.
+
+    Raises:
+        TDeployError: None of them does, or the data is not what the task takes.
     """
     named = dict(zip(_names(candidates), candidates, strict=True))
     ask = {name: functools.partial(_ask, model, one) for name, one in named.items()}
     step = functools.partial(_step, told)
-    for name, call in ask.items():
-        step(f"open {name}", call, _first(plan, 1))
-    quality = {name: step(f"ask {name} everything", _quality, model, call, plan) for name, call in ask.items()}
+    for name in list(named):
+        try:
+            step(f"open {name}", ask[name], _first(plan, 1))
+        except TDeployError as error:
+            if len(ask) == 1:
+                raise
+            _log.warning("%s is left out, as it does not serve here: %s", name, error)
+            del named[name], ask[name]
+    asked = ask if plan.labels is not None else {}
+    quality = {name: step(f"ask {name} everything", _quality, model, call, plan) for name, call in asked.items()}
     speed = [step(f"time requests of {size}", _timed, ask, plan, size) for size in _sizes(model, plan)]
     counted = ask if meters else {}
     energy = {name: step(f"energy of {name}", _energy, call, plan, meters) for name, call in counted.items()}
@@ -182,7 +194,7 @@ def analyse(
     memory = {name: step(f"memory of {name}", _memory, model.bundle, one, first) for name, one in named.items()}
     return [
         Analysed(
-            name=name, variant=one.variant, runtime=one.runtime, precision=one.precision, quality=quality[name],
+            name=name, variant=one.variant, runtime=one.runtime, precision=one.precision, quality=quality.get(name, {}),
             closeness=_closeness(model.bundle, one.variant), speed=tuple(timed[name] for timed in speed),
             megabytes=one.size / 1e6, memory_mib=memory[name], energy=energy.get(name),
         )
@@ -225,10 +237,11 @@ def _first(plan: Plan, size: int) -> Any:
 
 
 def _requests(plan: Plan, size: int) -> Iterator[Any]:
-    """Yield requests of a size without end, all items in turn; arrays as they are."""
+    """Yield requests of a size without end, arrays as they are; in the order of a draw, as files are often sorted."""
+    order = np.random.default_rng(0).permutation(len(plan.requests))
+    items = itertools.cycle([plan.requests[index] for index in order])
     if not isinstance(plan.requests[0], str):
-        yield from itertools.cycle(plan.requests)
-    items = itertools.cycle(plan.requests)
+        yield from items
     while True:
         yield list(itertools.islice(items, size))
 
@@ -242,8 +255,7 @@ def _sizes(model: Model, plan: Plan) -> tuple[int, ...]:
 
 
 def _quality(model: Model, ask: Callable[..., Any], plan: Plan) -> dict[str, float]:
-    if plan.labels is None:
-        return {}
+    assert plan.labels is not None
     asked = list(plan.requests[: len(plan.labels)])
     return model.task.metric(ask(asked, model.task.scored), plan.labels)
 

@@ -1,0 +1,160 @@
+"""``analyze_model`` and ``tdeploy analyze``: variants as they serve, side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import mlflow
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+import mlflow_tdeploy
+from mlflow_tdeploy.cli import main
+from mlflow_tdeploy.core.measure import Timing
+from mlflow_tdeploy.runtime import analysis
+from mlflow_tdeploy.runtime.analysis import Requests
+from mlflow_tdeploy.runtime.power import Meter
+from tests.bundles import WEIGHTS, make_bundle
+from tests.core.text_assets import LABELS
+from tests.flavor.text_bundles import make_text_bundle
+
+TEXTS = ["good", "bad good", "good good bad", "bad"]
+QUICK = {"rounds": 3, "seconds": 0.05}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    return make_text_bundle(tmp_path / "m", "text-classification")
+
+
+def test_every_variant_is_measured_alike(classifier):
+    best = [one["label"] for one in mlflow_tdeploy.load_model(classifier).predict(TEXTS)]
+    labels = [*best[:3], next(name for name in LABELS if name != best[3])]
+    found = mlflow_tdeploy.analyze_model(classifier, {"text": TEXTS, "label": labels}, batches=[1, 3], **QUICK)
+    assert [one.name for one in found.variants] == ["ort-cpu-int8", "onnx-fp32"]
+    for one in found.variants:
+        assert one.quality["accuracy"] == 0.75
+        assert set(one.quality) == {"accuracy", "precision", "recall", "f1", "loss"}
+        assert [(asked.items, asked.timing.count) for asked in one.speed] == [(1, 3), (3, 3)]
+        assert 20 < one.memory_mib < 2000
+        assert one.energy is None
+    assert (found.data.count, found.labels) == (4, 4)
+    assert "RAPL" in found.unmeasured or "energy counters" in found.unmeasured
+
+
+def test_throughput_is_of_items():
+    assert Requests(8, Timing.of([0.1, 0.1])).per_second == pytest.approx(80.0)
+
+
+class Steady(Meter):
+    """Two joules for each time it is asked."""
+
+    name = "steady"
+
+    def __init__(self):
+        self.asked = 0
+
+    def joules(self):
+        self.asked += 1
+        return 2.0 * self.asked
+
+
+def test_energy_by_item_is_power_times_time(classifier, monkeypatch):
+    monkeypatch.setattr("mlflow_tdeploy.flavor.analyze.meters", lambda gpu: ([Steady()], ""))
+    answered = []
+    real = analysis._ask
+
+    def ask(model, candidate, request, params=None):
+        answered.append(request)
+        return real(model, candidate, request, params)
+
+    monkeypatch.setattr(analysis, "_ask", ask)
+    found = mlflow_tdeploy.analyze_model(classifier, TEXTS, variants=["onnx-fp32"], batches=[2], **QUICK)
+    (one,) = found.variants
+    assert one.energy.by == ("steady",)
+    items = sum(map(len, answered[1 + analysis._WARMUP + one.speed[0].timing.count + 1 :]))
+    assert one.energy.joules_per_item == pytest.approx(2.0 / items)
+    assert "J/item" in found.table()
+    assert one.metrics()["power_w"] == one.energy.watts
+
+
+def test_tensors_are_asked_as_they_are(tmp_path):
+    root = make_bundle(tmp_path / "m", {"onnx-fp32": WEIGHTS})
+    requests = [{"x": np.full((3, 4), value, np.float32)} for value in range(1, 4)]
+    (one,) = mlflow_tdeploy.analyze_model(root, requests, **QUICK).variants
+    assert [asked.items for asked in one.speed] == [3]
+    assert one.quality == {}
+    assert mlflow_tdeploy.analyze_model(root, **QUICK).data.count > 0
+
+
+def test_a_variant_that_does_not_open_is_left_out_unless_it_is_the_only_one(classifier, caplog):
+    (classifier / "tdeploy/files/ort-cpu-int8/model.onnx").write_bytes(b"broken")
+    found = mlflow_tdeploy.analyze_model(classifier, TEXTS, batches=[1], **QUICK)
+    assert [one.name for one in found.variants] == ["onnx-fp32"]
+    assert "ort-cpu-int8 is left out" in caplog.text
+    with pytest.raises(MlflowException, match="ort-cpu-int8"):
+        mlflow_tdeploy.analyze_model(classifier, TEXTS, variants=["ort-cpu-int8"], batches=[1], **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"variants": ["int9"]}, "int9"),
+        ({"variants": []}, "variants is empty"),
+        ({"batches": [0]}, "at least 1"),
+        ({"rounds": 0}, "above 0"),
+        ({"record": True}, "outside MLflow"),
+        ({"data": {"text": ["good"], "label": ["no such label"]}}, "no label of the model"),
+        ({"data": [{"x": np.zeros(3)}]}, "texts"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(classifier, given, message):
+    with pytest.raises(MlflowException, match=message):
+        mlflow_tdeploy.analyze_model(classifier, **{"data": TEXTS, **QUICK, **given})
+
+
+def test_a_record_is_a_run_with_metrics_a_table_json_and_a_picture(tracking, classifier):
+    labels = [one["label"] for one in mlflow_tdeploy.load_model(classifier).predict(TEXTS)]
+    with mlflow.start_run() as parent:
+        info = mlflow_tdeploy.log_model(classifier, name="words", registered_model_name="words")
+    data = {"text": TEXTS, "label": labels}
+    found = mlflow_tdeploy.analyze_model("models:/words/1", data, batches=[1], record=True, **QUICK)
+    run = MlflowClient().get_run(found.run_id)
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.metrics["onnx-fp32.analysis.accuracy"] == 1.0
+    assert run.data.params["items"] == "4"
+    files = {one.path for one in MlflowClient().list_artifacts(found.run_id)}
+    assert files == {"analysis_table.json", "analysis.json", "accuracy_against_speed.png"}
+    document = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/analysis.json"))
+    assert document == json.loads(json.dumps(found.as_dict()))
+    (model,) = mlflow.search_logged_models(
+        filter_string="metrics.`ort-cpu-int8.analysis.p99_ms_of_1` > 0", output_format="list"
+    )
+    assert model.model_id == info.model_id
+
+
+def test_the_command_prints_a_table_and_writes_json_and_a_picture(classifier, tmp_path):
+    label = mlflow_tdeploy.load_model(classifier).predict(["good"])[0]["label"]
+    (tmp_path / "data.tsv").write_text(f"label\ttext\n{label}\tgood\n")
+    arguments = ["--data", tmp_path / "data.tsv", "--batch", 2, "--rounds", 3, "--seconds", 0.05]
+    arguments += ["--json", tmp_path / "a.json", "--plot", tmp_path / "a.png"]
+    result = CliRunner().invoke(main, ["analyze", str(classifier), *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    assert "1 with labels" in result.output
+    assert "2: p50 ms" in result.output
+    assert json.loads((tmp_path / "a.json").read_text())["variants"][0]["quality"]["accuracy"] == 1.0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree(classifier / "tdeploy/evidence")  # nothing is known of how good a variant is then
+    arguments = ["--variant", "onnx-fp32", "--batch", "1", "--rounds", "1", "--plot", str(tmp_path / "b.png")]
+    result = CliRunner().invoke(main, ["analyze", str(classifier), *arguments])
+    assert result.exit_code == 1
+    assert "nothing to draw" in result.output
