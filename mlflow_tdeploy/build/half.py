@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from mlflow_tdeploy.build.graphs import op_counts, quiet, save_ir
+from mlflow_tdeploy.build.half_range import node_name
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.made_up import is_mask
 from mlflow_tdeploy.core.variant import LAYOUT_OPTIMIZERS
@@ -147,7 +148,7 @@ def _finishing_nodes(model: onnx.ModelProto) -> list[str]:
     large: set[str] = set()
     names = []
     for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
+        node.name = node_name(node, index)
         if node.op_type in FP32_OPS:
             large.update(node.output)
         elif node.op_type in _FP32_AFTER and large & set(node.input):

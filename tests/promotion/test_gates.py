@@ -8,8 +8,8 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
-from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.core.labelled import Labelled
+from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.spec import Spec
 from tests.core.text_assets import LABELS
 from tests.flavor import text_bundles

@@ -120,5 +120,5 @@ def test_an_old_gpu_is_sampled(monkeypatch):
 def test_a_missing_package_is_told_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert nvml() == ([], "NVML is not asked: pip install nvidia-ml-py")
-    found, why = meters(gpu=True)
+    _, why = meters(gpu=True)
     assert "nvidia-ml-py" in why

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from mlflow_tdeploy.build.half import FP32_OPS, NOT_IN_HALF, to_fp16
+from mlflow_tdeploy.build.half_range import Beyond, beyond_half
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
@@ -23,7 +24,8 @@ class OnnxFp16(Recipe):
     def run(self, context: RecipeContext) -> Graph:
         """Convert."""
         context.output().parent.mkdir(parents=True)
-        to_fp16(context.base().path, context.output())
-        settings = {"fp32_operators": list(FP32_OPS), "keep_io_types": True}
-        precision = Precision("fp16", "fp16", recipe=self.id, settings=settings)
+        beyond = beyond_half(context.base().path, context.calibration.batches) if context.calibration else Beyond()
+        to_fp16(context.base().path, context.output(), keep_nodes=beyond.nodes)
+        settings = {"fp32_operators": list(FP32_OPS), "keep_io_types": True, "beyond_fp16": dict(beyond.tensors)}
+        precision = Precision("fp16", "fp16", recipe=self.id, kept=beyond.nodes, settings=settings)
         return Graph(context.output(), precision, session={"disabled_optimizers": list(NOT_IN_HALF)})

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from mlflow_tdeploy.build.graphs import FUSIONS, fuse_for_ort
 from mlflow_tdeploy.build.half import FP32_OPS, NOT_IN_HALF, to_fp16
+from mlflow_tdeploy.build.half_range import Beyond, beyond_half
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
@@ -37,7 +38,13 @@ class OrtCudaFp16(Recipe):
         if not set(counts) - {"layer_norm"}:  # that one is in the portable graph already
             raise BuildError("Nothing in this graph can be fused for CUDA: onnx-fp16 serves it as well there.")
         context.output().parent.mkdir(parents=True)
-        to_fp16(fused, context.output())
-        settings = {"fused": counts, "fp32_operators": list(FP32_OPS), "keep_io_types": True}
-        precision = Precision("fp16", "fp16", recipe=self.id, settings=settings)
+        beyond = beyond_half(fused, context.calibration.batches) if context.calibration else Beyond()
+        to_fp16(fused, context.output(), keep_nodes=beyond.nodes)
+        settings = {
+            "fused": counts,
+            "fp32_operators": list(FP32_OPS),
+            "keep_io_types": True,
+            "beyond_fp16": dict(beyond.tensors),
+        }
+        precision = Precision("fp16", "fp16", recipe=self.id, kept=beyond.nodes, settings=settings)
         return Graph(context.output(), precision, session={"disabled_optimizers": list(NOT_IN_HALF)})
