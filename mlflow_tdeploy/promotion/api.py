@@ -60,7 +60,7 @@ def apply(plan: Plan | None = None, file: str | Path | Spec = FILE, *, again: bo
 
 
 def _insisting(plan: Plan, insisted: Plan) -> Plan:
-    """Return a plan in which names that are refused somewhere are as they are where nobody is spared.
+    """Return a plan in which names that are refused somewhere, or would be now, are as where nobody is spared.
 
     As a whole: which server tries a version out depends on all of them. What is wanted otherwise by now stays refused.
     """
@@ -68,7 +68,7 @@ def _insisting(plan: Plan, insisted: Plan) -> Plan:
 
     def of(place: tuple[str, str], steps: list[Step]) -> list[Step]:
         new = fresh.get(place, [])
-        refused = any(one.action == "refuse" for one in steps)
+        refused = any(one.action == "refuse" for one in steps) or any(one.ends for one in new)
         return new if refused and {one.after for one in new} == {one.after for one in steps} else steps
 
     return Plan(tuple(one for place, steps in by_place(plan.steps).items() for one in of(place, steps)))

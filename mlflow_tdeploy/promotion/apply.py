@@ -101,7 +101,7 @@ def apply(
         with contextlib.suppress(Exception):  # a registry that is away, say: the next time, then
             forget(make_plan(spec, client).steps, spec)
     for steps in by_place(plan.changes).values():
-        ended = next((one for one in found if one.ended and _is_about(one.step, steps[0])), None)
+        ended = next((one for one in found if one.ended and not one.step.again and _is_about(one.step, steps[0])), None)
         note(_alone(steps, spec, client) if ended is None else _spared(steps, ended.step))
     return tuple(found)
 

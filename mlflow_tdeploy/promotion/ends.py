@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from mlflow_tdeploy.core.errors import ServerError, StorageError
+from mlflow_tdeploy.core.errors import ServerError, StorageError, UnreachableError
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.ends import Notes
 from mlflow_tdeploy.deploy.files import RepositoryFiles
@@ -60,8 +61,11 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
     try:
         yield load
     except BaseException as error:
-        interrupted = not isinstance(error, Exception)  # who is does not know
-        gone = None if interrupted else _has_gone(before, _look(found, step), step.before != version)
+        interrupted = not isinstance(error, Exception)  # who is has no time to find out
+        gone = None if interrupted else _has_gone(before, _after(found, step), step.before != version)
+        if gone is None and (interrupted or isinstance(error, UnreachableError)):
+            load.times = times
+            raise  # what was begun stays noted: who comes next sees whether the server has what it had
         with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way
             load.times = known.end(version, times, server_gone=gone or None)
         raise
@@ -98,20 +102,33 @@ def _look(found: Deployments, step: Step) -> _Had | None:
     return _Had(step.before is not None and f"{step.name}.v{step.before}" in names, others, not names)
 
 
-def _has_gone(before: _Had, now: _Had | None, own_stays: bool) -> bool | None:
+def _after(found: Deployments, step: Step) -> _Had | Literal["gone", "unknown"]:
+    """Return what a server has loaded after something failed.
+
+    One that answers and cannot list its models (its store is away, say) has not gone.
+    """
+    if (had := _look(found, step)) is not None:
+        return had
+    try:
+        return "unknown" if found.client.live() else "gone"
+    except ServerError:
+        return "gone"
+
+
+def _has_gone(before: _Had, now: _Had | Literal["gone", "unknown"], own_stays: bool) -> bool | None:
     """Tell whether a server is not there, or has not any more what it had: one that is only late has.
 
     Args:
         before: What it had.
-        now: What it has; None where it is not there.
+        now: What it has.
         own_stays: Whether what is deployed stays loaded whatever becomes of what is brought. Then that tells: others
             may have been loaded anew meanwhile.
 
     Returns:
-        None for one that had nothing, and is there: nobody knows.
+        None for one that had nothing, and is there, or does not say what it has: nobody knows.
     """
-    if now is None:
-        return True
+    if not isinstance(now, _Had):
+        return True if now == "gone" else None
     if own_stays and before.own:
         return not now.own
     return not before.others & now.others if before.others else None
@@ -222,14 +239,15 @@ def _noted_first(steps: Iterable[Step]) -> tuple[Step, ...]:
 def _ended(steps: Iterable[Step]) -> dict[tuple[str, int], dict[str, int]]:
     """Return by model and version which servers went away with it, and how often, of those that are to get it.
 
-    A version that is deployed there has been good: what became of having it back says nothing about others.
+    Under all names of a model together: each would end a server anew. A version that is deployed there has been good:
+    what became of having it back says nothing about others.
     """
     found: dict[tuple[str, int], dict[str, int]] = {}
     for one in steps:
         is_to_get_it = one.action in (*CHANGES, "unknown") and one.after != one.before
         if is_to_get_it and one.after is not None and (times := one.ends.get(one.after)):
             known = found.setdefault((one.model, one.after), {})
-            known[one.server] = max(times, known.get(one.server, 0))
+            known[one.server] = times + known.get(one.server, 0)
     return found
 
 

@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
-from mlflow_tdeploy.core.errors import UnreachableError
+from mlflow_tdeploy.core.errors import ServerError, UnreachableError
 from mlflow_tdeploy.deploy.tryout import Tryout
 from mlflow_tdeploy.promotion import watch as watching
+from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.ends import notes, spared
 from mlflow_tdeploy.promotion.plan import Step
 from mlflow_tdeploy.promotion.spec import Spec
@@ -132,6 +133,113 @@ def test_the_second_time_a_version_is_left_alone_until_something_else_is_wanted(
     champion(2)  # somebody wants it once more
     mlflow_tdeploy.apply(file=spec)
     assert len(tried) == 3
+
+
+@pytest.mark.parametrize("begin", ["a first version", "having it back"])
+def test_a_server_that_comes_back_empty_before_the_error_is_ended_twice_and_no_more(spec_of, words, monkeypatch, begin):
+    """It had nothing else, so that nothing tells who asks after the error; the next one sees that it is empty."""
+    spec = spec_of()
+    if begin == "having it back":
+        mlflow_tdeploy.apply(file=spec)
+        for one in there(spec).client.models():
+            there(spec).client.unload(one.name)
+    tried = where_loaded(monkeypatch, "words.v1", loses_all)
+    hours_pass(Watch(lambda: spec, interval=1.0), monkeypatch, hours=4)
+    assert len(tried) == 2
+    (step,) = mlflow_tdeploy.plan(file=spec).steps
+    assert step.ends == {1: 2}
+
+
+def test_who_is_interrupted_leaves_the_note(spec_of, champion, monkeypatch):
+    """A job that runs out of time while the server is gone, each time."""
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+
+    def interrupted(client):
+        for one in client.models():
+            client.unload(one.name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        tried = where_loaded(patch, "words.v2", interrupted)
+        patch.setattr("mlflow_tdeploy.promotion.apply._all_taken_back", lambda *_: [])
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                mlflow_tdeploy.apply(file=spec)
+        mlflow_tdeploy.apply(file=spec)
+        assert len(tried) == 2
+    assert answers(spec) == 1
+
+
+def test_a_harmless_interruption_counts_for_nothing(spec_of, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+
+    def interrupted(client):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        tried = where_loaded(patch, "words.v2", interrupted)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                mlflow_tdeploy.apply(file=spec)
+        assert len(tried) == 3
+    mlflow_tdeploy.apply(file=spec)
+    assert answers(spec) == 2
+
+
+def test_a_server_that_cannot_list_its_models_has_not_gone(spec_of, champion, monkeypatch):
+    """Its store refuses for a while: the load fails, and so does asking what is loaded."""
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    real = TritonClient.models
+
+    def refuses(client):
+        monkeypatch.setattr(TritonClient, "models", lambda self: _raise(ServerError("the store is away")))
+        raise ServerError("the store is away")
+
+    tried = where_loaded(monkeypatch, "words.v2", refuses)
+    for _ in range(3):
+        mlflow_tdeploy.apply(file=spec)
+        monkeypatch.setattr(TritonClient, "models", real)
+        (step,) = mlflow_tdeploy.plan(file=spec).steps
+        assert step.ends == {}
+    assert len(tried) == 3
+
+
+def _raise(error):
+    raise error
+
+
+def test_each_name_of_a_model_counts_on_its_server():
+    of_two_names = step("a", 1, 2, {2: 1}), step("a", 1, 2, {2: 1}, name="other")
+    assert actions(*of_two_names, step("a", 1, 2, name="third")) == ["refuse"] * 3
+
+
+@pytest.mark.slow
+def test_having_a_version_back_says_nothing_about_others(two, words, champion, monkeypatch):
+    """On one target it ends the server that came back empty; on the other it was kept, and is gone back to."""
+    spec, _ = two
+    first, second = spec.targets["both"].servers
+    alone = {"eu": first, "us": second}
+    targets = {name: spec.targets["both"].model_copy(update={"servers": (of,)}) for name, of in alone.items()}
+    rules = {name: spec.models[0].model_copy(update={"to": (name,)}) for name in alone}
+    file = spec.model_copy(update={"targets": targets, "models": tuple(rules.values())})
+    at = {name: deployments_at(targets[name], of) for name, of in alone.items()}
+    mlflow_tdeploy.apply(file=file)
+    champion(2)
+    mlflow_tdeploy.apply(file=file.model_copy(update={"models": (rules["us"],)}))
+    assert [at[name].answering("words") for name in alone] == [1, 2]
+    champion(1)
+    for one in at["eu"].client.models():
+        at["eu"].client.unload(one.name)
+    url = at["eu"].client.connection.url
+    where_loaded(monkeypatch, "words.v1", lambda client: loses_all(client) if client.connection.url == url else None)
+    mlflow_tdeploy.apply(file=file)
+    assert [at[name].answering("words") for name in alone] == [None, 1]
 
 
 @pytest.mark.slow
