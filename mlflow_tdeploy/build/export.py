@@ -26,7 +26,7 @@ from mlflow_tdeploy.build._torch_exporters import decisions, own_loops, without_
 from mlflow_tdeploy.build.exact_rules import exact_rules
 from mlflow_tdeploy.build.graphs import save_ir
 from mlflow_tdeploy.core.errors import ExportError
-from mlflow_tdeploy.core.tensors import Signature, TensorSpec
+from mlflow_tdeploy.core.tensors import Signature, TensorSpec, numpy_dtype
 from mlflow_tdeploy.source._transformer_layers import exportable
 
 Exporter = Literal["auto", "dynamo", "torchscript"]
@@ -277,6 +277,7 @@ def _finish(model: ir.Model, signature: Signature, opset: int) -> None:
     if _opset(model) != opset:
         raise ExportError(f"The exporter wrote opset {_opset(model)}, {opset} was asked for.")
     model.ir_version = min(model.ir_version, MAX_IR_VERSION) if opset <= 22 else model.ir_version
+    _keep_unused(model.graph, signature)
     for kind, specs, values in (
         ("input", signature.inputs, list(model.graph.inputs)),
         ("output", signature.outputs, list(model.graph.outputs)),
@@ -287,6 +288,17 @@ def _finish(model: ir.Model, signature: Signature, opset: int) -> None:
         for spec, value in zip(specs, values, strict=True):
             _name_shape(kind, spec, value, signature)
     _rename_clashes(model.graph)
+
+
+def _keep_unused(graph: ir.Graph, signature: Signature) -> None:
+    """Give a graph the inputs back that its module takes and does not use: TorchScript leaves them out."""
+    here = [value.name for value in graph.inputs]
+    if not here or here != [spec.name for spec in signature.inputs if spec.name in here]:
+        return
+    for place, spec in enumerate(signature.inputs):
+        if spec.name not in here:
+            dtype = ir.DataType.from_numpy(numpy_dtype(spec.dtype))
+            graph.inputs.insert(place, ir.Value(name=spec.name, type=ir.TensorType(dtype)))
 
 
 def _rename_clashes(graph: ir.Graph) -> None:

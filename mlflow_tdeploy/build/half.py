@@ -110,7 +110,7 @@ def to_fp16(src: Path, dst: Path, *, keep_nodes: Collection[str] = ()) -> None:
         _cast_captured(half.graph)
         converted = ir.serde.deserialize_model(half)
         _join_fp32_neighbours(converted, kept)
-        _forget_types(converted)
+        forget_types(converted)
         converted.graph.sort()  # the converter leaves casts at the end, and what takes them before
         save_ir(converted, dst)
 
@@ -297,7 +297,7 @@ def _join_fp32_neighbours(model: ir.Model, kept: Collection[str]) -> None:
     passes.RemoveUnusedNodesPass()(model)
 
 
-def _forget_types(model: ir.Model) -> None:
+def forget_types(model: ir.Model) -> None:
     """Leave out what was known of values on the way: it was true of the graph before."""
     outputs = set(model.graph.outputs)
     for weight in model.graph.initializers.values():

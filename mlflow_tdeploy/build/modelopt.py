@@ -24,6 +24,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from mlflow_tdeploy.build.graphs import quiet, save_ir
+from mlflow_tdeploy.build.half import forget_types
 from mlflow_tdeploy.build.observe import observe
 from mlflow_tdeploy.core.errors import BuildError, MissingDependencyError
 from mlflow_tdeploy.core.tensors import Arrays
@@ -121,7 +122,9 @@ def to_half(src: Path, dst: Path, precision: str, batch: Arrays) -> None:
         converted = modelopt.convert_to_mixed_precision(
             str(copied), low_precision_type=precision, keep_io_types=True, calibration_data=str(data)
         )
-        save_ir(ir.from_proto(converted), dst)
+        graph = ir.from_proto(converted)
+        forget_types(graph)  # of dimensions it gives one name to different sizes, and runtimes share memory by that
+        save_ir(graph, dst)
 
 
 def of_one_size(batches: Sequence[Arrays]) -> list[Arrays]:

@@ -262,3 +262,21 @@ def test_a_recurrent_layer_keeps_its_length_open_in_every_export_of_a_process(tm
         with torch.inference_mode():
             want = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
         np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_an_input_that_the_module_does_not_use_stays_one(tmp_path, exporter):
+    class Unused(torch.nn.Module):
+        def forward(self, a, kinds, b):
+            return a + b
+
+    sides = tuple(TensorSpec(name, "float32", ("batch", 3)) for name in ("a", "b"))
+    inputs = (sides[0], TensorSpec("kinds", "int64", ("batch", 3)), sides[1])
+    signature = Signature((Dim("batch", 1, 2, 4),), inputs, (TensorSpec("y", "float32", ("batch", 3)),))
+    feeds = {one.name: np.ones((2, 3), one.dtype) for one in inputs}
+    export_module(Unused(), feeds, signature, tmp_path / "model.onnx", exporter=exporter)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert [value.name for value in graph.input] == ["a", "kinds", "b"]
+    assert graph.input[1].type.tensor_type.elem_type == onnx.TensorProto.INT64
+    feeds = {one.name: np.ones((4, 3), one.dtype) for one in inputs}
+    np.testing.assert_array_equal(run(tmp_path / "model.onnx", feeds)[0], 2 * np.ones((4, 3)))
