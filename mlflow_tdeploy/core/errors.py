@@ -111,6 +111,10 @@ class UnreachableError(ServerError):
     code = "TEMPORARILY_UNAVAILABLE"
 
 
+class LateError(UnreachableError):
+    """Nobody has answered in time: who is asked may be slow, or gone."""
+
+
 class VerificationError(TDeployError):
     """A version on a server answers otherwise than it did where it was logged."""
 

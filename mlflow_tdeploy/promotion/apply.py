@@ -101,7 +101,7 @@ def apply(
         with contextlib.suppress(Exception):  # a registry that is away, say: the next time, then
             forget(make_plan(spec, client).steps, spec)
     for steps in by_place(plan.changes).values():
-        ended = next((one for one in found if one.ended and not one.step.again and _is_about(one.step, steps[0])), None)
+        ended = next((one for one in found if one.ended and _is_about(one, steps)), None)
         note(_alone(steps, spec, client) if ended is None else _spared(steps, ended.step))
     return tuple(found)
 
@@ -117,8 +117,10 @@ def _revived(steps: Sequence[Step], spec: Spec) -> tuple[Outcome, ...]:
         return ()
 
 
-def _is_about(one: Step, other: Step) -> bool:
-    return (one.model, one.after) == (other.model, other.after)
+def _is_about(one: Outcome, steps: Sequence[Step]) -> bool:
+    """Tell whether what has ended a server is what steps bring; having it back there says something of that server."""
+    there = any(step.server == one.step.server for step in steps)
+    return (one.step.model, one.step.after) == (steps[0].model, steps[0].after) and (there or not one.step.again)
 
 
 def _spared(steps: Iterable[Step], ended: Step) -> list[Outcome]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mlflow_tdeploy.core.errors import ServerError, StorageError, UnreachableError
+from mlflow_tdeploy.core.errors import LateError, ServerError, StorageError, UnreachableError
 from mlflow_tdeploy.deploy.apply import Deployments
 from mlflow_tdeploy.deploy.ends import Notes
 from mlflow_tdeploy.deploy.files import RepositoryFiles
@@ -63,7 +63,8 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
     except BaseException as error:
         interrupted = not isinstance(error, Exception)  # who is has no time to find out
         gone = None if interrupted else _has_gone(before, _after(found, step), step.before != version)
-        if gone is None and (interrupted or isinstance(error, UnreachableError)):
+        was_closed = isinstance(error, UnreachableError) and not isinstance(error, LateError)
+        if gone is None and (interrupted or was_closed):
             load.times = times
             raise  # what was begun stays noted: who comes next sees whether the server has what it had
         with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way
@@ -239,15 +240,14 @@ def _noted_first(steps: Iterable[Step]) -> tuple[Step, ...]:
 def _ended(steps: Iterable[Step]) -> dict[tuple[str, int], dict[str, int]]:
     """Return by model and version which servers went away with it, and how often, of those that are to get it.
 
-    Under all names of a model together: each would end a server anew. A version that is deployed there has been good:
-    what became of having it back says nothing about others.
+    A version that is deployed there has been good: what became of having it back says nothing about others.
     """
     found: dict[tuple[str, int], dict[str, int]] = {}
     for one in steps:
         is_to_get_it = one.action in (*CHANGES, "unknown") and one.after != one.before
         if is_to_get_it and one.after is not None and (times := one.ends.get(one.after)):
             known = found.setdefault((one.model, one.after), {})
-            known[one.server] = times + known.get(one.server, 0)
+            known[one.server] = max(times, known.get(one.server, 0))
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.errors import (
     InvalidInputError,
+    LateError,
     MissingDependencyError,
     ServerError,
     TDeployError,
@@ -264,7 +265,8 @@ class TritonClient:
         except InferenceServerException as error:
             raise self._refusal(doing, error) from error
         except OSError as error:
-            raise UnreachableError(
+            kind = LateError if isinstance(error, TimeoutError) else UnreachableError
+            raise kind(
                 f"The server at {self.connection.url} cannot {doing}: nobody answers there ({error}). Is it running, "
                 f"and is that its port?"
             ) from error
@@ -284,11 +286,11 @@ class TritonClient:
         if doing.startswith(_ANSWER) and status in ("400", "StatusCode.INVALID_ARGUMENT"):
             return InvalidInputError(f"The server at {self.connection.url} cannot {doing}: {said}")
         if status in ("502", "504"):
-            return UnreachableError(
+            return (LateError if status == "504" else UnreachableError)(
                 f"The server at {self.connection.url} cannot {doing}: what is in front of it reaches none ({said})."
             )
         if status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED") and "poll" not in said:
-            return UnreachableError(
+            return (LateError if status.endswith("EXCEEDED") else UnreachableError)(
                 f"The server at {self.connection.url} cannot {doing}: nobody answers there ({said})."
             )
         if "polling is enabled" in said or "POLL" in said:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
-from mlflow_tdeploy.core.errors import ServerError, UnreachableError
+from mlflow_tdeploy.core.errors import LateError, ServerError, UnreachableError
 from mlflow_tdeploy.deploy.tryout import Tryout
 from mlflow_tdeploy.promotion import watch as watching
 from mlflow_tdeploy.promotion.actual import deployments_at
@@ -214,9 +214,25 @@ def _raise(error):
     raise error
 
 
-def test_each_name_of_a_model_counts_on_its_server():
+def test_one_end_that_is_noted_under_two_names_counts_once():
+    """A server that is restarted while both are tried out."""
     of_two_names = step("a", 1, 2, {2: 1}), step("a", 1, 2, {2: 1}, name="other")
-    assert actions(*of_two_names, step("a", 1, 2, name="third")) == ["refuse"] * 3
+    assert actions(*of_two_names, step("b", 1, 2, target="us")) == ["update", "update", "refuse"]
+    shared = step("a", 1, 2, {2: 1}), step("a", 1, 2, {2: 1}, target="all")
+    assert actions(*shared) == ["update", "update"]
+
+
+def test_a_first_version_that_is_slow_counts_for_nothing(spec_of, words, monkeypatch):
+    """What was begun is taken back, so that the server is as empty as one that was ended."""
+    spec = spec_of()
+
+    def late(client):
+        raise LateError("no answer within 30 s")
+
+    tried = where_loaded(monkeypatch, "words.v1", late)
+    for _ in range(3):
+        mlflow_tdeploy.apply(file=spec)
+    assert len(tried) == 3
 
 
 @pytest.mark.slow

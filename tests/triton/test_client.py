@@ -10,7 +10,13 @@ import threading
 import numpy as np
 import pytest
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, ServerError, UnreachableError
+from mlflow_tdeploy.core.errors import (
+    InvalidInputError,
+    LateError,
+    MissingDependencyError,
+    ServerError,
+    UnreachableError,
+)
 from mlflow_tdeploy.store.bundle import Bundle
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
@@ -123,7 +129,7 @@ def silent():
 
 def test_a_server_that_says_nothing_is_not_waited_for_and_gets_the_token(silent):
     connection = Connection(f"http://127.0.0.1:{silent.server_port}", token="secret", timeout=0.5)
-    with pytest.raises(UnreachableError) as error:
+    with pytest.raises(LateError) as error:
         TritonClient(connection).load("m")
     assert "secret" not in str(error.value) + repr(connection)
     headers = {name.lower(): value for name, value in silent.seen[0].items()}

@@ -12,7 +12,8 @@ from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.qdq import APART, quantizable, quantize_static
 from mlflow_tdeploy.build.quantize import prepare
-from mlflow_tdeploy.build.ranges import CALIBRATORS, histograms, ranges, ranges_known
+from mlflow_tdeploy.build.range_cache import known_histograms
+from mlflow_tdeploy.build.ranges import CALIBRATORS, ranges, ranges_known
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.smooth import Scale, choose_scales, smooth
 from mlflow_tdeploy.build.sparing import spare_fewest
@@ -85,7 +86,7 @@ class _Search:
         self._scales = choose_scales(self._plain, calibration.batches)
         self._smooth(self._scales)
         inputs = quantizable(self._smoothed)
-        self._seen = histograms(self._smoothed, list(dict.fromkeys(inputs.values())), calibration.batches)
+        self._seen = known_histograms(self._smoothed, list(dict.fromkeys(inputs.values())), calibration.batches)
         #: Products whose input was nothing but 0, or was not there: no range is known.
         self.blind = tuple(name for name, source in inputs.items() if not ranges_known(self._seen, source))
         self.trials = Trials[_Choice](context, judge, self._made, self.said)
