@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
+import mlflow_tdeploy
 from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.engine_variant import build_engine_variant
 from mlflow_tdeploy.build.extend import build_variant
@@ -178,3 +180,51 @@ def test_inputs_that_are_0_throughout_have_no_range(tmp_path):
 
     with pytest.raises(BuildError, match="all inputs of products are 0 throughout the"):
         int8_of(Alone(), tmp_path / "model", requests(), options)
+
+
+def files_below(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_search_that_is_interrupted_leaves_nothing_and_begins_anew(tmp_path, error):
+    given = requests()
+    mlflow_tdeploy.save_model(
+        Delicate(), tmp_path / "model", example=given[0], shapes={"batch": (1, 8, 16)}, precisions=["fp32"],
+        verify_with=given,
+    )  # fmt: skip
+    before, tried = files_below(tmp_path), []
+
+    def interrupt(step):
+        if step.name.startswith("  try"):
+            tried.append(step)
+            if len(tried) == 6:
+                raise error
+
+    with pytest.raises(error):
+        mlflow_tdeploy.extend_model(
+            str(tmp_path / "model"), precisions=["onnx-int8"], verify_with=given, progress=interrupt
+        )
+    assert len(tried) == 6
+    assert files_below(tmp_path) == before
+    (made,) = mlflow_tdeploy.extend_model(str(tmp_path / "model"), precisions=["onnx-int8"], verify_with=given)
+    _, whole = int8_of(Delicate(), tmp_path / "whole", given)
+    assert (made.dropped, made.precision.kept) == (False, whole.precision.kept)
+
+
+def test_a_search_ends_after_so_many_graphs(tmp_path):
+    options = BuildOptions(
+        measure=False, precisions=("onnx-int8",), data=VerifyData.of(requests()), search_trials=5
+    )  # fmt: skip
+    _, made = int8_of(Delicate(), tmp_path / "model", requests(), options)
+    trials = made.precision.settings["trials"]
+    assert len([one for one in trials if "distance" in one]) == 4, "the calibrators, and nothing by parts"
+    assert len(made.precision.kept) > 1, "without knowing which one matters more have to be spared"
+    assert not made.dropped
+
+
+@pytest.mark.parametrize("given", [{"search_seconds": 0}, {"search_trials": -1}, {"search_seconds": "long"}])
+def test_a_bound_that_is_none_is_refused(tmp_path, given):
+    with pytest.raises(MlflowException, match=f"{next(iter(given))} must be a number above 0"):
+        mlflow_tdeploy.save_model(Delicate(), tmp_path / "model", example=requests()[0], **given)
+    assert not (tmp_path / "model").exists()
