@@ -6,7 +6,7 @@ batches, pooling in numpy. Thread count and batch size are searched for each wor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,13 +30,26 @@ _PAUSE = 0.03
 
 def prepare(work: Path) -> None:
     """Make both graphs below ``work``; what is there already stays."""
-    folder = work / "floor"
-    if (folder / "int8.onnx").exists():
-        return
+    if not graph(work, "int8").exists():
+        make(work / "floor")
+
+
+def graph(work: Path, precision: Precision) -> Path:
+    """Return where :func:`prepare` puts a graph."""
+    return work / "floor" / f"{precision}.onnx"
+
+
+def make(folder: Path, **exported: Any) -> None:
+    """Make both graphs of a model of BERT's kind in a folder.
+
+    Args:
+        folder: The folder.
+        exported: Of which model, see :func:`benchmarks.peers.export`.
+    """
     from onnxruntime.transformers.optimizer import optimize_model
 
     with quiet():
-        export(folder / "plain.onnx", attention="eager", dynamo=False)
+        export(folder / "plain.onnx", attention="eager", dynamo=False, **exported)
         fused = optimize_model(str(folder / "plain.onnx"), model_type="bert", num_heads=12, hidden_size=384)
         if (found := fused.get_fused_operator_statistics()["Attention"]) != _LAYERS:
             raise RuntimeError(f"{found} of {_LAYERS} attention layers were fused: this is not the usual floor.")
@@ -59,17 +72,19 @@ def _quantize(src: Path, dst: Path) -> None:
 
 @dataclass
 class Floor:
-    """Texts to vectors with a bare session.
+    """Texts to vectors, or to whatever a graph answers, with a bare session.
 
     Attributes:
         session: An ``InferenceSession``.
         threads: Its threads, for the record.
         batch_size: Most texts per run.
+        finish: What the graph answers and the mask → a row for each text.
     """
 
     session: Any
     threads: int
     batch_size: int
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray] = pool
 
     def __post_init__(self) -> None:
         self.tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
@@ -105,26 +120,30 @@ class Floor:
             ids[index, : len(row)] = row
             mask[index, : len(row)] = 1
         feeds = dict(zip(INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
-        return pool(self.session.run(None, feeds)[0], mask)
+        return self.finish(self.session.run(None, feeds)[0], mask)
 
 
 def best_floor(
-    work: Path, precision: Precision, texts: Sequence[str], *, rounds: int = 5
+    path: Path,
+    texts: Sequence[str],
+    *,
+    rounds: int = 5,
+    finish: Callable[[np.ndarray, np.ndarray], np.ndarray] = pool,
 ) -> tuple[Floor, dict[str, float]]:
     """Return the fastest floor for a workload, and every candidate's median in ms.
 
     Args:
-        work: Where :func:`prepare` put the graphs.
-        precision: Which graph.
+        path: The graph.
         texts: The workload.
         rounds: Rounds of the search's second part, between the candidates that were near the best in the first.
+        finish: See :class:`Floor`.
     """
     sizes = BATCH_SIZES if len(texts) > 1 else (1,)
     candidates: dict[str, Floor] = {}
     for threads in THREADS:
-        session = _session(work / "floor" / f"{precision}.onnx", threads)
+        session = _session(path, threads)
         for size in sizes:
-            candidates[f"{threads} threads, batches of {size}"] = Floor(session, threads, size)
+            candidates[f"{threads} threads, batches of {size}"] = Floor(session, threads, size, finish)
     calls = {name: _bound(floor, texts) for name, floor in candidates.items()}
     medians = _medians(interleave(calls, rounds=1, warmup=1, pause=_PAUSE))
     near = [name for name in calls if medians[name] <= _NEAR * min(medians.values())]

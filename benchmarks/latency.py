@@ -142,7 +142,7 @@ def _floors(work: Path, workload: Workload) -> tuple[dict[str, peers.Embed], dic
     calls: dict[str, peers.Embed] = {}
     searched: dict[str, Any] = {}
     for precision in _PRECISIONS:
-        best, medians = floor.best_floor(work, precision, workload.texts, rounds=workload.search)
+        best, medians = floor.best_floor(floor.graph(work, precision), workload.texts, rounds=workload.search)
         calls[f"floor {precision}"] = best
         searched[precision] = {"best": best.settings, "searched_ms": medians}
     return calls, searched

@@ -78,39 +78,46 @@ def pool(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def export(path: Path, *, attention: str = "sdpa", dynamo: bool = True) -> None:
-    """Export the encoder plainly with ``torch.onnx.export``: token tensors in, the last hidden state out."""
+def export(
+    path: Path,
+    *,
+    attention: str = "sdpa",
+    dynamo: bool = True,
+    auto: str = "AutoModel",
+    source: Path = MODEL,
+    output: str = "last_hidden_state",
+) -> None:
+    """Export a model plainly with ``torch.onnx.export``: token tensors in, one output out; by default the encoder."""
     import torch
-    from transformers import AutoModel
+    import transformers
 
-    model = AutoModel.from_pretrained(MODEL, attn_implementation=attention).eval()
+    model = getattr(transformers, auto).from_pretrained(source, attn_implementation=attention).eval()
     ids = torch.randint(1000, 2000, (2, 16))
     example = (ids, torch.ones_like(ids), torch.zeros_like(ids))
-    common: dict[str, Any] = {"input_names": list(INPUTS), "output_names": ["last_hidden_state"], "opset_version": 18}
+    common: dict[str, Any] = {"input_names": list(INPUTS), "output_names": [output], "opset_version": 18}
     if dynamo:
         axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
         common["dynamic_shapes"] = (axes, axes, axes)
     else:
-        common["dynamic_axes"] = {name: {0: "batch", 1: "sequence"} for name in (*INPUTS, "last_hidden_state")}
+        common["dynamic_axes"] = {name: {0: "batch", 1: "sequence"} for name in (*INPUTS, output)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), quiet():
-        torch.onnx.export(_Positional(model), example, str(path), dynamo=dynamo, **common)
+        torch.onnx.export(_Positional(model, output), example, str(path), dynamo=dynamo, **common)
 
 
-def _Positional(model: Any) -> Any:  # noqa: N802 - makes a torch module without importing torch above
+def _Positional(model: Any, output: str) -> Any:  # noqa: N802 - makes a torch module without importing torch above
     import torch
 
     class Positional(torch.nn.Module):
-        """Takes the tokenizer's tensors by position and returns the hidden state alone."""
+        """Takes the tokenizer's tensors by position and returns one output alone."""
 
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-            return self.model(
-                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
-            ).last_hidden_state
+            answer = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            return answer[output]
 
     return Positional()
 

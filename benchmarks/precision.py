@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow_tdeploy
-from benchmarks import data, floor, operators, ours, peers
+from benchmarks import classifier, data, floor, operators, optimum_defaults, ours, peers
 from benchmarks.latency import fidelity
 from benchmarks.report import Figure, Results, finish, say, summarize
 from mlflow_tdeploy.build.calibration import Calibration
@@ -30,6 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "precision.json"
 BUDGET = "worst_cosine >= 0.995"
 MIXED, STATIC, INT4, NAIVE = "ours int8, mixed", "ours int8, static", "ours int4", "naive dynamic int8"
 TORCH, MODELOPT = "ours int8, of the torch module", "Model Optimizer's int8, its defaults"
+OPTIMUM = "optimum-onnx's dynamic int8, its defaults, in a bare loop"
 _VARIANTS = {
     "ours fp32": "ort-cpu-fp32",
     "ours int8, plain": "ort-cpu-int8",
@@ -79,7 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mlflow_tdeploy.save_model(
             str(peers.MODEL), work / "modelopt", task="sentence-embedding", precisions=["fp32", _MODELOPT], budget=_NONE
         )
-        results.add("speed", *_speed(work, model, quick=options.quick))
+        say("optimum-onnx, in an environment of its own")
+        optimum = optimum_defaults.make(work / "optimum")
+        results.add("speed", *_speed(work, model, optimum, quick=options.quick))
+        say("the WordNet classifier")
+        results.add("classifier", *classifier.measure(work / "classifier", BUDGET, quick=options.quick))
         results.add("operators", *_operators(model, quick=options.quick))
     return finish(results, options.out, quick=options.quick)
 
@@ -149,7 +154,7 @@ def _timed(calls: dict[str, peers.Embed], asked: Asked, rounds: int) -> dict[str
     return interleave(named, rounds=rounds, pause=0.03)
 
 
-def _speed(work: Path, model: Path, *, quick: bool) -> tuple[list[Figure], dict[str, Any]]:
+def _speed(work: Path, model: Path, optimum: Path | None, *, quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     opened: dict[str, peers.Embed] = {name: ours.open_pyfunc(model, variant) for name, variant in _VARIANTS.items()}
     opened[MODELOPT] = ours.open_pyfunc(work / "modelopt", _MODELOPT)
     figures, details = list[Figure](), dict[str, Any]()
@@ -159,8 +164,10 @@ def _speed(work: Path, model: Path, *, quick: bool) -> tuple[list[Figure], dict[
         Asked("256 texts", texts[:48] if quick else texts, *((3, 2) if quick else (11, 4))),
     ):
         say(f"  {asked.name}: search for the best naive one, then {asked.rounds} rounds")
-        best, _ = floor.best_floor(work, "int8", asked.texts, rounds=asked.search)
+        best, _ = floor.best_floor(floor.graph(work, "int8"), asked.texts, rounds=asked.search)
         calls: dict[str, peers.Embed] = {**opened, NAIVE: best}
+        if optimum is not None:
+            calls[OPTIMUM], _ = floor.best_floor(optimum, asked.texts, rounds=asked.search)
         lone = len(asked.texts) == 1
         beside = {"ours fp32": 2.5 if lone else None, NAIVE: None if lone else 1.3, "ours int8, plain": None}
         title, pairs = f"{asked.name}, int8 within the budget (mixed): faster than", dict[str, Any]()

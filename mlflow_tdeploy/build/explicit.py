@@ -110,7 +110,7 @@ def _array(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return value.const_value.numpy()
 
 
-def _pairs(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node, ir.Value]]:
+def pairs(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node, ir.Value]]:
     """Yield what rounds, as it lies in the graph: QuantizeLinear, a DequantizeLinear that takes it, what it rounds."""
     for node in list(graph):
         if node.op_type == _DEQUANTIZE and node.inputs[0] is not None:
@@ -125,15 +125,15 @@ def _axis(node: ir.Node) -> int:
 
 def _turn_weights(graph: ir.Graph) -> None:
     """Transpose matrices before they are rounded, where that is all that becomes of them, or of what they become."""
-    pairs = {last.outputs[0]: (first, last, weight) for first, last, weight in _pairs(graph)}
+    known = {last.outputs[0]: (first, last, weight) for first, last, weight in pairs(graph)}
     for node in list(graph):
         if node.op_type != "Transpose" or node.outputs[0].is_graph_output():
             continue
         source = node.inputs[0]
         if source is not None and (array := _array(source)) is not None and array.ndim == 2:
             node.outputs[0].replace_all_uses_with(_initializer(graph, f"{source.name}_transposed", array.T))
-        elif source in pairs:
-            first, last, weight = pairs[source]
+        elif source in known:
+            first, last, weight = known[source]
             if (array := _array(weight)) is None or array.ndim != 2:
                 continue
             value = _initializer(graph, f"{weight.name}_transposed", array.T)
@@ -144,7 +144,7 @@ def _turn_weights(graph: ir.Graph) -> None:
 
 def _take_pairs_apart(graph: ir.Graph) -> None:
     """Give everyone who takes a rounded value a pair of their own."""
-    for first, last, rounded in _pairs(graph):
+    for first, last, rounded in pairs(graph):
         if _array(rounded) is not None:
             continue
         for user, index in list(last.outputs[0].uses())[1:]:
@@ -168,7 +168,7 @@ def _copied(graph: ir.Graph, node: ir.Node, value: ir.Value, *, before: ir.Node,
 
 def _round_weights(graph: ir.Graph) -> None:
     """Put integers where weights are rounded when a session opens."""
-    for first, last, weight in _pairs(graph):
+    for first, last, weight in pairs(graph):
         array, scale = _array(weight), _array(first.inputs[1])
         zero = _array(first.inputs[2]) if len(first.inputs) > 2 else np.zeros((), np.uint8)
         if array is None or scale is None or zero is None:
