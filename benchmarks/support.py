@@ -7,6 +7,7 @@ module does within the budget. What a trained model loses is another matter: tha
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import multiprocessing
 import tempfile
@@ -82,23 +83,37 @@ ARCHITECTURES: Mapping[str, Callable[[], Mapping[str, Any]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make every recipe of every architecture, write the page and the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.support", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=tuple(ARCHITECTURES), help="some; writes nothing")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="some; writes nothing")
+    parser.add_argument("--only", nargs="+", choices=tuple(ARCHITECTURES), help="some; the others stay as they are")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, help="some; the others stay as they are")
     options = parser.parse_args(arguments)
     names, recipes = list(options.only or ARCHITECTURES), list(options.recipes or RECIPES)
     with ProcessPoolExecutor(_AT_ONCE, multiprocessing.get_context("spawn")) as pool:
         waiting = {name: {recipe: pool.submit(tried, name, recipe) for recipe in recipes} for name in names}
         found = {name: {recipe: one.result() for recipe, one in of.items()} for name, of in waiting.items()}
-    page, whole = table(found), not (options.only or options.recipes)
+    found = _joined(found)
+    page = table(found)
     say(f"\n{page}")
-    if whole:
-        PAGE.write_text(page)
+    PAGE.write_text(page)
     made = [one["state"] == "made" for of in found.values() for one in of.values()]
     results = Results()
     results.add(
         "recipes", [Figure("recipes that are made within the budget", float(sum(made)), f"of {len(made)}")], found
     )
-    return finish(results, RESULTS, quick=not whole)
+    return finish(results, RESULTS, quick=False)
+
+
+def _joined(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what was found beside what an earlier run has found of the others."""
+    before = json.loads(RESULTS.read_text(encoding="utf-8"))["recipes"]["details"] if RESULTS.exists() else {}
+    return {
+        name: {
+            recipe: one
+            for recipe in RECIPES
+            if (one := found.get(name, {}).get(recipe, before.get(name, {}).get(recipe))) is not None
+        }
+        for name in ARCHITECTURES
+        if name in before or name in found
+    }
 
 
 def tried(name: str, recipe: str) -> dict[str, Any]:
