@@ -29,7 +29,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "support.md"
 BUDGET = "worst_cosine >= 0.98"
 RECIPES = (
     "onnx-fp32", "onnx-fp16", "ort-cpu-fp32", "ort-cpu-int8", "ort-cpu-int8-mixed", "ort-cpu-int4", "onnx-int8",
-    "onnx-int8-torch", "onnx-int8-modelopt", "onnx-fp8-modelopt", "onnx-int4-modelopt", "onnx-fp16-modelopt",
+    "onnx-int8-torch", "onnx-int8-modelopt", "onnx-int8-smoothquant-modelopt", "onnx-fp8-modelopt",
+    "onnx-int4-modelopt", "onnx-fp16-modelopt",
 )  # fmt: skip
 #: Much of what takes time is done by one thread.
 _AT_ONCE = 2

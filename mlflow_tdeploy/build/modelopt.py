@@ -32,7 +32,7 @@ from mlflow_tdeploy.store.external_data import copy_graph
 
 #: What no activation is as large as.
 _REASON = 1e6
-_LOGGERS = ("modelopt.onnx", "modelopt", "onnxslim", "polygraphy")
+_LOGGERS = ("modelopt.onnx", "modelopt", "modelopt.torch", "onnxslim", "polygraphy")
 
 
 def quantize(
@@ -52,7 +52,7 @@ def quantize(
         MissingDependencyError: It is not installed.
         BuildError: It fails.
     """
-    with _library("quantization") as modelopt, tempfile.TemporaryDirectory(dir=src.parent) as folder:
+    with library("modelopt.onnx.quantization") as modelopt, tempfile.TemporaryDirectory(dir=src.parent) as folder:
         copied = Path(folder) / copy_graph(src, Path(folder))[0]
         written = Path(folder) / "quantized.onnx"
         takes = [value.name for value in onnx.load(src, load_external_data=False).graph.input]
@@ -114,7 +114,7 @@ def to_half(src: Path, dst: Path, precision: str, batch: Arrays) -> None:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    with _library("autocast") as modelopt, tempfile.TemporaryDirectory(dir=src.parent) as folder:
+    with library("modelopt.onnx.autocast") as modelopt, tempfile.TemporaryDirectory(dir=src.parent) as folder:
         copied = Path(folder) / copy_graph(src, Path(folder))[0]
         data = Path(folder) / "batch.npz"
         takes = [value.name for value in onnx.load(src, load_external_data=False).graph.input]
@@ -159,14 +159,14 @@ class _Reader:
 
 
 @contextmanager
-def _library(part: str) -> Iterator[Any]:
+def library(part: str) -> Iterator[Any]:
     """Yield a part of the library; what it and those it uses print and log is left out."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:
         with quiet(), contextlib.redirect_stderr(io.StringIO()):  # progress bars
             try:
-                found = importlib.import_module(f"modelopt.onnx.{part}")
+                found = importlib.import_module(part)
             except ImportError as error:
                 raise MissingDependencyError(
                     "nvidia-modelopt", "quantizing by Model Optimizer", "pip install 'mlflow-tdeploy[modelopt]'"

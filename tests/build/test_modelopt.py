@@ -8,13 +8,17 @@ import importlib.util
 import numpy as np
 import onnx
 import pytest
+import torch
+from mlflow.exceptions import MlflowException
 from onnx import TensorProto
 
+import mlflow_tdeploy
 from mlflow_tdeploy.build import modelopt
 from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.engine_variant import build_engine_variant
 from mlflow_tdeploy.build.explicit import rounded
 from mlflow_tdeploy.build.options import BuildOptions
+from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import MissingDependencyError
@@ -47,6 +51,7 @@ def types(bundle, variant):
         ("onnx-int8-modelopt", TensorProto.INT8, "any"),
         ("onnx-fp8-modelopt", TensorProto.FLOAT8E4M3FN, "cuda"),
         ("onnx-int4-modelopt", TensorProto.INT4, "any"),
+        ("onnx-int8-smoothquant-modelopt", TensorProto.INT8, "any"),
     ],
 )
 def test_weights_are_stored_in_few_bits_and_answers_are_checked(tmp_path, recipe, kind, device):
@@ -61,12 +66,10 @@ def test_weights_are_stored_in_few_bits_and_answers_are_checked(tmp_path, recipe
     assert verdict.passed
     assert verdict.metrics["worst_cosine"] < 0.99999999, "it is rounded where it is checked"
     trials = variant.precision.settings["trials"]
-    assert {one["what"].partition(",")[0] for one in trials} == (
-        {"rtn_dq", "awq_clip"} if "int4" in recipe else {"max", "entropy"}
-    )
+    assert {one["what"].partition(",")[0] for one in trials} == set(RECIPES.get(recipe).methods)
 
 
-@pytest.mark.parametrize("recipe", ["onnx-int8-modelopt", "onnx-int4-modelopt"])
+@pytest.mark.parametrize("recipe", ["onnx-int8-modelopt", "onnx-int4-modelopt", "onnx-int8-smoothquant-modelopt"])
 def test_what_is_over_the_budget_is_spared_and_little_else(tmp_path, recipe):
     bundle, variant = made(recipe, Delicate(), tmp_path / "model", requests(), Budget.of("worst_cosine >= 0.99"))
     assert accuracy(bundle, recipe).passed
@@ -93,6 +96,40 @@ def test_half_precision_is_typed_and_takes_and_answers_as_before(tmp_path):
     ends = (*graph.input, *graph.output)
     assert {one.type.tensor_type.elem_type for one in ends} == {TensorProto.FLOAT}
     assert accuracy(bundle, variant.id).passed
+
+
+class Uneven(torch.nn.Module):
+    """Channels of very different sizes, as between the layers of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+        with torch.no_grad():
+            self.first.weight[::8] *= 60
+            self.second.weight[:, ::8] /= 60
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_large_channels_go_over_into_the_weights_and_the_module_stays_as_it_is(tmp_path):
+    module = Uneven().eval()
+    before = {name: one.clone() for name, one in module.state_dict().items()}
+    _, variant = made("onnx-int8-smoothquant-modelopt", module, tmp_path / "model", requests())
+    off = {one["what"].partition(",")[0]: one["distance"] for one in variant.precision.settings["trials"]
+           if "distance" in one}  # fmt: skip
+    assert off["smoothquant"] < off["max"] / 2
+    assert variant.precision.settings["method"] == "smoothquant"
+    assert all(torch.equal(one, before[name]) for name, one in module.state_dict().items())
+
+
+def test_without_the_module_there_is_nothing_to_smooth(tmp_path):
+    made("onnx-int8-modelopt", Block(), tmp_path / "model", arrays(4, 6, WIDTH))
+    with pytest.raises(MlflowException, match="onnx-int8-smoothquant-modelopt' cannot be made here.*the original"):
+        mlflow_tdeploy.extend_model(
+            str(tmp_path / "model"), precisions=["onnx-int8-smoothquant-modelopt"], verify_with=arrays(4, 6, WIDTH)
+        )
 
 
 def test_what_no_cpu_runs_is_kept_and_nothing_vouches_for_it(tmp_path):

@@ -112,6 +112,19 @@ class RecipeContext:
             )
         return self.calibration
 
+    def required_module(self, recipe: str) -> Any:
+        """Return the torch module, with attention written out, for recipes that are made of it.
+
+        Raises:
+            BuildError: It is not here.
+        """
+        module = self.source.module_for("eager") if self.source is not None else None
+        if module is None:
+            raise BuildError(
+                f"'{recipe}' is made of the torch module, and that is not here: make it where the model is logged."
+            )
+        return module
+
     def base(self) -> Graph:
         """Return the parent graph, for recipes that have one."""
         assert self.parent is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from mlflow_tdeploy.build.sparing import spare_fewest
 from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
+from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.variant import Format
 
 
@@ -39,7 +41,10 @@ class Modelopt(Recipe):
     def run(self, context: RecipeContext) -> Graph:
         """Quantize by each method, spare, write."""
         search = _Search(self, context)
-        found = search.run()
+        try:
+            found = search.run()
+        finally:
+            search.maker.close()
         settings = {
             "method": found.method,
             "calibration": search.calibration,
@@ -48,6 +53,62 @@ class Modelopt(Recipe):
         }
         precision = Precision(self.precision, self.activations, recipe=self.id, kept=found.kept, settings=settings)
         return Graph(search.path, precision, session=dict(self.session))
+
+    def maker(self, context: RecipeContext, batches: Sequence[Arrays]) -> Maker:
+        """Return what writes the graph that a method makes.
+
+        Args:
+            context: What the recipe works with.
+            batches: What ranges are found on.
+        """
+        return OfGraph(context, batches, self.mode)
+
+
+class Maker(ABC):
+    """Writes the graphs that methods make, see :meth:`Modelopt.maker`."""
+
+    #: The graph that they are made of, whose nodes have the same names; None where their weights are as they were.
+    originals: Path | None = None
+
+    @abstractmethod
+    def write(self, method: str, path: Path) -> None:
+        """Write the graph."""
+
+    def spared(self, path: Path) -> tuple[str, ...]:
+        """Return the nodes of such a graph that can be spared."""
+        return rounded(path)
+
+    def close(self) -> None:
+        """Remove what is not needed any more."""
+        return
+
+
+class OfGraph(Maker):
+    """Of the portable graph.
+
+    Args:
+        context: What the recipe works with.
+        batches: What ranges are found on.
+        mode: As Model Optimizer calls it.
+    """
+
+    def __init__(self, context: RecipeContext, batches: Sequence[Arrays], mode: str) -> None:
+        self.originals = context.workdir / "plain" / "model.onnx"
+        prepare(context.base().path, self.originals)
+        self._batches, self._mode = batches, mode
+        self._without = modelopt.beyond_reason(self.originals, batches)
+
+    def write(self, method: str, path: Path) -> None:
+        """Write the graph."""
+        assert self.originals is not None
+        modelopt.quantize(
+            self.originals, path, mode=self._mode, method=method, batches=self._batches, without=self._without
+        )
+
+    def close(self) -> None:
+        """Remove the graph that others are made of."""
+        assert self.originals is not None
+        shutil.rmtree(self.originals.parent, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -70,13 +131,12 @@ class _Search:
         judge = context.required_judge(recipe.id)
         calibration = context.required_calibration(recipe.id)
         self._recipe, self._folder = recipe, context.workdir
-        self.path, self._plain = context.workdir / "graph" / "model.onnx", context.workdir / "plain" / "model.onnx"
+        self.path = context.workdir / "graph" / "model.onnx"
         batches = list(calibration.batches)
-        self._batches = modelopt.of_one_size(batches) if recipe.one_size else batches
-        self.calibration = {**calibration.record, "batches": len(self._batches)}
-        prepare(context.base().path, self._plain)
+        batches = modelopt.of_one_size(batches) if recipe.one_size else batches
+        self.calibration = {**calibration.record, "batches": len(batches)}
         self._rounded: dict[str, tuple[str, ...]] = {}
-        self._without = modelopt.beyond_reason(self._plain, batches)
+        self.maker = recipe.maker(context, batches)
         self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
     def run(self) -> _Choice:
@@ -92,8 +152,8 @@ class _Search:
 
         found = spare_fewest(self.trials, names, sparing, self._recipe.id)
         self._made(found, external_data=None)
-        for folder in (self._plain.parent, *(self._whole(one).parent for one in self._recipe.methods)):
-            shutil.rmtree(folder, ignore_errors=True)  # the library removes what it has put there, in its own time
+        for method in self._recipe.methods:  # the library removes what it has put there, in its own time
+            shutil.rmtree(self._whole(method).parent, ignore_errors=True)
         return found
 
     def said(self, choice: _Choice) -> str:
@@ -106,16 +166,13 @@ class _Search:
         path = self._folder / method / "model.onnx"
         if method not in self._rounded:
             path.parent.mkdir()
-            modelopt.quantize(
-                self._plain, path, mode=self._recipe.mode, method=method, batches=self._batches, without=self._without
-            )
-            self._rounded[method] = rounded(path)
+            self.maker.write(method, path)
+            self._rounded[method] = self.maker.spared(path)
         return path
 
     def _made(self, choice: _Choice, *, external_data: bool | None = False) -> Graph:
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self.path.parent.mkdir()
-        finish(
-            self._whole(choice.method), self.path, kept=choice.kept, originals=self._plain, external_data=external_data
-        )
+        whole = self._whole(choice.method)
+        finish(whole, self.path, kept=choice.kept, originals=self.maker.originals, external_data=external_data)
         return Graph(self.path, Precision(), session=dict(self._recipe.session))

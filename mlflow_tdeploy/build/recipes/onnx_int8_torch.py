@@ -15,7 +15,6 @@ from mlflow_tdeploy.build.ranges import CALIBRATORS
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.sparing import spare_fewest
 from mlflow_tdeploy.build.trials import Trials
-from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.variant import Format
 
@@ -71,12 +70,7 @@ class _Search:
         from mlflow_tdeploy.build.fake_quant.model import Rounding
 
         judge = context.required_judge(FakeQuant.recipe)
-        module = context.source.module_for("eager") if context.source is not None else None
-        if module is None:
-            raise BuildError(
-                f"'{FakeQuant.recipe}' is made of the torch module, and that is not here: make it where the model is "
-                f"logged."
-            )
+        module = context.required_module(FakeQuant.recipe)
         self._context, self._options = context, options
         self._calibration = context.required_calibration(FakeQuant.recipe)
         self.path = context.workdir / "graph" / "model.onnx"
