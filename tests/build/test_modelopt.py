@@ -69,7 +69,14 @@ def test_weights_are_stored_in_few_bits_and_answers_are_checked(tmp_path, recipe
     assert {one["what"].partition(",")[0] for one in trials} == set(RECIPES.get(recipe).methods)
 
 
-@pytest.mark.parametrize("recipe", ["onnx-int8-modelopt", "onnx-int4-modelopt", "onnx-int8-smoothquant-modelopt"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "onnx-int8-modelopt",
+        pytest.param("onnx-int4-modelopt", marks=pytest.mark.slow),
+        pytest.param("onnx-int8-smoothquant-modelopt", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_over_the_budget_is_spared_and_little_else(tmp_path, recipe):
     bundle, variant = made(recipe, Delicate(), tmp_path / "model", requests(), Budget.of("worst_cosine >= 0.99"))
     assert accuracy(bundle, recipe).passed

@@ -172,6 +172,7 @@ def test_who_is_interrupted_leaves_the_note(spec_of, champion, monkeypatch):
     assert answers(spec) == 1
 
 
+@pytest.mark.slow
 def test_a_harmless_interruption_counts_for_nothing(spec_of, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -190,6 +191,7 @@ def test_a_harmless_interruption_counts_for_nothing(spec_of, champion, monkeypat
     assert answers(spec) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_list_its_models_has_not_gone(spec_of, champion, monkeypatch):
     """Its store refuses for a while: the load fails, and so does asking what is loaded."""
     spec = spec_of()
@@ -222,6 +224,7 @@ def test_one_end_that_is_noted_under_two_names_counts_once():
     assert actions(*shared) == ["update", "update"]
 
 
+@pytest.mark.slow
 def test_a_first_version_that_is_slow_counts_for_nothing(spec_of, words, monkeypatch):
     """What was begun is taken back, so that the server is as empty as one that was ended."""
     spec = spec_of()
