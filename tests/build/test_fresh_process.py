@@ -13,12 +13,14 @@ SCRIPT = """
 import sys
 import mlflow_tdeploy
 from mlflow_tdeploy.store.bundle import Bundle
+from tests.build.test_fake_quant import Block, arrays
+from tests.build.test_int8_mixed import WIDTH
 from tests.build.test_onnx_int8 import Delicate, requests
 
 folder, recipe = sys.argv[1:]
-given = requests()
+module, given = (Block(), arrays(4, 6, WIDTH)) if recipe == "ort-cpu-int4" else (Delicate(), requests())
 mlflow_tdeploy.save_model(
-    Delicate(), folder, example=given[0], shapes={"batch": (1, 8, 16)}, precisions=["fp32", recipe],
+    module, folder, example=given[0], shapes={"batch": (1, 8, 16)}, precisions=["fp32", recipe],
     verify_with=given, budget="worst_cosine >= 0.8",
 )
 print(Bundle.open(folder).variants[recipe].digest)
