@@ -62,8 +62,8 @@ class BuildOptions:
             raise InvalidInputError(f"opset must be an integer from 13 to 23, got {self.opset!r}.")
         for name in ("search_seconds", "search_trials"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise InvalidInputError(f"{name} must be a number above 0, got {shown(value)}.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise InvalidInputError(f"{name} must be a number of at least 0, got {shown(value)}.")
 
 
 def precisions_of(given: Iterable[str | FakeQuant] | None) -> tuple[tuple[str, ...] | None, dict[str, FakeQuant]]:

@@ -203,7 +203,7 @@ def together(
                 seen = (do or _bring)(step, spec, go_on)
         except BaseException as error:  # whatever a gate throws: what served serves on
             why, seconds, worse = _why(error, step), time.perf_counter() - started, isinstance(error, TryoutError)
-            begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=load.times), routes[place])
+            begun = _Done(Outcome(step, "failed", seconds, why, worse=worse, ended=load.ended), routes[place])
             found = _all_taken_back([*done, begun], spec, why)
             if not isinstance(error, Exception):
                 raise

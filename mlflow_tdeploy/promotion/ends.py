@@ -33,10 +33,10 @@ class Load:
     """A load that is noted.
 
     Attributes:
-        times: How often in a row the server has gone away with it, once it has ended.
+        ended: Whether the server has gone away with it, or may have.
     """
 
-    times: int = 0
+    ended: bool = False
 
 
 @contextlib.contextmanager
@@ -63,12 +63,14 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
     except BaseException as error:
         interrupted = not isinstance(error, Exception)  # who is has no time to find out
         gone = None if interrupted else _has_gone(before, _after(found, step), step.before != version)
-        was_closed = isinstance(error, UnreachableError) and not isinstance(error, LateError)
-        if gone is None and (interrupted or was_closed):
-            load.times = times
+        late = isinstance(error, LateError)  # it may be loading on, and end the server yet
+        was_closed = isinstance(error, UnreachableError) and not late
+        load.ended = gone or (gone is None and was_closed)
+        tells = step.before == version or before.own or bool(before.others)
+        if (gone is None and (interrupted or was_closed)) or (late and not gone and tells):
             raise  # what was begun stays noted: who comes next sees whether the server has what it had
         with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way
-            load.times = known.end(version, times, server_gone=gone or None)
+            known.end(version, times, server_gone=gone or None)
         raise
     with contextlib.suppress(StorageError, OSError):  # what is left counts where the server is away alone
         known.end(version, times, server_gone=False)

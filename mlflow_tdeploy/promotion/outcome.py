@@ -23,7 +23,7 @@ class Outcome:
         why: Why it failed, in one line.
         seen: What was seen when it was tried out, in one line.
         worse: Whether it failed as it did worse than the version that serves: it would again.
-        ended: How often in a row the server has gone away while the version came: it may have ended it.
+        ended: Whether the server has gone away while the version came, or may have.
         unsure: Whether nobody knows what answers there, as the server could not be asked any more.
     """
 
@@ -33,7 +33,7 @@ class Outcome:
     why: str = ""
     seen: str = ""
     worse: bool = False
-    ended: int = 0
+    ended: bool = False
     unsure: bool = False
 
 

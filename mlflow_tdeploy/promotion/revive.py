@@ -56,7 +56,7 @@ def _revived(step: Step, spec: Spec) -> Outcome | None:
     except Exception as error:  # files that are gone, a server that the load ends: the others are others
         why = first_line(error)
         _log.warning("Version %s of '%s' cannot be had back at %s: %s", step.before, step.name, step.server, why)
-        return Outcome(meant, "failed", time.perf_counter() - started, why, ended=load.times)
+        return Outcome(meant, "failed", time.perf_counter() - started, why, ended=load.ended)
     return Outcome(meant, "done", time.perf_counter() - started)
 
 

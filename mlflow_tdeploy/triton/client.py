@@ -290,7 +290,8 @@ class TritonClient:
                 f"The server at {self.connection.url} cannot {doing}: what is in front of it reaches none ({said})."
             )
         if status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED") and "poll" not in said:
-            return (LateError if status.endswith("EXCEEDED") else UnreachableError)(
+            late = status.endswith("EXCEEDED") or "504" in said or "request timeout" in said  # as proxies say it
+            return (LateError if late else UnreachableError)(
                 f"The server at {self.connection.url} cannot {doing}: nobody answers there ({said})."
             )
         if "polling is enabled" in said or "POLL" in said:

@@ -329,7 +329,8 @@ def test_verify_scores_answers_when_labels_are_given(minilm_path, tmp_path):
     texts = ["one", "one two", "one two three", "one two three four"]  # 3, 4, 5 and 6 tokens
     data = VerifyData.of({"text": texts, "label": ["yes", "no", "yes", "yes"]}).for_task(task)
     answers = ReferenceAnswers(task, data, odd_length, tmp_path)
-    assert answers.metric == {"accuracy": 0.75}
+    assert answers.metric["accuracy"] == 0.75
+    assert set(answers.metric) == {"accuracy", "precision", "recall", "f1", "loss"}
     budget = Budget.of("accuracy_drop <= 0.1")
     same = verify(answers, odd_length, budget)
     assert same.passed
@@ -341,6 +342,8 @@ def test_verify_scores_answers_when_labels_are_given(minilm_path, tmp_path):
     worse = verify(answers, always_no, budget)
     assert worse.metrics["accuracy"] == 0.25
     assert worse.metrics["accuracy_drop"] == 0.5
+    assert worse.metrics["loss_rise"] == pytest.approx(worse.metrics["loss"] - worse.metrics["reference_loss"])
+    assert worse.metrics["loss_rise"] > 0
     assert "accuracy_drop is 0.5" in worse.violations[0]
 
 

@@ -225,6 +225,43 @@ def test_one_end_that_is_noted_under_two_names_counts_once():
 
 
 @pytest.mark.slow
+def test_a_load_that_goes_on_after_its_time_and_then_ends_the_server_counts(spec_of, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+
+    def late(client):
+        raise LateError("no answer within 30 s")
+
+    tried = where_loaded(monkeypatch, "words.v2", late)
+    for _ in range(4):
+        mlflow_tdeploy.apply(file=spec)
+        for one in there(spec).client.models():
+            there(spec).client.unload(one.name)
+    assert len(tried) == 2
+    mlflow_tdeploy.apply(file=spec)
+    assert answers(spec) == 1
+
+
+@pytest.mark.slow
+def test_a_slow_load_on_a_server_that_serves_counts_for_nothing(spec_of, champion, monkeypatch):
+    spec = spec_of()
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+
+    def late(client):
+        raise LateError("no answer within 30 s")
+
+    with monkeypatch.context() as patch:
+        tried = where_loaded(patch, "words.v2", late)
+        for _ in range(3):
+            mlflow_tdeploy.apply(file=spec)
+        assert len(tried) == 3
+    mlflow_tdeploy.apply(file=spec)
+    assert answers(spec) == 2
+
+
+@pytest.mark.slow
 def test_a_first_version_that_is_slow_counts_for_nothing(spec_of, words, monkeypatch):
     """What was begun is taken back, so that the server is as empty as one that was ended."""
     spec = spec_of()
