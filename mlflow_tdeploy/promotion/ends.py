@@ -66,7 +66,8 @@ def noted(step: Step, version: int | None, spec: Spec) -> Iterator[Load]:
         late = isinstance(error, LateError)  # it may be loading on, and end the server yet
         was_closed = isinstance(error, UnreachableError) and not late
         load.ended = gone or (gone is None and was_closed)
-        tells = step.before == version or before.own or bool(before.others)
+        # what the next look goes by: what is deployed, or others where nothing is
+        tells = step.before == version or before.own or (step.before is None and bool(before.others))
         if (gone is None and (interrupted or was_closed)) or (late and not gone and tells):
             raise  # what was begun stays noted: who comes next sees whether the server has what it had
         with contextlib.suppress(StorageError, OSError):  # the error that counts is on its way

@@ -27,6 +27,8 @@ T = TypeVar("T")
 _SCHEMES = {"http": 8000, "https": 8000, "grpc": 8001, "grpcs": 8001}
 _ANSWER = "answer for"
 _INSTALL = "pip install 'mlflow-tdeploy[triton]'"
+#: What proxies of gRPC say in UNAVAILABLE that have waited long enough: gRPC itself of HTTP's 504, and Envoy.
+_PROXY_IS_TIRED = ("status: 504", "request timeout")
 #: Seconds for what takes no time, and for a model to load.
 QUICK_S, LOAD_S = 30.0, 600.0
 #: Seconds until a model that was loaded has to answer, and between asking for that.
@@ -290,7 +292,7 @@ class TritonClient:
                 f"The server at {self.connection.url} cannot {doing}: what is in front of it reaches none ({said})."
             )
         if status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED") and "poll" not in said:
-            late = status.endswith("EXCEEDED") or "504" in said or "request timeout" in said  # as proxies say it
+            late = status.endswith("EXCEEDED") or any(words in said for words in _PROXY_IS_TIRED)
             return (LateError if late else UnreachableError)(
                 f"The server at {self.connection.url} cannot {doing}: nobody answers there ({said})."
             )

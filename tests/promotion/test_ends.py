@@ -262,6 +262,28 @@ def test_a_slow_load_on_a_server_that_serves_counts_for_nothing(spec_of, champio
 
 
 @pytest.mark.slow
+def test_a_slow_load_counts_for_nothing_where_what_is_deployed_cannot_be_had_back(two_names, champion, monkeypatch):
+    """The next look could not tell: it goes by what is deployed, and that is not there either way."""
+    spec, _ = two_names
+    mlflow_tdeploy.apply(file=spec)
+    champion(2)
+    there(spec).client.unload("words.v1")
+    there(spec).client.unload("words")
+
+    def fails(client):
+        raise ServerError("the file is damaged")
+
+    def late(client):
+        raise LateError("no answer within 30 s")
+
+    where_loaded(monkeypatch, "words.v1", fails)
+    tried = where_loaded(monkeypatch, "words.v2", late)
+    for _ in range(3):
+        mlflow_tdeploy.apply(file=spec)
+    assert len(tried) == 3
+
+
+@pytest.mark.slow
 def test_a_first_version_that_is_slow_counts_for_nothing(spec_of, words, monkeypatch):
     """What was begun is taken back, so that the server is as empty as one that was ended."""
     spec = spec_of()
