@@ -6,17 +6,16 @@ A CPU computes graphs in half precision in fp32, so that nothing of this shows w
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mlflow_tdeploy.build.observe import opened, with_outputs
 from mlflow_tdeploy.core.errors import BuildError, first_line
 from mlflow_tdeploy.core.tensors import Arrays
 
@@ -89,7 +88,8 @@ def _computed(path: Path, model: onnx.ModelProto, batches: Iterable[Arrays]) -> 
     names = _floats(path, model)
     if not names:
         return {}
-    session, masked = _session(path, _with_extremes(model, names)), _masked(model.graph)
+    session = opened(path, _with_extremes(model, names).SerializeToString(), as_it_is=True)
+    masked = _masked(model.graph)
     takes = {value.name for value in session.get_inputs()}
     outputs = [output for index in range(len(names)) for output in _outputs(index)]
     largest = dict.fromkeys(names, 0.0)
@@ -107,26 +107,8 @@ def _computed(path: Path, model: onnx.ModelProto, batches: Iterable[Arrays]) -> 
 def _floats(path: Path, model: onnx.ModelProto) -> list[str]:
     """Return the names of the floats that a graph computes: ONNX Runtime knows the types of its own operators, too."""
     names = dict.fromkeys(name for node in model.graph.node for name in node.output if name)
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
-    have = {value.name for value in probe.graph.output}
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in have)
-    session = _session(path, probe)
+    session = opened(path, with_outputs(path, list(names)), as_it_is=True)
     return [one.name for one in session.get_outputs() if one.type == "tensor(float)"]
-
-
-def _session(path: Path, model: onnx.ModelProto) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        try:
-            return ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise BuildError(f"The graph cannot be opened to look at its range: {first_line(error)}") from error
 
 
 def _masked(graph: onnx.GraphProto) -> float:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,15 +55,7 @@ def observe(
     Raises:
         BuildError: The graph fails.
     """
-    import onnxruntime as ort
-
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
-        file.write(_with_outputs(path, names))
-        file.flush()
-        try:
-            session = ort.InferenceSession(file.name, providers=["CPUExecutionProvider"])
-        except Exception as error:  # as ONNX Runtime says
-            raise BuildError(f"The graph cannot be opened to look at what it computes: {first_line(error)}") from error
+    session = opened(path, with_outputs(path, names))
     takes = {value.name for value in session.get_inputs()}
     remaining = iter(names)
     while group := list(itertools.islice(remaining, _AT_ONCE)):
@@ -79,7 +71,33 @@ def observe(
         yield from seen.items()
 
 
-def _with_outputs(path: Path, names: Sequence[str]) -> bytes:
+def opened(path: Path, changed: bytes, *, as_it_is: bool = False) -> Any:
+    """Return a session of a graph that was changed to be looked at, beside whose file its weights lie.
+
+    Args:
+        path: The graph; a temporary file is written beside it.
+        changed: What became of it.
+        as_it_is: Whether nothing is optimized.
+
+    Raises:
+        BuildError: It cannot be opened.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    if as_it_is:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as file:
+        file.write(changed)
+        file.flush()
+        try:
+            return ort.InferenceSession(file.name, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # as ONNX Runtime says
+            raise BuildError(f"The graph cannot be opened to look at what it computes: {first_line(error)}") from error
+
+
+def with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    """Return a graph that gives out some of its tensors, too."""
     import onnx  # what only names calibrators needs none
 
     model = onnx.load(path, load_external_data=False)

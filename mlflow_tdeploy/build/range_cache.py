@@ -10,7 +10,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def known_histograms(path: Path, names: Sequence[str], batches: Sequence[Arrays]
 
 def _key(path: Path, names: Sequence[str], batches: Sequence[Arrays]) -> str:
     digest = hashlib.sha256(f"{BINS} {version('mlflow-tdeploy')} {np.__version__} {list(names)}".encode())
-    with contextlib.suppress(Exception):  # onnxruntime-gpu is another distribution
+    with contextlib.suppress(PackageNotFoundError):  # onnxruntime-gpu is another distribution
         digest.update(version("onnxruntime").encode())
     for file in (path, *(path.parent / name for name in sorted(external_files(path)))):
         digest.update(file.read_bytes())

@@ -116,7 +116,7 @@ class Trials(Generic[Key]):
 
 def _short(found: Verified) -> dict[str, float]:
     """Return the figures that people look at."""
-    looked_at = ("worst_cosine", "mean_cosine", "max_score_difference", "decision_agreement")
+    looked_at = ("worst_cosine", "mean_cosine", "max_score_difference", "label_agreement")
     return {
         name: float(value)
         for name, value in found.metrics.items()

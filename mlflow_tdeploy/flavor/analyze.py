@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlflow import MlflowClient
@@ -17,7 +17,7 @@ from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.registry_io import Location, locate, mlflow_errors, open_records
 from mlflow_tdeploy.registry_io.plot import Point, can_draw, draw
-from mlflow_tdeploy.registry_io.runs import log_metrics, log_rows, run_below
+from mlflow_tdeploy.registry_io.runs import EVIDENCE_STEP, PICTURE, log_metrics, log_rows, run_below
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.analysis import Analysed, Plan, analyse
 from mlflow_tdeploy.runtime.decision import Candidate, align
@@ -27,9 +27,7 @@ from mlflow_tdeploy.runtime.power import meters
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 
-TABLE, DOCUMENT, PICTURE = "analysis_table.json", "analysis.json", "accuracy_against_speed.png"
-#: Step of metrics of a logged model, which no model has.
-_STEP = -1
+TABLE, DOCUMENT = "analysis_table.json", "analysis.json"
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,9 @@ def _recorded(analysis: Analysis, location: Location) -> Analysis:
             client,
             run_id,
             [
-                Metric(f"{one.name}.analysis.{key}".replace(" ", "_"), value, now, _STEP, model_id=model.model_id)
+                Metric(
+                    f"{one.name}.analysis.{key}".replace(" ", "_"), value, now, EVIDENCE_STEP, model_id=model.model_id
+                )
                 for one in analysis.variants
                 for key, value in one.metrics().items()
             ],
@@ -224,4 +224,4 @@ def _recorded(analysis: Analysis, location: Location) -> Analysis:
         client.log_dict(run_id, analysis.as_dict(), DOCUMENT)
         if can_draw() and any(one.quality or one.closeness for one in analysis.variants):
             client.log_figure(run_id, analysis.figure(), PICTURE)
-    return Analysis(analysis.host, analysis.data, analysis.labels, analysis.variants, analysis.unmeasured, run_id)
+    return replace(analysis, run_id=run_id)

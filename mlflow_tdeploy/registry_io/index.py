@@ -10,12 +10,9 @@ from mlflow.utils.time import get_current_time_millis
 
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.registry_io.runs import log_metrics
+from mlflow_tdeploy.registry_io.runs import EVIDENCE_STEP, log_metrics
 from mlflow_tdeploy.registry_io.searches import Search, log_searches
 from mlflow_tdeploy.store.bundle import Bundle
-
-#: Step of evidence, which no model has.
-_STEP = -1
 
 
 def describe(bundle: Bundle) -> tuple[dict[str, str], dict[str, float]]:
@@ -93,7 +90,7 @@ def tag_logged_model(
 
 def _log_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:
     now = get_current_time_millis()
-    entries = [Metric(key, value, now, _STEP, model_id=model.model_id) for key, value in metrics.items()]
+    entries = [Metric(key, value, now, EVIDENCE_STEP, model_id=model.model_id) for key, value in metrics.items()]
     name = f"{model.name} evidence"
     run_id = model.source_run_id or client.create_run(model.experiment_id, run_name=name).info.run_id
     log_metrics(client, run_id, entries)

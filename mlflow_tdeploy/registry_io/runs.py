@@ -10,6 +10,10 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+#: Step of what is known of a logged model, which no model has: MLflow gives every model what its run has at its own.
+EVIDENCE_STEP = -1
+#: Name of a picture of accuracy against speed among a run's artifacts.
+PICTURE = "accuracy_against_speed.png"
 #: MLflow takes at most 1000 metrics in a batch.
 _MOST = 900
 

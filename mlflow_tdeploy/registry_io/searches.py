@@ -13,12 +13,12 @@ from mlflow.utils.time import get_current_time_millis
 from mlflow_tdeploy.core.budget import Budget, Limit
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.registry_io.plot import Point, can_draw, draw
-from mlflow_tdeploy.registry_io.runs import log_metrics, log_rows, run_below
+from mlflow_tdeploy.registry_io.runs import PICTURE, log_metrics, log_rows, run_below
 from mlflow_tdeploy.store.bundle import Bundle
 
 #: Tag of a logged model: the run that holds the search for a variant.
 SEARCH_TAG = "tdeploy.search."
-TABLE, PICTURE = "trials.json", "accuracy_against_speed.png"
+TABLE = "trials.json"
 _SPEED = "answering_seconds"
 
 
@@ -43,7 +43,11 @@ class Search:
         name = self.shown()
         return [
             Point(
-                str(one["what"]), one[_SPEED], one[name], good=bool(one["passed"]), chosen=one["what"] == self.outcome
+                str(one["what"]),
+                one[_SPEED],
+                one[name],
+                good=bool(one["passed"]),
+                chosen=bool(one["passed"]) and one["what"] == self.outcome,  # others may spare as many, and fail
             )
             for one in self.trials
             if name in one and _SPEED in one

@@ -189,7 +189,7 @@ def analyse(
     quality = {name: step(f"ask {name} everything", _quality, model, call, plan) for name, call in asked.items()}
     speed = [step(f"time requests of {size}", _timed, ask, plan, size) for size in _sizes(model, plan)]
     counted = ask if meters else {}
-    energy = {name: step(f"energy of {name}", _energy, call, plan, meters) for name, call in counted.items()}
+    energy = {name: step(f"energy of {name}", _energy, model, call, plan, meters) for name, call in counted.items()}
     first = _first(plan, 1)
     memory = {name: step(f"memory of {name}", _memory, model.bundle, one, first) for name, one in named.items()}
     return [
@@ -250,8 +250,15 @@ def _sizes(model: Model, plan: Plan) -> tuple[int, ...]:
     """Return how many items requests have; those of arrays as many as the first one."""
     if isinstance(plan.requests[0], str):
         return plan.batches
+    return (_count(model, plan.requests[0]),)
+
+
+def _count(model: Model, request: Any) -> int:
+    """Return how many items a request has: of arrays what the first axis of the first input has."""
+    if isinstance(request, list):
+        return len(request)
     spec = model.signature.inputs[0]
-    return (int(plan.requests[0][spec.name].shape[0]) if spec.shape else 1,)
+    return int(request[spec.name].shape[0]) if spec.shape else 1
 
 
 def _quality(model: Model, ask: Callable[..., Any], plan: Plan) -> dict[str, float]:
@@ -279,7 +286,7 @@ def _next(call: Callable[..., Any], requests: Iterator[Any]) -> Any:
     return call(next(requests))
 
 
-def _energy(ask: Callable[..., Any], plan: Plan, meters: Sequence[Meter]) -> Energy | None:
+def _energy(model: Model, ask: Callable[..., Any], plan: Plan, meters: Sequence[Meter]) -> Energy | None:
     """Measure what is used while the largest requests are answered without a break."""
     size = max(plan.batches)
     requests, answered = _requests(plan, size), 0
@@ -288,7 +295,7 @@ def _energy(ask: Callable[..., Any], plan: Plan, meters: Sequence[Meter]) -> Ene
     with measured(meters) as spent:
         while not answered or time.monotonic() < end:
             ask(request := next(requests))
-            answered += len(request) if isinstance(request, list) else 1
+            answered += _count(model, request)
     if spent.watts is None:
         return None
     return Energy(spent.watts, spent.watts * spent.seconds / answered, tuple(spent.joules))

@@ -68,8 +68,8 @@ class Rapl(Meter):
         return int(self._file.read_text())
 
 
-class Nvml(Meter):
-    """A GPU that counts its energy.
+class _OfGpu(Meter):
+    """A GPU.
 
     Args:
         nvml: The module ``pynvml``.
@@ -79,23 +79,21 @@ class Nvml(Meter):
 
     def __init__(self, nvml: Any, device: Any, name: str) -> None:
         self._nvml, self._device, self.name = nvml, device, name
+
+
+class Nvml(_OfGpu):
+    """A GPU that counts its energy."""
 
     def joules(self) -> float:
         """Return what was used, by the driver's own count."""
         return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._device)) / 1e3  # mJ
 
 
-class NvmlSampled(Meter):
-    """A GPU that tells its power only: energy is what a thread adds up, by the mean of two samples.
-
-    Args:
-        nvml: The module ``pynvml``.
-        device: Its handle.
-        name: What to call it.
-    """
+class NvmlSampled(_OfGpu):
+    """A GPU that tells its power only: energy is what a thread adds up, by the mean of two samples."""
 
     def __init__(self, nvml: Any, device: Any, name: str) -> None:
-        self._nvml, self._device, self.name = nvml, device, name
+        super().__init__(nvml, device, name)
         self._joules, self._stop = 0.0, threading.Event()
         self._thread = threading.Thread(target=self._run, name="tdeploy-power", daemon=True)
         self._thread.start()

@@ -18,6 +18,7 @@ from tests.registry_io.models import log
 TRIALS = [
     {"what": "0 in fp32", "seconds": 2.0, "passed": False, "answering_seconds": 1.0, "worst_cosine": 0.98},
     {"what": "0 in fp32", "seconds": 1.0, "distance": 0.2},
+    {"what": "1 in fp32", "seconds": 2.0, "passed": False, "answering_seconds": 1.2, "worst_cosine": 0.99},
     {"what": "1 in fp32", "seconds": 2.5, "passed": True, "answering_seconds": 1.5, "worst_cosine": 0.997},
 ]
 
@@ -49,12 +50,12 @@ def test_a_search_becomes_one_run_with_a_step_for_each_trial(tracking, tmp_path)
              for name in ("distance", "worst_cosine", "passed", "seconds")}  # fmt: skip
     assert steps == {
         "distance": [(1, 0.2)],
-        "worst_cosine": [(0, 0.98), (2, 0.997)],
-        "passed": [(0, 0.0), (2, 1.0)],
-        "seconds": [(0, 2.0), (1, 1.0), (2, 2.5)],
+        "worst_cosine": [(0, 0.98), (2, 0.99), (3, 0.997)],
+        "passed": [(0, 0.0), (2, 0.0), (3, 1.0)],
+        "seconds": [(0, 2.0), (1, 1.0), (2, 2.0), (3, 2.5)],
     }
     assert run.data.params == {
-        "variant": "onnx-int8", "budget": "worst_cosine >= 0.995", "found": "1 in fp32", "trials": "3"
+        "variant": "onnx-int8", "budget": "worst_cosine >= 0.995", "found": "1 in fp32", "trials": "4"
     }  # fmt: skip
     assert run.info.status == "FINISHED"
     assert run.data.tags["tdeploy.model_id"] == info.model_id
@@ -74,7 +75,9 @@ def test_its_table_and_picture_are_artifacts(tracking, tmp_path):
 def test_a_picture_shows_the_trials_that_were_asked_everything(tmp_path):
     (search,) = searches(Bundle.open(searched(tmp_path / "m")))
     points = [(one.x, one.y, one.good, one.chosen) for one in search.points()]
-    assert points == [(1.0, 0.98, False, False), (1.5, 0.997, True, True)]
+    assert points == [(1.0, 0.98, False, False), (1.2, 0.99, False, False), (1.5, 0.997, True, True)], (
+        "another one spares as many, and is over the budget"
+    )
 
 
 def test_a_budget_that_cannot_be_read_is_the_models_own(tmp_path):
