@@ -41,6 +41,7 @@ def choose(
     flavor: str = "",
     host: Callable[[], Fingerprint | None] = lambda: None,
     known: LoggedBundle | None = None,
+    look: bool = False,
 ) -> Deployable:
     """Return the version that a URI stands for, of a bundle with the variant that suits a server; its files are here.
 
@@ -53,6 +54,7 @@ def choose(
         host: Returns what the server says that its host is, None for one like this; asked where there is a choice.
         known: The bundle that the URI stands for, where somebody has its records. Where nothing brings its files the
             version can be looked at and not rendered.
+        look: It is only looked at: golden requests are not made tokens of, which would take a tokenizer's loading.
 
     Raises:
         InvalidInputError: Neither says a name, or the settings contradict the model.
@@ -67,14 +69,14 @@ def choose(
     pinned = f"models:/{registered[0]}/{registered[1]}" if registered else str(uri)
     if known is not None:
         about = {"model_uri": without_password(pinned), "flavor": known.flavor}
-        return _of_bundle(known, settings, host(), wanted, number, about)
+        return _of_bundle(known, settings, host(), wanted, number, about, look=look)
     location = locate(pinned)
     if location.local is not None and not urllib.parse.urlsplit(pinned).scheme:
         pinned = str(location.local.absolute())  # whoever comes back to it may be somewhere else
     found = find(location, flavor, settings.shapes, insist=SHAPES in settings.now)
     about = {"model_uri": without_password(pinned), "flavor": found.flavor}
     if isinstance(found, LoggedBundle):
-        return _of_bundle(found, settings, host(), wanted, number, about)
+        return _of_bundle(found, settings, host(), wanted, number, about, look=look)
     about |= {"variant": "triton", "decision": "triton (a Triton model, as it is)"}
     return ReadyVersion(wanted, number, about, found.folder)
 
@@ -86,6 +88,8 @@ def _of_bundle(
     name: str,
     number: int,
     about: Mapping[str, str],
+    *,
+    look: bool = False,
 ) -> BundleVersion:
     bundle, host = found.bundle, settings.host(reported)
     budget = Budget.of(settings.budget) if settings.budget else None
@@ -96,7 +100,10 @@ def _of_bundle(
     variant = bundle.variants[chosen.variant]
     if found.fetch is not None:
         found.fetch(variant)
-    check_encoding(bundle.task(HashCache()), bundle.golden())
+    if look:
+        bundle.verify_assets(HashCache())
+    else:
+        check_encoding(bundle.task(HashCache()), bundle.golden())
     more = {"variant": variant.id, "decision": _brief(decision), "host": json.dumps(to_plain(host))}
     cores = host.cores if settings.cores or reported else 0  # else they are those of whoever deploys
     return BundleVersion(name, number, {**about, **more}, bundle, variant, RUNTIMES.get(chosen.runtime), host, cores)

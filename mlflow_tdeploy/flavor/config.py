@@ -20,6 +20,8 @@ from mlflow_tdeploy.store.bundle import Bundle
 
 _log = logging.getLogger("mlflow_tdeploy")
 
+#: libyaml's reader where PyYAML has it: ten times as fast, which a plan over many models feels.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 #: Empty leaves the choice to the environment, then to the host.
 _POLICY: dict[str, Any] = {"variant": "", "runtime": "", "strict": ""}
 
@@ -97,7 +99,7 @@ def read_flavors(bundle: Bundle) -> Mapping[str, Any] | None:
         return None
     # not by MLflow's reader: it takes a path for a URI, finds no folder with a "%" in its name, and imports pandas
     try:
-        flavors = yaml.safe_load((folder / MLMODEL_FILE_NAME).read_text(encoding="utf-8"))["flavors"]
+        flavors = yaml.load((folder / MLMODEL_FILE_NAME).read_bytes(), _LOADER)["flavors"]  # noqa: S506 - a safe one
         found = {str(name): dict(one or {}) for name, one in flavors.items()}
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise IntegrityError(

@@ -105,8 +105,9 @@ def _looked_at(wanted: Desired, observed: Observed, within: float) -> Candidate:
             f"mlflow deployments create -t tdeploy."
         ) from error
     what = choose(
-        wanted.uri, settings, name=wanted.name, host=lambda: observed.host, known=LoggedBundle(TDEPLOY, found.bundle)
-    )
+        wanted.uri, settings, name=wanted.name, host=lambda: observed.host, look=True,
+        known=LoggedBundle(TDEPLOY, found.bundle),
+    )  # fmt: skip
     assert isinstance(what, BundleVersion)
     record = as_record(wanted.rule.serve)
     options = served(settings, what, observed.described or None)
