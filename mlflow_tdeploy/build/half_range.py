@@ -25,6 +25,12 @@ MOST, LEAST = float(np.finfo(np.float16).max), float(np.finfo(np.float16).smalle
 MARGIN = 4.0
 #: A negative constant beyond this masks; half of it and beyond, so does what was computed with it.
 _MASKS = -1e4
+_CONSTANTS = ("Constant", "ConstantOfShape")
+#: What gives a mask on: operators that select, add, scale or move numbers.
+_CARRIES = frozenset(
+    ("Add", "Sub", "Mul", "Where", "Min", "Max", "Clip", "Cast", "Identity", "Neg", "Reshape", "Expand", "Squeeze",
+     "Unsqueeze", "Transpose", "Slice", "Concat", "Gather", "GatherND", "ScatterND", "Tile", "Trilu", "Flatten")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,12 @@ def _largest(array: npt.NDArray[np.float32]) -> float:
 
 
 def _computed(path: Path, model: onnx.ModelProto, batches: Iterable[Arrays]) -> dict[str, float]:
-    """Return the largest magnitude of each float that is computed; where numbers are masked, of those above 0."""
+    """Return the largest magnitude of each float that is computed, without numbers that only mask."""
     names = _floats(path, model)
     if not names:
         return {}
     session = opened(path, _with_extremes(model, names).SerializeToString(), as_it_is=True)
-    masked = _masked(model.graph)
+    masks = _masks(model.graph)
     takes = {value.name for value in session.get_inputs()}
     outputs = [output for index in range(len(names)) for output in _outputs(index)]
     largest = dict.fromkeys(names, 0.0)
@@ -99,6 +105,7 @@ def _computed(path: Path, model: onnx.ModelProto, batches: Iterable[Arrays]) -> 
         except Exception as error:  # as ONNX Runtime says
             raise BuildError(f"The graph fails on data that its range is looked for on: {first_line(error)}") from error
         for name, low, high in zip(names, got[::2], got[1::2], strict=True):
+            masked = masks.get(name, -math.inf)
             seen = [abs(float(one)) for one in (low, high) if np.isfinite(one) and one > masked]
             largest[name] = max([largest[name], *seen])
     return largest
@@ -111,18 +118,27 @@ def _floats(path: Path, model: onnx.ModelProto) -> list[str]:
     return [one.name for one in session.get_outputs() if one.type == "tensor(float)"]
 
 
-def _masked(graph: onnx.GraphProto) -> float:
-    """Return the number from which on downwards numbers only mask."""
-    constants = [one for one in graph.initializer if one.data_type == TensorProto.FLOAT and math.prod(one.dims) == 1]
-    constants += [
-        attribute.t
-        for node in graph.node
-        for attribute in node.attribute
-        if node.op_type == "Constant" and attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT
-    ]
-    inline = (one for one in constants if one.data_location != TensorProto.EXTERNAL)
-    lowest = [float(numpy_helper.to_array(one).min(initial=0)) for one in inline]
-    return max((one for one in lowest if one < _MASKS), default=-math.inf) / 2
+def _masks(graph: onnx.GraphProto) -> dict[str, float]:
+    """Return the number from which on downwards numbers only mask, for each tensor that a mask gets into.
+
+    A mask begins as a large negative constant and goes through what selects, adds or moves numbers.
+    """
+    found = {one.name: _mask_of(one) for one in graph.initializer}
+    for node in graph.node:
+        made = [_mask_of(one.t) for one in node.attribute if one.name == "value" and node.op_type in _CONSTANTS]
+        taken = [found.get(name, -math.inf) for name in node.input] if node.op_type in _CARRIES else []
+        found |= dict.fromkeys(node.output, max([*made, *taken], default=-math.inf))
+    return {name: least for name, least in found.items() if least > -math.inf}
+
+
+def _mask_of(constant: TensorProto) -> float:
+    """Return from where on numbers mask that come of a constant; -inf for one that is no mask."""
+    if constant.data_type != TensorProto.FLOAT or constant.data_location == TensorProto.EXTERNAL:
+        return -math.inf
+    if math.prod(constant.dims) != 1:
+        return -math.inf
+    value = float(numpy_helper.to_array(constant).reshape(-1)[0])
+    return value / 2 if value < _MASKS else -math.inf
 
 
 def _with_extremes(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,7 @@ from mlflow_tdeploy.build.reference import Case, ReferenceAnswers
 from mlflow_tdeploy.build.stage import open_candidate
 from mlflow_tdeploy.build.verify import Verified, verify
 from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import SessionError, first_line
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tensors import Arrays
@@ -36,7 +38,8 @@ class Judge:
     def __init__(
         self, answers: ReferenceAnswers, budget: Budget, golden: Sequence[GoldenRequest], host: Fingerprint
     ) -> None:
-        self._answers, self._budget, self._golden, self._host = answers, budget, tuple(golden), host
+        self._answers, self._golden, self._host = answers, tuple(golden), host
+        self.budget = budget
 
     @functools.cached_property
     def _sample(self) -> list[tuple[Arrays, Arrays]]:
@@ -44,20 +47,25 @@ class Judge:
         return _some(self._answers)
 
     def verdict(self, graph: Graph) -> Verified:
-        """Return what a check of it as a variant would find: the same questions, the same budget.
-
-        Raises:
-            SessionError: It cannot be opened.
-        """
-        with self._opened(graph) as session:
-            return verify(self._answers, session.infer, self._budget, self._golden)
+        """Return what a check of it as a variant would find: the same questions, the same budget."""
+        try:
+            with self._opened(graph) as session:
+                return verify(self._answers, session.infer, self.budget, self._golden)
+        except SessionError as error:  # this one graph; another one of the search may be opened
+            return Verified({}, (f"an error: {first_line(error)}",), self._answers.data.record, failed=True)
 
     def distance(self, graph: Graph) -> float:
         """Return how far its answers to a few batches are from the source's, beside how large those are.
 
-        Raises:
-            SessionError: It cannot be opened, or fails.
+        Infinite where it cannot be opened, fails, or answers what is no number.
         """
+        try:
+            found = self._distance(graph)
+        except SessionError:
+            return math.inf
+        return found if math.isfinite(found) else math.inf
+
+    def _distance(self, graph: Graph) -> float:
         off = size = 0.0
         with self._opened(graph) as session:
             for feeds, reference in self._sample:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlflow_tdeploy.build.engine_options import Engine, EngineOptions, EnginePlan
 from mlflow_tdeploy.build.engine_variant import stage_engine, stage_plan
@@ -80,6 +81,7 @@ class _Build:
         self.variants: dict[str, Variant] = {}
         self.evidence: dict[str, list[Evidence]] = {}
         self.skipped: dict[str, str] = {}
+        self.tried: dict[str, tuple[Mapping[str, Any], ...]] = {}
         self.graphs: dict[str, Graph] = {}
         self.kept: dict[str, Staged] = {}
         self.reference = HF
@@ -206,7 +208,7 @@ class _Build:
         except NothingWithinBudgetError as error:
             if self.options.on_budget == "raise":
                 raise
-            self.skipped[recipe.id] = brief(error)
+            self.skipped[recipe.id], self.tried[recipe.id] = brief(error), error.trials
             return
         except BuildError as error:
             self._skip(recipe, plan, error)
@@ -320,6 +322,7 @@ class _Build:
             assets=self.draft.add_tree(ASSETS),
             golden=golden,
             skipped=self.skipped,
+            tried=self.tried,
             created=now(),
             made_with=library_versions(),
         )

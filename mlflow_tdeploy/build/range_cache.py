@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,7 +30,7 @@ def known_histograms(path: Path, names: Sequence[str], batches: Sequence[Arrays]
         BuildError: The graph fails on them, or a tensor is not finite.
     """
     kept = own_folder("ranges") / f"{_key(path, names, batches)}.npz"
-    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
+    with contextlib.suppress(Exception):  # not there, or damaged: numpy and zlib raise nearly anything
         found = _read(kept)
         kept.touch()
         return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import TypeVar
 
-from mlflow_tdeploy.build.recipes import NothingWithinBudgetError
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.trials import Trials
 
@@ -44,10 +43,7 @@ def spare_fewest(
             break
         order, count = other, fewer
     if count is None or count == len(order):
-        raise NothingWithinBudgetError(
-            f"No product of this graph can be quantized within the budget: the last one tried has {trials.failure}. "
-            f"State a wider budget, or leave '{recipe}' out."
-        )
+        raise trials.nothing_within(recipe)
     return sparing(order[:count])
 
 

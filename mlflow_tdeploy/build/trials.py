@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from mlflow_tdeploy.build.judge import Judge
-from mlflow_tdeploy.build.recipes import Graph, RecipeContext
+from mlflow_tdeploy.build.recipes import Graph, NothingWithinBudgetError, RecipeContext
 from mlflow_tdeploy.build.verify import Verified
 
 Key = TypeVar("Key", bound=Hashable)
+_LOOKED_AT = ("worst_cosine", "mean_cosine", "max_score_difference", "label_agreement")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Trial:
         metrics: What a check of it found; empty where it was asked a sample.
         answering: Seconds that its answers took in that check, all questions one after the other.
         passed: Whether that is within the budget; None where it was asked a sample.
+        violations: Why it is not.
     """
 
     what: str
@@ -33,27 +36,23 @@ class Trial:
     metrics: dict[str, float] | None = None
     answering: float | None = None
     passed: bool | None = None
+    violations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.passed is None:
             return f"{self.what}: off by {self.distance:.2g}"
         figures = ", ".join(f"{name} {value:.4g}" for name, value in (self.metrics or {}).items())
-        return f"{self.what}: {'within' if self.passed else 'over'} the budget ({figures})"
+        return (
+            f"{self.what}: {'within' if self.passed else 'over'} the budget ({figures or '; '.join(self.violations)})"
+        )
 
     def record(self) -> dict[str, Any]:
-        """Return it for a variant's record."""
-        known = {
-            "distance": self.distance,
-            "passed": self.passed,
-            "answering_seconds": self.answering,
-            **(self.metrics or {}),
-        }
-        return {
-            "what": self.what,
-            "seconds": round(self.seconds, 2),
-            **{key: round(value, 6) if isinstance(value, float) else value for key, value in known.items()
-               if value is not None},
-        }  # fmt: skip
+        """Return it for a variant's record; figures that are no numbers are left out, as JSON has no such ones."""
+        known = {"distance": self.distance, "answering_seconds": self.answering, **(self.metrics or {})}
+        finite = {name: round(one, 6) for name, one in known.items() if one is not None and math.isfinite(one)}
+        passed = {} if self.passed is None else {"passed": self.passed}
+        why = {"violations": "; ".join(self.violations)} if self.violations else {}
+        return {"what": self.what, "seconds": round(self.seconds, 2), **finite, **passed, **why}
 
 
 class Trials(Generic[Key]):
@@ -70,7 +69,8 @@ class Trials(Generic[Key]):
         self, context: RecipeContext, judge: Judge, make: Callable[[Key], Graph], say: Callable[[Key], str]
     ) -> None:
         self._context, self._judge, self._make, self._say = context, judge, make, say
-        self._end = time.monotonic() + context.search_seconds
+        self._end = context.started + context.search_seconds
+        self._cut_short = False
         self._verdicts: dict[Key, Verified] = {}
         self._distances: dict[Key, float] = {}
         self.all: list[Trial] = []
@@ -84,24 +84,55 @@ class Trials(Generic[Key]):
                 Trial(
                     self._say(key),
                     time.perf_counter() - started,
-                    metrics=_short(found),
+                    metrics=self._short(found),
                     answering=found.seconds,
                     passed=found.passed,
+                    violations=tuple(found.violations),
                 )
             )
         return self._verdicts[key].passed
 
     def distance(self, key: Key) -> float:
-        """Return how far a graph's answers to a sample are off."""
+        """Return how far a graph's answers to a sample are off; infinite where they are no numbers, or none."""
         if key not in self._distances:
             started = time.perf_counter()
             found = self._distances[key] = self._judge.distance(self._make(key))
             self._note(Trial(self._say(key), time.perf_counter() - started, distance=found))
         return self._distances[key]
 
+    def closest(self, keys: Mapping[str, Key]) -> str:
+        """Return the name of the graph whose answers to a sample are off least, the first of several."""
+        distances = {name: self.distance(key) for name, key in keys.items()}
+        return min(distances, key=distances.__getitem__)
+
     def late(self) -> bool:
         """Tell whether the time, or the trials, are used up: what is not known by now is not looked for."""
-        return time.monotonic() > self._end or len(self.all) >= self._context.search_trials
+        late = time.monotonic() > self._end or len(self.all) >= self._context.search_trials
+        self._cut_short = self._cut_short or late
+        return late
+
+    def settings(self, key: Key) -> dict[str, Any]:
+        """Return what a record says of the search that has found a graph.
+
+        ``cut_short`` where its bounds were reached: then another search may find another graph.
+        """
+        cut_short = {"cut_short": True} if self._cut_short else {}
+        return {"searched": self._say(key), "trials": [one.record() for one in self.all], **cut_short}
+
+    def nothing_within(
+        self, recipe: str, what: str = "No product of this graph can be quantized within the budget"
+    ) -> NothingWithinBudgetError:
+        """Return the error of a search that has found nothing, with all that was tried.
+
+        Args:
+            recipe: Id of the recipe.
+            what: Was not found.
+        """
+        return NothingWithinBudgetError(
+            f"{what}: the last one tried has {self.failure}. State a wider budget, or leave '{recipe}' out.",
+            [one.record() for one in self.all],
+            self._judge.budget,
+        )
 
     def _note(self, trial: Trial) -> None:
         self.all.append(trial)
@@ -113,12 +144,11 @@ class Trials(Generic[Key]):
         over = (one.violations for one in reversed(self._verdicts.values()) if not one.passed)
         return "; ".join(next(over, ()))
 
-
-def _short(found: Verified) -> dict[str, float]:
-    """Return the figures that people look at."""
-    looked_at = ("worst_cosine", "mean_cosine", "max_score_difference", "label_agreement")
-    return {
-        name: float(value)
-        for name, value in found.metrics.items()
-        if name in looked_at or name.endswith(("_drop", "_rise"))
-    }
+    def _short(self, found: Verified) -> dict[str, float]:
+        """Return the figures that people look at, and those that the budget is about."""
+        looked_at = {*_LOOKED_AT, *(limit.metric for limit in self._judge.budget.limits)}
+        return {
+            name: float(value)
+            for name, value in found.metrics.items()
+            if name in looked_at or name.endswith(("_drop", "_rise"))
+        }

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mlflow_tdeploy.cli._common import clean_errors, read_lines, read_table
+from mlflow_tdeploy.core.errors import MissingDependencyError
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, path_type=Path)
@@ -37,6 +38,7 @@ def analyze(
     if data and texts:
         raise click.UsageError("--data and --texts both say what to ask: leave one of them out.")
     with clean_errors():
+        _check(json_path, plot_path)
         found = analyze_model(
             uri,
             read_table(data) if data else read_lines(texts) if texts else None,
@@ -51,10 +53,27 @@ def analyze(
         click.echo(f"{found.host.kind}; {found.data.count} items ({found.data.name}{labels})")
         click.echo(found.table())
         if found.unmeasured:
-            click.echo(f"No energy: {found.unmeasured}.")
+            click.echo(f"Energy that is not counted: {found.unmeasured}.")
         if json_path:
             json_path.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
         if plot_path:
             found.figure().savefig(plot_path, dpi=110)
-        if record:
+        if found.run_id:
             click.echo(f"Recorded as MLflow run {found.run_id}")
+        elif record:
+            raise click.ClickException("It is not recorded in MLflow; the warning above says why.")
+
+
+def _check(json_path: Path | None, plot_path: Path | None) -> None:
+    """Make sure that files can be written before minutes are spent on what is in them."""
+    from mlflow_tdeploy.registry_io.plot import can_draw
+
+    for path in filter(None, (json_path, plot_path)):
+        if not path.absolute().parent.is_dir():
+            raise click.UsageError(f"There is no folder '{path.parent}' for '{path.name}'.")
+    if plot_path is None:
+        return
+    if plot_path.suffix.lower() not in (".png", ".svg"):
+        raise click.UsageError(f"--plot '{plot_path}': name a .png or .svg file.")
+    if not can_draw():
+        raise MissingDependencyError("matplotlib", "--plot", "pip install matplotlib")

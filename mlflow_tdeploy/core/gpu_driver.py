@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,23 @@ def first_gpu() -> dict[str, Any]:
     }
 
 
+def uuid_of_first() -> str:
+    """Return the UUID of that GPU, or of the part of one (MIG) that it is. A broken driver may end the process.
+
+    Raises:
+        OSError: There is no driver.
+        RuntimeError: It has no device that can be used.
+    """
+    cuda = ctypes.CDLL("libcuda.so.1")
+    if cuda.cuInit(0):
+        raise RuntimeError("cuInit failed: no usable driver or device")
+    device, found = ctypes.c_int(_number(cuda.cuDeviceGet, 0)), (ctypes.c_ubyte * 16)()
+    # the second version (CUDA 11.4) tells a part's own
+    if error := getattr(cuda, "cuDeviceGetUuid_v2", cuda.cuDeviceGetUuid)(found, device):
+        raise RuntimeError(f"CUDA driver error {error}")
+    return str(uuid.UUID(bytes=bytes(found)))
+
+
 def _number(call: Any, *arguments: Any) -> int:
     value = ctypes.c_int()
     if error := call(ctypes.byref(value), *arguments):
@@ -59,6 +78,6 @@ def _driver() -> str:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(first_gpu()))  # noqa: T201 - what the child process says
+        print(uuid_of_first() if "uuid" in sys.argv[1:] else json.dumps(first_gpu()))  # noqa: T201 - a child says it
     except (OSError, RuntimeError) as error:
         raise SystemExit(str(error)) from error

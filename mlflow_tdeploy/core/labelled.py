@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, first_line
 
 _TEXT, _LABEL = "text", "label"
+_WHOLE = re.compile(r"-?[0-9]{1,9}")
 #: Forms of tables, by the file's ending.
 _TABLES: Mapping[str, Mapping[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 
@@ -32,16 +34,22 @@ class Labelled:
     def read(cls, path: Path) -> Labelled:
         """Read a file: CSV or TSV with the columns ``text`` and ``label``, or JSON lines with these keys.
 
+        A column of nothing but whole numbers is one of class indices; of a model whose labels are numbers, of those.
+
         Raises:
             NotFoundError: There is no such file.
             InvalidInputError: It is not of that form, or empty.
         """
-        form = _TABLES.get(path.suffix)
+        form = _TABLES.get(path.suffix.lower())
         try:
-            with path.open(encoding="utf-8", newline="") as file:
+            with path.open(encoding="utf-8-sig", newline="") as file:  # Excel begins a table with a mark
                 lines = (json.loads(line) for line in file if line.strip())
                 rows: list[Mapping[str, Any]] = [*(lines if form is None else csv.DictReader(file, **form))]
+            if rows and (lacking := [key for key in (_TEXT, _LABEL) if key not in rows[0]]):
+                raise ValueError(f"'{lacking[0]}' is not there, found {', '.join(map(str, rows[0])) or 'nothing'}")
             texts, labels = (tuple(row[key] for row in rows) for key in (_TEXT, _LABEL))
+            if form is not None and all(_WHOLE.fullmatch(label) for label in labels):  # a table knows texts only
+                labels = tuple(map(int, labels))
         except FileNotFoundError:
             raise NotFoundError(f"There is no file '{path}'.") from None
         except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:

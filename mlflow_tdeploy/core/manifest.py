@@ -49,6 +49,7 @@ class Manifest:
         assets: Tokenizer, labels and the like, below ``assets/``.
         golden: The golden requests' files, below ``golden/``.
         skipped: Why a variant that was wanted could not be made when the model was logged, by id.
+        tried: Records of the graphs that were tried for a variant where none was within the budget, by its id.
         created: UTC time in ISO format.
         made_with: Versions of the packages that logged it.
     """
@@ -63,12 +64,13 @@ class Manifest:
     assets: tuple[FileRecord, ...] = ()
     golden: tuple[FileRecord, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    tried: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
     created: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_version(self.schema_version)
-        for variant_id in (self.reference, *self.skipped):
+        for variant_id in (self.reference, *self.skipped, *self.tried):
             check_variant_id(variant_id)
 
     @classmethod

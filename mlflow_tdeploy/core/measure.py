@@ -48,15 +48,20 @@ def interleave(
         calls: What to time, by name.
         rounds: How often each is timed.
         warmup: Uncounted calls of each first.
-        seconds: Stop after the round in which this much time has passed; at least three rounds are done.
+        seconds: Stop after the round in which this much time has passed; at least three rounds are done. Uncounted
+            calls take no more than as much again, but for one of each.
         pause: Seconds of rest before each timed call: threads of the call before, which some libraries let spin for
             a while, are asleep by then.
 
     Returns:
         Durations in seconds per name.
     """
+    share = float("inf") if seconds is None else seconds / len(calls)
     for call in calls.values():
-        for _ in range(warmup):
+        begun = time.perf_counter()
+        for done in range(warmup):
+            if done and time.perf_counter() - begun > share:
+                break
             call()
     samples: dict[str, list[float]] = {name: [] for name in calls}
     started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from mlflow.entities import Metric, Param
 from mlflow.utils.time import get_current_time_millis
 
 from mlflow_tdeploy.core.budget import higher_is_better, is_metric
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.core.evidence import DataRecord
 from mlflow_tdeploy.core.hardware import Fingerprint
 from mlflow_tdeploy.core.tasks import Task
@@ -27,7 +28,10 @@ from mlflow_tdeploy.runtime.power import meters
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
 
+_log = logging.getLogger("mlflow_tdeploy")
 TABLE, DOCUMENT = "analysis_table.json", "analysis.json"
+#: Tag of the run: the kind of host.
+_TAG = "tdeploy.analysis"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Analysis:
         data: On what.
         labels: How many items had the right answer with them.
         variants: One for each variant and runtime.
-        unmeasured: Why no energy was counted; empty where it was.
+        unmeasured: What energy was not counted, and why; empty where all was.
         run_id: The MLflow run that holds it; empty where none does.
     """
 
@@ -66,8 +70,9 @@ class Analysis:
         known = {**one.closeness, **one.quality}
         row = [one.name, *(f"{known[name]:.4g}" if name in known else "-" for name in quality)]
         for asked in one.speed:
-            times = (asked.timing.p50_ms, asked.timing.p95_ms, asked.timing.p99_ms)
-            row += [*(f"{time:.2f}" for time in times), f"{asked.per_second:.0f}"]
+            known_times = asked.figures()
+            times = (known_times.get(name) for name in ("p50_ms", "p95_ms", "p99_ms"))
+            row += [*("-" if time is None else f"{time:.2f}" for time in times), f"{asked.per_second:.0f}"]
         row += [f"{one.megabytes:.0f}", "-" if one.memory_mib is None else f"{one.memory_mib:.0f}"]
         if counted:
             row += [f"{one.energy.watts:.1f}", f"{one.energy.joules_per_item:.3g}"] if one.energy else ["-", "-"]
@@ -121,20 +126,21 @@ def analyze_model(
     """Measure variants of a model as they serve on this host, all alike.
 
     One boundary for all runtimes: from a request in this process to its answer, through what serves. Requests go round
-    the variants in turn. Memory is the most that a process takes which serves one variant alone. Energy is counted
-    where the host does (RAPL for CPUs, NVML for GPUs), idle power included, while the largest requests are answered
-    without a break: energy per item is power times time, by items.
+    the variants in turn; p95 is told of at least 20 of them, p99 of 100. Memory is the most of the host's (not of a
+    GPU) that a process takes which answers the largest requests by one variant alone. Energy is counted where the
+    hardware does (RAPL for CPUs, NVML for GPUs), idle power included, while the largest requests are answered without
+    a break: energy per item is power times time, by items. Of variants on a CPU it is that of the CPU.
 
     Args:
         model_uri: The model, see :func:`extend_model`.
         data: What to ask: texts, a table with the columns ``text`` and ``label`` (then the task's own metrics are
             measured), or a list of mappings from tensor name to array; built-in texts, or the golden requests, if None.
         variants: Ids of variants; all that this host can open when None.
-        batches: How many texts a request has; requests of arrays are asked as they are.
+        batches: How many texts a request has; requests of arrays are asked as they are, those of a size together.
         rounds: Most timed requests of each size and variant.
         seconds: Most time for those of one size and variant; and for its energy.
         record: Whether to log it to MLflow: a run with metrics, a table, JSON and a picture, and metrics of the logged
-            model (``<variant>.analysis.<metric>``).
+            model (``<variant>.analysis.<metric>``). What MLflow does not take is a warning, and no ``run_id``.
         progress: Called with each step and how long it took.
 
     Returns:
@@ -151,7 +157,7 @@ def analyze_model(
     plan, what = _plan(bundle, data, tuple(batches), rounds, seconds)
     host = probe.host()
     candidates = _candidates(bundle, host, variants)
-    by, why = meters(gpu=host.gpu is not None)
+    by, why = meters(probe.gpu_uuid() if host.gpu else None)
     try:
         with open_model(bundle.root, policy=Policy(), fetch=fetch) as model:
             found = analyse(model, candidates, plan, by, progress or (lambda what, seconds: None))
@@ -159,7 +165,7 @@ def analyze_model(
         for meter in by:
             meter.close()
     labels = len(plan.labels) if plan.labels is not None else 0
-    analysis = Analysis(host, what, labels, tuple(found), "" if by else why)
+    analysis = Analysis(host, what, labels, tuple(found), why)
     return _recorded(analysis, location) if record else analysis
 
 
@@ -202,10 +208,18 @@ def _candidates(bundle: Bundle, host: Fingerprint, wanted: Iterable[str] | None)
 
 
 def _recorded(analysis: Analysis, location: Location) -> Analysis:
+    try:
+        return replace(analysis, run_id=_record(analysis, location))
+    except Exception as error:  # minutes of measuring are not lost for it
+        _log.warning("The analysis of '%s' is not in MLflow: %s", location.uri, first_line(error))
+        return analysis
+
+
+def _record(analysis: Analysis, location: Location) -> str:
     client = MlflowClient()
     model = client.get_logged_model(location.model_id or "")
     now = get_current_time_millis()
-    with run_below(client, model, f"{model.name} analysis", {}) as run_id:
+    with run_below(client, model, f"{model.name} analysis", {_TAG: analysis.host.kind}) as run_id:
         log_metrics(
             client,
             run_id,
@@ -224,4 +238,4 @@ def _recorded(analysis: Analysis, location: Location) -> Analysis:
         client.log_dict(run_id, analysis.as_dict(), DOCUMENT)
         if can_draw() and any(one.quality or one.closeness for one in analysis.variants):
             client.log_figure(run_id, analysis.figure(), PICTURE)
-    return replace(analysis, run_id=run_id)
+    return run_id

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import BudgetError, InvalidInputError
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
 from mlflow_tdeploy.registry_io import (
@@ -20,6 +21,7 @@ from mlflow_tdeploy.registry_io import (
     searches,
     tag_logged_model,
 )
+from mlflow_tdeploy.registry_io.searches import Search
 from mlflow_tdeploy.store.bundle import Bundle, Fetch
 from mlflow_tdeploy.store.lock import host_lock
 from mlflow_tdeploy.store.staging import workspace
@@ -68,7 +70,8 @@ def extend_model(
         calibrate_with: Data that int8 variants find ranges on, see :func:`save_model`.
         search_seconds: See :func:`save_model`.
         search_trials: See :func:`save_model`.
-        on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails.
+        on_budget: ``drop`` records a variant over budget without its files, ``raise`` fails. A recipe that looks for
+            one and finds none records nothing: ``drop`` goes on with the others, and fails where nothing was added.
         budget: A stricter budget for these variants; the model's own, fixed when it was logged, holds in any case.
         opset: Opset of exported graphs.
         progress: Called with each finished step.
@@ -96,12 +99,59 @@ def extend_model(
         raise InvalidInputError(
             "Nothing to add: name precisions=['int8'], engines=['fp16'] or variants={'my-id': 'model.onnx'}."
         )
-    added = [_add(location, bundle, fetch, name, path, request, progress) for name, path in wanted.items()]
-    if wanted and engines:
-        bundle, _ = open_records(location)  # engines may be built from what was just added
-    added += [_add_engine(location, bundle, engine, request, progress, builder_progress) for engine in engines]
-    update_tags(location)
-    return added
+    outcome = _Outcome(on_budget)
+    try:
+        for name, path in wanted.items():
+            with outcome.looked_for(name):
+                outcome.added.append(_add(location, bundle, fetch, name, path, request, progress))
+        if wanted and engines:
+            bundle, _ = open_records(location)  # engines may be built from what was just added
+        for engine in engines:
+            outcome.added.append(_add_engine(location, bundle, engine, request, progress, builder_progress))
+    finally:
+        if outcome.added or outcome.nothing:  # what is in the version stays there, whatever comes after it
+            update_tags(location, outcome.nothing)
+    return outcome.result()
+
+
+class _Outcome:
+    """What became of what was wanted.
+
+    Args:
+        on_budget: See :func:`extend_model`.
+    """
+
+    def __init__(self, on_budget: OnBudget) -> None:
+        self._on_budget = on_budget
+        self.added: list[Variant] = []
+        self.nothing: list[Search] = []
+        self._errors: list[BudgetError] = []
+
+    @contextlib.contextmanager
+    def looked_for(self, name: str) -> Iterator[None]:
+        """Note a search that finds nothing within the budget, and go on with what else is wanted."""
+        from mlflow_tdeploy.build.recipes import NothingWithinBudgetError
+
+        try:
+            yield
+        except NothingWithinBudgetError as error:
+            if error.trials and error.budget is not None:
+                self.nothing.append(Search(name, "", error.budget.limits, error.trials))
+            if self._on_budget == "raise":
+                raise
+            self._errors.append(error)
+
+    def result(self) -> list[Variant]:
+        """Return what was added.
+
+        Raises:
+            BudgetError: That is nothing, and nothing was within the budget.
+        """
+        if self._errors and not self.added:
+            raise self._errors[0]
+        for error in self._errors:
+            _log.warning("Not added: %s", error)
+        return self.added
 
 
 def _named(bundle: Bundle, precisions: Iterable[str] | None) -> dict[str, Path | None]:
@@ -172,12 +222,17 @@ def _add_engine(
             return append(location, built.variant, built.staged, built.evidence)
 
 
-def update_tags(location: Location) -> None:
-    """Write tags and metrics anew after something was added; a failure is a warning, as the model itself is whole."""
+def update_tags(location: Location, nothing: Sequence[Search] = ()) -> None:
+    """Write tags and metrics anew after something was added; a failure is a warning, as the model itself is whole.
+
+    Args:
+        location: The model.
+        nothing: Searches that found nothing, which no record tells of.
+    """
     if location.model_id is None:
         return  # a folder outside MLflow
     try:
         bundle, _ = open_records(location)
-        tag_logged_model(location.model_id, *describe(bundle), searches(bundle))
+        tag_logged_model(location.model_id, *describe(bundle), searches(bundle), again=nothing)
     except Exception as error:
         _log.warning("%s has what was added, but its tags and metrics were not updated: %s", location.uri, error)

@@ -11,7 +11,7 @@ from mlflow.utils.time import get_current_time_millis
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.registry_io.runs import EVIDENCE_STEP, log_metrics
-from mlflow_tdeploy.registry_io.searches import Search, log_searches
+from mlflow_tdeploy.registry_io.searches import Search, log_search, log_searches
 from mlflow_tdeploy.store.bundle import Bundle
 
 
@@ -65,7 +65,12 @@ def _with_unreadable(tags: Mapping[str, str], before: Mapping[str, str]) -> dict
 
 
 def tag_logged_model(
-    model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float], searches: Sequence[Search] = ()
+    model_id: str,
+    tags: Mapping[str, str],
+    metrics: Mapping[str, float],
+    searches: Sequence[Search] = (),
+    *,
+    again: Sequence[Search] = (),
 ) -> None:
     """Write what :func:`describe` returned to a logged model, so that ``search_logged_models`` finds it.
 
@@ -78,6 +83,7 @@ def tag_logged_model(
         tags: Its tags.
         metrics: Its metrics.
         searches: How variants were found; each becomes a run of its own, once.
+        again: Searches that become a run each in any case.
     """
     client = MlflowClient()
     model = client.get_logged_model(model_id)
@@ -86,6 +92,8 @@ def tag_logged_model(
     if metrics:
         _log_metrics(client, model, metrics)
     log_searches(client, model, searches)
+    for search in again:
+        log_search(client, model, search)
 
 
 def _log_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:

@@ -28,7 +28,7 @@ class Search:
 
     Attributes:
         variant: Its id.
-        outcome: What it is made of, in one line.
+        outcome: What it is made of, in one line; empty where nothing was found within the budget.
         budget: The limits that it was looked for within.
         trials: Records of all graphs that were tried, in order.
     """
@@ -37,6 +37,11 @@ class Search:
     outcome: str
     budget: tuple[Limit, ...]
     trials: tuple[Mapping[str, Any], ...]
+
+    @property
+    def tag(self) -> str:
+        """Name of the logged model's tag that names the run."""
+        return f"{SEARCH_TAG}{self.variant}" if self.outcome else f"{SEARCH_TAG}nothing.{self.variant}"
 
     def points(self) -> list[Point]:
         """Return the graphs that answered all questions: how long that took, and how close they were."""
@@ -60,8 +65,10 @@ class Search:
 
 
 def searches(bundle: Bundle) -> tuple[Search, ...]:
-    """Return the searches that a bundle's records tell of."""
-    return tuple(
+    """Return the searches that a bundle's records tell of, those that found nothing when it was logged included."""
+    limits = bundle.manifest.budget.limits
+    nothing = (Search(name, "", limits, trials) for name, trials in bundle.manifest.tried.items() if trials)
+    found = (
         Search(
             variant.id,
             str(variant.precision.settings.get("searched", "")),
@@ -71,6 +78,7 @@ def searches(bundle: Bundle) -> tuple[Search, ...]:
         for variant in bundle.variants.values()
         if variant.precision.settings.get("trials")
     )
+    return (*found, *nothing)
 
 
 def _budget(bundle: Bundle, variant: str) -> Budget:
@@ -87,7 +95,8 @@ def log_searches(client: MlflowClient, model: LoggedModel, found: Sequence[Searc
     """Write each search that is not there yet as a run of its own, below the run that logged the model.
 
     A run of its own, as MLflow gives a logged model every metric that its run has at the model's step, and trials are
-    steps. The tag ``tdeploy.search.<variant>`` of the model names it.
+    steps. The tag ``tdeploy.search.<variant>`` of the model names it, ``tdeploy.search.nothing.<variant>`` the one of
+    a search that found nothing.
 
     Args:
         client: Of the tracking server.
@@ -95,12 +104,16 @@ def log_searches(client: MlflowClient, model: LoggedModel, found: Sequence[Searc
         found: Its searches.
     """
     for search in found:
-        if SEARCH_TAG + search.variant in model.tags:
-            continue
-        tags = {"tdeploy.variant": search.variant}
-        with run_below(client, model, f"{model.name} {search.variant} search", tags) as run_id:
-            _fill(client, run_id, search)
-        client.set_logged_model_tags(model.model_id, {SEARCH_TAG + search.variant: run_id})
+        if search.tag not in model.tags:
+            log_search(client, model, search)
+
+
+def log_search(client: MlflowClient, model: LoggedModel, search: Search) -> None:
+    """Write one search as a run of its own, see :func:`log_searches`."""
+    tags = {"tdeploy.variant": search.variant}
+    with run_below(client, model, f"{model.name} {search.variant} search", tags) as run_id:
+        _fill(client, run_id, search)
+    client.set_logged_model_tags(model.model_id, {search.tag: run_id})
 
 
 def _fill(client: MlflowClient, run_id: str, search: Search) -> None:
@@ -109,12 +122,12 @@ def _fill(client: MlflowClient, run_id: str, search: Search) -> None:
         Metric(name, float(value), now, step)
         for step, one in enumerate(search.trials)
         for name, value in one.items()
-        if name != "what"
+        if isinstance(value, (bool, int, float))
     ]
     params = {
         "variant": search.variant,
         "budget": ", ".join(map(str, search.budget)),
-        "found": search.outcome,
+        "found": search.outcome or "nothing within the budget",
         "trials": len(search.trials),
     }
     log_metrics(client, run_id, metrics)

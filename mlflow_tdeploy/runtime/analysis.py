@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import InvalidInputError, SessionError, TDeployError
+from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError, first_line
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.measure import Timing, interleave
+from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.runtime.decision import Candidate
-from mlflow_tdeploy.runtime.model import Model, open_model
-from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.runtime.footprint import footprint
+from mlflow_tdeploy.runtime.model import Model
 from mlflow_tdeploy.runtime.power import Meter, measured
-from mlflow_tdeploy.runtime.probe import run_child
 from mlflow_tdeploy.store.bundle import Bundle
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -34,13 +31,10 @@ _log = logging.getLogger("mlflow_tdeploy")
 _WARMUP = 12
 #: Seconds of rest before each timed request: threads of the one before may spin for some milliseconds.
 _PAUSE = 0.02
-#: Opens a variant in a process of its own and says how much memory that takes. ``VmHWM`` and not ``ru_maxrss``, which
-#: a child begins with as its parent's.
-_MEMORY = """
-import sys
-from mlflow_tdeploy.runtime.analysis import serve_alone
-serve_alone(*sys.argv[1:])
-"""
+#: Of so many sizes of given arrays requests are timed at most, evenly from the smallest to the largest.
+_MOST_SIZES = 4
+#: Of fewer timed requests a percentile is no more than one of the slowest.
+_FEWEST = {"p95_ms": 20, "p99_ms": 100}
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class Plan:
     Attributes:
         requests: What is asked: texts, or name → array.
         labels: The right answers to the first of them; None where there are none.
-        batches: How many items a request has. Of ``tensors``, requests are asked as they are.
+        batches: How many items a request has. Of ``tensors``, requests are asked as they are, those of a size together.
         rounds: Most timed requests of each size and variant.
         seconds: Most time for those of one size and variant, and for what energy is measured over.
     """
@@ -85,6 +79,12 @@ class Requests:
         """Items per second, from the mean."""
         return self.items * 1e3 / self.timing.mean_ms
 
+    def figures(self) -> dict[str, float]:
+        """Return what is known by name, percentiles only of enough requests."""
+        times = {name: getattr(self.timing, name) for name in ("p50_ms", "p95_ms", "p99_ms", "mean_ms")}
+        known = {name: value for name, value in times.items() if self.timing.count >= _FEWEST.get(name, 1)}
+        return {**known, "items_per_s": self.per_second, "requests": float(self.timing.count)}
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -114,8 +114,9 @@ class Analysed:
         closeness: What the model's records say of how close it is to the original.
         speed: One for each size of requests.
         megabytes: Of its files.
-        memory_mib: Most memory of a process that serves it alone; None where that is not known.
-        energy: None where nothing is counted.
+        memory_mib: Most memory of the host (not of a GPU) in a process that serves the largest requests by it alone;
+            None where that is not known.
+        energy: None where nothing counts that of its device.
     """
 
     name: str
@@ -133,9 +134,7 @@ class Analysed:
         """Return all figures by name; those of requests end in their size."""
         found = {**self.quality, "size_mb": self.megabytes}
         for one in self.speed:
-            figures = {key: getattr(one.timing, key) for key in ("p50_ms", "p95_ms", "p99_ms", "mean_ms")}
-            found |= {f"{key}_of_{one.items}": value for key, value in figures.items()}
-            found[f"items_per_s_of_{one.items}"] = one.per_second
+            found |= {f"{name}_of_{one.items}": value for name, value in one.figures().items()}
         if self.memory_mib is not None:
             found["memory_mib"] = self.memory_mib
         if self.energy is not None:
@@ -187,11 +186,15 @@ def analyse(
             del named[name], ask[name]
     asked = ask if plan.labels is not None else {}
     quality = {name: step(f"ask {name} everything", _quality, model, call, plan) for name, call in asked.items()}
-    speed = [step(f"time requests of {size}", _timed, ask, plan, size) for size in _sizes(model, plan)]
-    counted = ask if meters else {}
-    energy = {name: step(f"energy of {name}", _energy, model, call, plan, meters) for name, call in counted.items()}
-    first = _first(plan, 1)
-    memory = {name: step(f"memory of {name}", _memory, model.bundle, one, first) for name, one in named.items()}
+    sized = _by_size(model, plan)
+    speed = [step(f"time requests of {size}", _timed, ask, of, size) for size, of in sized.items()]
+    largest = sized[max(sized)]
+    suited = {name: by for name, one in named.items() if (by := _suited(meters, one))}
+    energy = {name: step(f"energy of {name}", _energy, model, ask[name], largest, by) for name, by in suited.items()}
+    memory = {
+        name: step(f"memory of {name}", _memory, model.bundle, one, _first(largest, max(sized)))
+        for name, one in named.items()
+    }
     return [
         Analysed(
             name=name, variant=one.variant, runtime=one.runtime, precision=one.precision, quality=quality.get(name, {}),
@@ -200,18 +203,6 @@ def analyse(
         )
         for name, one in named.items()
     ]  # fmt: skip
-
-
-def serve_alone(root: str, variant: str, runtime: str, request: str) -> None:
-    """Open a variant in this process, answer one request, and print the most memory that this took, in KiB."""
-    given = json.loads(request)
-    if isinstance(given, dict):
-        with np.load(given["arrays"], allow_pickle=False) as arrays:
-            given = dict(arrays)
-    with open_model(root, policy=Policy(variant, runtime, True)) as model:
-        model.predict(given)
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))  # noqa: T201
 
 
 def _names(candidates: Sequence[Candidate]) -> list[str]:
@@ -246,11 +237,25 @@ def _requests(plan: Plan, size: int) -> Iterator[Any]:
         yield list(itertools.islice(items, size))
 
 
-def _sizes(model: Model, plan: Plan) -> tuple[int, ...]:
-    """Return how many items requests have; those of arrays as many as the first one."""
+def _by_size(model: Model, plan: Plan) -> dict[int, Plan]:
+    """Return what is asked by how many items a request has; requests of arrays are put together by that."""
     if isinstance(plan.requests[0], str):
-        return plan.batches
-    return (_count(model, plan.requests[0]),)
+        return dict.fromkeys(plan.batches, plan)
+    found: dict[int, list[Any]] = {}
+    for request in plan.requests:
+        found.setdefault(_count(model, request), []).append(request)
+    sizes = sorted(found)
+    if len(sizes) > _MOST_SIZES:
+        sizes = [sizes[index] for index in np.linspace(0, len(sizes) - 1, _MOST_SIZES).round().astype(int)]
+    return {size: replace(plan, requests=found[size], labels=None) for size in sizes}
+
+
+def _suited(meters: Sequence[Meter], candidate: Candidate) -> list[Meter]:
+    """Return what counts the energy of a variant: of a GPU's all there is, of a CPU's no GPU's, which is idle then."""
+    on_gpu = RUNTIMES.get(candidate.runtime).tier == 0
+    if on_gpu and not any(meter.of_gpu for meter in meters):
+        return []  # that of the host alone would be taken for all of it
+    return [meter for meter in meters if on_gpu or not meter.of_gpu]
 
 
 def _count(model: Model, request: Any) -> int:
@@ -288,8 +293,7 @@ def _next(call: Callable[..., Any], requests: Iterator[Any]) -> Any:
 
 def _energy(model: Model, ask: Callable[..., Any], plan: Plan, meters: Sequence[Meter]) -> Energy | None:
     """Measure what is used while the largest requests are answered without a break."""
-    size = max(plan.batches)
-    requests, answered = _requests(plan, size), 0
+    requests, answered = _requests(plan, max(plan.batches)), 0
     ask(next(requests))
     end = time.monotonic() + plan.seconds
     with measured(meters) as spent:
@@ -302,15 +306,9 @@ def _energy(model: Model, ask: Callable[..., Any], plan: Plan, meters: Sequence[
 
 
 def _memory(bundle: Bundle, candidate: Candidate, request: Any) -> float | None:
-    """Return the most memory of a process that serves a variant alone, in MiB; None where a host does not tell."""
-    if not Path("/proc/self/status").exists():
+    """Return the most memory of a process that serves a variant alone, in MiB; None where that is not known."""
+    try:
+        return footprint(bundle, candidate, request)
+    except Exception as error:  # nothing that was measured before it is lost for this
+        _log.warning("The memory of %s is not known: %s", candidate.variant, first_line(error))
         return None
-    with tempfile.TemporaryDirectory(prefix="tdeploy-memory-") as folder:
-        given = request
-        if isinstance(request, Mapping):
-            given = {"arrays": str(Path(folder) / "request.npz")}
-            np.savez(given["arrays"], **request)
-        done = run_child(_MEMORY, str(bundle.root), candidate.variant, candidate.runtime, json.dumps(given))
-    if not done.ok:
-        raise SessionError(f"Variant '{candidate.variant}' does not serve in a process of its own: {done.reason}")
-    return int(done.output.splitlines()[-1]) / 1024

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import threading
 import time
@@ -15,8 +16,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from mlflow_tdeploy.core.errors import first_line
+
+_log = logging.getLogger("mlflow_tdeploy")
 #: Where Linux shows the counters.
 POWERCAP = Path("/sys/class/powercap")
 #: Seconds between two samples of a GPU that counts no energy, and between two looks at a counter that wraps around.
@@ -28,13 +32,15 @@ class Meter(ABC):
 
     Attributes:
         name: The part, for example ``package-0 (intel-rapl:0)``.
+        of_gpu: Whether that is a GPU.
     """
 
     name: str
+    of_gpu: ClassVar[bool] = False
 
     @abstractmethod
     def joules(self) -> float:
-        """Return what was used since some moment in the past; it never falls."""
+        """Return what was used since some moment in the past; it never falls. Whatever it raises: it counts no more."""
 
     def close(self) -> None:
         """Stop counting."""
@@ -77,6 +83,8 @@ class _OfGpu(Meter):
         name: What to call it.
     """
 
+    of_gpu = True
+
     def __init__(self, nvml: Any, device: Any, name: str) -> None:
         self._nvml, self._device, self.name = nvml, device, name
 
@@ -90,16 +98,24 @@ class Nvml(_OfGpu):
 
 
 class NvmlSampled(_OfGpu):
-    """A GPU that tells its power only: energy is what a thread adds up, by the mean of two samples."""
+    """A GPU that tells its power only: energy is what a thread adds up, by the mean of two samples.
+
+    Raises:
+        Exception: As NVML says: it tells no power either, as parts of a GPU (MIG, vGPU) may not.
+    """
 
     def __init__(self, nvml: Any, device: Any, name: str) -> None:
         super().__init__(nvml, device, name)
+        self._watts()
         self._joules, self._stop = 0.0, threading.Event()
+        self._ended: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="tdeploy-power", daemon=True)
         self._thread.start()
 
     def joules(self) -> float:
         """Return what was used since this was made, as far as it was sampled."""
+        if self._ended is not None:
+            raise self._ended
         return self._joules
 
     def close(self) -> None:
@@ -108,11 +124,14 @@ class NvmlSampled(_OfGpu):
         self._thread.join()
 
     def _run(self) -> None:
-        then, before = time.perf_counter(), self._watts()
-        while not self._stop.wait(_SAMPLE):
-            now, watts = time.perf_counter(), self._watts()
-            self._joules += (now - then) * (watts + before) / 2
-            then, before = now, watts
+        try:
+            then, before = time.perf_counter(), self._watts()
+            while not self._stop.wait(_SAMPLE):
+                now, watts = time.perf_counter(), self._watts()
+                self._joules += (now - then) * (watts + before) / 2
+                then, before = now, watts
+        except Exception as error:  # a sum that rises no more would be taken for no energy
+            self._ended = error
 
     def _watts(self) -> float:
         return float(self._nvml.nvmlDeviceGetPowerUsage(self._device)) / 1e3  # mW
@@ -137,30 +156,35 @@ class Spent:
 
 
 def rapl(root: Path = POWERCAP) -> tuple[list[Meter], str]:
-    """Return the meters of this host's processors (packages and memory), or none and why.
+    """Return the meters of this host's processors (packages and memory), and why one is not there.
+
+    All of them or none: a sum without one of two sockets is no energy of anything.
 
     Zones within a package (``core``, ``uncore``) are part of it, and ``psys`` is all of the board.
     """
     found: list[Meter] = []
-    why = "this host shows no energy counters of its processors (RAPL)"
     for zone in sorted(root.glob("intel-rapl:*")) if root.is_dir() else ():
         try:
             if (zone / "name").read_text().strip().startswith(("package", "dram")):
                 found.append(Rapl(zone))
         except (OSError, ValueError) as error:
-            why = f"energy counters of the processors cannot be read ({error}): only root may"
-    return found, "" if found else why
+            return [], f"energy counters of the processors cannot be read ({error}): only root may"
+    return found, "" if found else "this host shows no energy counters of its processors (RAPL)"
 
 
-def nvml() -> tuple[list[Meter], str]:
-    """Return the meter of the GPU that this process would use, or none and why."""
+def nvml(uuid: str = "") -> tuple[list[Meter], str]:
+    """Return the meter of the GPU that this process would use, or none and why.
+
+    Args:
+        uuid: Of the GPU, as CUDA's driver says; empty for the first that this process may see.
+    """
     try:
         module = importlib.import_module("pynvml")
     except ImportError:
         return [], "NVML is not asked: pip install nvidia-ml-py"
     try:
         module.nvmlInit()
-        device = _first(module)
+        device = _first(module, uuid)
         name = module.nvmlDeviceGetName(device)
         name = name.decode() if isinstance(name, bytes) else str(name)
     except Exception as error:  # as its library says: no driver, no device
@@ -175,36 +199,44 @@ def nvml() -> tuple[list[Meter], str]:
     return [Nvml(module, device, name)], ""
 
 
-def _first(module: Any) -> Any:
+def _first(module: Any, uuid: str) -> Any:
+    """Return the handle of a GPU: CUDA and NVML may number them otherwise, so a number is only a last resort."""
+    if uuid:
+        try:
+            return module.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except Exception:  # that of a part of one (MIG)
+            return module.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
     if visible.isdecimal():
         return module.nvmlDeviceGetHandleByIndex(int(visible))
     return module.nvmlDeviceGetHandleByUUID(visible)
 
 
-def meters(*, gpu: bool) -> tuple[list[Meter], str]:
+def meters(gpu: str | None) -> tuple[list[Meter], str]:
     """Return all meters of this host, and why some are not there; to be closed.
 
     Args:
-        gpu: Whether the host has a GPU that is used.
+        gpu: UUID of the GPU that is used, empty for one whose driver does not say; None for none.
     """
     found, why = rapl()
     whys = [why]
-    if gpu:
-        of_gpu, why = nvml()
+    if gpu is not None:
+        of_gpu, why = nvml(gpu)
         found, whys = found + of_gpu, [*whys, why]
     return found, "; ".join(filter(None, whys))
 
 
 @contextlib.contextmanager
 def measured(by: Sequence[Meter]) -> Iterator[Spent]:
-    """Measure a block; what is yielded is filled in at its end. A thread looks at counters before they wrap twice."""
-    spent, before, done = Spent(), [meter.joules() for meter in by], threading.Event()
+    """Measure a block; what is yielded is filled in at its end. A thread looks at counters before they wrap twice.
+
+    Where one of them fails, nothing is counted, and a warning says so.
+    """
+    spent, before, done = Spent(), _read(by), threading.Event()
 
     def look() -> None:
         while not done.wait(_LOOK):
-            for meter in by:
-                meter.joules()
+            _read(by)
 
     looker = threading.Thread(target=look, name="tdeploy-meters", daemon=True)
     looker.start()
@@ -215,4 +247,18 @@ def measured(by: Sequence[Meter]) -> Iterator[Spent]:
         spent.seconds = time.perf_counter() - started
         done.set()
         looker.join()
-        spent.joules = {meter.name: meter.joules() - then for meter, then in zip(by, before, strict=True)}
+        after = _read(by)
+        if before is not None and after is not None:
+            spent.joules = {name: used - before[name] for name, used in after.items()}
+
+
+def _read(by: Sequence[Meter]) -> dict[str, float] | None:
+    """Return what meters say by name; None where one of them fails."""
+    found = {}
+    for meter in by:
+        try:
+            found[meter.name] = meter.joules()
+        except Exception as error:  # as its hardware's library says
+            _log.warning("'%s' does not count its energy any more: %s", meter.name, first_line(error))
+            return None
+    return found

@@ -79,6 +79,14 @@ def gpu() -> tuple[Gpu | None, str]:
     return Gpu(**json.loads(result.output.splitlines()[-1])), ""
 
 
+def gpu_uuid() -> str:
+    """Return the UUID of that GPU, for whoever finds GPUs by it; empty where its driver does not say."""
+    if gpu()[0] is None:
+        return ""
+    result = run_child(_GPU_SCRIPT.read_text(encoding="utf-8"), "uuid")
+    return result.output.splitlines()[-1] if result.ok and result.output else ""
+
+
 def self_test(runtime: str) -> ChildResult:
     """Exercise a runtime in a child process."""
     return run_child(_RUNTIME_SCRIPT, runtime)

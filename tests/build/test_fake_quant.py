@@ -16,6 +16,7 @@ from mlflow_tdeploy import FakeQuant, Layers, Quantizer
 from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.engine_variant import build_engine_variant
 from mlflow_tdeploy.build.extend import build_variant
+from mlflow_tdeploy.build.fake_quant.model import Rounding
 from mlflow_tdeploy.build.options import BuildOptions, precisions_of
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
@@ -269,6 +270,22 @@ def test_data_without_a_range_is_said(tmp_path):
     alone = nn.Sequential(nn.Linear(WIDTH, 4))
     with pytest.raises(BuildError, match="all inputs of layers are 0"):
         fake_quantized(alone, tmp_path / "zeros", given, calibrate=VerifyData.of(zeros))
+
+
+def test_layers_without_a_range_are_known_whichever_calibrator_is_asked_last():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.dark = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 4)
+
+        def forward(self, x):
+            return self.seen(x) + self.dark(x * 0)
+
+    made = resolve(Half().eval(), example=requests()[0])
+    rounding = Rounding(made.module_for("eager"), FakeQuant(), made.signature, requests())
+    for calibrator in ("max", "percentile", "mse"):
+        rounding.calibrate(calibrator)
+        assert rounding.blind == ("dark",)
 
 
 def test_tensorrt_builds_an_engine_from_it(tmp_path):

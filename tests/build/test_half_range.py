@@ -91,6 +91,23 @@ def test_what_only_masks_is_no_overflow(tmp_path):
     assert Bundle.open(tmp_path / "m").variants["onnx-fp16"].precision.settings["beyond_fp16"] == {}
 
 
+class Offset(torch.nn.Module):
+    """Numbers of minus a million that are no mask, beside a mask of something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        large = self.out(-1e6 * (x.abs() + 1))
+        return large * 1e-6 + (x + torch.where(x > 0, 0.0, -1e5)).softmax(-1).sum()
+
+
+def test_a_mask_elsewhere_hides_no_large_negative_numbers(tmp_path):
+    _, precision = halved(tmp_path / "m", Offset())
+    assert max(precision.settings["beyond_fp16"].values()) > 1e5
+
+
 def test_a_graph_that_fails_on_the_data_says_so(tmp_path):
     module = Planted(1.0)
     halved(tmp_path / "m", module)

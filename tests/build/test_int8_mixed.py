@@ -17,6 +17,7 @@ from mlflow_tdeploy.build.quantize import prepare, products, quantize_mixed
 from mlflow_tdeploy.cli.show import inspect
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import BudgetError, BuildError
+from mlflow_tdeploy.registry_io import searches
 from mlflow_tdeploy.source.resolve import resolve
 from tests.build.building import accuracy, build
 
@@ -115,9 +116,28 @@ def test_what_needs_nothing_spared_is_as_the_plain_one(tmp_path):
 def test_a_budget_that_leaves_nothing_says_so_and_the_others_stay(tmp_path):
     options = BuildOptions(measure=False, precisions=("fp32",), budget=Budget.of("worst_cosine >= 0.99999999"))
     _, bundle = build(source(Planted()), tmp_path / "model", options)
-    with pytest.raises(BudgetError, match="No product of this graph can be quantized within the budget"):
+    with pytest.raises(BudgetError, match="No product of this graph can be quantized within the budget") as caught:
         build_variant(bundle, "ort-cpu-int8-mixed", tmp_path, BuildOptions(measure=False))
+    assert len(caught.value.trials) > 3
     assert "ort-cpu-int8-mixed" not in bundle.variants
+
+
+def test_what_was_tried_in_vain_is_in_the_model(tmp_path):
+    options = BuildOptions(measure=False, precisions=("fp32", "auto"), budget=Budget.of("worst_cosine >= 0.99999999"))
+    _, bundle = build(source(Planted()), tmp_path / "model", options)
+    assert "ort-cpu-int8-mixed" in bundle.manifest.skipped
+    (search,) = searches(bundle)
+    assert (search.variant, search.outcome) == ("ort-cpu-int8-mixed", "")
+    assert {one["what"] for one in search.trials if one.get("passed")} <= {"0 by blocks and 6 in fp32 of 6 products"}
+    assert [str(one) for one in search.budget] == ["worst_cosine >= 0.99999999"]
+
+
+def test_no_more_graphs_are_tried_than_was_said_but_for_the_last_count(tmp_path):
+    options = BuildOptions(measure=False, precisions=("auto",), search_trials=4)
+    _, bundle = build(source(Planted()), tmp_path / "model", options)
+    record = bundle.variants["ort-cpu-int8-mixed"].precision.settings
+    assert record["cut_short"] is True
+    assert len([one for one in record["trials"] if "distance" in one]) <= 4
 
 
 def test_the_same_model_gives_the_same_bytes(planted, tmp_path):

@@ -60,12 +60,15 @@ def test_a_damaged_file_is_found_anew(runs):
     folder, run = runs
     first = known_histograms(folder / "g.onnx", ["x"], asked())
     (kept,) = (folder / "cache" / "ranges").rglob("*.npz")
-    for content in (b"", kept.read_bytes()[:-40], b"no zip"):
+    sound = kept.read_bytes()
+    flipped = [sound[:at] + bytes([sound[at] ^ 255]) + sound[at + 1 :] for at in range(0, len(sound), 40)]
+    for content in (b"", sound[:-40], b"no zip", *flipped):
         kept.write_bytes(content)
         same(known_histograms(folder / "g.onnx", ["x"], asked()), first)
-    assert len(run) == 4
+    assert len(run) >= 4
+    found = len(run)
     known_histograms(folder / "g.onnx", ["x"], asked())
-    assert len(run) == 4
+    assert len(run) == found
 
 
 def test_the_oldest_are_forgotten_and_a_failure_is_not_remembered(runs, monkeypatch):

@@ -13,8 +13,6 @@ PARTS = tuple("abcdefgh")
 class Trials:
     """Graphs that pass where what is needed is spared; each part but one shows in a sample."""
 
-    failure = "too far off"
-
     def __init__(self, needed, hidden=(), late=False):
         self.needed, self.hidden, self.tried, self.is_late = set(needed), set(hidden), [], late
 
@@ -25,6 +23,9 @@ class Trials:
     def distance(self, spared):
         quantized = set(PARTS) - set(spared)
         return float(sum((PARTS.index(one) + 1) ** 2 for one in quantized - self.hidden)) ** 0.5
+
+    def nothing_within(self, recipe):
+        return NothingWithinBudgetError(f"leave '{recipe}' out")
 
     def late(self):
         return self.is_late and len(self.tried) > 1  # once the order is known

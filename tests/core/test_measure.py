@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from mlflow_tdeploy.core.measure import Timing, interleave, ratio
@@ -19,6 +21,12 @@ def test_interleave_calls_in_turn_after_the_warmup():
 
 def test_interleave_does_three_rounds_when_the_time_is_up():
     assert len(interleave({"a": lambda: None}, rounds=50, seconds=0.0)["a"]) == 3
+
+
+def test_warming_up_is_bounded_too():
+    calls = []
+    interleave({"a": lambda: calls.append(1) or time.sleep(0.02)}, rounds=3, warmup=50, seconds=0.05)
+    assert len(calls) < 12
 
 
 def test_ratio_is_the_median_of_pairs():

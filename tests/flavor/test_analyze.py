@@ -100,6 +100,47 @@ def test_energy_of_arrays_is_by_item_too(tmp_path, monkeypatch):
     assert one.energy.joules_per_item == pytest.approx(2.0 / (3 * counted))
 
 
+def test_energy_is_that_of_the_device_that_answers(classifier, monkeypatch):
+    class Idle(Steady):
+        name, of_gpu = "idle GPU", True
+
+    monkeypatch.setattr("mlflow_tdeploy.flavor.analyze.meters", lambda gpu: ([Idle()], "only root may"))
+    found = mlflow_tdeploy.analyze_model(classifier, TEXTS, batches=[1], **QUICK)
+    assert [one.energy for one in found.variants] == [None, None]
+    assert found.unmeasured == "only root may"
+
+
+def test_arrays_of_several_sizes_are_timed_apart(tmp_path):
+    root = make_bundle(tmp_path / "m", {"onnx-fp32": WEIGHTS})
+    requests = [{"x": np.ones((size, 4), np.float32)} for size in (1, 3, 1, 2, 4, 3, 2)]
+    (one,) = mlflow_tdeploy.analyze_model(root, requests[:2], **QUICK).variants
+    assert [asked.items for asked in one.speed] == [1, 3]
+    (one,) = mlflow_tdeploy.analyze_model(root, requests, **QUICK).variants
+    assert [asked.items for asked in one.speed] == [1, 2, 3, 4]
+
+
+def test_a_percentile_is_told_of_enough_requests():
+    assert "p95_ms" not in Requests(1, Timing.of([0.1] * 19)).figures()
+    assert "p99_ms" not in Requests(1, Timing.of([0.1] * 99)).figures()
+    assert {"p95_ms", "p99_ms"} <= Requests(1, Timing.of([0.1] * 100)).figures().keys()
+    assert Requests(1, Timing.of([0.1] * 3)).figures()["requests"] == 3
+
+
+def test_memory_that_cannot_be_measured_loses_nothing_else(classifier, monkeypatch, caplog):
+    monkeypatch.setattr("mlflow_tdeploy.runtime.footprint._SCRIPT", "raise SystemExit('no memory left')")
+    found = mlflow_tdeploy.analyze_model(classifier, TEXTS, batches=[1], **QUICK)
+    assert [one.memory_mib for one in found.variants] == [None, None]
+    assert "no memory left" in caplog.text
+    assert "memory_mib" not in found.variants[0].metrics()
+
+
+def test_memory_is_of_the_largest_requests(classifier, monkeypatch):
+    asked = []
+    monkeypatch.setattr(analysis, "footprint", lambda bundle, candidate, request: asked.append(request) or 1.0)
+    mlflow_tdeploy.analyze_model(classifier, ["good"] * 5, batches=[3, 1], variants=["onnx-fp32"], **QUICK)
+    assert asked == [["good"] * 3]
+
+
 def test_tensors_are_asked_as_they_are(tmp_path):
     root = make_bundle(tmp_path / "m", {"onnx-fp32": WEIGHTS})
     requests = [{"x": np.full((3, 4), value, np.float32)} for value in range(1, 4)]
@@ -143,6 +184,7 @@ def test_a_record_is_a_run_with_metrics_a_table_json_and_a_picture(tracking, cla
     found = mlflow_tdeploy.analyze_model("models:/words/1", data, batches=[1], record=True, **QUICK)
     run = MlflowClient().get_run(found.run_id)
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert run.data.tags["tdeploy.analysis"] == found.host.kind
     assert run.data.metrics["onnx-fp32.analysis.accuracy"] == 1.0
     assert run.data.params["items"] == "4"
     files = {one.path for one in MlflowClient().list_artifacts(found.run_id)}
@@ -150,9 +192,37 @@ def test_a_record_is_a_run_with_metrics_a_table_json_and_a_picture(tracking, cla
     document = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/analysis.json"))
     assert document == json.loads(json.dumps(found.as_dict()))
     (model,) = mlflow.search_logged_models(
-        filter_string="metrics.`ort-cpu-int8.analysis.p99_ms_of_1` > 0", output_format="list"
+        filter_string="metrics.`ort-cpu-int8.analysis.p50_ms_of_1` > 0", output_format="list"
     )
     assert model.model_id == info.model_id
+
+
+def test_what_mlflow_does_not_take_costs_no_measurement(tracking, classifier, monkeypatch, caplog):
+    mlflow_tdeploy.log_model(classifier, name="words", registered_model_name="words")
+
+    def refused(*given):
+        raise MlflowException("no space left")
+
+    monkeypatch.setattr("mlflow_tdeploy.flavor.analyze.log_rows", refused)
+    arguments = ["--batch", "1", "--rounds", "1", "--variant", "onnx-fp32", "--record"]
+    result = CliRunner().invoke(main, ["analyze", "models:/words/1", *arguments])
+    assert result.exit_code == 1
+    assert "items/s" in result.output
+    assert "not recorded" in result.output
+    assert "no space left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plot", "a.foo"], ".png or .svg"),
+        (["--plot", "/none/a.png"], "no folder"),
+        (["--json", "/none/a.json"], "no folder"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_anything_is_measured(classifier, options, message):
+    result = CliRunner().invoke(main, ["analyze", str(classifier), *options])
+    assert (result.exit_code, message in result.output, " s  open" in result.output) == (2, True, False)
 
 
 def test_the_command_prints_a_table_and_writes_json_and_a_picture(classifier, tmp_path):

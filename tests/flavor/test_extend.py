@@ -7,6 +7,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from mlflow_tdeploy.build.recipes import NothingWithinBudgetError
+from mlflow_tdeploy.build.recipes.ort_cpu_int8_mixed import OrtCpuInt8Mixed
+from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 
@@ -64,6 +67,33 @@ def test_extend_model_adds_nothing_when_over_budget_is_an_error(registered, tmp_
         mlflow_tdeploy.extend_model(registered.model_uri, variants={"bad": tmp_path / "bad.onnx"}, on_budget="raise")
     assert caught.value.error_code == "INVALID_STATE"
     assert list(Bundle.open(mlflow.artifacts.download_artifacts(registered.model_uri)).variants) == ["onnx-fp32"]
+
+
+def test_what_was_added_before_a_failure_is_found_by_its_tags(registered, tmp_path):
+    linear_graph(tmp_path / "own.onnx")
+    linear_graph(tmp_path / "bad.onnx", -WEIGHTS)
+    variants = {"own": tmp_path / "own.onnx", "bad": tmp_path / "bad.onnx"}
+    with pytest.raises(MlflowException, match="over the model's budget"):
+        mlflow_tdeploy.extend_model(registered.model_uri, variants=variants, on_budget="raise")
+    assert "own" in MlflowClient().get_logged_model(registered.model_id).tags["tdeploy.variants"].split(",")
+
+
+def test_a_search_that_finds_nothing_stops_no_other_and_is_in_mlflow(registered, tmp_path, caplog, monkeypatch):
+    linear_graph(tmp_path / "own.onnx")
+
+    def nothing(recipe, context):
+        raise NothingWithinBudgetError("too far off", [{"what": "a", "passed": False}], Budget.of("worst_cosine >= 1"))
+
+    monkeypatch.setattr(OrtCpuInt8Mixed, "run", nothing)
+    wanted = {"precisions": ["ort-cpu-int8-mixed"], "variants": {"own": tmp_path / "own.onnx"}}
+    (added,) = mlflow_tdeploy.extend_model(registered.model_uri, **wanted)
+    assert added.id == "own"
+    assert "Not added: too far off" in caplog.text
+    tags = MlflowClient().get_logged_model(registered.model_id).tags
+    run = MlflowClient().get_run(tags["tdeploy.search.nothing.ort-cpu-int8-mixed"])
+    assert run.data.params["budget"] == "worst_cosine >= 1"
+    with pytest.raises(MlflowException, match="too far off"):
+        mlflow_tdeploy.extend_model(registered.model_uri, precisions=["ort-cpu-int8-mixed"])
 
 
 def test_extend_model_refuses_with_the_right_code(tracking, tmp_path):

@@ -91,6 +91,26 @@ def test_the_run_lies_below_the_one_that_logged_the_model(tracking, tmp_path):
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 
+def test_a_search_that_found_nothing_is_a_run_too_and_hides_no_later_one(tracking, tmp_path):
+    root = searched(tmp_path / "m")
+    info = log(root)
+    bundle = Bundle.open(root)
+    (found,) = searches(bundle)
+    failed = [{**one, "passed": False, "violations": "too far off"} for one in TRIALS]
+    nothing = dataclasses.replace(found, outcome="", trials=tuple(failed))
+    for _ in range(2):
+        tag_logged_model(info.model_id, *describe(bundle), again=[nothing])
+    tag_logged_model(info.model_id, *describe(bundle), searches(bundle))
+    tags = mlflow.get_logged_model(info.model_id).tags
+    run, after = (MlflowClient().get_run(tags[f"tdeploy.search.{name}"]) for name in ("nothing.onnx-int8", "onnx-int8"))
+    assert run.data.params["found"] == "nothing within the budget"
+    assert after.data.params["found"] == "1 in fp32"
+    table = json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{TABLE}"))
+    assert "violations" in table["columns"]
+    runs = MlflowClient().search_runs([run.info.experiment_id], "tags.`tdeploy.variant` = 'onnx-int8'")
+    assert len(runs) == 3, "each time that it was looked for in vain"
+
+
 def test_a_model_without_searches_gets_no_run(tracking, tmp_path):
     bundle = Bundle.open(root := make_bundle(tmp_path / "m", {"onnx-fp32": WEIGHTS}))
     info = log(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 import time
@@ -42,7 +43,8 @@ def test_a_counter_that_wraps_around_goes_on(tmp_path):
 
 def test_it_is_told_why_there_is_no_meter(tmp_path):
     assert rapl(tmp_path / "none") == ([], "this host shows no energy counters of its processors (RAPL)")
-    zone(tmp_path, "intel-rapl:0", "package-0").unlink()
+    zone(tmp_path, "intel-rapl:0", "package-0")
+    zone(tmp_path, "intel-rapl:1", "package-1").unlink()  # half of the processors is no sum of anything
     found, why = rapl(tmp_path)
     assert (found, "cannot be read" in why) == ([], True)
 
@@ -82,19 +84,37 @@ def test_counters_are_looked_at_before_they_wrap_twice(monkeypatch):
     assert len(asked) > 4
 
 
+def test_a_meter_that_fails_counts_nothing_and_says_so(caplog):
+    class Failing(Counter):
+        def joules(self):
+            raise RuntimeError("GPU is lost")
+
+    with measured([Counter(1.0), Failing(1.0)]) as spent:
+        time.sleep(0.01)
+    assert spent.watts is None
+    assert "GPU is lost" in caplog.text
+
+
 def stand_in(*, total=None, watts=None):
     def energy(device):
         if total is None:
             raise RuntimeError("Not Supported")
         return total[device]
 
+    def power_of(device):
+        try:
+            return 1e3 * next(told)
+        except StopIteration:
+            raise RuntimeError("Not Supported") from None
+
+    told = iter(watts or ())
     return SimpleNamespace(
         nvmlInit=lambda: None,
         nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
         nvmlDeviceGetName=lambda device: b"GPU",
         nvmlDeviceGetTotalEnergyConsumption=energy,
-        nvmlDeviceGetPowerUsage=lambda device: 1e3 * watts,
+        nvmlDeviceGetPowerUsage=power_of,
     )
 
 
@@ -107,7 +127,7 @@ def test_the_gpu_that_the_process_sees_is_asked(monkeypatch):
 
 
 def test_an_old_gpu_is_sampled(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", stand_in(watts=50.0))
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in(watts=itertools.repeat(50.0)))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (meter,), _ = nvml()
     with measured([meter]) as spent:
@@ -117,8 +137,36 @@ def test_an_old_gpu_is_sampled(monkeypatch):
     assert not [one for one in threading.enumerate() if one.name == "tdeploy-power"]
 
 
+def test_a_gpu_that_tells_neither_energy_nor_power_has_no_meter(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in())
+    found, why = nvml()
+    assert (found, "tells neither energy nor power" in why) == ([], True)
+
+
+def test_a_gpu_that_stops_telling_its_power_counts_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in(watts=[50.0] * 4))
+    (meter,), _ = nvml()
+    with measured([meter]) as spent:
+        time.sleep(0.3)
+    meter.close()
+    assert spent.joules == {}
+
+
+def test_a_gpu_is_found_by_what_cuda_calls_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", stand_in(total={0: 1.0, "GPU-a": 5000.0, "MIG-b": 3000.0}))
+    assert [nvml(uuid)[0][0].joules() for uuid in ("a",)] == [5.0]
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetHandleByUUID", part_only)
+    assert nvml("b")[0][0].joules() == 3.0
+
+
+def part_only(uuid):
+    if uuid.startswith("GPU-"):
+        raise RuntimeError("Not Found")
+    return uuid
+
+
 def test_a_missing_package_is_told_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert nvml() == ([], "NVML is not asked: pip install nvidia-ml-py")
-    _, why = meters(gpu=True)
+    _, why = meters(gpu="")
     assert "nvidia-ml-py" in why

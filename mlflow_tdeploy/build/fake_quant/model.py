@@ -65,7 +65,10 @@ class Rounding:
 
     def calibrate(self, calibrator: str) -> None:
         """Set the ranges that a calibrator finds, where rules name no other one."""
-        self.blind = set_ranges(self.layers, self._met, calibrator)
+        found = set_ranges(
+            self.layers, self._met, calibrator
+        )  # of those that are switched off already it tells nothing
+        self.blind = tuple(dict.fromkeys((*self.blind, *found)))
         if len(self.blind) == len(self.layers):
             raise BuildError("Nothing to quantize by: all inputs of layers are 0 throughout the calibration data.")
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_tdeploy.build.calibration import Calibration
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import BudgetError, BuildError
 from mlflow_tdeploy.core.precision import Precision
 from mlflow_tdeploy.core.tasks import Task
@@ -41,7 +43,17 @@ class Graph:
 
 
 class NothingWithinBudgetError(BudgetError):
-    """A recipe that looks for a graph within the budget has found none."""
+    """A recipe that looks for a graph within the budget has found none.
+
+    Args:
+        message: Why, and what to do.
+        trials: Records of all graphs that were tried.
+        budget: What they were held against.
+    """
+
+    def __init__(self, message: str, trials: Sequence[Mapping[str, Any]] = (), budget: Budget | None = None) -> None:
+        super().__init__(message)
+        self.trials, self.budget = tuple(trials), budget
 
 
 #: Times graphs in turn, within so many seconds: shape name → graph name → durations in seconds.
@@ -67,10 +79,11 @@ class RecipeContext:
         calibration: What activations are looked at on; None where all that is there is made up.
         options: What the caller said about this recipe alone; None for nothing.
         tried: Told of each graph that is tried, and how long that took.
-        search_seconds: After which a recipe looks for nothing better.
+        search_seconds: After which a recipe looks for nothing better, from the start of its work.
         search_trials: After so many graphs, too.
         opset: Version of the standard operators for exports.
         exporter: ``auto``, ``dynamo`` or ``torchscript``.
+        started: When its work began, on the clock of ``time.monotonic``.
     """
 
     task: Task
@@ -88,6 +101,7 @@ class RecipeContext:
     search_trials: float = math.inf
     opset: int = 18
     exporter: str = "auto"
+    started: float = field(default_factory=time.monotonic)
 
     def required_judge(self, recipe: str) -> Judge:
         """Return what holds graphs against the source's answers, for recipes that look for one.

@@ -48,8 +48,7 @@ class Modelopt(Recipe):
         settings = {
             "method": found.method,
             "calibration": search.calibration,
-            "searched": search.said(found),
-            "trials": [one.record() for one in search.trials.all],
+            **search.trials.settings(found),
         }
         precision = Precision(self.precision, self.activations, recipe=self.id, kept=found.kept, settings=settings)
         return Graph(search.path, precision, session=dict(self.session))
@@ -141,8 +140,7 @@ class _Search:
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left."""
-        distances = {method: self.trials.distance(_Choice(method)) for method in self._recipe.methods}
-        method = min(distances, key=distances.__getitem__)
+        method = self.trials.closest({method: _Choice(method) for method in self._recipe.methods})
         names = self._rounded[method]
         if not names:
             raise BuildError(f"Model Optimizer has quantized nothing of this graph in {self._recipe.mode}.")

@@ -51,8 +51,7 @@ class OnnxInt8(Recipe):
             "calibrator": found.method,
             "calibration": calibration.record,
             "smoothed": {name: round(scale.gain, 2) for name, scale in search.scales_of(found).items()},
-            "searched": search.said(found),
-            "trials": [one.record() for one in search.trials.all],
+            **search.trials.settings(found),
             **read_back(search.path, search.asked(found)),
         }
         precision = Precision("int8", "int8", recipe=self.id, kept=found.kept, settings=settings)
@@ -100,8 +99,7 @@ class _Search:
         """
         if len(self.blind) == len(self._nodes):
             raise BuildError("Nothing to quantize by: all inputs of products are 0 throughout the calibration data.")
-        distances = {method: self.trials.distance(_Choice(method, self.blind)) for method in CALIBRATORS}
-        method = min(distances, key=distances.__getitem__)
+        method = self.trials.closest({method: _Choice(method, self.blind) for method in CALIBRATORS})
         open_to = [name for name in self._nodes if name not in self.blind]
 
         def sparing(names: Collection[str]) -> _Choice:

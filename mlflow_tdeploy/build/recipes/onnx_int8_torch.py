@@ -37,11 +37,7 @@ class OnnxInt8Torch(Recipe):
         """Fake-quantize, calibrate, train, export, spare."""
         search = _Search(context, context.options or FakeQuant())
         found = search.run()
-        settings = {
-            **search.settings,
-            "searched": search.said(found),
-            "trials": [x.record() for x in search.trials.all],
-        }
+        settings = {**search.settings, **search.trials.settings(found)}
         kept = (*search.rounding.blind, *found.kept)
         settings |= compared(search.asked(kept), search.forms())
         precision = Precision("int8", "int8", recipe=self.id, kept=kept, settings=settings)
@@ -84,8 +80,7 @@ class _Search:
         """Return what the graph is made of that is left."""
         named = all(layer.rule.input is None or layer.rule.input.calibrator for layer in self.rounding.layers)
         methods = ("max",) if named else tuple(CALIBRATORS)
-        distances = {method: self.trials.distance(_Choice(method)) for method in methods}
-        method = min(distances, key=distances.__getitem__)
+        method = self.trials.closest({method: _Choice(method) for method in methods})
         trained = self._options.train is not None
         if trained:
             self.rounding.calibrate(method)

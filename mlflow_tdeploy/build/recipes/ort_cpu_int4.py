@@ -11,7 +11,7 @@ from mlflow_tdeploy.build.applied import blocks, read_back
 from mlflow_tdeploy.build.graphs import CPU_INT8_FUSIONS
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare, products
-from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.build.tune import Fused, choose_fusions
@@ -52,8 +52,7 @@ class OrtCpuInt4(Recipe):
             "eight_bits": list(found.eight),
             "eight_bits_block_size": BLOCK,
             "tables": list(search.tables) if found.tables else [],
-            "searched": search.said(found),
-            "trials": [one.record() for one in search.trials.all],
+            **search.trials.settings(found),
             **read_back(search.path, search.asked(found)),
             **fused.settings,
         }
@@ -101,10 +100,8 @@ class _Search:
             raise BuildError("There is nothing to quantize: the graph has no matrix product with weights.")
         found = next((one for with_tables in (True, False) if (one := self._fewest(tables=with_tables))), None)
         if found is None:
-            raise NothingWithinBudgetError(
-                f"Not even with all weights in eight bits is this graph within the budget: {self.trials.failure}. "
-                f"State a wider budget, or leave '{OrtCpuInt4.id}' out."
-            )
+            what = "Not even with all weights in eight bits is this graph within the budget"
+            raise self.trials.nothing_within(OrtCpuInt4.id, what)
         self._made(found, external_data=None)
         shutil.rmtree(self._plain.parent)
         return found

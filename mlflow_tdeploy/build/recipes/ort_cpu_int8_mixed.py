@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mlflow_tdeploy.build.applied import CHANNELS, FP32, blocks, read_back
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, products, quantize_mixed
-from mlflow_tdeploy.build.recipes import RECIPES, Graph, NothingWithinBudgetError, Recipe, RecipeContext
+from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.recipes.ort_cpu_int8 import Whole, whole_for_int8
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.smooth import Scale, smooth
@@ -97,10 +97,7 @@ class _Search:
         mix = self._least(order, lambda count: self._spared(order[:count]))
         mix = mix or self._least(order, lambda count: self._spared(order, whole=order[:count]))
         if mix is None or len(mix.kept) == len(self._names):
-            raise NothingWithinBudgetError(
-                f"No product of this graph can be quantized within the budget: the last one tried has "
-                f"{self._trials.failure}. State a wider budget, or leave '{OrtCpuInt8Mixed.id}' out."
-            )
+            raise self._trials.nothing_within(OrtCpuInt8Mixed.id)
         return self._found(mix)
 
     def _least(self, order: Sequence[str], mix: Callable[[int], _Mix]) -> _Mix | None:
@@ -117,7 +114,12 @@ class _Search:
         return tuple(name for name in self._names if name in which)
 
     def _suits_blocks(self, name: str) -> bool:
-        """Tell whether a product is much closer by blocks than by channels; else it is spared as a whole."""
+        """Tell whether a product is much closer by blocks than by channels; else it is spared as a whole.
+
+        Where there is no time to find out it is by blocks: that may be too little, and is never slower than fp32.
+        """
+        if name not in self._suits and name in self._by_blocks and self._trials.late():
+            return True
         if name not in self._suits:
             self._suits[name] = name in self._by_blocks and (
                 self._distance(blocks=[name]) < _MUCH * self._distance(channels=[name])
@@ -136,8 +138,7 @@ class _Search:
         settings = {
             "blocks": list(mix.blocks),
             "block_size": BLOCK,
-            "searched": self._said(mix),
-            "trials": [one.record() for one in self._trials.all],
+            **self._trials.settings(mix),
             **read_back(self.path, self._asked(mix)),
             **self._whole.smoothed(self._scales(mix)),
         }

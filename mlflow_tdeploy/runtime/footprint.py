@@ -1,0 +1,77 @@
+"""How much memory of the host a process takes that serves one variant alone."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import SessionError
+from mlflow_tdeploy.runtime.decision import Candidate
+from mlflow_tdeploy.runtime.model import open_model
+from mlflow_tdeploy.runtime.policy import Policy
+from mlflow_tdeploy.runtime.probe import run_child
+from mlflow_tdeploy.store.bundle import Bundle
+
+#: Seconds for opening a variant and answering: an engine, or gigabytes from a slow disk, may take minutes.
+_TIMEOUT = 600.0
+#: Arenas and thread pools have what they need after the first few.
+_REQUESTS = 3
+_STATUS = Path("/proc/self/status")
+_SCRIPT = """
+import sys
+from mlflow_tdeploy.runtime.footprint import serve_alone
+serve_alone(*sys.argv[1:])
+"""
+
+
+def footprint(bundle: Bundle, candidate: Candidate, request: Any) -> float | None:
+    """Return the most memory of a process that opens a variant and answers a request a few times, in MiB.
+
+    Args:
+        bundle: The model, with the variant's files.
+        candidate: The variant, and what opens it.
+        request: Texts, or arrays by input name.
+
+    Returns:
+        Resident memory at its peak; None on hosts that do not tell (other than Linux).
+
+    Raises:
+        SessionError: It does not answer in a process of its own.
+    """
+    if not _STATUS.exists():
+        return None
+    with tempfile.TemporaryDirectory(prefix="tdeploy-memory-") as folder:
+        if isinstance(request, Mapping):
+            np.savez(Path(folder) / "request.npz", **request)
+        else:
+            (Path(folder) / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        place = (str(bundle.root), candidate.variant, candidate.runtime)
+        done = run_child(_SCRIPT, *place, folder, timeout=_TIMEOUT)
+    if not done.ok:
+        raise SessionError(f"Variant '{candidate.variant}' does not serve in a process of its own: {done.reason}")
+    return int(done.output.splitlines()[-1]) / 1024
+
+
+def serve_alone(root: str, variant: str, runtime: str, folder: str) -> None:
+    """Open a variant in this process, answer what lies in a folder, and print the most memory that took, in KiB.
+
+    ``VmHWM`` and not ``ru_maxrss``, which a child begins with as its parent's.
+    """
+    with open_model(root, policy=Policy(variant, runtime, True)) as model:
+        request = _request(Path(folder))
+        for _ in range(_REQUESTS):
+            model.predict(request)
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))  # noqa: T201 - what the child says
+
+
+def _request(folder: Path) -> Any:
+    if (folder / "request.json").is_file():
+        return json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    with np.load(folder / "request.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
