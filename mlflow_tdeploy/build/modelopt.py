@@ -100,7 +100,7 @@ def _floats(path: Path, names: Iterable[str]) -> set[str]:
     }
 
 
-def to_half(src: Path, dst: Path, precision: str, batch: Arrays) -> None:
+def to_half(src: Path, dst: Path, precision: str, batch: Arrays, without: Collection[str] = ()) -> None:
     """Convert a graph to strongly typed half precision: a type for every tensor, and casts where they differ.
 
     What leaves the range of half precision on the batch stays fp32. Inputs and outputs keep their types.
@@ -110,6 +110,7 @@ def to_half(src: Path, dst: Path, precision: str, batch: Arrays) -> None:
         dst: The file to write.
         precision: ``fp16`` or ``bf16``.
         batch: Graph inputs to look at.
+        without: Names of nodes that stay fp32 in any case.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -120,8 +121,9 @@ def to_half(src: Path, dst: Path, precision: str, batch: Arrays) -> None:
         takes = [value.name for value in onnx.load(src, load_external_data=False).graph.input]
         np.savez(data, **{name: batch[name] for name in takes})  # type: ignore[arg-type]  # stubs mistake names
         converted = modelopt.convert_to_mixed_precision(
-            str(copied), low_precision_type=precision, keep_io_types=True, calibration_data=str(data)
-        )
+            str(copied), low_precision_type=precision, keep_io_types=True, calibration_data=str(data),
+            nodes_to_exclude=[f"{re.escape(name)}$" for name in without],
+        )  # fmt: skip
         graph = ir.from_proto(converted)
         forget_types(graph)  # of dimensions it gives one name to different sizes, and runtimes share memory by that
         save_ir(graph, dst)

@@ -119,8 +119,8 @@ def _faster(recipe_id: str, same: Collection[str]) -> bool:
 def recipes_of(name: str, *, gpu: bool = False) -> set[str]:
     """Return the ids of the recipes that a precision or an id means; those not made by default go by their id only.
 
-    ``auto`` means the fastest within the budget for this kind of host, and what serves where that is the original:
-    recipes that search for it, of an engine's graph where there is a GPU.
+    ``auto`` means what may be the fastest within the budget on this kind of host, and what serves where that is the
+    original: recipes that search for it. Which of them is, is measured.
 
     Raises:
         InvalidInputError: None has that name.
@@ -140,7 +140,7 @@ def recipes_of(name: str, *, gpu: bool = False) -> set[str]:
 def _is_auto(recipe: type[Recipe], gpu: bool) -> bool:
     if recipe.device == "cuda":
         return gpu and recipe.default_on_gpu
-    return recipe.id == "ort-cpu-fp32" or (recipe.searches and (gpu or recipe.device == "cpu"))
+    return recipe.id == "ort-cpu-fp32" or recipe.searches
 
 
 def _possible(recipe: type[Recipe], given: Collection[str], exportable: bool) -> bool:

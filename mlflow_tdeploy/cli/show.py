@@ -56,10 +56,10 @@ def _products(bundle: Bundle) -> str:
         if found := settings.get("products"):
             gains = settings.get("smoothed", {})
             rows = [(name, form, f"{gains[name]:g} times" if name in gains else "-") for name, form in found.items()]
-            title = f"{variant.id}: {settings.get('searched', '')}"
+            title = ": ".join(filter(None, (variant.id, settings.get("searched"))))
             tables.append(f"{title}\n{align([('product', 'form', 'closer by smoothing'), *rows])}")
     if not tables:
-        raise InvalidInputError("The model has no variant that was looked for: tdeploy quantize URI adds one.")
+        raise InvalidInputError("No variant of this model says what became of its products: tdeploy quantize URI adds one that does.")
     return "\n\n".join(tables)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlflow_tdeploy.core.errors import BudgetError, InvalidInputError
+from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, TDeployError
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Progress
 from mlflow_tdeploy.registry_io import (
@@ -91,8 +91,9 @@ def extend_model(
     engines = request.options.engines
     location = locate(model_uri)
     bundle, fetch = open_records(location)
+    named, auto = _named(bundle, request.options.precisions)
     wanted = {
-        **_named(bundle, request.options.precisions),
+        **named,
         **{name: Path(path) for name, path in (variants or {}).items()},
     }
     if not wanted and not engines:
@@ -102,7 +103,7 @@ def extend_model(
     outcome = _Outcome(on_budget)
     try:
         for name, path in wanted.items():
-            with outcome.looked_for(name):
+            with outcome.looked_for(name, auto=name in auto):
                 outcome.added.append(_add(location, bundle, fetch, name, path, request, progress))
         if wanted and engines:
             bundle, _ = open_records(location)  # engines may be built from what was just added
@@ -125,11 +126,16 @@ class _Outcome:
         self._on_budget = on_budget
         self.added: list[Variant] = []
         self.nothing: list[Search] = []
-        self._errors: list[BudgetError] = []
+        self._errors: list[TDeployError] = []
 
     @contextlib.contextmanager
-    def looked_for(self, name: str) -> Iterator[None]:
-        """Note a search that finds nothing within the budget, and go on with what else is wanted."""
+    def looked_for(self, name: str, *, auto: bool) -> Iterator[None]:
+        """Note a search that finds nothing within the budget, and go on with what else is wanted.
+
+        Args:
+            name: Of the recipe.
+            auto: Nobody has asked for it by name: it need not be possible.
+        """
         from mlflow_tdeploy.build.recipes import NothingWithinBudgetError
 
         try:
@@ -140,12 +146,17 @@ class _Outcome:
             if self._on_budget == "raise":
                 raise
             self._errors.append(error)
+        except BuildError as error:
+            if not auto:
+                raise
+            self._errors.append(error)
 
     def result(self) -> list[Variant]:
         """Return what was added.
 
         Raises:
             BudgetError: That is nothing, and nothing was within the budget.
+            BuildError: That is nothing, and nothing of what ``auto`` means is possible.
         """
         if self._errors and not self.added:
             raise self._errors[0]
@@ -154,17 +165,21 @@ class _Outcome:
         return self.added
 
 
-def _named(bundle: Bundle, precisions: Iterable[str] | None) -> dict[str, Path | None]:
-    """Return the ids of the recipes behind precisions; a precision means those that the model has not."""
-    from mlflow_tdeploy.build.plan import recipes_of
+def _named(bundle: Bundle, precisions: Iterable[str] | None) -> tuple[dict[str, Path | None], set[str]]:
+    """Return the ids of the recipes behind precisions, and which of them ``auto`` alone means.
+
+    A precision means those that the model has not.
+    """
+    from mlflow_tdeploy.build.plan import AUTO, recipes_of
     from mlflow_tdeploy.runtime import probe
 
-    found: dict[str, Path | None] = {}
+    found, asked = dict[str, Path | None](), set[str]()
     for name in precisions or ():
         ids = sorted(recipes_of(name, gpu=probe.host().gpu is not None))
         new = [variant_id for variant_id in ids if variant_id not in {*bundle.variants, *bundle.unreadable}]
         found |= dict.fromkeys(new or ids)  # where the model has them all, the build says so
-    return found
+        asked |= set() if name == AUTO else {*new, *ids}
+    return found, found.keys() - asked
 
 
 def _add(

@@ -126,8 +126,8 @@ def test_what_was_tried_in_vain_is_in_the_model(tmp_path):
     options = BuildOptions(measure=False, precisions=("fp32", "auto"), budget=Budget.of("worst_cosine >= 0.99999999"))
     _, bundle = build(source(Planted()), tmp_path / "model", options)
     assert "ort-cpu-int8-mixed" in bundle.manifest.skipped
-    (search,) = searches(bundle)
-    assert (search.variant, search.outcome) == ("ort-cpu-int8-mixed", "")
+    (search,) = [one for one in searches(bundle) if one.variant == "ort-cpu-int8-mixed"]
+    assert search.outcome == ""
     assert {one["what"] for one in search.trials if one.get("passed")} <= {"0 by blocks and 6 in fp32 of 6 products"}
     assert [str(one) for one in search.budget] == ["worst_cosine >= 0.99999999"]
 
@@ -232,5 +232,6 @@ def test_what_became_of_each_product_is_read_back(planted, tmp_path):
     assert told["products"]["unknown"] == "not there"
     shown = CliRunner().invoke(inspect, [str(bundle.root.parent), "--products"])
     assert shown.exit_code == 0, shown.output
-    rows = dict(line.split()[:2] for line in shown.output.splitlines()[2:])
+    (table,) = [one for one in shown.output.split("\n\n") if one.startswith(mixed.id)]
+    rows = dict(line.split()[:2] for line in table.splitlines()[2:])
     assert rows == found

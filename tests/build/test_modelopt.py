@@ -65,6 +65,10 @@ def test_weights_are_stored_in_few_bits_and_answers_are_checked(tmp_path, recipe
     verdict = accuracy(bundle, recipe)
     assert verdict.passed
     assert verdict.metrics["worst_cosine"] < 0.99999999, "it is rounded where it is checked"
+    products = variant.precision.settings["products"]
+    assert list(products.values()) == [RECIPES.get(recipe).form] * len(products)
+    assert len(products) >= 4
+    assert "not_as_asked" not in variant.precision.settings
     trials = variant.precision.settings["trials"]
     assert {one["what"].partition(",")[0] for one in trials} == set(RECIPES.get(recipe).methods)
 
@@ -102,6 +106,25 @@ def test_half_precision_is_typed_and_takes_and_answers_as_before(tmp_path):
     assert found == {TensorProto.FLOAT16}
     ends = (*graph.input, *graph.output)
     assert {one.type.tensor_type.elem_type for one in ends} == {TensorProto.FLOAT}
+    assert accuracy(bundle, variant.id).passed
+    assert set(variant.precision.settings["products"].values()) == {"fp16"}
+
+
+def test_what_half_precision_does_not_hold_on_any_of_the_data_stays_fp32(tmp_path):
+    class Growing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            return self.second(self.first(x) / 1e4)
+
+    given = [*arrays(4, WIDTH, count=5), {"x": 5e5 * arrays(4, WIDTH, count=1)[0]["x"]}]
+    bundle, variant = made("onnx-fp16-modelopt", Growing(), tmp_path / "model", given)
+    settings = variant.precision.settings
+    assert max(settings["beyond_fp16"].values()) > 65504
+    assert settings["products"] == {"node_linear_MatMul": "fp32", "node_linear_1_MatMul": "fp16"}
     assert accuracy(bundle, variant.id).passed
 
 

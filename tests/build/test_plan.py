@@ -75,8 +75,8 @@ def test_of_a_precision_the_faster_form_of_another_may_fail():
 
 def test_auto_is_what_is_looked_for_on_this_kind_of_host_and_no_failure_of_it_is_an_error():
     cpu = plan_variants(["auto"], given=(), exportable=True)
-    assert {one.id for one in cpu.order} == {"onnx-fp32", "ort-cpu-fp32", "ort-cpu-int8-mixed"}
-    assert cpu.keep == {"ort-cpu-fp32", "ort-cpu-int8-mixed"}
+    assert {one.id for one in cpu.order} == {"onnx-fp32", "ort-cpu-fp32", "ort-cpu-int8-mixed", "onnx-int8"}
+    assert cpu.keep == {"ort-cpu-fp32", "ort-cpu-int8-mixed", "onnx-int8"}
     assert cpu.explicit == frozenset()
     gpu = plan_variants(["auto"], given=(), exportable=True, gpu=True)
     assert gpu.keep == {"ort-cpu-fp32", "ort-cpu-int8-mixed", "onnx-int8", "ort-cuda-fp16"}

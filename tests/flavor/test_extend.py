@@ -10,6 +10,7 @@ import mlflow_tdeploy
 from mlflow_tdeploy.build.recipes import NothingWithinBudgetError
 from mlflow_tdeploy.build.recipes.ort_cpu_int8_mixed import OrtCpuInt8Mixed
 from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.bundles import WEIGHTS, linear_graph, make_bundle
 
@@ -93,6 +94,20 @@ def test_a_search_that_finds_nothing_stops_no_other_and_is_in_mlflow(registered,
     run = MlflowClient().get_run(tags["tdeploy.search.nothing.ort-cpu-int8-mixed"])
     assert run.data.params["budget"] == "worst_cosine >= 1"
     with pytest.raises(MlflowException, match="too far off"):
+        mlflow_tdeploy.extend_model(registered.model_uri, precisions=["ort-cpu-int8-mixed"])
+
+
+def test_of_what_auto_means_not_all_has_to_be_possible(registered, caplog, monkeypatch):
+    def impossible(recipe, context):
+        raise BuildError("There is nothing to quantize")
+
+    monkeypatch.setattr(OrtCpuInt8Mixed, "run", impossible)
+    added = mlflow_tdeploy.extend_model(registered.model_uri, precisions=["auto"])
+    assert "onnx-int8" in {one.id for one in added}
+    assert "Not added: There is nothing to quantize" in caplog.text
+    with pytest.raises(MlflowException, match="There is nothing to quantize"):
+        mlflow_tdeploy.extend_model(registered.model_uri, precisions=["auto"])
+    with pytest.raises(MlflowException, match="There is nothing to quantize"):
         mlflow_tdeploy.extend_model(registered.model_uri, precisions=["ort-cpu-int8-mixed"])
 
 

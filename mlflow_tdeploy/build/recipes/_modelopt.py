@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mlflow_tdeploy.build import modelopt
+from mlflow_tdeploy.build.applied import FP32, STATIC, applied, read_back
 from mlflow_tdeploy.build.explicit import finish, rounded
 from mlflow_tdeploy.build.quantize import prepare
 from mlflow_tdeploy.build.recipes import Graph, Recipe, RecipeContext
@@ -31,6 +32,8 @@ class Modelopt(Recipe):
     #: As Model Optimizer calls it.
     mode: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
+    #: Form of a product that is quantized, see ``build.applied``.
+    form: ClassVar[str] = STATIC
     #: What activations are computed in.
     activations: ClassVar[str]
     #: Hints for a session.
@@ -49,6 +52,7 @@ class Modelopt(Recipe):
             "method": found.method,
             "calibration": search.calibration,
             **search.trials.settings(found),
+            **read_back(search.path, search.asked(found)),
         }
         precision = Precision(self.precision, self.activations, recipe=self.id, kept=found.kept, settings=settings)
         return Graph(search.path, precision, session=dict(self.session))
@@ -153,6 +157,11 @@ class _Search:
         for method in self._recipe.methods:  # the library removes what it has put there, in its own time
             shutil.rmtree(self._whole(method).parent, ignore_errors=True)
         return found
+
+    def asked(self, choice: _Choice) -> dict[str, str]:
+        """Return the form that each product with weights was to have; what Model Optimizer leaves alone is fp32."""
+        quantized = set(self._rounded[choice.method]) - set(choice.kept)
+        return {name: self._recipe.form if name in quantized else FP32 for name in applied(self.path)}
 
     def said(self, choice: _Choice) -> str:
         """Say what a graph is made of."""

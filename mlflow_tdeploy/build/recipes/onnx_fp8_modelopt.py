@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from mlflow_tdeploy.build.applied import STATIC_FP8
 from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.recipes._modelopt import Modelopt
 
@@ -20,6 +21,7 @@ class OnnxFp8Modelopt(Modelopt):
     precision: ClassVar[str] = "fp8"
     mode: ClassVar[str] = "fp8"
     methods: ClassVar[tuple[str, ...]] = ("max", "entropy")
+    form: ClassVar[str] = STATIC_FP8
     activations: ClassVar[str] = "fp8"
     device: ClassVar[str] = "cuda"
     #: It would make integer products of them, which there are none of.

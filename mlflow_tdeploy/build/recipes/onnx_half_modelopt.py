@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from mlflow_tdeploy.build import modelopt
+from mlflow_tdeploy.build.applied import FP32, applied, read_back
 from mlflow_tdeploy.build.half import NOT_IN_HALF
+from mlflow_tdeploy.build.half_range import Beyond, beyond_half
 from mlflow_tdeploy.build.quantize import prepare
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.core.precision import Precision
@@ -21,14 +24,21 @@ class _Half(Recipe):
     default: ClassVar[bool] = False
 
     def run(self, context: RecipeContext) -> Graph:
-        """Look at a batch, convert."""
+        """Look at real inputs, convert."""
         feeds = context.task.example_feeds("opt", ragged=True, items=context.data.real)
         plain = context.workdir / "plain" / "model.onnx"
         prepare(context.base().path, plain)
         context.output().parent.mkdir(parents=True)
-        modelopt.to_half(plain, context.output(), self.precision, feeds)
-        precision = Precision(self.precision, self.precision, recipe=self.id, settings={"keep_io_types": True})
+        beyond = self.beyond(plain, context)
+        modelopt.to_half(plain, context.output(), self.precision, feeds, without=beyond.nodes)
+        asked = {name: FP32 if name in beyond.nodes else self.precision for name in applied(plain)}
+        settings = {"keep_io_types": True, "beyond_fp16": dict(beyond.tensors), **read_back(context.output(), asked)}
+        precision = Precision(self.precision, self.precision, recipe=self.id, kept=beyond.nodes, settings=settings)
         return Graph(context.output(), precision, session={"disabled_optimizers": list(NOT_IN_HALF)})
+
+    def beyond(self, plain: Path, context: RecipeContext) -> Beyond:
+        """Return what this precision does not hold of real inputs; brain floats have the range of fp32."""
+        return Beyond()
 
 
 @RECIPES.register("onnx-fp16-modelopt")
@@ -37,6 +47,10 @@ class OnnxFp16Modelopt(_Half):
 
     id: ClassVar[str] = "onnx-fp16-modelopt"
     precision: ClassVar[str] = "fp16"
+
+    def beyond(self, plain: Path, context: RecipeContext) -> Beyond:
+        """Return what half precision does not hold."""
+        return beyond_half(plain, context.calibration.batches) if context.calibration else Beyond()
 
 
 @RECIPES.register("onnx-bf16-modelopt")

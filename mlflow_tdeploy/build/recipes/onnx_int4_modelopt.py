@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from mlflow_tdeploy.build.applied import blocks
 from mlflow_tdeploy.build.recipes import RECIPES
 from mlflow_tdeploy.build.recipes._modelopt import Modelopt
 
@@ -16,5 +17,6 @@ class OnnxInt4Modelopt(Modelopt):
     precision: ClassVar[str] = "int4"
     mode: ClassVar[str] = "int4"
     methods: ClassVar[tuple[str, ...]] = ("rtn_dq", "awq_clip")
+    form: ClassVar[str] = blocks(4, 128)
     activations: ClassVar[str] = "fp32"
     one_size: ClassVar[bool] = True

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mlflow_tdeploy.build.applied import CHANNELS, read_back
 from mlflow_tdeploy.build.graphs import CPU_FUSIONS, CPU_INT8_FUSIONS, fuse_for_ort
-from mlflow_tdeploy.build.quantize import prepare, quantize_dynamic_int8
+from mlflow_tdeploy.build.quantize import prepare, products, quantize_dynamic_int8
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.smooth import Scale, choose_scales, smooth
 from mlflow_tdeploy.build.tune import Fused, choose_fusions
@@ -42,7 +43,9 @@ class OrtCpuInt8(Recipe):
             smooth(whole.path, smoothed, whole.scales)
             quantize_dynamic_int8(smoothed, whole.fused.path, external_data=True)
             settings |= whole.smoothed(whole.scales)
+        asked = dict.fromkeys(products(whole.path), CHANNELS)
         shutil.rmtree(whole.path.parent)
+        settings |= read_back(whole.fused.path, asked)
         precision = Precision("int8", "int8", recipe=self.id, settings=settings)
         return Graph(whole.fused.path, precision, session=whole.fused.session)
 
