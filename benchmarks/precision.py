@@ -68,25 +68,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file to write")
     parser.add_argument("--quick", action="store_true", help="a smoke run: few texts and rounds; writes no JSON")
+    parser.add_argument("--only", choices=("embeddings", "classifier"), help="this model; both by default")
     options = parser.parse_args(arguments)
     results = Results()
     with tempfile.TemporaryDirectory(prefix="tdeploy-precision-") as folder:
         work = Path(folder)
-        say("peers and floor: saving and exporting")
-        peers.prepare(work)
-        floor.prepare(work)
-        results.add("search", *_searched(model := work / "model"))
-        say("Model Optimizer")
-        mlflow_tdeploy.save_model(
-            str(peers.MODEL), work / "modelopt", task="sentence-embedding", precisions=["fp32", _MODELOPT], budget=_NONE
-        )
-        say("optimum-onnx, in an environment of its own")
-        optimum = optimum_defaults.make(work / "optimum")
-        results.add("speed", *_speed(work, model, optimum, quick=options.quick))
-        say("the WordNet classifier")
-        results.add("classifier", *classifier.measure(work / "classifier", BUDGET, quick=options.quick))
-        results.add("operators", *_operators(model, quick=options.quick))
+        if options.only != "classifier":
+            _embeddings(work, results, quick=options.quick)
+        if options.only != "embeddings":
+            say("the WordNet classifier")
+            results.add("classifier", *classifier.measure(work / "classifier", BUDGET, quick=options.quick))
     return finish(results, options.out, quick=options.quick)
+
+
+def _embeddings(work: Path, results: Results, *, quick: bool) -> None:
+    say("peers and floor: saving and exporting")
+    peers.prepare(work)
+    floor.prepare(work)
+    results.add("search", *_searched(model := work / "model"))
+    say("Model Optimizer")
+    mlflow_tdeploy.save_model(
+        str(peers.MODEL), work / "modelopt", task="sentence-embedding", precisions=["fp32", _MODELOPT], budget=_NONE
+    )
+    say("optimum-onnx, in an environment of its own")
+    optimum = optimum_defaults.make(work / "optimum")
+    results.add("speed", *_speed(work, model, optimum, quick=quick))
+    results.add("operators", *_operators(model, quick=quick))
 
 
 def _searched(model: Path) -> tuple[list[Figure], dict[str, Any]]:

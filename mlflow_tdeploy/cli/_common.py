@@ -53,19 +53,19 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a file with texts.
+def read_lines(path: Path, option: str = "--texts") -> list[str]:
+    """Return the lines of a file with texts, named by an option.
 
     Raises:
         BadParameter: It is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise click.BadParameter(
             f"'{path}' is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}. Convert it first, for "
             f"example with: iconv -f latin1 -t utf-8",
-            param_hint="--texts",
+            param_hint=option,
         ) from error
 
 

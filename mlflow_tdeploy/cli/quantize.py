@@ -19,7 +19,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
 @click.option("--calibrate", type=FILE, help="Texts to find ranges on, one a line; those to check on by default.")
 @click.option("--texts", type=FILE, help="Texts to check on, one a line.")
-@click.option("--data", type=FILE, help="A table (.csv, .tsv) with the columns text and label to check on.")
+@click.option(
+    "--data", type=FILE, help="Texts and labels to check on: .csv or .tsv with the columns text and label, JSON lines."
+)
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to look; 15 by default.")
 @click.option("--trials", type=click.IntRange(min=1), help="After so many graphs, look no further.")
 def quantize(
@@ -28,10 +30,13 @@ def quantize(
 ) -> None:  # fmt: skip
     """Quantize the model at URI by RECIPE, check it, and add it to that very version.
 
-    RECIPE is ort-cpu-int8-mixed (the fastest on CPUs), onnx-int8 (explicit Q/DQ, which TensorRT builds engines from),
-    onnx-int8-torch (the same by pytorch-quantization, of a Hugging Face model) or ort-cpu-int4 (the smallest). The
-    products that cost most accuracy are looked for, and as few of them as the budget needs are quantized by blocks, in
-    more bits, or not at all.
+    RECIPE is ort-cpu-int8-mixed (the fastest for transformers on CPUs), onnx-int8 (explicit Q/DQ, which TensorRT builds
+    engines from), auto (both of them), onnx-int8-torch (the same by pytorch-quantization, of a Hugging Face model) or
+    ort-cpu-int4 (the smallest). The products that cost most accuracy are looked for, and as few of them as the budget
+    needs are quantized by blocks, in more bits, or not at all.
+
+    By NVIDIA's Model Optimizer: onnx-int8-modelopt, onnx-int8-smoothquant-modelopt, onnx-fp8-modelopt,
+    onnx-int4-modelopt, onnx-fp16-modelopt, onnx-bf16-modelopt. Plain: ort-cpu-int8, onnx-fp16.
     """
     from mlflow_tdeploy import extend_model
 
@@ -43,7 +48,7 @@ def quantize(
             precisions=[recipe],
             budget=budget,
             on_budget=on_budget,
-            calibrate_with=read_lines(calibrate) if calibrate else None,
+            calibrate_with=read_lines(calibrate, "--calibrate") if calibrate else None,
             verify_with=read_lines(texts) if texts else read_table(data) if data else None,
             search_seconds=60 * minutes if minutes else None,
             search_trials=trials,

@@ -59,7 +59,9 @@ def _products(bundle: Bundle) -> str:
             title = ": ".join(filter(None, (variant.id, settings.get("searched"))))
             tables.append(f"{title}\n{align([('product', 'form', 'closer by smoothing'), *rows])}")
     if not tables:
-        raise InvalidInputError("No variant of this model says what became of its products: tdeploy quantize URI adds one that does.")
+        raise InvalidInputError(
+            "No variant of this model says what became of its products: tdeploy quantize URI adds one that does."
+        )
     return "\n\n".join(tables)
 
 
