@@ -78,7 +78,7 @@ class VerifyData:
         if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):  # a Series or an array
             value = value.tolist()
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-            raise InvalidInputError(f"A {type(value).__name__} is no data to ask a model with. {_FORMS}")
+            raise InvalidInputError(f"Data cannot be of type {type(value).__name__}. {_FORMS}")
         if value and all(isinstance(item, Mapping) for item in value):
             return cls(requests=tuple(_arrays(item) for item in value), name=name)
         return cls(texts=_texts(value), name=name)
@@ -196,7 +196,7 @@ def _texts(values: Sequence[Any]) -> tuple[str, ...]:
         raise InvalidInputError("The data is empty: give at least one item, or None for the default.")
     for index, text in enumerate(values):
         if not isinstance(text, str):
-            raise InvalidInputError(f"Text {index} of the data must be a string, got {type(text).__name__}.")
+            raise InvalidInputError(f"The data's text {index} must be a string, got {type(text).__name__}.")
     return tuple(values)
 
 

@@ -67,7 +67,7 @@ def test_every_form_gives_its_items(given, count):
 
 @pytest.mark.parametrize("given", [[], (one for one in ()), Reader([]), pd.DataFrame({"text": []}), 7])
 def test_nothing_and_what_is_no_data_say_so(given):
-    with pytest.raises(InvalidInputError, match=r"empty|A int is no data"):
+    with pytest.raises(InvalidInputError, match=r"empty|Data cannot be of type int"):
         calibration_data(given)
 
 

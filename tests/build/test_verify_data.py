@@ -74,8 +74,8 @@ def test_for_task_adds_texts_without_labels_to_few_with_some(minilm_path):
     [
         ([], "empty"),
         (["a", None], "text 1 must be a string"),
-        ("a", "A str is no data"),
-        (7, "A int is no data"),
+        ("a", "Data cannot be of type str"),
+        (7, "Data cannot be of type int"),
         ({"text": ["a"], "label": ["x", "y"]}, "1 items and 2 labels"),
         ({"text": ["a"], "label": [None]}, "class name or number"),
         (pd.DataFrame({"a": ["x"], "b": ["y"]}), "no column of texts"),
