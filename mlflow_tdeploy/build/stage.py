@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlflow_tdeploy.build.inspect_graph import differing_dtypes, is_portable, precision_of, requirements
-from mlflow_tdeploy.build.recipes import Graph, Measure, Recipe, Trial
+from mlflow_tdeploy.build.recipes import Graph, Measure, Opens, Recipe
 from mlflow_tdeploy.build.reference import ReferenceAnswers, corner_sizes
 from mlflow_tdeploy.build.verify import Verified, verify
 from mlflow_tdeploy.build.verify_data import VerifyData
@@ -224,7 +224,7 @@ def make_measure(task: Task, data: VerifyData, host: Fingerprint) -> Measure:
     return measure
 
 
-def make_trial(task: Task, data: VerifyData, host: Fingerprint) -> Trial:
+def make_trial(task: Task, data: VerifyData, host: Fingerprint) -> Opens:
     """Return the function that opens a graph as :func:`make_measure` does and asks it once at each size."""
     shapes = _tune_feeds(task, data)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.build.graphs import CPU_FUSIONS, SESSION_OPTIMIZERS, fuse_for_ort
-from mlflow_tdeploy.build.recipes._base import Graph, Measure, Trial
+from mlflow_tdeploy.build.recipes._base import Graph, Measure, Opens
 from mlflow_tdeploy.core.errors import NoVariantError, SessionError
 from mlflow_tdeploy.core.measure import ratio
 
@@ -68,7 +68,7 @@ def choose_fusions(
     fusions: Collection[str] = CPU_FUSIONS,
     question: Collection[str] = _IN_GRAPH,
     convert: Convert | None = None,
-    trial: Trial | None = None,
+    trial: Opens | None = None,
     seconds: float = SECONDS,
 ) -> Fused:
     """Fuse a portable graph for ONNX Runtime's CPU provider.
@@ -100,7 +100,7 @@ def choose_fusions(
 
 
 def _left_out(
-    bench: _Bench, kinds: Sequence[str], measure: Measure | None, trial: Trial | None, seconds: float
+    bench: _Bench, kinds: Sequence[str], measure: Measure | None, trial: Opens | None, seconds: float
 ) -> tuple[tuple[str, ...], dict[str, Any], dict[str, str]]:
     """Return what to leave out, the ratios that say so, and what cannot be opened and why.
 
@@ -120,7 +120,7 @@ def _left_out(
     return *_measured(bench, left, measure, seconds, tuple(broken)), broken
 
 
-def _broken(bench: _Bench, trial: Trial | None) -> dict[str, str]:
+def _broken(bench: _Bench, trial: Opens | None) -> dict[str, str]:
     """Return the fusions without which the graph can be opened, as few as possible, and why it cannot with them."""
     why = None if trial is None else trial(bench.without(()))
     if trial is None or why is None:

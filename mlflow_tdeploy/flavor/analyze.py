@@ -20,7 +20,7 @@ from mlflow_tdeploy.registry_io import Location, locate, mlflow_errors, open_rec
 from mlflow_tdeploy.registry_io.plot import Point, can_draw, draw
 from mlflow_tdeploy.registry_io.runs import EVIDENCE_STEP, PICTURE, log_metrics, log_rows, run_below
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.analysis import Analysed, Plan, analyse
+from mlflow_tdeploy.runtime.analysis import VariantFigures, Workload, measure_variants
 from mlflow_tdeploy.runtime.decision import Candidate, align
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.policy import Policy
@@ -50,7 +50,7 @@ class Analysis:
     host: Fingerprint
     data: DataRecord
     labels: int
-    variants: tuple[Analysed, ...]
+    variants: tuple[VariantFigures, ...]
     unmeasured: str = ""
     run_id: str = ""
 
@@ -66,7 +66,7 @@ class Analysis:
         head += ["W", "J/item"] if counted else []
         return align([tuple(head), *(self._row(one, quality, counted=counted) for one in self.variants)])
 
-    def _row(self, one: Analysed, quality: Sequence[str], *, counted: bool) -> tuple[str, ...]:
+    def _row(self, one: VariantFigures, quality: Sequence[str], *, counted: bool) -> tuple[str, ...]:
         known = {**one.closeness, **one.quality}
         row = [one.name, *(f"{known[name]:.4g}" if name in known else "-" for name in quality)]
         for asked in one.speed:
@@ -154,24 +154,24 @@ def analyze_model(
     if record and location.model_id is None:
         raise InvalidInputError(f"'{model_uri}' is a folder outside MLflow, so there is nothing to record with.")
     bundle, fetch = open_records(location)
-    plan, what = _plan(bundle, data, tuple(batches), rounds, seconds)
+    work, what = _workload(bundle, data, tuple(batches), rounds, seconds)
     host = probe.host()
     candidates = _candidates(bundle, host, variants)
     by, why = meters(probe.gpu_uuid() if host.gpu else None)
     try:
         with open_model(bundle.root, policy=Policy(), fetch=fetch) as model:
-            found = analyse(model, candidates, plan, by, progress or (lambda what, seconds: None))
+            found = measure_variants(model, candidates, work, by, progress or (lambda what, seconds: None))
     finally:
         for meter in by:
             meter.close()
-    labels = len(plan.labels) if plan.labels is not None else 0
+    labels = len(work.labels) if work.labels is not None else 0
     analysis = Analysis(host, what, labels, tuple(found), why)
     return _recorded(analysis, location) if record else analysis
 
 
-def _plan(
+def _workload(
     bundle: Bundle, data: Any, batches: tuple[int, ...], rounds: int, seconds: float
-) -> tuple[Plan, DataRecord]:  # fmt: skip
+) -> tuple[Workload, DataRecord]:  # fmt: skip
     from mlflow_tdeploy.build.verify_data import VerifyData
 
     task, given = bundle.task(), VerifyData.of(data)
@@ -180,7 +180,7 @@ def _plan(
     if given.labels is not None:
         task.check_labels(given.labels)
     requests = _texts(task, given.texts) if given.texts else given.requests
-    return Plan(requests, given.labels, batches, rounds, seconds), given.record
+    return Workload(requests, given.labels, batches, rounds, seconds), given.record
 
 
 def _texts(task: Task, texts: Sequence[str]) -> Sequence[str]:

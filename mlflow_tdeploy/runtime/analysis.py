@@ -1,7 +1,7 @@
 """Variants as they serve: how good, how fast, how large, and what they use; measured alike for all of them.
 
 One boundary for every runtime: from a request (texts, arrays on the host) to its answer in this process, through the
-same code that serves. Requests go round the variants in turn.
+same code that serves. Speed go round the variants in turn.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FEWEST = {"p95_ms": 20, "p99_ms": 100}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Workload:
     """What is measured.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Requests:
+class Speed:
     """How fast requests of one size are answered.
 
     Attributes:
@@ -102,7 +102,7 @@ class Energy:
 
 
 @dataclass(frozen=True)
-class Analysed:
+class VariantFigures:
     """One variant on one runtime.
 
     Attributes:
@@ -125,7 +125,7 @@ class Analysed:
     precision: str
     quality: Mapping[str, float]
     closeness: Mapping[str, float]
-    speed: tuple[Requests, ...]
+    speed: tuple[Speed, ...]
     megabytes: float
     memory_mib: float | None = None
     energy: Energy | None = None
@@ -151,19 +151,19 @@ class Analysed:
         }
 
 
-def analyse(
+def measure_variants(
     model: Model,
     candidates: Sequence[Candidate],
-    plan: Plan,
+    work: Workload,
     meters: Sequence[Meter] = (),
     told: Callable[[str, float], None] = lambda what, seconds: None,
-) -> list[Analysed]:
+) -> list[VariantFigures]:
     """Measure variants of an opened model.
 
     Args:
         model: The model; its files of these variants are brought here.
         candidates: Which variants on which runtimes.
-        plan: What is measured.
+        work: What is measured.
         meters: What counts energy.
         told: Called with each step and how long it took.
 
@@ -178,15 +178,15 @@ def analyse(
     step = functools.partial(_step, told)
     for name in list(named):
         try:
-            step(f"open {name}", ask[name], _first(plan, 1))
+            step(f"open {name}", ask[name], _first(work, 1))
         except TDeployError as error:
             if len(ask) == 1:
                 raise
             _log.warning("%s is left out, as it does not serve here: %s", name, error)
             del named[name], ask[name]
-    asked = ask if plan.labels is not None else {}
-    quality = {name: step(f"ask {name} everything", _quality, model, call, plan) for name, call in asked.items()}
-    sized = _by_size(model, plan)
+    asked = ask if work.labels is not None else {}
+    quality = {name: step(f"ask {name} everything", _quality, model, call, work) for name, call in asked.items()}
+    sized = _by_size(model, work)
     speed = [step(f"time requests of {size}", _timed, ask, of, size) for size, of in sized.items()]
     largest = sized[max(sized)]
     suited = {name: by for name, one in named.items() if (by := _suited(meters, one))}
@@ -196,7 +196,7 @@ def analyse(
         for name, one in named.items()
     }
     return [
-        Analysed(
+        VariantFigures(
             name=name, variant=one.variant, runtime=one.runtime, precision=one.precision, quality=quality.get(name, {}),
             closeness=_closeness(model.bundle, one.variant), speed=tuple(timed[name] for timed in speed),
             megabytes=one.size / 1e6, memory_mib=memory[name], energy=energy.get(name),
@@ -223,31 +223,31 @@ def _ask(model: Model, candidate: Candidate, request: Any, params: Mapping[str, 
     return model.predict(request, {**(params or {}), **forced})
 
 
-def _first(plan: Plan, size: int) -> Any:
-    return next(_requests(plan, size))
+def _first(work: Workload, size: int) -> Any:
+    return next(_requests(work, size))
 
 
-def _requests(plan: Plan, size: int) -> Iterator[Any]:
+def _requests(work: Workload, size: int) -> Iterator[Any]:
     """Yield requests of a size without end, arrays as they are; in the order of a draw, as files are often sorted."""
-    order = np.random.default_rng(0).permutation(len(plan.requests))
-    items = itertools.cycle([plan.requests[index] for index in order])
-    if not isinstance(plan.requests[0], str):
+    order = np.random.default_rng(0).permutation(len(work.requests))
+    items = itertools.cycle([work.requests[index] for index in order])
+    if not isinstance(work.requests[0], str):
         yield from items
     while True:
         yield list(itertools.islice(items, size))
 
 
-def _by_size(model: Model, plan: Plan) -> dict[int, Plan]:
+def _by_size(model: Model, work: Workload) -> dict[int, Workload]:
     """Return what is asked by how many items a request has; requests of arrays are put together by that."""
-    if isinstance(plan.requests[0], str):
-        return dict.fromkeys(plan.batches, plan)
+    if isinstance(work.requests[0], str):
+        return dict.fromkeys(work.batches, work)
     found: dict[int, list[Any]] = {}
-    for request in plan.requests:
+    for request in work.requests:
         found.setdefault(_count(model, request), []).append(request)
     sizes = sorted(found)
     if len(sizes) > _MOST_SIZES:
         sizes = [sizes[index] for index in np.linspace(0, len(sizes) - 1, _MOST_SIZES).round().astype(int)]
-    return {size: replace(plan, requests=found[size], labels=None) for size in sizes}
+    return {size: replace(work, requests=found[size], labels=None) for size in sizes}
 
 
 def _suited(meters: Sequence[Meter], candidate: Candidate) -> list[Meter]:
@@ -266,10 +266,10 @@ def _count(model: Model, request: Any) -> int:
     return int(request[spec.name].shape[0]) if spec.shape else 1
 
 
-def _quality(model: Model, ask: Callable[..., Any], plan: Plan) -> dict[str, float]:
-    assert plan.labels is not None
-    asked = list(plan.requests[: len(plan.labels)])
-    return model.task.metric(ask(asked, model.task.scored), plan.labels)
+def _quality(model: Model, ask: Callable[..., Any], work: Workload) -> dict[str, float]:
+    assert work.labels is not None
+    asked = list(work.requests[: len(work.labels)])
+    return model.task.metric(ask(asked, model.task.scored), work.labels)
 
 
 def _closeness(bundle: Bundle, variant: str) -> dict[str, float]:
@@ -278,24 +278,24 @@ def _closeness(bundle: Bundle, variant: str) -> dict[str, float]:
             if record and limit.metric in record.metrics}  # fmt: skip
 
 
-def _timed(ask: Mapping[str, Callable[..., Any]], plan: Plan, size: int) -> dict[str, Requests]:
+def _timed(ask: Mapping[str, Callable[..., Any]], work: Workload, size: int) -> dict[str, Speed]:
     """Time requests of a size; in each round all variants get the same one."""
-    streams = {name: _requests(plan, size) for name in ask}
+    streams = {name: _requests(work, size) for name in ask}
     calls = {name: functools.partial(_next, call, streams[name]) for name, call in ask.items()}
-    limit = plan.seconds * len(calls)
-    samples = interleave(calls, rounds=plan.rounds, warmup=_WARMUP, seconds=limit, pause=_PAUSE)
-    return {name: Requests(size, Timing.of(taken)) for name, taken in samples.items()}
+    limit = work.seconds * len(calls)
+    samples = interleave(calls, rounds=work.rounds, warmup=_WARMUP, seconds=limit, pause=_PAUSE)
+    return {name: Speed(size, Timing.of(taken)) for name, taken in samples.items()}
 
 
 def _next(call: Callable[..., Any], requests: Iterator[Any]) -> Any:
     return call(next(requests))
 
 
-def _energy(model: Model, ask: Callable[..., Any], plan: Plan, meters: Sequence[Meter]) -> Energy | None:
+def _energy(model: Model, ask: Callable[..., Any], work: Workload, meters: Sequence[Meter]) -> Energy | None:
     """Measure what is used while the largest requests are answered without a break."""
-    requests, answered = _requests(plan, max(plan.batches)), 0
+    requests, answered = _requests(work, max(work.batches)), 0
     ask(next(requests))
-    end = time.monotonic() + plan.seconds
+    end = time.monotonic() + work.seconds
     with measured(meters) as spent:
         while not answered or time.monotonic() < end:
             ask(request := next(requests))

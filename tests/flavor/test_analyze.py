@@ -16,7 +16,7 @@ import mlflow_tdeploy
 from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.measure import Timing
 from mlflow_tdeploy.runtime import analysis
-from mlflow_tdeploy.runtime.analysis import Requests
+from mlflow_tdeploy.runtime.analysis import Speed
 from mlflow_tdeploy.runtime.power import Meter
 from tests.bundles import WEIGHTS, make_bundle
 from tests.core.text_assets import LABELS
@@ -54,7 +54,7 @@ def test_every_variant_is_measured_alike(classifier):
 
 
 def test_throughput_is_of_items():
-    assert Requests(8, Timing.of([0.1, 0.1])).per_second == pytest.approx(80.0)
+    assert Speed(8, Timing.of([0.1, 0.1])).per_second == pytest.approx(80.0)
 
 
 class Steady(Meter):
@@ -120,10 +120,10 @@ def test_arrays_of_several_sizes_are_timed_apart(tmp_path):
 
 
 def test_a_percentile_is_told_of_enough_requests():
-    assert "p95_ms" not in Requests(1, Timing.of([0.1] * 19)).figures()
-    assert "p99_ms" not in Requests(1, Timing.of([0.1] * 99)).figures()
-    assert {"p95_ms", "p99_ms"} <= Requests(1, Timing.of([0.1] * 100)).figures().keys()
-    assert Requests(1, Timing.of([0.1] * 3)).figures()["requests"] == 3
+    assert "p95_ms" not in Speed(1, Timing.of([0.1] * 19)).figures()
+    assert "p99_ms" not in Speed(1, Timing.of([0.1] * 99)).figures()
+    assert {"p95_ms", "p99_ms"} <= Speed(1, Timing.of([0.1] * 100)).figures().keys()
+    assert Speed(1, Timing.of([0.1] * 3)).figures()["requests"] == 3
 
 
 def test_memory_that_cannot_be_measured_loses_nothing_else(classifier, monkeypatch, caplog):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mlflow_tdeploy.build.recipes._base import Graph, Measure, NothingWithinBudgetError, Recipe, RecipeContext, Trial
+from mlflow_tdeploy.build.recipes._base import Graph, Measure, NothingWithinBudgetError, Opens, Recipe, RecipeContext
 from mlflow_tdeploy.core.extension import Registry
 
 RECIPES: Registry[type[Recipe]] = Registry("recipe", discover="mlflow_tdeploy.build.recipes")
 
-__all__ = ["RECIPES", "Graph", "Measure", "NothingWithinBudgetError", "Recipe", "RecipeContext", "Trial"]
+__all__ = ["RECIPES", "Graph", "Measure", "NothingWithinBudgetError", "Opens", "Recipe", "RecipeContext"]

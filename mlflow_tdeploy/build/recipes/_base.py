@@ -60,7 +60,7 @@ class NothingWithinBudgetError(BudgetError):
 Measure = Callable[[Mapping[str, Graph], float], dict[str, dict[str, list[float]]]]
 
 #: Opens a graph and runs it: says why it cannot be served here, or None.
-Trial = Callable[[Graph], str | None]
+Opens = Callable[[Graph], str | None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class RecipeContext:
     parent: Graph | None = None
     source: Source | None = None
     measure: Measure | None = None
-    trial: Trial | None = None
+    trial: Opens | None = None
     judge: Judge | None = None
     calibration: Calibration | None = None
     options: Any = None
