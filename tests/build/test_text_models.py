@@ -138,14 +138,15 @@ def test_build_bundle_of_gpt2_leaves_out_the_fusion_that_its_graph_cannot_be_ope
 
 
 @pytest.mark.slow
-def test_build_bundle_of_minilm_refuses_int8_by_the_default_budget(minilm_bundle):
+def test_build_bundle_of_minilm_has_smoothed_int8_about_as_close_as_the_default_budget_wants(minilm_bundle):
     bundle = Bundle.open(minilm_bundle)
     assert set(bundle.variants) == ALL
     for variant_id in ("onnx-fp32", "onnx-fp16", "ort-cpu-fp32"):
         assert accuracy(bundle, variant_id).passed
     int8 = accuracy(bundle, "ort-cpu-int8")
-    assert 0.97 < int8.metrics["worst_cosine"] < 0.99
-    assert bundle.variants["ort-cpu-int8"].dropped
+    assert 0.985 < int8.metrics["worst_cosine"] < 0.999, "0.9922 when this was written, and other where int8 saturates"
+    assert bundle.variants["ort-cpu-int8"].dropped is not int8.passed
+    assert bundle.variants["ort-cpu-int8"].precision.settings["smoothed"]
     assert int8.data.count >= 200
     assert "batch=64,sequence=256" in int8.shapes
 
