@@ -60,10 +60,10 @@ class BuildOptions:
             raise InvalidInputError(f"exporter must be 'auto', 'dynamo' or 'torchscript', got {self.exporter!r}.")
         if isinstance(self.opset, bool) or not isinstance(self.opset, int) or not 13 <= self.opset <= 23:
             raise InvalidInputError(f"opset must be an integer from 13 to 23, got {self.opset!r}.")
-        for name in ("search_seconds", "search_trials"):
+        for name, least in (("search_seconds", 0), ("search_trials", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-                raise InvalidInputError(f"{name} must be a number of at least 0, got {shown(value)}.")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+                raise InvalidInputError(f"{name} must be a number of at least {least}, got {shown(value)}.")
 
 
 def precisions_of(given: Iterable[str | FakeQuant] | None) -> tuple[tuple[str, ...] | None, dict[str, FakeQuant]]:
@@ -74,7 +74,11 @@ def precisions_of(given: Iterable[str | FakeQuant] | None) -> tuple[tuple[str, .
     """
     if given is None:
         return None, {}
+    if isinstance(given, FakeQuant):
+        raise InvalidInputError("precisions is a list: precisions=['fp32', FakeQuant(…)].")
     wanted = list(given)
+    if FakeQuant in wanted:
+        raise InvalidInputError("precisions has the class FakeQuant: make one of it, FakeQuant().")
     options = [one for one in wanted if isinstance(one, FakeQuant)]
     names = [one.recipe if isinstance(one, FakeQuant) else one for one in wanted]
     if twice := next((one.recipe for one in options if names.count(one.recipe) > 1), None):

@@ -44,21 +44,22 @@ def by_sensitivity(
     return [part for _, _, group in sorted(done, key=lambda one: (-one[0], one[1])) for part in group]
 
 
-def fewest(count: int, good: Callable[[int], bool]) -> int | None:
+def fewest(count: int, good: Callable[[int], bool], enough: Callable[[], bool] = lambda: False) -> int | None:
     """Return the fewest parts, from the first on, with which all is well; None where it is not with all of them.
 
     Args:
         count: How many there are.
         good: Whether all is well with so many; more are taken to be no worse.
+        enough: Asked from the first number on that is good; once it says so, what is good so far is taken.
     """
     if good(0):
         return 0
     bad, tried = 0, min(1, count)
     while tried > bad and not good(tried):
-        bad, tried = tried, min(2 * tried, count)
+        bad, tried = tried, min(2 * tried, count - 1 if tried < count - 1 else count)
     if tried == bad:
         return None
-    while tried - bad > 1:
+    while tried - bad > 1 and not enough():
         middle = (bad + tried) // 2
         bad, tried = (bad, middle) if good(middle) else (middle, tried)
     return tried

@@ -14,7 +14,12 @@ _TRIALS = 48
 
 
 def spare_fewest(
-    trials: Trials[Key], parts: Sequence[str], sparing: Callable[[Collection[str]], Key], recipe: str
+    trials: Trials[Key],
+    parts: Sequence[str],
+    sparing: Callable[[Collection[str]], Key],
+    recipe: str,
+    *,
+    hopeless: str = "The graph that it starts from is over the budget itself",
 ) -> Key:
     """Return the graph that spares the fewest parts within the budget.
 
@@ -23,17 +28,20 @@ def spare_fewest(
         parts: Names of what can be spared, in the order of the graph.
         sparing: Returns the key of the graph that spares some of them.
         recipe: Id of the recipe that looks for it.
+        hopeless: What it means where not even the graph that spares all of them is within the budget.
 
     Raises:
         NothingWithinBudgetError: All of them would have to be spared.
     """
 
     def alone(names: Collection[str]) -> float:
-        return trials.distance(sparing([name for name in parts if name not in set(names)]))
+        return trials.distance(sparing([name for name in parts if name not in set(names)]), alone=list(names))
 
     if trials.passes(sparing(())):
         return sparing(())
-    order = by_sensitivity(parts, alone, trials=_TRIALS, enough=trials.late)
+    if not trials.passes(sparing(parts)):
+        raise trials.nothing_within(recipe, hopeless)
+    order = by_sensitivity(parts, alone, trials=_TRIALS, enough=trials.order_known)
     count = _fewest(trials, order, sparing)
     while count is not None and count > 1 and not trials.late():
         # a sample may not show what a part does at worst: the one that made the difference comes first
@@ -48,4 +56,4 @@ def spare_fewest(
 
 
 def _fewest(trials: Trials[Key], order: Sequence[str], sparing: Callable[[Collection[str]], Key]) -> int | None:
-    return fewest(len(order), lambda count: trials.passes(sparing(order[:count])))
+    return fewest(len(order), lambda count: trials.passes(sparing(order[:count])), trials.late)

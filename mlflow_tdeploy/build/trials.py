@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +14,9 @@ from mlflow_tdeploy.build.recipes import Graph, NothingWithinBudgetError, Recipe
 from mlflow_tdeploy.build.verify import Verified
 
 Key = TypeVar("Key", bound=Hashable)
+_log = logging.getLogger("mlflow_tdeploy")
+#: Share of a search that is for the order of parts.
+_FOR_THE_ORDER = 0.6
 _LOOKED_AT = ("worst_cosine", "mean_cosine", "max_score_difference", "label_agreement")
 
 
@@ -69,7 +73,6 @@ class Trials(Generic[Key]):
         self, context: RecipeContext, judge: Judge, make: Callable[[Key], Graph], say: Callable[[Key], str]
     ) -> None:
         self._context, self._judge, self._make, self._say = context, judge, make, say
-        self._end = context.started + context.search_seconds
         self._cut_short = False
         self._verdicts: dict[Key, Verified] = {}
         self._distances: dict[Key, float] = {}
@@ -92,24 +95,45 @@ class Trials(Generic[Key]):
             )
         return self._verdicts[key].passed
 
-    def distance(self, key: Key) -> float:
-        """Return how far a graph's answers to a sample are off; infinite where they are no numbers, or none."""
+    def distance(self, key: Key, alone: Sequence[str] = ()) -> float:
+        """Return how far a graph's answers to a sample are off; infinite where they are no numbers, or none.
+
+        Args:
+            key: The graph.
+            alone: The parts that it is about, where it has been made to see what they do: neighbours, in order.
+        """
         if key not in self._distances:
             started = time.perf_counter()
             found = self._distances[key] = self._judge.distance(self._make(key))
-            self._note(Trial(self._say(key), time.perf_counter() - started, distance=found))
+            self._note(Trial(self._say(key) + _only(alone), time.perf_counter() - started, distance=found))
         return self._distances[key]
 
     def closest(self, keys: Mapping[str, Key]) -> str:
-        """Return the name of the graph whose answers to a sample are off least, the first of several."""
-        distances = {name: self.distance(key) for name, key in keys.items()}
+        """Return the name of the graph whose answers to a sample are off least, the first of several.
+
+        Those that there is no time for are not asked, but for the first one.
+        """
+        distances: dict[str, float] = {}
+        for name, key in keys.items():
+            if not distances or not self.late():
+                distances[name] = self.distance(key)
         return min(distances, key=distances.__getitem__)
 
-    def late(self) -> bool:
-        """Tell whether the time, or the trials, are used up: what is not known by now is not looked for."""
-        late = time.monotonic() > self._end or len(self.all) >= self._context.search_trials
+    def late(self, share: float = 1.0) -> bool:
+        """Tell whether the time, or the trials, are used up: what is not known by now is not looked for.
+
+        Args:
+            share: Of both, for what others come after.
+        """
+        context = self._context
+        used = time.monotonic() - context.started > share * context.search_seconds
+        late = used or len(self.all) >= share * context.search_trials
         self._cut_short = self._cut_short or late
         return late
+
+    def order_known(self) -> bool:
+        """Tell whether no more is to be found out about which parts matter: the checks after that are the dearest."""
+        return self.late(_FOR_THE_ORDER)
 
     def settings(self, key: Key) -> dict[str, Any]:
         """Return what a record says of the search that has found a graph.
@@ -117,6 +141,11 @@ class Trials(Generic[Key]):
         ``cut_short`` where its bounds were reached: then another search may find another graph.
         """
         cut_short = {"cut_short": True} if self._cut_short else {}
+        if cut_short:
+            _log.warning(
+                "A search was cut short after %d graphs: %s is what it knew by then. A longer one may find better: "
+                "search_seconds=, search_trials= (--minutes, --trials).", len(self.all), self._say(key),
+            )  # fmt: skip
         return {"searched": self._say(key), "trials": [one.record() for one in self.all], **cut_short}
 
     def nothing_within(
@@ -128,8 +157,12 @@ class Trials(Generic[Key]):
             recipe: Id of the recipe.
             what: Was not found.
         """
+        advice = f"State a wider budget, or leave '{recipe}' out."
+        if self._cut_short:
+            what = f"Nothing within the budget was found by {len(self.all)} graphs, when the search was cut short"
+            advice = f"Give it more (search_seconds=, search_trials=; --minutes, --trials). Else: {advice.lower()}"
         return NothingWithinBudgetError(
-            f"{what}: the last one tried has {self.failure}. State a wider budget, or leave '{recipe}' out.",
+            f"{what}; of the last one tried {self.failure}. {advice}",
             [one.record() for one in self.all],
             self._judge.budget,
         )
@@ -152,3 +185,10 @@ class Trials(Generic[Key]):
             for name, value in found.metrics.items()
             if name in looked_at or name.endswith(("_drop", "_rise"))
         }
+
+
+def _only(parts: Sequence[str]) -> str:
+    """Say which parts a graph was made for."""
+    if not parts:
+        return ""
+    return f"; only {parts[0]}" if len(parts) == 1 else f"; only {parts[0]} to {parts[-1]} ({len(parts)})"

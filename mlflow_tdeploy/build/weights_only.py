@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -81,7 +82,7 @@ def _quantized(model: onnx.ModelProto, config: Any, nodes: Collection[str]) -> o
     others = [
         node.name for node in model.graph.node if node.op_type in ("MatMul", "Gather") and node.name not in wanted
     ]
-    with quiet():
+    with quiet(), np.errstate(divide="ignore", invalid="ignore"):  # rows of zeros have no scale, and need none
         quantizer = MatMulNBitsQuantizer(model, algo_config=config, nodes_to_exclude=others)
         quantizer.process()
     model = quantizer.model.model

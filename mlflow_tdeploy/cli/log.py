@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, read_lines, show_step
+from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, read_lines, read_table, show_step
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -18,14 +20,19 @@ from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, read_lines, sho
 @click.option("--alias", help="Give the registered version this alias.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the bundle to this folder instead of MLflow.")
 @click.option(
-    "--precision", "precisions", multiple=True, help="fp32, int8, fp16 or a variant id; several times. All by default."
+    "--precision",
+    "precisions",
+    multiple=True,
+    help="fp32, int8, fp16, auto (the fastest within the budget) or a variant id; several times.",
 )
 @click.option("--shape", "shapes", multiple=True, type=ShapeRange(), help="Range of a dimension; several times.")
 @click.option("--budget", help="For example 'worst_cosine >= 0.98'. The task's own by default.")
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
-@click.option(
-    "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Texts to verify on, one a line."
-)
+@click.option("--texts", type=FILE, help="Texts to verify on, one a line.")
+@click.option("--data", type=FILE, help="Texts and labels to verify on, see tdeploy quantize.")
+@click.option("--calibrate", type=FILE, help="Texts to find ranges on, one a line; those to verify on by default.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long a recipe looks; 15 by default.")
+@click.option("--trials", type=click.IntRange(min=1), help="After so many graphs, a recipe looks no further.")
 @click.option("--tokenizer", type=click.Path(exists=True, file_okay=False), help="Its folder, where SOURCE has none.")
 @click.option("--label", "labels", multiple=True, help="Name of a class; several times, in class order.")
 @click.option("--revision", help="Commit of the hub repository; a private one is read with HF_TOKEN.")
@@ -35,13 +42,19 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         raise click.UsageError("--out writes a folder without MLflow: --register and --alias need MLflow.")
     if alias and not register:
         raise click.UsageError("--alias needs --register: an alias belongs to a registered version.")
-    texts = given.pop("texts")
+    names = ("texts", "data", "calibrate", "minutes", "trials")
+    texts, data, calibrate, minutes, trials = (given.pop(name) for name in names)
+    if texts and data:
+        raise click.UsageError("--texts and --data both say what to verify on: leave one of them out.")
     arguments = {
         **given,
         "precisions": given["precisions"] or None,
         "shapes": dict(given["shapes"]) or None,
         "labels": list(given["labels"]) or None,
-        "verify_with": read_lines(texts) if texts else None,
+        "verify_with": read_lines(texts) if texts else read_table(data) if data else None,
+        "calibrate_with": read_lines(calibrate, "--calibrate") if calibrate else None,
+        "search_seconds": 60 * minutes if minutes else None,
+        "search_trials": trials,
         "progress": show_step,
     }
     with clean_errors():

@@ -56,6 +56,7 @@ def quantize(
         )
     for added in found:
         if added.files:
-            click.echo(f"Added {added.id} to {uri}")
+            short = " (the search was cut short)" if added.precision.settings.get("cut_short") else ""
+            click.echo(f"Added {added.id} to {uri}{short}")
     if refused := [added.id for added in found if not added.files]:
         raise click.ClickException(f"'{refused[0]}' is over the budget: not kept.")

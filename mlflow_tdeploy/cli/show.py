@@ -55,9 +55,15 @@ def _products(bundle: Bundle) -> str:
         settings = variant.precision.settings
         if found := settings.get("products"):
             gains = settings.get("smoothed", {})
-            rows = [(name, form, f"{gains[name]:g} times" if name in gains else "-") for name, form in found.items()]
-            title = ": ".join(filter(None, (variant.id, settings.get("searched"))))
-            tables.append(f"{title}\n{align([('product', 'form', 'closer by smoothing'), *rows])}")
+            other = settings.get("not_as_asked", {})
+            asked = dict.fromkeys(variant.precision.kept, "spared") | {name: f"not {it}" for name, it in other.items()}
+            rows = [
+                (name, form, asked.get(name, "-"), f"{gains[name]:g} times" if name in gains else "-")
+                for name, form in found.items()
+            ]
+            short = ", in a search that was cut short" if settings.get("cut_short") else ""
+            title = ": ".join(filter(None, (variant.id, settings.get("searched")))) + short
+            tables.append(f"{title}\n{align([('product', 'form', 'why', 'closer by smoothing'), *rows])}")
     if not tables:
         raise InvalidInputError(
             "No variant of this model says what became of its products: tdeploy quantize URI adds one that does."

@@ -191,7 +191,7 @@ def _empty() -> InvalidInputError:
 def _limit_of(metric: object, bound: object) -> Limit:
     if isinstance(bound, bool) or not isinstance(bound, (int, float)) or abs(bound) > _LARGEST:
         raise InvalidInputError(f"The bound of {metric!r} must be a number, got {bound!r}.")
-    return Limit(str(metric), ">=" if higher_is_better(str(metric)) else "<=", float(bound))
+    return _checked(Limit(str(metric), ">=" if higher_is_better(str(metric)) else "<=", float(bound)))
 
 
 def _parse_limit(part: Any) -> Limit:
@@ -213,6 +213,8 @@ def _checked(limit: Limit) -> Limit:
     direction = ">=" if higher_is_better(limit.metric) else "<="
     if limit.op != direction:
         raise InvalidInputError(f"The limit '{limit}' has the wrong direction: use '{direction}'.")
+    if limit.op == ">=" and limit.bound > 1:  # cosines, and shares
+        raise InvalidInputError(f"No variant can keep '{limit}': {limit.metric} is 1 at most.")
     return limit
 
 

@@ -178,6 +178,10 @@ def _workload(
     if data is None or not given.texts:
         given = given.for_task(task, [request.feeds for request in bundle.golden()])
     if given.labels is not None:
+        if not (task.quality or task.quality_of_scores):
+            raise InvalidInputError(
+                f"Task '{task.name}' has no metric that takes labels: leave them out (texts alone, --texts)."
+            )
         task.check_labels(given.labels)
     requests = _texts(task, given.texts) if given.texts else given.requests
     return Workload(requests, given.labels, batches, rounds, seconds), given.record

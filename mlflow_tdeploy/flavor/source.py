@@ -150,6 +150,8 @@ class BundleRequest:
         report = build_bundle(source, BundleDraft(root), self.options, self.progress)
         for variant_id, why in report.skipped.items():
             _log.warning("The model is logged without variant '%s': %s", variant_id, why)
+        if all(one.dropped for one in report.variants if one.id != HF):
+            _log.warning("No variant but the original is kept: serving needs torch. State a wider budget=….")
 
     def _copy(self, bundle: Bundle, root: Path) -> None:
         """Take a finished bundle as it is, after checking every file of it."""

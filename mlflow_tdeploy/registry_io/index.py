@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, Metric
+from mlflow.entities import LifecycleStage, LoggedModel, Metric
+from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from mlflow_tdeploy.core.evidence import latest_accuracy
@@ -13,6 +14,9 @@ from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.registry_io.runs import EVIDENCE_STEP, log_metrics
 from mlflow_tdeploy.registry_io.searches import Search, log_search, log_searches
 from mlflow_tdeploy.store.bundle import Bundle
+
+#: Tag of a logged model: the run that holds its evidence, where no run has logged it.
+EVIDENCE_RUN = "tdeploy.evidence_run"
 
 
 def describe(bundle: Bundle) -> tuple[dict[str, str], dict[str, float]]:
@@ -99,8 +103,23 @@ def tag_logged_model(
 def _log_metrics(client: MlflowClient, model: LoggedModel, metrics: Mapping[str, float]) -> None:
     now = get_current_time_millis()
     entries = [Metric(key, value, now, EVIDENCE_STEP, model_id=model.model_id) for key, value in metrics.items()]
-    name = f"{model.name} evidence"
-    run_id = model.source_run_id or client.create_run(model.experiment_id, run_name=name).info.run_id
-    log_metrics(client, run_id, entries)
-    if not model.source_run_id:
-        client.set_terminated(run_id)
+    log_metrics(client, model.source_run_id or _run_of_its_own(client, model), entries)
+
+
+def _run_of_its_own(client: MlflowClient, model: LoggedModel) -> str:
+    """Return the id of the run for the evidence of a model that no run has logged, the same each time."""
+    known = model.tags.get(EVIDENCE_RUN)
+    if known and _is_there(client, known):
+        return str(known)
+    tags = {"tdeploy.model_id": model.model_id}
+    run_id = str(client.create_run(model.experiment_id, tags=tags, run_name=f"{model.name} evidence").info.run_id)
+    client.set_terminated(run_id)
+    client.set_logged_model_tags(model.model_id, {EVIDENCE_RUN: run_id})
+    return run_id
+
+
+def _is_there(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException:  # deleted for good
+        return False

@@ -145,9 +145,7 @@ class VariantFigures:
         """Return everything as plain values."""
         return {
             **{key: value for key, value in asdict(self).items() if key != "speed"},
-            "speed": [
-                {"items": one.items, "per_second": one.per_second, **one.timing.as_metrics()} for one in self.speed
-            ],
+            "speed": [{"items": one.items, **one.figures()} for one in self.speed],
         }
 
 

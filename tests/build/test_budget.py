@@ -8,7 +8,7 @@ from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.options import BuildOptions
 from mlflow_tdeploy.build.pipeline import build_bundle
 from mlflow_tdeploy.build.verify_data import VerifyData
-from mlflow_tdeploy.core.budget import Budget
+from mlflow_tdeploy.core.budget import Budget, Limit
 from mlflow_tdeploy.core.errors import BudgetError, InvalidInputError
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.source.resolve import resolve
@@ -50,7 +50,7 @@ def test_build_bundle_records_a_graph_that_gives_nan_as_failed(tmp_path, registe
 
 
 def test_build_bundle_fails_when_the_portable_graph_is_over_budget_and_nothing_else_serves(tmp_path):
-    options = BuildOptions(measure=False, budget=Budget.of("worst_cosine >= 2"))  # no graph keeps it
+    options = BuildOptions(measure=False, budget=Budget((Limit("worst_cosine", ">=", 2.0),)))  # no graph keeps it
     with pytest.raises(BudgetError, match=r"'onnx-fp32'.*worst_cosine is"):
         build(mlp_source(), tmp_path / "model", options)
 

@@ -16,11 +16,12 @@ from mlflow_tdeploy import FakeQuant, Layers, Quantizer
 from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.engine_variant import build_engine_variant
 from mlflow_tdeploy.build.extend import build_variant
+from mlflow_tdeploy.build.fake_quant.layers import quantizer
 from mlflow_tdeploy.build.fake_quant.model import Rounding
 from mlflow_tdeploy.build.options import BuildOptions, precisions_of
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
-from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, MissingDependencyError
+from mlflow_tdeploy.core.errors import BudgetError, BuildError, InvalidInputError, MissingDependencyError
 from mlflow_tdeploy.source.resolve import resolve
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.build.building import accuracy, build
@@ -193,6 +194,12 @@ def test_rules_choose_layers_by_class_name_and_pattern_and_the_last_counts(tmp_p
         (lambda: Layers("("), "is no regular expression"),
         (lambda: Layers("Linear", input=Quantizer(axis=0)), "have one range"),
         (lambda: FakeQuant(layers=["Linear"]), "layers is a list like"),
+        (lambda: FakeQuant(layers=Layers("Linear")), "layers is a list like"),
+        (lambda: Layers("Linear", input="percentile"), "input of 'Linear' is a Quantizer"),
+        (lambda: Layers("Linear", weight=8), "weight of 'Linear' is a Quantizer"),
+        (lambda: precisions_of(FakeQuant()), "precisions is a list"),
+        (lambda: precisions_of([FakeQuant]), "make one of it"),
+        (lambda: quantizer(Quantizer(axis=1)), "axis='output', here 0"),
         (lambda: FakeQuant(train=7), "train is a function"),
         (lambda: precisions_of([FakeQuant(), "onnx-int8-torch"]), "twice"),
     ],
@@ -259,6 +266,21 @@ def test_training_that_diverges_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(BuildError, match="Fine-tuning diverged"):
         fake_quantized(Planted(()), tmp_path / "model", requests(), FakeQuant(train=diverge))
     assert not (tmp_path / "model").exists()
+
+
+def test_training_that_moves_answers_over_the_budget_is_told_from_quantization(tmp_path):
+    def away(model):
+        with torch.no_grad():
+            list(model.parameters())[-1].add_(100.0)
+
+    options = {"measure": False, "budget": Budget.of("worst_cosine >= 0.99"), "on_budget": "raise"}
+    precisions, recipe_options = precisions_of([FakeQuant(train=away)])
+    given = requests()
+    made = resolve(Planted(()), example=given[0], shapes={"batch": (1, 8, 16)})
+    settings = BuildOptions(precisions=precisions, recipe_options=recipe_options, data=VerifyData.of(given), **options)
+    with pytest.raises(BudgetError, match="training itself has moved its answers") as caught:
+        build(made, tmp_path / "model", settings)
+    assert len([one for one in caught.value.trials if "passed" in one]) == 2, "no more was tried"
 
 
 def test_data_without_a_range_is_said(tmp_path):

@@ -235,3 +235,5 @@ def test_what_became_of_each_product_is_read_back(planted, tmp_path):
     (table,) = [one for one in shown.output.split("\n\n") if one.startswith(mixed.id)]
     rows = dict(line.split()[:2] for line in table.splitlines()[2:])
     assert rows == found
+    spared = [line for line in table.splitlines() if " spared " in line]
+    assert len(spared) == len(mixed.precision.kept)

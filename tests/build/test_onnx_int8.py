@@ -113,7 +113,11 @@ def test_its_record_tells_how_it_came_to_be(delicate):
     whole = [one for one in settings["trials"] if "0 in fp32" in one["what"] and "distance" in one]
     assert {one["what"].partition(",")[0] for one in whole} == {"max", "percentile", "mse", "entropy"}
     assert min(whole, key=lambda one: one["distance"])["what"].startswith(settings["calibrator"])
-    assert [one["passed"] for one in settings["trials"] if "passed" in one] == [False, True]
+    assert [one["passed"] for one in settings["trials"] if "passed" in one] == [
+        False,
+        True,
+        True,
+    ]  # nothing spared, all, as few as needed
     assert made.session["disabled_optimizers"] == ["CommonSubexpressionElimination"]
 
 
@@ -224,7 +228,7 @@ def test_a_search_ends_after_so_many_graphs(tmp_path):
 
 @pytest.mark.parametrize("given", [{"search_seconds": -1}, {"search_trials": float("nan")}, {"search_seconds": "long"}])
 def test_a_bound_that_is_none_is_refused(tmp_path, given):
-    with pytest.raises(MlflowException, match=f"{next(iter(given))} must be a number of at least 0"):
+    with pytest.raises(MlflowException, match=f"{next(iter(given))} must be a number of at least"):
         mlflow_tdeploy.save_model(Delicate(), tmp_path / "model", example=requests()[0], **given)
     assert not (tmp_path / "model").exists()
 

@@ -63,6 +63,18 @@ def test_the_fewest_are_found(count, needed):
     assert len(calls) <= 2 + 2 * math.ceil(math.log2(count + 1))
 
 
+def test_without_time_the_first_number_that_is_good_is_taken():
+    calls = []
+    assert fewest(36, lambda number: calls.append(number) or number >= 5, lambda: True) == 8
+    assert calls == [0, 1, 2, 4, 8]
+
+
+def test_all_but_one_is_tried_before_all():
+    calls = []
+    assert fewest(8, lambda number: calls.append(number) or number >= 7, lambda: True) == 7
+    assert calls == [0, 1, 2, 4, 7]
+
+
 def test_what_is_not_told_apart_in_time_stays_in_order():
     asked = []
 

@@ -20,15 +20,19 @@ class Trials:
         self.tried.append(spared)
         return self.needed <= set(spared)
 
-    def distance(self, spared):
+    def distance(self, spared, alone=()):
+        assert set(alone) == set(PARTS) - set(spared)
         quantized = set(PARTS) - set(spared)
         return float(sum((PARTS.index(one) + 1) ** 2 for one in quantized - self.hidden)) ** 0.5
 
-    def nothing_within(self, recipe):
-        return NothingWithinBudgetError(f"leave '{recipe}' out")
+    def nothing_within(self, recipe, what="none of them"):
+        return NothingWithinBudgetError(f"{what}: leave '{recipe}' out")
+
+    def order_known(self):
+        return self.late()
 
     def late(self):
-        return self.is_late and len(self.tried) > 1  # once the order is known
+        return self.is_late and len(self.tried) > 2  # once the order is known
 
 
 def spared(trials):
@@ -54,6 +58,13 @@ def test_what_a_sample_does_not_show_is_found_by_the_difference_it_makes(needed)
 def test_what_is_late_takes_the_first_it_has_found():
     quick, patient = Trials("a", hidden="ab", late=True), Trials("a", hidden="ab")
     assert (len(spared(quick)), spared(patient)) == (7, ("a",))
+
+
+def test_a_graph_that_is_over_the_budget_itself_is_not_searched():
+    trials = Trials([*PARTS, "what no part makes up for"])
+    with pytest.raises(NothingWithinBudgetError, match="starts from is over the budget itself"):
+        spared(trials)
+    assert trials.tried == [(), PARTS]
 
 
 def test_all_of_them_is_nothing():

@@ -68,6 +68,34 @@ def test_bounds_count_from_the_start_of_the_recipes_work_and_are_told():
     assert of.settings("a")["cut_short"] is True
 
 
+def test_the_order_of_parts_leaves_something_for_what_comes_after():
+    of = trials({"a": 0.1, "b": 0.2}, search_trials=3)
+    of.distance("a")
+    assert not of.order_known()
+    of.distance("b")
+    assert of.order_known()
+    assert not of.late()
+
+
+def test_a_search_that_was_cut_short_says_so_and_not_that_there_is_nothing(caplog):
+    of = trials({"a": 0.1, "b": 0.2}, search_trials=1)
+    assert of.closest({"a": "a", "b": "b"}) == "a"
+    assert len(of.all) == 1
+    text = str(of.nothing_within("a-recipe"))
+    assert text.startswith("Nothing within the budget was found by 1 graphs, when the search was cut short")
+    assert "--trials" in text
+    of.settings("a")
+    assert "A search was cut short after 1 graphs" in caplog.text
+
+
+def test_a_trial_of_some_parts_names_them():
+    of = trials({"a": 0.1, "b": 0.2, "c": 0.3})
+    of.distance("a", alone=["first"])
+    of.distance("b", alone=["first", "second", "third"])
+    of.distance("c")
+    assert [one.what for one in of.all] == ["a; only first", "b; only first to third (3)", "c"]
+
+
 def test_what_found_nothing_keeps_all_that_was_tried():
     of = trials({"a": 0.1})
     of.distance("a")

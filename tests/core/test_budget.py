@@ -37,6 +37,8 @@ def test_of_reads_what_a_user_writes(value):
         ("worst_cosine >= 0.9.9", "bound of 'worst_cosine' must be a number"),
         ("worst_cosine >= 1e999", "must be a finite number"),
         ("worst_cosine <= 0.99", "wrong direction: use '>='"),
+        ("worst_cosine >= 1.5", "worst_cosine is 1 at most"),
+        ({"accuracy": 65}, "accuracy is 1 at most"),
         ("max_difference >= 0.1", "wrong direction: use '<='"),
         ("beauty >= 1", "Unknown metric 'beauty' in a budget. Known: accuracy"),
         ({"worst_cosine": "0.99"}, "must be a number, got '0.99'"),

@@ -159,6 +159,20 @@ def test_a_variant_that_does_not_open_is_left_out_unless_it_is_the_only_one(clas
         mlflow_tdeploy.analyze_model(classifier, TEXTS, variants=["ort-cpu-int8"], batches=[1], **QUICK)
 
 
+def test_labels_that_no_metric_takes_are_refused(tmp_path):
+    root = make_text_bundle(tmp_path / "m", "sentence-embedding")
+    with pytest.raises(MlflowException, match="no metric that takes labels"):
+        mlflow_tdeploy.analyze_model(root, {"text": TEXTS, "label": [0, 1, 0, 1]}, **QUICK)
+
+
+def test_json_tells_no_percentile_that_the_table_does_not(classifier):
+    (one,) = mlflow_tdeploy.analyze_model(classifier, TEXTS, variants=["onnx-fp32"], batches=[1], **QUICK).variants
+    (speed,) = one.as_dict()["speed"]
+    assert (speed["items"], speed["requests"]) == (1, 3)
+    assert "p50_ms" in speed
+    assert not {"p95_ms", "p99_ms"} & speed.keys()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

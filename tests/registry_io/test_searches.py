@@ -111,6 +111,19 @@ def test_a_search_that_found_nothing_is_a_run_too_and_hides_no_later_one(trackin
     assert len(runs) == 3, "each time that it was looked for in vain"
 
 
+def test_evidence_of_a_model_that_no_run_has_logged_is_in_one_run(tracking, tmp_path):
+    root = searched(tmp_path / "m")
+    info, bundle = log(root), Bundle.open(root)
+    for _ in range(3):
+        tag_logged_model(info.model_id, *describe(bundle))
+    runs = [one for one in mlflow.search_runs(output_format="list") if one.info.run_name.endswith("evidence")]
+    assert [one.data.tags["tdeploy.model_id"] for one in runs] == [info.model_id]
+    MlflowClient().delete_run(runs[0].info.run_id)
+    tag_logged_model(info.model_id, *describe(bundle))
+    tags = mlflow.get_logged_model(info.model_id).tags
+    assert tags["tdeploy.evidence_run"] != runs[0].info.run_id
+
+
 def test_a_model_without_searches_gets_no_run(tracking, tmp_path):
     bundle = Bundle.open(root := make_bundle(tmp_path / "m", {"onnx-fp32": WEIGHTS}))
     info = log(root)

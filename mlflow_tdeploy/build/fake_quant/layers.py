@@ -179,12 +179,20 @@ def quantizer(how: Quantizer | None, output: int = 0) -> torch.nn.Module:
     Args:
         how: How; None for what lets it through as it is.
         output: The axis of a weight's output channels.
+
+    Raises:
+        InvalidInputError: A range for each index of another axis.
     """
     quantized, descriptor = library()
     with _without_warnings():
         if how is None:
             return quantized.TensorQuantizer(descriptor(), disabled=True)
         axis = output if how.axis == "output" else how.axis
+        if axis not in (None, output):
+            raise InvalidInputError(
+                f"Weights have one range (axis=None), or one for each output channel (axis='output', here {output}), "
+                f"got axis={axis}: a product adds up all others, so that their scales cannot be taken out of its sum."
+            )
         return quantized.TensorQuantizer(descriptor(num_bits=how.bits, axis=axis))
 
 

@@ -74,6 +74,12 @@ class Layers:
             re.compile(self.match)
         except re.error as error:
             raise InvalidInputError(f"{shown(self.match)} is no regular expression: {error}.") from error
+        for name in ("input", "weight"):
+            if not isinstance(one := getattr(self, name), Quantizer) and one is not None:
+                raise InvalidInputError(
+                    f"{name} of {shown(self.match)} is a Quantizer, such as Quantizer(calibrator='percentile'), or "
+                    f"None, got {shown(one)}."
+                )
         if self.input is not None and self.input.axis is not None:
             raise InvalidInputError(
                 f"Inputs of {shown(self.match)} have one range, not one along axis {self.input.axis!r}: a product adds "
@@ -118,7 +124,7 @@ class FakeQuant:
     recipe: ClassVar[str] = "onnx-int8-torch"
 
     def __post_init__(self) -> None:
-        if not all(isinstance(one, Layers) for one in self.layers):
+        if isinstance(self.layers, Layers) or not all(isinstance(one, Layers) for one in self.layers):
             raise InvalidInputError(f"layers is a list like [Layers('Linear')], got {shown(self.layers)}.")
         if self.train is not None and not callable(self.train) and not callable(getattr(self.train, "train", None)):
             raise InvalidInputError(

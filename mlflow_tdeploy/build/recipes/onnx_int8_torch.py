@@ -44,6 +44,12 @@ class OnnxInt8Torch(Recipe):
         return Graph(search.path, precision, session=APART)
 
 
+_MOVED = (
+    "With every layer in fp32 the trained model is over the budget: training itself has moved its answers that far. "
+    "Train for fewer steps, or at a lower rate"
+)
+
+
 @dataclass(frozen=True)
 class _Choice:
     """What a graph is made of.
@@ -90,7 +96,8 @@ class _Search:
         def sparing(spared: Collection[str]) -> _Choice:
             return _Choice(method, tuple(name for name in names if name in spared), trained)
 
-        found = spare_fewest(self.trials, names, sparing, FakeQuant.recipe)
+        more = {"hopeless": _MOVED} if trained else {}
+        found = spare_fewest(self.trials, names, sparing, FakeQuant.recipe, **more)
         self._made(found, external_data=None)
         shutil.rmtree(self._whole.parent)
         return found

@@ -117,12 +117,13 @@ class _Search:
             return sparing(())
         if not self.trials.passes(sparing(self._names)):
             return None
-        order = by_sensitivity(self._names, self._distance, trials=_TRIALS, enough=self.trials.late)
-        count = fewest(len(order), lambda count: self.trials.passes(sparing(set(order[:count]))))
+        order = by_sensitivity(self._names, self._distance, trials=_TRIALS, enough=self.trials.order_known)
+        count = fewest(len(order), lambda count: self.trials.passes(sparing(set(order[:count]))), self.trials.late)
         return None if count is None else sparing(set(order[:count]))
 
     def _distance(self, names: Sequence[str]) -> float:
-        return self.trials.distance(_Choice(tuple(name for name in self._names if name in names), tables=False))
+        four = tuple(name for name in self._names if name in names)
+        return self.trials.distance(_Choice(four, tables=False), alone=four)
 
     def asked(self, choice: _Choice) -> dict[str, str]:
         """Return the form that each product, and each table, was to have."""

@@ -91,8 +91,12 @@ class _Search:
             raise BuildError("There is nothing to quantize: the graph has no matrix product with weights.")
         if self._trials.passes(_Mix()):
             return self._found(_Mix())
+        if not self._trials.passes(_Mix((), self._names)):
+            raise self._trials.nothing_within(
+                OrtCpuInt8Mixed.id, "The graph that it starts from is over the budget itself"
+            )
         order = by_sensitivity(
-            self._names, lambda names: self._distance(channels=names), trials=_TRIALS, enough=self._trials.late
+            self._names, lambda names: self._distance(channels=names), trials=_TRIALS, enough=self._trials.order_known
         )
         mix = self._least(order, lambda count: self._spared(order[:count]))
         mix = mix or self._least(order, lambda count: self._spared(order, whole=order[:count]))
@@ -101,7 +105,7 @@ class _Search:
         return self._found(mix)
 
     def _least(self, order: Sequence[str], mix: Callable[[int], _Mix]) -> _Mix | None:
-        count = fewest(len(order), lambda count: self._trials.passes(mix(count)))
+        count = fewest(len(order), lambda count: self._trials.passes(mix(count)), self._trials.late)
         return None if count is None else mix(count)
 
     def _spared(self, names: Collection[str], whole: Collection[str] = ()) -> _Mix:
@@ -130,7 +134,7 @@ class _Search:
         """Return how far answers are off where only these products are quantized."""
         quantized = {*channels, *blocks}
         kept = tuple(name for name in self._names if name not in quantized)
-        return self._trials.distance(_Mix(tuple(blocks), kept))
+        return self._trials.distance(_Mix(tuple(blocks), kept), alone=[*channels, *blocks])
 
     def _found(self, mix: _Mix) -> _Mix:
         """Write the graph of a mix, and return it with how it was found."""
