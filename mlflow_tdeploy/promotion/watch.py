@@ -45,6 +45,8 @@ _HURRY_S = 2.0
 #: Seconds for which the records of a version that is refused, or rests, are good enough to look; not to do anything.
 _RECORDS_S = 300.0
 _ACTIONS = 50
+#: Share of the time to the next look that passes without one, however long a look takes.
+_REST = 0.25
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Watch:
 
     Args:
         read: Returns what is to be served where; called before each look, and may raise.
-        interval: Seconds between two looks.
+        interval: Seconds from one look to the next; a quarter of it lies between them, however long one takes.
         client: Whose registry; the current one by default.
         told: Called with each event.
     """
@@ -104,7 +106,9 @@ class Watch:
     def run(self) -> None:
         """Look until :meth:`stop`; what is being done then is done to its end, but for what is tried out: it goes."""
         while not self._stopped:
+            begun = time.monotonic()
             pause = self.look()
+            pause = max(pause - (time.monotonic() - begun), _REST * pause)  # from one look to the next, as is said
             hurries = time.monotonic() < self._hurry_until
             with contextlib.suppress(Empty):
                 self._woken.get(timeout=min(pause, _HURRY_S) if hurries else pause)

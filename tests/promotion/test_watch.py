@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -358,6 +360,29 @@ signal.signal(signal.SIGTERM, lambda *_: watch.stop())
 print("ready", flush=True)
 watch.run()
 """
+
+
+@pytest.mark.parametrize(("takes", "waits"), [(0.0, 8.0), (3.0, 5.0), (100.0, 2.0)])
+def test_an_interval_is_from_one_look_to_the_next(monkeypatch, takes, waits):
+    watch, clock, waited = Watch(list, interval=8.0), [1000.0], []
+
+    def look():
+        clock[0] += takes
+        return 8.0
+
+    class Woken(queue.SimpleQueue):
+        def get(self, block=True, timeout=None):
+            waited.append(timeout)
+            watch.stop()
+
+        def get_nowait(self):
+            raise queue.Empty
+
+    monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(watch, "look", look)
+    monkeypatch.setattr(watch, "_woken", Woken())
+    watch.run()
+    assert waited == [pytest.approx(waits)]
 
 
 def test_a_signal_may_come_at_any_moment():
