@@ -17,6 +17,7 @@ from mlflow_tdeploy.cli import main
 from mlflow_tdeploy.core.measure import Timing
 from mlflow_tdeploy.runtime import analysis
 from mlflow_tdeploy.runtime.analysis import Speed
+from mlflow_tdeploy.runtime.footprint import footprint
 from mlflow_tdeploy.runtime.power import Meter
 from tests.bundles import WEIGHTS, make_bundle
 from tests.core.text_assets import LABELS
@@ -28,8 +29,9 @@ QUICK = {"rounds": 3, "seconds": 0.05}
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """A cache of its own, and a host without counters: some have them."""
+    """A cache of its own, and a host without counters: some have them. Memory takes a process for each variant."""
     monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(analysis, "footprint", lambda bundle, candidate, request: 100.0)
     monkeypatch.setattr("mlflow_tdeploy.flavor.analyze.meters", lambda gpu: ([], "nothing is counted here"))
 
 
@@ -38,7 +40,8 @@ def classifier(tmp_path):
     return make_text_bundle(tmp_path / "m", "text-classification")
 
 
-def test_every_variant_is_measured_alike(classifier):
+def test_every_variant_is_measured_alike(classifier, monkeypatch):
+    monkeypatch.setattr(analysis, "footprint", footprint)
     best = [one["label"] for one in mlflow_tdeploy.load_model(classifier).predict(TEXTS)]
     labels = [*best[:3], next(name for name in LABELS if name != best[3])]
     found = mlflow_tdeploy.analyze_model(classifier, {"text": TEXTS, "label": labels}, batches=[1, 3], **QUICK)
@@ -127,6 +130,7 @@ def test_a_percentile_is_told_of_enough_requests():
 
 
 def test_memory_that_cannot_be_measured_loses_nothing_else(classifier, monkeypatch, caplog):
+    monkeypatch.setattr(analysis, "footprint", footprint)
     monkeypatch.setattr("mlflow_tdeploy.runtime.footprint._SCRIPT", "raise SystemExit('no memory left')")
     found = mlflow_tdeploy.analyze_model(classifier, TEXTS, batches=[1], **QUICK)
     assert [one.memory_mib for one in found.variants] == [None, None]
