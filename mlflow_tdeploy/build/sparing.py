@@ -11,6 +11,7 @@ from mlflow_tdeploy.build.trials import Trials
 Key = TypeVar("Key", bound=Hashable)
 #: Most graphs that are tried to find out which parts matter.
 _TRIALS = 48
+HOPELESS = "The graph that it starts from is over the budget itself"
 
 
 def spare_fewest(
@@ -19,7 +20,7 @@ def spare_fewest(
     sparing: Callable[[Collection[str]], Key],
     recipe: str,
     *,
-    hopeless: str = "The graph that it starts from is over the budget itself",
+    hopeless: str = HOPELESS,
 ) -> Key:
     """Return the graph that spares the fewest parts within the budget.
 

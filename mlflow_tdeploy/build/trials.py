@@ -17,6 +17,7 @@ Key = TypeVar("Key", bound=Hashable)
 _log = logging.getLogger("mlflow_tdeploy")
 #: Share of a search that is for the order of parts.
 _FOR_THE_ORDER = 0.6
+_NOTHING = "No product of this graph can be quantized within the budget"
 _LOOKED_AT = ("worst_cosine", "mean_cosine", "max_score_difference", "label_agreement")
 
 
@@ -148,21 +149,19 @@ class Trials(Generic[Key]):
             )  # fmt: skip
         return {"searched": self._say(key), "trials": [one.record() for one in self.all], **cut_short}
 
-    def nothing_within(
-        self, recipe: str, what: str = "No product of this graph can be quantized within the budget"
-    ) -> NothingWithinBudgetError:
+    def nothing_within(self, recipe: str, what: str = "") -> NothingWithinBudgetError:
         """Return the error of a search that has found nothing, with all that was tried.
 
         Args:
             recipe: Id of the recipe.
-            what: Was not found.
+            what: What is certain, however long is looked; empty where a longer search might find something.
         """
         advice = f"State a wider budget, or leave '{recipe}' out."
-        if self._cut_short:
+        if self._cut_short and not what:
             what = f"Nothing within the budget was found by {len(self.all)} graphs, when the search was cut short"
             advice = f"Give it more (search_seconds=, search_trials=; --minutes, --trials). Else: {advice.lower()}"
         return NothingWithinBudgetError(
-            f"{what}; of the last one tried {self.failure}. {advice}",
+            f"{what or _NOTHING}; of the last one tried {self.failure}. {advice}",
             [one.record() for one in self.all],
             self._judge.budget,
         )

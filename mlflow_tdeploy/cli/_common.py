@@ -41,6 +41,9 @@ class ShapeRange(click.ParamType):
         return name.strip(), sizes[0] if len(sizes) == 1 else sizes
 
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 def parse_bytes(text: str) -> int:
     """Return how many bytes are meant by ``500MB`` or ``2GB``.
 
@@ -67,6 +70,18 @@ def read_lines(path: Path, option: str = "--texts") -> list[str]:
             f"example with: iconv -f latin1 -t utf-8",
             param_hint=option,
         ) from error
+
+
+def data_of(texts: Path | None, data: Path | None) -> Any:
+    """Return what to ask a model: the texts of ``--texts`` or the table of ``--data``; None for neither.
+
+    Raises:
+        UsageError: Both are given.
+        BadParameter: A file cannot be read.
+    """
+    if texts and data:
+        raise click.UsageError("--texts and --data both say what to ask: leave one of them out.")
+    return read_lines(texts) if texts else read_table(data) if data else None
 
 
 def show_step(step: Step) -> None:

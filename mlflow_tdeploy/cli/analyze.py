@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors, read_lines, read_table
+from mlflow_tdeploy.cli._common import FILE, clean_errors, data_of
 from mlflow_tdeploy.core.errors import MissingDependencyError
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUT = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -35,13 +34,11 @@ def analyze(
     """Measure the variants of the model at URI as they serve here, from a request to its answer, in turn."""
     from mlflow_tdeploy import analyze_model
 
-    if data and texts:
-        raise click.UsageError("--data and --texts both say what to ask: leave one of them out.")
     with clean_errors():
         _check(json_path, plot_path)
         found = analyze_model(
             uri,
-            read_table(data) if data else read_lines(texts) if texts else None,
+            data_of(texts, data),
             variants=variants or None,
             batches=batches,
             rounds=rounds,

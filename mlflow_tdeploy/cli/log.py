@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import ShapeRange, clean_errors, read_lines, read_table, show_step
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from mlflow_tdeploy.cli._common import FILE, ShapeRange, clean_errors, data_of, read_lines, show_step
 
 
 @click.command()
@@ -44,14 +42,12 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         raise click.UsageError("--alias needs --register: an alias belongs to a registered version.")
     names = ("texts", "data", "calibrate", "minutes", "trials")
     texts, data, calibrate, minutes, trials = (given.pop(name) for name in names)
-    if texts and data:
-        raise click.UsageError("--texts and --data both say what to verify on: leave one of them out.")
     arguments = {
         **given,
         "precisions": given["precisions"] or None,
         "shapes": dict(given["shapes"]) or None,
         "labels": list(given["labels"]) or None,
-        "verify_with": read_lines(texts) if texts else read_table(data) if data else None,
+        "verify_with": data_of(texts, data),
         "calibrate_with": read_lines(calibrate, "--calibrate") if calibrate else None,
         "search_seconds": 60 * minutes if minutes else None,
         "search_trials": trials,

@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors, read_lines, read_table, show_step
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+from mlflow_tdeploy.cli._common import FILE, clean_errors, data_of, read_lines, show_step
 
 
 @click.command()
@@ -40,8 +38,6 @@ def quantize(
     """
     from mlflow_tdeploy import extend_model
 
-    if texts and data:
-        raise click.UsageError("--texts and --data both say what to check on: leave one of them out.")
     with clean_errors():
         found = extend_model(
             uri,
@@ -49,7 +45,7 @@ def quantize(
             budget=budget,
             on_budget=on_budget,
             calibrate_with=read_lines(calibrate, "--calibrate") if calibrate else None,
-            verify_with=read_lines(texts) if texts else read_table(data) if data else None,
+            verify_with=data_of(texts, data),
             search_seconds=60 * minutes if minutes else None,
             search_trials=trials,
             progress=show_step,

@@ -24,12 +24,7 @@ def first_gpu() -> dict[str, Any]:
         OSError: There is no driver.
         RuntimeError: It has no device that can be used.
     """
-    cuda = ctypes.CDLL("libcuda.so.1")
-    if cuda.cuInit(0):
-        raise RuntimeError("cuInit failed: no usable driver or device")
-    if not _number(cuda.cuDeviceGetCount):
-        raise RuntimeError("no CUDA device")
-    device = ctypes.c_int(_number(cuda.cuDeviceGet, 0))
+    cuda, device = _first()
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     cuda.cuDeviceGetName(name, 256, device)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
@@ -51,14 +46,20 @@ def uuid_of_first() -> str:
         OSError: There is no driver.
         RuntimeError: It has no device that can be used.
     """
-    cuda = ctypes.CDLL("libcuda.so.1")
-    if cuda.cuInit(0):
-        raise RuntimeError("cuInit failed: no usable driver or device")
-    device, found = ctypes.c_int(_number(cuda.cuDeviceGet, 0)), (ctypes.c_ubyte * 16)()
+    (cuda, device), found = _first(), (ctypes.c_ubyte * 16)()
     # the second version (CUDA 11.4) tells a part's own
     if error := getattr(cuda, "cuDeviceGetUuid_v2", cuda.cuDeviceGetUuid)(found, device):
         raise RuntimeError(f"CUDA driver error {error}")
     return str(uuid.UUID(bytes=bytes(found)))
+
+
+def _first() -> tuple[Any, ctypes.c_int]:
+    cuda = ctypes.CDLL("libcuda.so.1")
+    if cuda.cuInit(0):
+        raise RuntimeError("cuInit failed: no usable driver or device")
+    if not _number(cuda.cuDeviceGetCount):
+        raise RuntimeError("no CUDA device")
+    return cuda, ctypes.c_int(_number(cuda.cuDeviceGet, 0))
 
 
 def _number(call: Any, *arguments: Any) -> int:

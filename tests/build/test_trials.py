@@ -84,6 +84,7 @@ def test_a_search_that_was_cut_short_says_so_and_not_that_there_is_nothing(caplo
     text = str(of.nothing_within("a-recipe"))
     assert text.startswith("Nothing within the budget was found by 1 graphs, when the search was cut short")
     assert "--trials" in text
+    assert str(of.nothing_within("a-recipe", "Training has moved it")).startswith("Training has moved it; of the last")
     of.settings("a")
     assert "A search was cut short after 1 graphs" in caplog.text
 

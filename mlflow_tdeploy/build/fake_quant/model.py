@@ -65,9 +65,8 @@ class Rounding:
 
     def calibrate(self, calibrator: str) -> None:
         """Set the ranges that a calibrator finds, where rules name no other one."""
-        found = set_ranges(
-            self.layers, self._met, calibrator
-        )  # of those that are switched off already it tells nothing
+        # of layers that an earlier calibrator has switched off it tells nothing
+        found = set_ranges(self.layers, self._met, calibrator)
         self.blind = tuple(dict.fromkeys((*self.blind, *found)))
         if len(self.blind) == len(self.layers):
             raise BuildError("Nothing to quantize by: all inputs of layers are 0 throughout the calibration data.")

@@ -14,6 +14,7 @@ from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.recipes.ort_cpu_int8 import Whole, whole_for_int8
 from mlflow_tdeploy.build.sensitivity import by_sensitivity, fewest
 from mlflow_tdeploy.build.smooth import Scale, smooth
+from mlflow_tdeploy.build.sparing import HOPELESS
 from mlflow_tdeploy.build.trials import Trials
 from mlflow_tdeploy.core.errors import BuildError
 from mlflow_tdeploy.core.precision import Precision
@@ -92,9 +93,7 @@ class _Search:
         if self._trials.passes(_Mix()):
             return self._found(_Mix())
         if not self._trials.passes(_Mix((), self._names)):
-            raise self._trials.nothing_within(
-                OrtCpuInt8Mixed.id, "The graph that it starts from is over the budget itself"
-            )
+            raise self._trials.nothing_within(OrtCpuInt8Mixed.id, HOPELESS)
         order = by_sensitivity(
             self._names, lambda names: self._distance(channels=names), trials=_TRIALS, enough=self._trials.order_known
         )
