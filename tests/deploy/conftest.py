@@ -78,6 +78,8 @@ def running(server, tmp_path_factory):  # noqa: F811 - the fixture
     repository = tmp_path_factory.mktemp("repository")
     with local_triton(repository, server=server) as triton:
         yield triton, repository
+        ended = triton.process.poll()  # tests that find nobody cannot say why
+        assert ended is None, f"Triton ended by itself ({ended}):\n{triton.log.read_text(errors='replace')[-4000:]}"
 
 
 @pytest.fixture
