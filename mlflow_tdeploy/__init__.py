@@ -9,8 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlflow_tdeploy.build.calibration import CalibrationData
     from mlflow_tdeploy.build.engine_options import EngineOptions, EnginePlan
     from mlflow_tdeploy.build.fake_quant.options import FakeQuant, Layers, Quantizer
+    from mlflow_tdeploy.build.quantize_options import Quantize
     from mlflow_tdeploy.flavor.analyze import analyze_model
     from mlflow_tdeploy.flavor.download import download_variant
     from mlflow_tdeploy.flavor.extend import extend_model
@@ -28,6 +30,8 @@ FLAVOR_NAME = "tdeploy"
 _HOMES = {
     "EngineOptions": "build.engine_options",
     "EnginePlan": "build.engine_options",
+    "CalibrationData": "build.calibration",
+    "Quantize": "build.quantize_options",
     **dict.fromkeys(("FakeQuant", "Layers", "Quantizer"), "build.fake_quant.options"),
     "save_model": "flavor.save",
     "log_model": "flavor.log",
@@ -44,10 +48,12 @@ _HOMES = {
 
 __all__ = [
     "FLAVOR_NAME",
+    "CalibrationData",
     "EngineOptions",
     "EnginePlan",
     "FakeQuant",
     "Layers",
+    "Quantize",
     "Quantizer",
     "_load_pyfunc",
     "analyze_model",

@@ -292,3 +292,32 @@ def test_quantize_adds_a_variant_within_the_budget_and_says_what_it_does_not_kee
     unknown = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), "int5"])
     assert unknown.exit_code == 1
     assert "Unknown precision or variant 'int5'" in unknown.output
+    bounded = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), "ort-cpu-int8", "--minutes", "1"])
+    assert bounded.exit_code == 2
+    assert "'ort-cpu-int8' looks for nothing: leave out --minutes and --trials." in bounded.output
+
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "model"), "--products"]).output
+    rows = [line.split() for line in shown.splitlines() if line.startswith("node_")]
+    off = {name: float(last) for name, *_, last in rows if last != "-"}
+    spared = next(name for name, _, why, *_ in rows if why == "spared")
+    assert max(off, key=off.get) == spared
+
+
+def test_quantize_takes_a_calibrator_what_to_keep_and_how_much_to_calibrate_with(tmp_path):
+    from tests.build.building import FP32, build
+    from tests.build.test_int8_mixed import Planted, source
+
+    build(source(Planted(())), tmp_path / "model", FP32)
+    command = ["quantize", str(tmp_path / "model"), "onnx-int8", "--calibrator", "max", "--calibrate-most", "1"]
+    nobody = CliRunner().invoke(main, [*command, "--keep", "nobody"])
+    assert nobody.exit_code == 1
+    assert "Nothing that 'onnx-int8' could quantize is called 'nobody'" in nobody.output
+    done = CliRunner().invoke(main, [*command, "--keep", ".*linear_2_.*", "--keep", ".*linear_4_.*"])
+    assert done.exit_code == 0, done.output
+    made = Bundle.open(tmp_path / "model").variants["onnx-int8"].precision
+    assert len(made.kept) >= 2
+    assert made.settings["said"] == {"calibrator": "max", "keep": [".*linear_2_.*", ".*linear_4_.*"]}
+    assert made.settings["calibration"]["items"] == 1
+    other = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), "ort-cpu-int8-mixed", "--calibrator", "max"])
+    assert other.exit_code == 1
+    assert "it has no calibrators to choose from" in other.output

@@ -28,6 +28,46 @@ _log = logging.getLogger("mlflow_tdeploy")
 
 
 @dataclass(frozen=True, eq=False)
+class CalibrationData:
+    """What ranges of activations are found on, and how much of it.
+
+    Attributes:
+        data: Texts, a table, requests, a dataset, a reader with ``get_next``, as ONNX Runtime's quantizers take, or an
+            iterator of texts or requests; None for what variants are checked on.
+        most: Of more items, so many are drawn; of a reader or an iterator, which is read once, the first so many are
+            taken.
+        seed: Of the drawing, and of the order of batches.
+        batch_tokens: Most padded tokens of a batch of texts; arrays stay in the batches they come in.
+
+    Raises:
+        InvalidInputError: A number that is none, or is less than one (of the seed: than zero).
+    """
+
+    data: Any = None
+    most: int = MOST
+    seed: int = 0
+    batch_tokens: int = _TOKENS
+
+    def __post_init__(self) -> None:
+        for name, least in (("most", 1), ("seed", 0), ("batch_tokens", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidInputError(
+                    f"{name} of CalibrationData must be an integer of at least {least}, got {value!r}."
+                )
+
+    @classmethod
+    def of(cls, value: Any) -> CalibrationData:
+        """Return what a user passes to calibrate with, read once.
+
+        Raises:
+            InvalidInputError: Not of a form that is known, or empty.
+        """
+        said = value if isinstance(value, CalibrationData) else cls(value)
+        return said if said.data is None else replace(said, data=_read(said.data, said.most))
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Requests in batches.
 
@@ -36,21 +76,23 @@ class Calibration:
         data: Its items, in the task's form.
         most: Of more items, so many are drawn.
         seed: Of the drawing, and of what is made up.
+        batch_tokens: Most padded tokens of a batch of texts.
     """
 
     task: Task
     data: VerifyData
     most: int = MOST
     seed: int = 0
+    batch_tokens: int = _TOKENS
 
     @classmethod
-    def of(cls, task: Task, data: VerifyData, given: VerifyData | None) -> Calibration | None:
+    def of(cls, task: Task, data: VerifyData, said: CalibrationData) -> Calibration | None:
         """Return what there is: what was given for this, else what variants are checked on.
 
         Args:
             task: The task.
             data: What variants are checked on, in the task's form.
-            given: What was given for calibration, as it was given.
+            said: What was said of it, see :meth:`CalibrationData.of`.
 
         Returns:
             None where all that there is is made up: ranges would fit that alone.
@@ -58,21 +100,25 @@ class Calibration:
         Raises:
             InvalidInputError: What was given is not what the task takes.
         """
-        if given is None:
-            return None if data.real is None else cls(task, data)
+        found = data if said.data is None else cls._fitted(task, said.data)
+        if said.data is None and data.real is None:
+            return None
+        return cls(task, found, said.most, said.seed, said.batch_tokens)
+
+    @staticmethod
+    def _fitted(task: Task, given: VerifyData) -> VerifyData:
         if task.input_kind == "text":
             if not given.texts:
                 raise InvalidInputError("A text task is calibrated on texts, got arrays: calibrate_with=[…].")
-            fitted = given
-        elif given.texts:
+            return given
+        if given.texts:
             raise InvalidInputError(f"Task '{task.name}' is calibrated on arrays by input name, got texts.")
-        else:
-            fitted = replace(given, requests=tuple(_fitting(task, given)))
-        if len(fitted.items) < _FEW:
-            _log.warning(
-                "%d items to calibrate with say little about what numbers are met: give more.", len(fitted.items)
-            )
-        return cls(task, fitted)
+        return replace(given, requests=tuple(_fitting(task, given)))
+
+    def warn_of_few(self) -> None:
+        """Say so where there is too little to tell what numbers are met."""
+        if (count := min(self.most, len(self.data.items))) < _FEW:
+            _log.warning("%d items to calibrate with say little about what numbers are met: give more.", count)
 
     @functools.cached_property
     def batches(self) -> tuple[Arrays, ...]:
@@ -90,7 +136,7 @@ class Calibration:
             yield from (items[index] for index in drawn)
             return
         encoded = self.task.encode(self.task.items([items[index] for index in drawn]))
-        found = Pipeline(self.task, never, token_budget=_TOKENS).batches(encoded)
+        found = Pipeline(self.task, never, token_budget=self.batch_tokens).batches(encoded)
         for index in random.permutation(len(found)):  # long ones among short ones
             yield encoded.collate(found[index])
 
@@ -109,26 +155,17 @@ class Calibration:
             "items": min(self.most, len(self.data.items)),
             "batches": len(self.batches),
             "seed": self.seed,
+            **({"batch_tokens": self.batch_tokens} if self.data.texts else {}),
         }
 
 
-def calibration_data(value: Any) -> VerifyData:
-    """Return what a user passes to calibrate with.
-
-    Args:
-        value: What variants can be checked with (texts, a table, requests); a dataset with columns; a reader with
-            ``get_next``, as ONNX Runtime's quantizers take; or an iterator of texts or requests, of which the first
-            :data:`MOST` are taken.
-
-    Raises:
-        InvalidInputError: Not of that form, or empty.
-    """
+def _read(value: Any, most: int) -> VerifyData:
     if callable(reader := getattr(value, "get_next", None)):
-        value = list(itertools.islice(iter(reader, None), MOST))
+        value = list(itertools.islice(iter(reader, None), most))
     elif (columns := getattr(value, "column_names", None)) is not None:  # of Hugging Face's datasets
         value = {str(name): value[name] for name in columns} if "text" in columns else list(value)
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and not hasattr(value, "__len__"):
-        value = list(itertools.islice(value, MOST))
+        value = list(itertools.islice(value, most))
     if not isinstance(value, Mapping) and hasattr(value, "__len__") and len(value) == 0:
         raise InvalidInputError("The calibration data is empty: give at least one item, or leave calibrate_with out.")
     return VerifyData.of(value, "given to calibrate")

@@ -77,6 +77,7 @@ class Trials(Generic[Key]):
         self._cut_short = False
         self._verdicts: dict[Key, Verified] = {}
         self._distances: dict[Key, float] = {}
+        self._alone: dict[str, float] = {}
         self.all: list[Trial] = []
 
     def passes(self, key: Key) -> bool:
@@ -107,6 +108,8 @@ class Trials(Generic[Key]):
             started = time.perf_counter()
             found = self._distances[key] = self._judge.distance(self._make(key))
             self._note(Trial(self._say(key) + _only(alone), time.perf_counter() - started, distance=found))
+        if len(alone) == 1:
+            self._alone[alone[0]] = self._distances[key]
         return self._distances[key]
 
     def closest(self, keys: Mapping[str, Key]) -> str:
@@ -139,7 +142,8 @@ class Trials(Generic[Key]):
     def settings(self, key: Key) -> dict[str, Any]:
         """Return what a record says of the search that has found a graph.
 
-        ``cut_short`` where its bounds were reached: then another search may find another graph.
+        ``cut_short`` where its bounds were reached: then another search may find another graph. ``off_alone``: how far
+        answers to a sample are off where one part is quantized and no other; of parts that were looked at one by one.
         """
         cut_short = {"cut_short": True} if self._cut_short else {}
         if cut_short:
@@ -147,7 +151,9 @@ class Trials(Generic[Key]):
                 "A search was cut short after %d graphs: %s is what it knew by then. A longer one may find better: "
                 "search_seconds=, search_trials= (--minutes, --trials).", len(self.all), self._say(key),
             )  # fmt: skip
-        return {"searched": self._say(key), "trials": [one.record() for one in self.all], **cut_short}
+        alone = {name: float(f"{off:.3g}") for name, off in self._alone.items() if math.isfinite(off)}
+        trials = [one.record() for one in self.all]
+        return {"searched": self._say(key), "trials": trials, **({"off_alone": alone} if alone else {}), **cut_short}
 
     def nothing_within(self, recipe: str, what: str = "") -> NothingWithinBudgetError:
         """Return the error of a search that has found nothing, with all that was tried.

@@ -15,6 +15,7 @@ from mlflow_tdeploy.runtime.decision import align
 if TYPE_CHECKING:
     from mlflow_tdeploy.store.bundle import Bundle
 
+_PRODUCT = ("product", "form", "why", "closer by smoothing", "off by, alone")
 _LAYER = ("name", "type", "outputs", "tactic")
 
 
@@ -54,16 +55,19 @@ def _products(bundle: Bundle) -> str:
     for variant in bundle.variants.values():
         settings = variant.precision.settings
         if found := settings.get("products"):
-            gains = settings.get("smoothed", {})
+            gains, off = settings.get("smoothed", {}), settings.get("off_alone", {})
             other = settings.get("not_as_asked", {})
             asked = dict.fromkeys(variant.precision.kept, "spared") | {name: f"not {it}" for name, it in other.items()}
             rows = [
-                (name, form, asked.get(name, "-"), f"{gains[name]:g} times" if name in gains else "-")
+                (
+                    name, form, asked.get(name, "-"), f"{gains[name]:g} times" if name in gains else "-",
+                    f"{off[name]:.2g}" if name in off else "-",
+                )
                 for name, form in found.items()
-            ]
+            ]  # fmt: skip
             short = ", in a search that was cut short" if settings.get("cut_short") else ""
             title = ": ".join(filter(None, (variant.id, settings.get("searched")))) + short
-            tables.append(f"{title}\n{align([('product', 'form', 'why', 'closer by smoothing'), *rows])}")
+            tables.append(f"{title}\n{align([_PRODUCT, *rows])}")
     if not tables:
         raise InvalidInputError(
             "No variant of this model says what became of its products: tdeploy quantize URI adds one that does."

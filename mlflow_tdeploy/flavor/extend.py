@@ -28,7 +28,7 @@ from mlflow_tdeploy.store.staging import workspace
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
-    from mlflow_tdeploy.build.fake_quant.options import FakeQuant
+    from mlflow_tdeploy.build.options import Precisions
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -37,7 +37,7 @@ _log = logging.getLogger("mlflow_tdeploy")
 def extend_model(
     model_uri: str,
     *,
-    precisions: Iterable[str | FakeQuant] | None = None,
+    precisions: Precisions | None = None,
     engines: Iterable[str | Engine] | None = None,
     variants: Mapping[str, str | Path] | None = None,
     verify_with: Any = None,
@@ -58,8 +58,8 @@ def extend_model(
 
     Args:
         model_uri: The model: ``models:/name/1``, ``models:/name@alias``, ``models:/m-…``, ``runs:/…`` or a folder.
-        precisions: What to make: precisions (``int8``), ids (``ort-cpu-int8``), ``auto`` or a ``FakeQuant``, see
-            :func:`save_model`.
+        precisions: What to make: precisions (``int8``), ids (``ort-cpu-int8``), ``auto``, a ``Quantize`` or a
+            ``FakeQuant``, see :func:`save_model`.
         engines: TensorRT engines to build: precisions of the model's graphs (``fp16``) or
             :class:`~mlflow_tdeploy.EngineOptions`, or ready-made ones to take, each an
             :class:`~mlflow_tdeploy.EnginePlan`. Where another process on this host builds the same one, its result is

@@ -29,7 +29,7 @@ from mlflow_tdeploy.store.disk import is_full
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
-    from mlflow_tdeploy.build.fake_quant.options import FakeQuant
+    from mlflow_tdeploy.build.options import Precisions
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -44,7 +44,7 @@ def log_model(
     shapes: Mapping[str, Any] | None = None,
     example: Any = None,
     labels: Any = None,
-    precisions: Iterable[str | FakeQuant] | None = None,
+    precisions: Precisions | None = None,
     engines: Iterable[str | Engine] | None = None,
     budget: Any = None,
     on_budget: OnBudget = "drop",

@@ -23,7 +23,7 @@ from mlflow_tdeploy.store.staging import refuse_taken, staged_directory
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
-    from mlflow_tdeploy.build.fake_quant.options import FakeQuant
+    from mlflow_tdeploy.build.options import Precisions
 
 
 @mlflow_errors()
@@ -36,7 +36,7 @@ def save_model(
     shapes: Mapping[str, Any] | None = None,
     example: Any = None,
     labels: Any = None,
-    precisions: Iterable[str | FakeQuant] | None = None,
+    precisions: Precisions | None = None,
     engines: Iterable[str | Engine] | None = None,
     budget: Any = None,
     on_budget: OnBudget = "drop",
@@ -77,7 +77,8 @@ def save_model(
         labels: Names of the classes, where the model's own are to be replaced.
         precisions: Which variants to make, as precisions or ids; every one made by default when None. ``auto`` is the
             fastest within the budget for this kind of host, looked for some minutes. A
-            :class:`~mlflow_tdeploy.FakeQuant` says how layers of the torch module are quantized, and who trains it so.
+            :class:`~mlflow_tdeploy.FakeQuant` says how layers of the torch module are quantized, and who trains it so;
+            a :class:`~mlflow_tdeploy.Quantize` names a recipe's calibrator, and what stays in fp32.
         engines: TensorRT engines to build: precisions of the graphs to build from (``fp16``), or
             :class:`~mlflow_tdeploy.EngineOptions`; or ready-made ones to take, each an
             :class:`~mlflow_tdeploy.EnginePlan`. None by default.
@@ -87,7 +88,7 @@ def save_model(
             task's metric is measured, too), or a list of mappings from tensor name to array; built-in texts when None.
         calibrate_with: Data that int8 variants find the ranges of activations on: like ``verify_with``, or a dataset, a
             reader with ``get_next``, or an iterator, of which at most 256 items are taken; what variants are checked
-            with when None.
+            with when None. A :class:`~mlflow_tdeploy.CalibrationData` says how many, by which seed, in what batches.
         search_seconds: How long a recipe looks for the best graph within the budget; 15 minutes when None. After that
             it only finds out how many parts have to be spared, those first that were found to matter by then.
         search_trials: After so many graphs that were tried, too; no such bound when None.

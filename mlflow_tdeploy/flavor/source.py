@@ -21,8 +21,7 @@ from mlflow_tdeploy.store.writer import BundleDraft
 
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
-    from mlflow_tdeploy.build.fake_quant.options import FakeQuant
-    from mlflow_tdeploy.build.options import BuildOptions
+    from mlflow_tdeploy.build.options import BuildOptions, Precisions
     from mlflow_tdeploy.source.base import Source
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -41,7 +40,7 @@ class BundleRequest:
     shapes: Mapping[str, Any] | None = None
     example: Any = None
     labels: Any = None
-    precisions: Iterable[str | FakeQuant] | None = None
+    precisions: Precisions | None = None
     engines: Iterable[str | Engine] | None = None
     budget: Any = None
     on_budget: OnBudget = "drop"
@@ -69,7 +68,7 @@ class BundleRequest:
         Raises:
             InvalidInputError: The budget, the data or another option cannot be used.
         """
-        from mlflow_tdeploy.build.calibration import calibration_data
+        from mlflow_tdeploy.build.calibration import CalibrationData
         from mlflow_tdeploy.build.engine_options import engines_of
         from mlflow_tdeploy.build.options import SEARCH_SECONDS, BuildOptions, precisions_of
         from mlflow_tdeploy.build.verify_data import VerifyData
@@ -83,7 +82,7 @@ class BundleRequest:
             budget=None if self.budget is None else Budget.of(self.budget),
             on_budget=self.on_budget,
             data=data,
-            calibrate=None if self.calibrate_with is None else calibration_data(self.calibrate_with),
+            calibrate=CalibrationData.of(self.calibrate_with),
             opset=self.opset,
             search_seconds=SEARCH_SECONDS if self.search_seconds is None else self.search_seconds,
             search_trials=math.inf if self.search_trials is None else self.search_trials,

@@ -10,7 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
-from mlflow_tdeploy.build.calibration import MOST, Calibration, calibration_data
+from mlflow_tdeploy.build.calibration import MOST, Calibration, CalibrationData
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.errors import InvalidInputError
 from tests.build.sources import linear_task
@@ -62,13 +62,13 @@ def requests(count):
     ],
 )
 def test_every_form_gives_its_items(given, count):
-    assert len(calibration_data(given).items) == count
+    assert len(CalibrationData.of(given).data.items) == count
 
 
 @pytest.mark.parametrize("given", [[], (one for one in ()), Reader([]), pd.DataFrame({"text": []}), 7])
 def test_nothing_and_what_is_no_data_say_so(given):
     with pytest.raises(InvalidInputError, match=r"empty|Data cannot be of type int"):
-        calibration_data(given)
+        CalibrationData.of(given)
 
 
 def test_every_item_is_in_one_batch_the_same_each_time(task):
@@ -82,29 +82,50 @@ def test_every_item_is_in_one_batch_the_same_each_time(task):
         np.testing.assert_array_equal(one["input_ids"], other["input_ids"])
     assert drawn.record == {
         "data": "given", "sha256": data.sha256, "items": 50, "batches": len(drawn.batches), "seed": 3,
+        "batch_tokens": 1024,
     }  # fmt: skip
 
 
 def test_what_is_given_for_it_counts_else_what_is_checked_with(task, caplog):
-    checked, given = VerifyData.of(TEXTS), calibration_data(TEXTS[:40])
+    checked, given = VerifyData.of(TEXTS), CalibrationData.of(TEXTS[:40])
     assert Calibration.of(task, checked, given).data.texts == tuple(TEXTS[:40]), "not filled up with other texts"
-    assert Calibration.of(task, checked, None).data is checked
+    assert Calibration.of(task, checked, CalibrationData()).data is checked
     made_up = VerifyData.of(None).for_task(linear_task())
-    assert Calibration.of(linear_task(), made_up, None) is None
+    assert Calibration.of(linear_task(), made_up, CalibrationData()) is None
     with caplog.at_level(logging.WARNING):
-        assert len(Calibration.of(linear_task(), made_up, calibration_data(requests(7))).batches) == 7
+        few = Calibration.of(linear_task(), made_up, CalibrationData.of(requests(7)))
+        assert len(few.batches) == 7
+        few.warn_of_few()
     assert "7 items to calibrate with say little" in caplog.text
 
 
+def test_how_many_by_which_seed_in_what_batches(task):
+    checked = VerifyData.of(TEXTS)
+    said = CalibrationData(TEXTS[:80], most=40, seed=5, batch_tokens=64)
+    found = Calibration.of(task, checked, CalibrationData.of(said))
+    assert {"items": 40, "seed": 5, "batch_tokens": 64}.items() <= found.record.items()
+    assert all(feeds["input_ids"].size <= 64 for feeds in found.batches[:-2])
+    of_those_to_check_on = Calibration.of(task, checked, CalibrationData(most=20))
+    assert of_those_to_check_on.data is checked
+    assert of_those_to_check_on.record["items"] == 20
+    assert len(CalibrationData.of(CalibrationData(Reader(requests(7)), most=3)).data.items) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"most": 0}, {"seed": -1}, {"batch_tokens": 1.5}, {"most": True}])
+def test_a_number_that_is_none_is_refused(wrong):
+    with pytest.raises(InvalidInputError, match=f"{next(iter(wrong))} of CalibrationData must be an integer"):
+        CalibrationData(**wrong)
+
+
 def test_what_the_task_does_not_take_says_so(task):
-    texts, arrays = calibration_data(TEXTS), calibration_data(requests(7))
+    texts, arrays = CalibrationData.of(TEXTS), CalibrationData.of(requests(7))
     made_up = VerifyData.of(None).for_task(linear_task())
     with pytest.raises(InvalidInputError, match="calibrated on texts, got arrays"):
         Calibration.of(task, VerifyData.of(TEXTS), arrays)
     with pytest.raises(InvalidInputError, match="calibrated on arrays by input name, got texts"):
         Calibration.of(linear_task(), made_up, texts)
     with pytest.raises(InvalidInputError, match="Calibration request 1: "):
-        Calibration.of(linear_task(), made_up, calibration_data([*requests(1), {"z": np.zeros(3)}]))
+        Calibration.of(linear_task(), made_up, CalibrationData.of([*requests(1), {"z": np.zeros(3)}]))
 
 
 def test_a_user_says_it_where_models_are_saved(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mlflow_tdeploy import FakeQuant, Layers, Quantizer
+from mlflow_tdeploy.build.calibration import CalibrationData
 from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.engine_variant import build_engine_variant
 from mlflow_tdeploy.build.extend import build_variant
@@ -286,12 +287,12 @@ def test_training_that_moves_answers_over_the_budget_is_told_from_quantization(t
 def test_data_without_a_range_is_said(tmp_path):
     large = [{"x": np.full_like(one["x"], 3e38)} for one in requests(count=20)]
     with pytest.raises(BuildError, match="'layers.1' takes on the calibration data is not finite"):
-        fake_quantized(Planted(()), tmp_path / "inf", requests(), calibrate=VerifyData.of(large))
+        fake_quantized(Planted(()), tmp_path / "inf", requests(), calibrate=CalibrationData.of(large))
     zeros = [{"input": np.zeros_like(one["x"])} for one in requests(count=20)]
     given = [{"input": one["x"]} for one in requests()]
     alone = nn.Sequential(nn.Linear(WIDTH, 4))
     with pytest.raises(BuildError, match="all inputs of layers are 0"):
-        fake_quantized(alone, tmp_path / "zeros", given, calibrate=VerifyData.of(zeros))
+        fake_quantized(alone, tmp_path / "zeros", given, calibrate=CalibrationData.of(zeros))
 
 
 def test_layers_without_a_range_are_known_whichever_calibrator_is_asked_last():

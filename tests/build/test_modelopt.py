@@ -70,7 +70,7 @@ def test_weights_are_stored_in_few_bits_and_answers_are_checked(tmp_path, recipe
     assert len(products) >= 4
     assert "not_as_asked" not in variant.precision.settings
     trials = variant.precision.settings["trials"]
-    assert {one["what"].partition(",")[0] for one in trials} == set(RECIPES.get(recipe).methods)
+    assert {one["what"].partition(",")[0] for one in trials} == set(RECIPES.get(recipe).calibrators)
 
 
 @pytest.mark.parametrize(

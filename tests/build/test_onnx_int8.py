@@ -11,6 +11,7 @@ import torch
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from mlflow_tdeploy.build.calibration import CalibrationData
 from mlflow_tdeploy.build.engine_options import EngineOptions
 from mlflow_tdeploy.build.engine_variant import build_engine_variant
 from mlflow_tdeploy.build.extend import build_variant
@@ -171,7 +172,7 @@ def test_tensorrt_builds_an_engine_from_it(delicate, tmp_path):
 def test_inputs_that_are_0_throughout_have_no_range(tmp_path):
     zeros = [{name: np.zeros_like(array) for name, array in one.items()} for one in requests(count=20)]
     options = BuildOptions(
-        measure=False, precisions=("onnx-int8",), data=VerifyData.of(requests()), calibrate=VerifyData.of(zeros)
+        measure=False, precisions=("onnx-int8",), data=VerifyData.of(requests()), calibrate=CalibrationData.of(zeros)
     )
 
     class Alone(torch.nn.Module):

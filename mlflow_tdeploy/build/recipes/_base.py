@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlflow_tdeploy.build.calibration import Calibration
+from mlflow_tdeploy.build.quantize_options import Quantize
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import BudgetError, BuildError
@@ -124,7 +125,12 @@ class RecipeContext:
                 f"'{recipe}' takes its ranges from data, and there is none: what it takes would be made up. Give "
                 f"verify_with=… or example=…."
             )
+        self.calibration.warn_of_few()
         return self.calibration
+
+    def quantize(self, recipe: str) -> Quantize:
+        """Return what the caller has said about a recipe that quantizes; where nothing was said, it looks for it."""
+        return self.options if isinstance(self.options, Quantize) else Quantize(recipe)
 
     def required_module(self, recipe: str) -> Any:
         """Return the torch module, with attention written out, for recipes that are made of it.
@@ -167,6 +173,10 @@ class Recipe(ABC):
     default_on_gpu: ClassVar[bool] = False
     #: Whether it looks for the fastest graph within the budget: ``auto`` means those.
     searches: ClassVar[bool] = False
+    #: Ways to find ranges, or to round weights, of which a :class:`Quantize` may name one; else all are tried.
+    calibrators: ClassVar[tuple[str, ...]] = ()
+    #: Whether it looks for what has to stay in fp32; a :class:`Quantize` may say what does in any case.
+    looks: ClassVar[bool] = False
     #: Whether a CPU can run what it makes: else that is kept unchecked where there is no GPU.
     runs_on_cpu: ClassVar[bool] = True
     #: Whether choices in it were measured on, and so hold for, this kind of host.

@@ -29,9 +29,9 @@ class Modelopt(Recipe):
     format: ClassVar[Format] = "onnx"
     device: ClassVar[str] = "any"
     default: ClassVar[bool] = False
+    looks: ClassVar[bool] = True
     #: As Model Optimizer calls it.
     mode: ClassVar[str]
-    methods: ClassVar[tuple[str, ...]]
     #: Form of a product that is quantized, see ``build.applied``.
     form: ClassVar[str] = STATIC
     #: What activations are computed in.
@@ -51,6 +51,7 @@ class Modelopt(Recipe):
         settings = {
             "method": found.method,
             "calibration": search.calibration,
+            **context.quantize(self.id).record(),
             **search.trials.settings(found),
             **read_back(search.path, search.asked(found)),
         }
@@ -138,23 +139,28 @@ class _Search:
         batches = list(calibration.batches)
         batches = modelopt.of_one_size(batches) if recipe.one_size else batches
         self.calibration = {**calibration.record, "batches": len(batches)}
+        self._said = context.quantize(recipe.id)
+        self._methods = self._said.methods(recipe.calibrators)
         self._rounded: dict[str, tuple[str, ...]] = {}
         self.maker = recipe.maker(context, batches)
         self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left."""
-        method = self.trials.closest({method: _Choice(method) for method in self._recipe.methods})
+        method = self.trials.closest({method: _Choice(method) for method in self._methods})
         names = self._rounded[method]
         if not names:
             raise BuildError(f"Model Optimizer has quantized nothing of this graph in {self._recipe.mode}.")
 
-        def sparing(spared: Collection[str]) -> _Choice:
-            return _Choice(method, tuple(name for name in names if name in spared))
+        fixed = self._said.kept(names)
 
-        found = spare_fewest(self.trials, names, sparing, self._recipe.id)
+        def sparing(spared: Collection[str]) -> _Choice:
+            return _Choice(method, tuple(name for name in names if name in {*spared, *fixed}))
+
+        open_to = [name for name in names if name not in fixed]
+        found = spare_fewest(self.trials, open_to, sparing, self._recipe.id)
         self._made(found, external_data=None)
-        for method in self._recipe.methods:  # the library removes what it has put there, in its own time
+        for method in self._methods:  # the library removes what it has put there, in its own time
             shutil.rmtree(self._whole(method).parent, ignore_errors=True)
         return found
 

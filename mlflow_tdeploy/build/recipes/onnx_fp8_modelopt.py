@@ -20,7 +20,7 @@ class OnnxFp8Modelopt(Modelopt):
     id: ClassVar[str] = "onnx-fp8-modelopt"
     precision: ClassVar[str] = "fp8"
     mode: ClassVar[str] = "fp8"
-    methods: ClassVar[tuple[str, ...]] = ("max", "entropy")
+    calibrators: ClassVar[tuple[str, ...]] = ("max", "entropy")
     form: ClassVar[str] = STATIC_FP8
     activations: ClassVar[str] = "fp8"
     device: ClassVar[str] = "cuda"

@@ -16,7 +16,7 @@ class OnnxInt4Modelopt(Modelopt):
     id: ClassVar[str] = "onnx-int4-modelopt"
     precision: ClassVar[str] = "int4"
     mode: ClassVar[str] = "int4"
-    methods: ClassVar[tuple[str, ...]] = ("rtn_dq", "awq_clip")
+    calibrators: ClassVar[tuple[str, ...]] = ("rtn_dq", "awq_clip")
     form: ClassVar[str] = blocks(4, 128)
     activations: ClassVar[str] = "fp32"
     one_size: ClassVar[bool] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class OnnxInt8(Recipe):
     device: ClassVar[str] = "any"
     default: ClassVar[bool] = False
     searches: ClassVar[bool] = True
+    calibrators: ClassVar[tuple[str, ...]] = tuple(CALIBRATORS)
+    looks: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
         """Calibrate, choose, spare, write."""
@@ -51,6 +54,7 @@ class OnnxInt8(Recipe):
             "calibrator": found.method,
             "calibration": calibration.record,
             "smoothed": {name: round(scale.gain, 2) for name, scale in search.scales_of(found).items()},
+            **context.quantize(self.id).record(),
             **search.trials.settings(found),
             **read_back(search.path, search.asked(found)),
         }
@@ -82,6 +86,8 @@ class _Search:
         self._nodes = tuple(quantizable(self._plain))
         if not self._nodes:
             raise BuildError("There is nothing to quantize: no matrix product or convolution has weights.")
+        said = context.quantize(OnnxInt8.id)
+        self._methods, self._fixed = said.methods(OnnxInt8.calibrators), said.kept(self._nodes)
         self._scales = choose_scales(self._plain, calibration.batches)
         self._smooth(self._scales)
         inputs = quantizable(self._smoothed)
@@ -99,17 +105,18 @@ class _Search:
         """
         if len(self.blind) == len(self._nodes):
             raise BuildError("Nothing to quantize by: all inputs of products are 0 throughout the calibration data.")
-        method = self.trials.closest({method: _Choice(method, self.blind) for method in CALIBRATORS})
-        open_to = [name for name in self._nodes if name not in self.blind]
+        method = self.trials.closest({method: self._sparing(method, ()) for method in self._methods})
+        open_to = [name for name in self._nodes if name not in {*self.blind, *self._fixed}]
 
-        def sparing(names: Collection[str]) -> _Choice:
-            return _Choice(method, tuple(name for name in self._nodes if name in {*names, *self.blind}))
-
-        found = spare_fewest(self.trials, open_to, sparing, OnnxInt8.id)
+        found = spare_fewest(self.trials, open_to, functools.partial(self._sparing, method), OnnxInt8.id)
         self._made(found, external_data=None)
         for folder in (self._plain.parent, self._smoothed.parent):
             shutil.rmtree(folder)
         return found
+
+    def _sparing(self, method: str, names: Collection[str]) -> _Choice:
+        kept = {*names, *self.blind, *self._fixed}
+        return _Choice(method, tuple(name for name in self._nodes if name in kept))
 
     def asked(self, choice: _Choice) -> dict[str, str]:
         """Return the form that each product was to have."""

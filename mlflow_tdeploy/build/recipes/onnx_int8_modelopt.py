@@ -17,6 +17,6 @@ class OnnxInt8Modelopt(Modelopt):
     id: ClassVar[str] = "onnx-int8-modelopt"
     precision: ClassVar[str] = "int8"
     mode: ClassVar[str] = "int8"
-    methods: ClassVar[tuple[str, ...]] = ("max", "entropy")
+    calibrators: ClassVar[tuple[str, ...]] = ("max", "entropy")
     activations: ClassVar[str] = "int8"
     session: ClassVar[Mapping[str, Any]] = APART

@@ -20,7 +20,7 @@ class OnnxInt8SmoothquantModelopt(Modelopt):
     precision: ClassVar[str] = "int8"
     parent: ClassVar[str | None] = None
     mode: ClassVar[str] = "int8"
-    methods: ClassVar[tuple[str, ...]] = ("smoothquant", "max")
+    calibrators: ClassVar[tuple[str, ...]] = ("smoothquant", "max")
     activations: ClassVar[str] = "int8"
     session: ClassVar[Mapping[str, Any]] = APART
 

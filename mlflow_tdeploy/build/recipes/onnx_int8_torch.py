@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from mlflow_tdeploy.build.applied import FP32, compared
 from mlflow_tdeploy.build.explicit import finish
 from mlflow_tdeploy.build.fake_quant.options import FakeQuant
 from mlflow_tdeploy.build.qdq import APART
+from mlflow_tdeploy.build.quantize_options import Quantize
 from mlflow_tdeploy.build.ranges import CALIBRATORS
 from mlflow_tdeploy.build.recipes import RECIPES, Graph, Recipe, RecipeContext
 from mlflow_tdeploy.build.sparing import spare_fewest
@@ -32,10 +34,12 @@ class OnnxInt8Torch(Recipe):
     format: ClassVar[Format] = "onnx"
     device: ClassVar[str] = "any"
     default: ClassVar[bool] = False
+    calibrators: ClassVar[tuple[str, ...]] = tuple(CALIBRATORS)
+    looks: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
         """Fake-quantize, calibrate, train, export, spare."""
-        search = _Search(context, context.options or FakeQuant())
+        search = _Search(context, context.quantize(self.id))
         found = search.run()
         settings = {**search.settings, **search.trials.settings(found)}
         kept = (*search.rounding.blind, *found.kept)
@@ -68,44 +72,53 @@ class _Choice:
 class _Search:
     """One search: the graph that was tried last lies at :attr:`path`."""
 
-    def __init__(self, context: RecipeContext, options: FakeQuant) -> None:
+    def __init__(self, context: RecipeContext, said: Quantize) -> None:
         from mlflow_tdeploy.build.fake_quant.model import Rounding
 
         judge = context.required_judge(FakeQuant.recipe)
         module = context.required_module(FakeQuant.recipe)
-        self._context, self._options = context, options
+        options = context.options if isinstance(context.options, FakeQuant) else FakeQuant()
+        self._context, self._options, self._said = context, options, said
         self._calibration = context.required_calibration(FakeQuant.recipe)
         self.path = context.workdir / "graph" / "model.onnx"
         self._whole = context.workdir / "whole" / "model.onnx"
         self._written: tuple[str, bool] | None = None
         self._example = context.task.example_feeds("opt", ragged=True, items=context.data.real)
         self.rounding = Rounding(module, options, context.task.signature, self._calibration.batches)
+        self._names = tuple(layer.name for layer in self.rounding.layers)
+        self._methods, self._fixed = said.methods(OnnxInt8Torch.calibrators), said.kept(self._names)
         self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
     def run(self) -> _Choice:
         """Return what the graph is made of that is left."""
         named = all(layer.rule.input is None or layer.rule.input.calibrator for layer in self.rounding.layers)
-        methods = ("max",) if named else tuple(CALIBRATORS)
-        method = self.trials.closest({method: _Choice(method) for method in methods})
+        methods = ("max",) if named else self._methods
+        method = self.trials.closest({method: self._sparing(method, (), trained=False) for method in methods})
         trained = self._options.train is not None
         if trained:
             self.rounding.calibrate(method)
             self.rounding.train()
-        names = [layer.name for layer in self.rounding.layers if layer.name not in self.rounding.blind]
-
-        def sparing(spared: Collection[str]) -> _Choice:
-            return _Choice(method, tuple(name for name in names if name in spared), trained)
-
+        open_to = [name for name in self._names if name not in {*self._fixed, *self.rounding.blind}]
+        sparing = functools.partial(self._sparing, method, trained=trained)
         more = {"hopeless": _MOVED} if trained else {}
-        found = spare_fewest(self.trials, names, sparing, FakeQuant.recipe, **more)
+        found = spare_fewest(self.trials, open_to, sparing, FakeQuant.recipe, **more)
         self._made(found, external_data=None)
         shutil.rmtree(self._whole.parent)
         return found
 
+    def _sparing(self, method: str, names: Collection[str], *, trained: bool) -> _Choice:
+        kept = {*names, *self._fixed} - {*self.rounding.blind}
+        return _Choice(method, tuple(name for name in self._names if name in kept), trained)
+
     @property
     def settings(self) -> dict[str, Any]:
         """What the record says of how it was made."""
-        return {"dynamic": False, "calibration": self._calibration.record, **self._options.record()}
+        return {
+            "dynamic": False,
+            "calibration": self._calibration.record,
+            **self._options.record(),
+            **self._said.record(),
+        }
 
     def asked(self, kept: Collection[str]) -> dict[str, str]:
         """Return the form that each layer was to have."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlflow_tdeploy.build.applied import blocks, read_back
+from mlflow_tdeploy.build.applied import FP32, blocks, read_back
 from mlflow_tdeploy.build.graphs import CPU_INT8_FUSIONS
 from mlflow_tdeploy.build.judge import Judge
 from mlflow_tdeploy.build.quantize import BLOCK, can_be_blocks, prepare, products
@@ -37,6 +37,7 @@ class OrtCpuInt4(Recipe):
     format: ClassVar[Format] = "ort"
     device: ClassVar[str] = "cpu"
     default: ClassVar[bool] = False
+    looks: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
         """Fuse, order, spare, check."""
@@ -48,6 +49,7 @@ class OrtCpuInt4(Recipe):
         search = _Search(fused, context, judge)
         found = search.run()
         settings = {
+            **context.quantize(self.id).record(),
             "block_size": BLOCK_OF_FOUR,
             "eight_bits": list(found.eight),
             "eight_bits_block_size": BLOCK,
@@ -56,7 +58,7 @@ class OrtCpuInt4(Recipe):
             **read_back(search.path, search.asked(found)),
             **fused.settings,
         }
-        precision = Precision("int4", "int8", recipe=self.id, kept=found.eight, settings=settings)
+        precision = Precision("int4", "int8", recipe=self.id, kept=(*search.fixed, *found.eight), settings=settings)
         return Graph(search.path, precision, session=fused.session)
 
 
@@ -85,7 +87,9 @@ class _Search:
         shutil.rmtree(fused.path.parent)
         self._session = fused.session
         fitting = can_be_blocks(self._plain)
-        self._names = tuple(name for name in products(self._plain) if name in fitting)  # in the order of the graph
+        names = tuple(name for name in products(self._plain) if name in fitting)  # in the order of the graph
+        self.fixed = context.quantize(OrtCpuInt4.id).kept(names)
+        self._names = tuple(name for name in names if name not in self.fixed)
         self.tables = tables(self._plain)
         self.trials = Trials[_Choice](context, judge, self._made, self.said)
 
@@ -129,11 +133,12 @@ class _Search:
         """Return the form that each product, and each table, was to have."""
         four, eight = blocks(4, BLOCK_OF_FOUR), blocks(8, BLOCK)
         forms = {name: eight if name in choice.eight else four for name in self._names}
+        forms |= dict.fromkeys(self.fixed, FP32)
         return forms | dict.fromkeys(self.tables if choice.tables else (), four)
 
     def said(self, choice: _Choice) -> str:
         """Say what a graph is made of."""
-        of = len(self._names)
+        of = len(self._names) + len(self.fixed)
         rest = of - len(choice.four) - len(choice.eight)
         tables = f", {len(self.tables)} tables" if choice.tables else ""
         return f"{len(choice.four)} in four bits, {len(choice.eight)} in eight, {rest} in fp32 of {of} products{tables}"

@@ -43,6 +43,7 @@ class OrtCpuInt8Mixed(Recipe):
     default: ClassVar[bool] = False
     searches: ClassVar[bool] = True
     tuned: ClassVar[bool] = True
+    looks: ClassVar[bool] = True
 
     def run(self, context: RecipeContext) -> Graph:
         """Fuse, order, spare, check."""
@@ -51,7 +52,8 @@ class OrtCpuInt8Mixed(Recipe):
         search = _Search(whole, context, judge)
         mix = search.run()
         shutil.rmtree(whole.path.parent)
-        settings = {"dynamic": True, "per_channel": True, **mix.settings, **whole.fused.settings}
+        said = context.quantize(self.id).record()
+        settings = {"dynamic": True, "per_channel": True, **said, **mix.settings, **whole.fused.settings}
         precision = Precision("int8", "int8", recipe=self.id, kept=mix.kept, settings=settings)
         return Graph(search.path, precision, session=whole.fused.session)
 
@@ -78,6 +80,7 @@ class _Search:
         self._whole = whole
         self._names, self._by_blocks = products(whole.path), can_be_blocks(whole.path)
         self.path = context.workdir / "mixed" / "model.onnx"
+        self._fixed = context.quantize(OrtCpuInt8Mixed.id).kept(self._names)
         self._suits: dict[str, bool] = {}
         self._trials = Trials[_Mix](context, judge, self._made, self._said)
 
@@ -90,12 +93,15 @@ class _Search:
         """
         if not self._names:
             raise BuildError("There is nothing to quantize: the graph has no matrix product with weights.")
-        if self._trials.passes(_Mix()):
-            return self._found(_Mix())
+        if self._trials.passes(all_of := _Mix((), self._fixed)):
+            return self._found(all_of)
         if not self._trials.passes(_Mix((), self._names)):
             raise self._trials.nothing_within(OrtCpuInt8Mixed.id, HOPELESS)
         order = by_sensitivity(
-            self._names, lambda names: self._distance(channels=names), trials=_TRIALS, enough=self._trials.order_known
+            [name for name in self._names if name not in self._fixed],
+            lambda names: self._distance(channels=names),
+            trials=_TRIALS,
+            enough=self._trials.order_known,
         )
         mix = self._least(order, lambda count: self._spared(order[:count]))
         mix = mix or self._least(order, lambda count: self._spared(order, whole=order[:count]))
@@ -110,7 +116,7 @@ class _Search:
     def _spared(self, names: Collection[str], whole: Collection[str] = ()) -> _Mix:
         """Return the mix that spares some products, each as suits it, and some of them as a whole."""
         blocks = {name for name in names if name not in whole and self._suits_blocks(name)}
-        kept = {*names, *whole} - blocks
+        kept = {*names, *whole, *self._fixed} - blocks
         return _Mix(self._in_order(blocks), self._in_order(kept))
 
     def _in_order(self, which: Collection[str]) -> tuple[str, ...]:
