@@ -34,18 +34,19 @@ def golden_requests(task: Task, data: VerifyData, reference: Infer) -> tuple[Gol
 
 
 def _request(task: Task, inputs: Any, reference: Infer) -> GoldenRequest:
-    items = task.items(inputs)
-    encoded = task.encode(items)
-    feeds = encoded.collate(range(len(items)))
-    outputs = reference(feeds)
     params = task.check_params(None)
-    answer = task.finish(list(task.decode(outputs, feeds, len(items), params)), params)
+    encoded = task.encode(task.items(inputs), params)
+    feeds = encoded.whole()
+    outputs = reference(feeds)
+    rows = task.decode(outputs, feeds, len(encoded.lengths), params)
+    answer = task.finish(task.answers(rows, encoded, params), params)
     return GoldenRequest(inputs, feeds, outputs, answer)
 
 
 def golden_texts(task: Task, data: VerifyData) -> list[list[str]]:
     """Return the texts of each golden request of a text task."""
-    lengths = task.encode(task.items(list(data.texts))).lengths
+    encoded = task.encode(task.items(list(data.texts)))
+    lengths = [sum(encoded.lengths[row] for row in span) for span in encoded.by_item]
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
     order = [index for index in order if lengths[index] <= DEFAULT_TOKEN_BUDGET // 2] or order[:1]
     places = [data.texts[order[int(share * (len(order) - 1))]] for share in (0.0, 0.5, 1.0)]

@@ -61,7 +61,7 @@ class Case:
         part: ``corners``, ``items``, ``rows`` or ``blanks``.
         shape: Its sizes, for example ``batch=8,sequence=128``.
         feeds: The graph's inputs.
-        indices: The items in it, by position; empty for corners.
+        indices: The rows of items in it, by position; empty for corners.
         answers: Whether its answers count for the task's metric (an item asked twice counts once).
         optional: Whether the model may fail at it: its sizes are none of those that all ranges of it are multiples of.
     """
@@ -180,23 +180,33 @@ class Score:
 
     def __init__(self, task: Task, data: VerifyData) -> None:
         self._task = task
-        self._labels = data.labels
+        self._labels, self._texts = data.labels, data.texts
         self._params = task.check_params(task.scored)
-        self._answers: dict[int, Any] = {}
+        self._rows: dict[int, Any] = {}
 
     def add(self, case: Case, outputs: Arrays) -> None:
         """Take in the outputs of one batch."""
         if self._labels is not None and case.answers:
             decoded = self._task.decode(outputs, case.feeds, len(case.indices), self._params)
-            self._answers.update(zip(case.indices, decoded, strict=True))
+            self._rows.update(zip(case.indices, decoded, strict=True))
 
     def metric(self) -> dict[str, float]:
         """Return the task's metrics; empty without labels."""
-        if self._labels is None or not self._answers:
+        if self._labels is None or not self._rows:
             return {}
-        order = sorted(index for index in self._answers if index < len(self._labels))  # the rest was only added
-        finished = self._task.finish([self._answers[index] for index in order], self._params)
-        return self._task.metric(finished, [self._labels[index] for index in order])
+        answers = {item: one for item, one in self._answers() if item < len(self._labels)}  # the rest was only added
+        finished = self._task.finish(list(answers.values()), self._params)
+        return self._task.metric(finished, [self._labels[item] for item in answers])
+
+    def _answers(self) -> Iterator[tuple[int, Any]]:
+        """Yield the items of which every row is known, and their answers."""
+        if not self._texts:  # a request is an item, and a row
+            yield from sorted(self._rows.items())
+            return
+        encoded = self._task.encode(self._task.items(list(self._texts)), self._params)
+        for item, span in enumerate(encoded.by_item):
+            if all(row in self._rows for row in span):
+                yield item, self._task.join([self._rows[row] for row in span], encoded, item, self._params)
 
 
 def largest_corner(parameters: int, signature: Signature) -> int:
@@ -254,11 +264,10 @@ def _cases(task: Task, data: VerifyData, largest: int) -> Iterator[Case]:
         feeds = encoded.collate(batch)
         yield Case("items", batch_text(task.signature, feeds), feeds, tuple(batch), answers=True)
     for index, texts in enumerate(golden_texts(task, data)):  # what will be replayed must have been checked as it is
-        together = task.encode(task.items(texts))
-        feeds = together.collate(range(len(texts)))
+        feeds = task.encode(task.items(texts)).whole()
         yield Case("items", batch_text(task.signature, feeds), feeds, (index,))
-    step = max(1, len(items) // ALONE)
-    for index in range(0, len(items), step):
+    step = max(1, len(encoded.lengths) // ALONE)
+    for index in range(0, len(encoded.lengths), step):
         feeds = encoded.collate([index])
         yield Case("items", batch_text(task.signature, feeds), feeds, (index,))
 

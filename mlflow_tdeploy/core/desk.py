@@ -104,8 +104,12 @@ class Desk:
             found[place] = error
 
     async def _answer_texts(self, texts: list[_Texts], found: list[Arrays | Exception]) -> None:
-        if not texts:
-            return
+        groups: dict[str, list[_Texts]] = {}  # by what they are tokenized by
+        for one in texts:
+            groups.setdefault(_key({name: one.params[name] for name in self._task.encoding}), []).append(one)
+        await asyncio.gather(*(self._answer_group(group, found) for group in groups.values()))
+
+    async def _answer_group(self, texts: list[_Texts], found: list[Arrays | Exception]) -> None:
         try:
             answers = await self._run(texts)
         except Exception as error:
@@ -113,7 +117,7 @@ class Desk:
                 found[texts[0].place] = error
                 return
             for one in texts:  # one of them is wrong: only that one shall fail
-                await self._answer_texts([one], found)
+                await self._answer_group([one], found)
             return
         for one, answer in zip(texts, answers, strict=True):
             try:
@@ -125,7 +129,7 @@ class Desk:
 
     async def _run(self, texts: list[_Texts]) -> list[list[Any]]:
         """Return the answers to the items of each request."""
-        encoded = self._task.encode([item for one in texts for item in one.items])
+        encoded = self._task.encode([item for one in texts for item in one.items], texts[0].params)
         batches = plan_batches(
             encoded.lengths,
             max_batch=self._task.max_batch,
@@ -133,27 +137,32 @@ class Desk:
             workers=self._workers,
             pads=self._task.pads,
         )
-        owners = [one for one in texts for _ in one.items]
-        answers: list[Any] = [None] * len(owners)
-        await asyncio.gather(*(self._run_batch(encoded, batch, owners, answers) for batch in batches))
+        of_items = [one for one in texts for _ in one.items]
+        owners = [one for one, span in zip(of_items, encoded.by_item, strict=True) for _ in span]
+        rows: list[Any] = [None] * len(owners)
+        await asyncio.gather(*(self._run_batch(encoded, batch, owners, rows) for batch in batches))
         parts, begin = [], 0
         for one in texts:
-            parts.append(answers[begin : begin + len(one.items)])
+            parts.append(self._task.answers(rows, encoded, one.params, range(begin, begin + len(one.items))))
             begin += len(one.items)
         return parts
 
     async def _run_batch(
-        self, encoded: Encoded, batch: Sequence[int], owners: Sequence[_Texts], answers: list[Any]
+        self, encoded: Encoded, batch: Sequence[int], owners: Sequence[_Texts], rows: list[Any]
     ) -> None:
         feeds = encoded.collate(batch)
         outputs = await self._infer(feeds)
         decoded: dict[str, Sequence[Any]] = {}  # once for each set of parameters among them
         for row, index in enumerate(batch):
             params = owners[index].params
-            key = json.dumps(params, sort_keys=True)
+            key = _key(params)
             if key not in decoded:
                 decoded[key] = self._task.decode(outputs, feeds, len(batch), params)
-            answers[index] = decoded[key][row]
+            rows[index] = decoded[key][row]
+
+
+def _key(params: Mapping[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)
 
 
 def _some(answer: Arrays, wanted: Sequence[str], has: Iterable[str]) -> Arrays:

@@ -50,8 +50,9 @@ class Pipeline:
             InvalidInputError: The inputs or parameters cannot be used; nothing was run.
         """
         checked = self.task.check_params(params)
-        encoded = self.task.encode(self.task.items(inputs))
-        return self.task.finish(self._run(encoded, checked), checked)
+        encoded = self.task.encode(self.task.items(inputs), checked)
+        rows = self._run(encoded, checked)
+        return self.task.finish(self.task.answers(rows, encoded, checked), checked)
 
     def batches(self, encoded: Encoded) -> list[list[int]]:
         """Return the plan for an encoded request."""
@@ -68,18 +69,18 @@ class Pipeline:
             return list(self._run_batch(self.single, encoded, [0], params))
         batches = self.batches(encoded)
         infer = self.single if len(batches) == 1 else self.infer
-        answers: list[Any] = [None] * len(encoded.lengths)
+        rows: list[Any] = [None] * len(encoded.lengths)
 
         def run(batch: list[int]) -> None:
-            for index, answer in zip(batch, self._run_batch(infer, encoded, batch, params), strict=True):
-                answers[index] = answer
+            for index, row in zip(batch, self._run_batch(infer, encoded, batch, params), strict=True):
+                rows[index] = row
 
         if self._executor is None or len(batches) == 1:
             for batch in batches:
                 run(batch)
         else:
             list(self._executor.map(run, batches))
-        return answers
+        return rows
 
     def _run_batch(
         self, infer: Infer, encoded: Encoded, batch: Sequence[int], params: Mapping[str, Any]

@@ -96,12 +96,13 @@ class OverTheNetwork:
                 raise VerificationError(f"'{model}' cannot answer golden request {place}: {error}") from error
 
     def _check_one(self, model: str, request: GoldenRequest, place: int) -> None:
-        items = self._task.items(request.inputs)
+        items, params = self._task.items(request.inputs), self._task.check_params(None)
         # as many rows at once as the front gets: dynamic ranges are of all rows of a run
         by_rows = self._task.input_kind != "text" and self._joins
         outputs = self._infer(request.feeds, self._front_most if by_rows else self._most)
-        params = self._task.check_params(None)
-        finished = self._task.finish(list(self._task.decode(outputs, request.feeds, len(items), params)), params)
+        encoded = self._task.encode(items, params)
+        rows = self._task.decode(outputs, request.feeds, len(encoded.lengths), params)
+        finished = self._task.finish(self._task.answers(rows, encoded, params), params)
         if self._task.input_kind == "text":
             expected = pack(self._task, finished)
             got = self._ask(model, {TEXT: rows_of(items)}, self._front_most)

@@ -146,8 +146,7 @@ def check_encoding(task: Task, requests: Iterable[GoldenRequest]) -> None:
     """
     for request in requests:
         try:
-            items = task.items(request.inputs)
-            feeds = task.encode(items).collate(range(len(items)))
+            feeds = task.encode(task.items(request.inputs)).whole()
         except Exception as error:  # tokenizers raises bare ones
             raise IntegrityError(f"A golden request cannot be read on this host: {error}") from error
         for name, array in request.feeds.items():

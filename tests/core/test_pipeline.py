@@ -41,7 +41,7 @@ class SumOfCharacters(Task):
     def items(self, inputs):
         return list(inputs)
 
-    def encode(self, items):
+    def encode(self, items, params=None):
         return Lengths(items)
 
     def decode(self, outputs, feeds, count, params):

@@ -79,17 +79,28 @@ class AnswerForm:
 
 
 class Encoded(ABC):
-    """A request turned into numbers, not yet padded.
+    """A request turned into numbers, not yet padded: rows of the graph, one for each item or several.
 
     Attributes:
-        lengths: Cost of each item in tokens, for planning batches.
+        lengths: Cost of each row in tokens, for planning batches.
+        spans: Rows of each item, in order; None where each item is one row.
     """
 
     lengths: Sequence[int]
+    spans: Sequence[range] | None = None
 
     @abstractmethod
     def collate(self, indices: Sequence[int]) -> Arrays:
-        """Return the graph's input arrays for these items, padded together. Rows beyond the items are filler."""
+        """Return the graph's input arrays for these rows, padded together. More rows than these are filler."""
+
+    def whole(self) -> Arrays:
+        """Return the graph's input arrays for all rows."""
+        return self.collate(range(len(self.lengths)))
+
+    @property
+    def by_item(self) -> Sequence[range]:
+        """Rows of each item."""
+        return self.spans if self.spans is not None else [range(row, row + 1) for row in range(len(self.lengths))]
 
 
 @dataclass(frozen=True)
@@ -118,6 +129,8 @@ class Task(ABC):
     head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()
     default_budget: ClassVar[Budget]
+    #: Names of parameters that change what :meth:`encode` returns.
+    encoding: ClassVar[tuple[str, ...]] = ()
     #: What :meth:`metric` returns of answers as they usually are.
     quality: ClassVar[tuple[str, ...]] = ()
     #: Parameters of ``predict`` that ask for all scores, where some of :attr:`quality_of_scores` need those.
@@ -194,16 +207,41 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def encode(self, items: Sequence[Any]) -> Encoded:
-        """Return the items as numbers."""
+    def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> Encoded:
+        """Return the items as numbers.
+
+        Args:
+            items: See :meth:`items`.
+            params: See :meth:`check_params`; only those of :attr:`encoding` count. None for the usual ones.
+        """
 
     @abstractmethod
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
-        """Return one answer per item of a batch; ``count`` rows are items, the rest is filler."""
+        """Return what a batch says of each row, whatever rows are beside it; ``count`` are rows, the rest is filler."""
+
+    def join(self, parts: Sequence[Any], encoded: Encoded, item: int, params: Mapping[str, Any]) -> Any:
+        """Return an item's answer; by default what its only row says.
+
+        Args:
+            parts: What :meth:`decode` says of its rows.
+            encoded: It is one of these items.
+            item: Which one.
+            params: See :meth:`check_params`.
+        """
+        del encoded, item, params
+        return parts[0]
 
     @abstractmethod
     def finish(self, answers: list[Any], params: Mapping[str, Any]) -> Any:
         """Return the whole request's answer from the items' answers, in the caller's order."""
+
+    def answers(
+        self, rows: Sequence[Any], encoded: Encoded, params: Mapping[str, Any], items: range | None = None
+    ) -> list[Any]:
+        """Return the answers to items, or to some of them, from what :meth:`decode` says of each row of all."""
+        spans = encoded.by_item
+        wanted = range(len(spans)) if items is None else items
+        return [self.join([rows[row] for row in spans[item]], encoded, item, params) for item in wanted]
 
     @abstractmethod
     def answer_form(self) -> AnswerForm:

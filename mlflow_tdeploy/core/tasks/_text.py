@@ -102,7 +102,7 @@ class TextTask(Task):
         texts = plain_texts(inputs, f"task '{self.name}'")
         return [text.strip() for text in texts] if self.config.strip else texts
 
-    def encode(self, items: Sequence[str]) -> TextEncoded:
+    def encode(self, items: Sequence[str], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize the texts.
 
         Raises:

@@ -79,7 +79,7 @@ class Tensors(Task):
                 )
         return [arrays]
 
-    def encode(self, items: Sequence[Any]) -> Encoded:
+    def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> Encoded:
         """Pass the arrays on."""
         return _Whole(items)
 
