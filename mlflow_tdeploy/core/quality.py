@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 #: Shares that :func:`classified` returns.
 CLASSIFIED = ("accuracy", "precision", "recall", "f1")
+#: Figures that :func:`spans_found` returns.
+SPANS = ("precision", "recall", "f1")
 #: What a predicted probability counts as at least, so that one wrong answer does not make the loss infinite.
 _LEAST = float(np.finfo(np.float64).eps)
 
@@ -41,3 +43,22 @@ def log_loss(probabilities: Sequence[float]) -> float:
 
 def _mean(hits: npt.NDArray[np.int_], of: npt.NDArray[np.int_]) -> float:
     return float(np.mean(hits / np.maximum(of, 1)))
+
+
+def spans_found(found: Sequence[Sequence[Hashable]], right: Sequence[Sequence[Hashable]]) -> dict[str, float]:
+    """Return precision, recall and F1 of what was found in texts, each thing of all texts counting alike.
+
+    As the shared task of CoNLL-2003 scores entities (https://aclanthology.org/W03-0419): one is right that is there
+    with the same place and kind. Where nothing is to be found, and nothing is, all are 1.
+
+    Args:
+        found: What was found in each text, each once.
+        right: What is there.
+    """
+    hits = sum(len({*got} & {*wanted}) for got, wanted in zip(found, right, strict=True))
+    said, there = (sum(len({*one}) for one in which) for which in (found, right))
+    return {
+        "precision": hits / said if said else float(not there),
+        "recall": hits / there if there else float(not said),
+        "f1": 2 * hits / (said + there) if said + there else 1.0,
+    }

@@ -52,7 +52,7 @@ def answer_parts(task: Task) -> tuple[Part, ...]:
     if form.kind == "records":
         columns = tuple(Part(field.name, _COLUMNS[field.dtype]) for field in form.fields)
         return (*columns, Part(ANSWER, STRING))
-    return (Part(ANSWER, STRING),) if form.kind == "nested" else ()
+    return (Part(ANSWER, STRING),) if form.kind in ("nested", "lists") else ()
 
 
 def texts_of(array: Array) -> list[str]:
@@ -125,7 +125,7 @@ def pack(task: Task, answers: Any, names: Sequence[str] = ()) -> Arrays:
     elif form.kind == "records" and _plain_records(form, answers):
         for field in form.fields:
             found[field.name] = _column([answer[field.name] for answer in answers], _COLUMNS[field.dtype])
-    if form.kind in ("records", "nested") and ANSWER in wanted:
+    if form.kind in ("records", "lists", "nested") and ANSWER in wanted:
         found[ANSWER] = _column([json.dumps(answer, ensure_ascii=False, default=_value) for answer in answers], STRING)
     return {name: array for name, array in found.items() if name in wanted}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from mlflow.types.schema import Array
+from mlflow.types.schema import Array, Object, Property
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import Task
@@ -84,13 +84,19 @@ def _outputs(task: Task) -> Schema:
         return Schema([TensorSpec(np.dtype(np.float32), (-1, form.width))])
     if form.kind == "records":
         return Schema([ColSpec(DataType[field.dtype], field.name) for field in form.fields])
+    if form.kind == "lists":
+        row = Object([Property(field.name, DataType[field.dtype]) for field in form.fields])
+        return Schema([ColSpec(Array(row))])
     if form.kind == "nested":
         return Schema([ColSpec(Array(Array(Array(DataType.double))))])
     return Schema([_tensor(task.signature, spec) for spec in task.signature.outputs])
 
 
 def _params(task: Task) -> ParamSchema:
-    own = [ParamSpec(param.name, DataType[param.dtype], param.default) for param in task.params]
+    own = [
+        ParamSpec(param.name, DataType[param.dtype], param.default, shape=(-1,) if param.many else None)
+        for param in task.params
+    ]
     return ParamSchema([*own, *(ParamSpec(*param) for param in HOST_PARAMS)])
 
 

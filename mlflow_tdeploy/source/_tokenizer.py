@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,13 @@ def tokenizer_settings(tokenizer: Any, max_length: int, *, strip: bool = False) 
         "truncation_side": str(tokenizer.truncation_side),
         "strip": strip,
     }
+
+
+def special_ids(task: str, tokenizer: Any) -> dict[str, int]:
+    """Return the special tokens that a task's settings ask for, such as ``mask_id``; -1 for one there is not."""
+    names = [one.name for one in dataclasses.fields(TASKS.get(task).settings) if one.name in ("mask_id", "unk_id")]
+    found = {name: getattr(tokenizer, f"{name.removesuffix('_id')}_token_id", None) for name in names}
+    return {name: -1 if number is None else int(number) for name, number in found.items()}
 
 
 def text_inputs(tokenizer: Any, accepted: set[str] | None) -> tuple[TensorSpec, ...]:

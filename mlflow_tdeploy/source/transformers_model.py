@@ -28,6 +28,7 @@ from mlflow_tdeploy.source._tokenizer import (
     check_parity,
     check_tokenizer,
     encode_with,
+    special_ids,
     text_dims,
     text_inputs,
     token_limit,
@@ -55,7 +56,8 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
         options, task=options.task or pipeline.task, tokenizer=options.tokenizer or pipeline.tokenizer
     )
     preprocess = dict(getattr(pipeline, "_preprocess_params", {}))
-    if unknown := set(preprocess) - _HARMLESS:
+    said = {name for name, value in preprocess.items() if (name, value) != ("is_split_into_words", False)}
+    if unknown := said - _HARMLESS - set(TASKS.get(options.task or "").pipeline_arguments):
         raise InvalidInputError(
             f"The pipeline was made with the tokenizer argument '{min(unknown)}', which the logged model would not "
             f"keep. Make the pipeline without it."
@@ -63,7 +65,9 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
     postprocess = dict(getattr(pipeline, "_postprocess_params", {}))
     if postprocess.get("top_k", 1) != 1:
         _log.warning("The pipeline's top_k=%r is not kept: pass params={'top_k': …} to predict.", postprocess["top_k"])
-    return from_model(pipeline.model, options, max_length=preprocess.get("max_length"), pipeline=postprocess)
+    return from_model(
+        pipeline.model, options, max_length=preprocess.get("max_length"), pipeline=preprocess | postprocess
+    )
 
 
 def _heads() -> dict[str, Head]:
@@ -122,7 +126,7 @@ def from_model(
     signature = probe_signature(module, tokenizer, inputs, dims, head)
     width = int(signature.outputs[0].shape[-1])
     own = TASKS.get(task).settings_of(model.config.to_dict(), width, options.labels, pipeline or {})
-    config = tokenizer_settings(tokenizer, longest) | own
+    config = tokenizer_settings(tokenizer, longest) | special_ids(task, tokenizer) | own
     signature, config = settle_padding(asked(module), task, config, signature, tokenizer, accepted_inputs(model))
     check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
     record = record or record_of(model, "transformers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import ssl
 import time
 import urllib.parse
@@ -239,7 +240,7 @@ class TritonClient:
                 sent,
                 "" if version is None else str(version),
                 wanted,
-                parameters=dict(params or {}) or None,
+                parameters=_plain(params) or None,
                 **more,
             )
             got = result.get_response()
@@ -336,6 +337,13 @@ class TritonClient:
 def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters of a configuration by name."""
     return {name: str(value.get("string_value", "")) for name, value in config.get("parameters", {}).items()}
+
+
+def _plain(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return parameters as a request can hold them: it has no lists."""
+    return {
+        name: json.dumps(value) if isinstance(value, (list, tuple)) else value for name, value in (params or {}).items()
+    }
 
 
 def _input(module: Any, name: str, array: np.ndarray[Any, Any]) -> Any:

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET
 from mlflow_tdeploy.core.compare import Choices, Rows, same_outputs
-from mlflow_tdeploy.core.tasks.text_classification import _ScoreComparison
+from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison
 
 
 def measure(reference, got):
@@ -263,7 +263,7 @@ def test_rows_hold_a_short_row_against_the_typical_one():
 
 
 def scores(reference, got, function="softmax"):
-    comparison = _ScoreComparison(function)
+    comparison = ScoreComparison(function)
     comparison.add({"logits": np.asarray(reference, np.float32)}, {"logits": np.asarray(got, np.float32)}, {})
     metrics = comparison.metrics()
     assert all(np.isfinite(value) for value in metrics.values())

@@ -91,10 +91,10 @@ def test_resolve_says_why_when_the_model_cannot_run_on_texts(tokenizer):
 
 
 def test_resolve_names_tasks_when_the_architecture_has_none(small, tokenizer):
-    from transformers import BertConfig, BertForTokenClassification
+    from transformers import BertConfig, BertForMultipleChoice
 
-    model = BertForTokenClassification(BertConfig(**small))
-    with pytest.raises(InvalidInputError, match="BertForTokenClassification.*text-classification"):
+    model = BertForMultipleChoice(BertConfig(**small))
+    with pytest.raises(InvalidInputError, match="BertForMultipleChoice.*text-classification"):
         resolve(model, tokenizer=tokenizer)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ class Param:
     dtype: Literal["integer", "string", "double", "boolean"]
     default: Any
     help: str
+    #: Whether it is a list of such values; as text, with commas between or as JSON, it is read as one.
+    many: bool = False
 
     def check(self, value: Any) -> Any:
         """Return ``value`` if it has the declared type; None means the default.
@@ -42,12 +46,25 @@ class Param:
         """
         if value is None:
             return self.default
+        return [self._checked(one) for one in _listed(value)] if self.many else self._checked(value)
+
+    def _checked(self, value: Any) -> Any:
         wrong_bool = isinstance(value, (bool, np.bool_)) and self.dtype != "boolean"
         if wrong_bool or not isinstance(value, _PARAM_TYPES[self.dtype]):
             raise InvalidInputError(
                 f"The parameter '{self.name}' must be of type {self.dtype}, got {shown(value)}. {self.help}"
             )
         return value
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list parameter, whatever form it comes in; servers of tensors have no lists among their parameters."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, str):
+        return [one.strip() for one in value.split(",")] if value else []
+    return list(value.tolist() if isinstance(value, np.ndarray) else value) if np.iterable(value) else [value]
 
 
 @dataclass(frozen=True)
@@ -63,15 +80,15 @@ class AnswerForm:
     """What ``predict`` returns, for the MLflow output schema.
 
     Attributes:
-        kind: ``array`` (one float row per input), ``records`` (one row of ``fields`` per input), ``nested``
-            (one nested list of floats per input) or ``tensors`` (name → array).
+        kind: ``array`` (one float row per input), ``records`` (one row of ``fields`` per input), ``lists`` (a list of
+            such rows per input), ``nested`` (one nested list of floats per input) or ``tensors`` (name → array).
         width: Row length for ``array``; -1 when it varies.
-        fields: Columns for ``records``.
+        fields: Columns for ``records`` and ``lists``.
         name: What a server of tensors calls the ``array``.
         dtype: Its dtype.
     """
 
-    kind: Literal["array", "records", "nested", "tensors"]
+    kind: Literal["array", "records", "lists", "nested", "tensors"]
     width: int = -1
     fields: tuple[Field, ...] = ()
     name: str = "answer"
@@ -129,6 +146,8 @@ class Task(ABC):
     head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()
     default_budget: ClassVar[Budget]
+    #: Arguments of a transformers pipeline, for what it does before the model, that :meth:`settings_of` keeps.
+    pipeline_arguments: ClassVar[tuple[str, ...]] = ()
     #: Names of parameters that change what :meth:`encode` returns.
     encoding: ClassVar[tuple[str, ...]] = ()
     #: What :meth:`metric` returns of answers as they usually are.

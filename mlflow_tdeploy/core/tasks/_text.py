@@ -54,6 +54,8 @@ class TextTask(Task):
     """A task whose items are texts and whose graph takes token ids; its settings are a :class:`TextConfig`."""
 
     settings: ClassVar[type] = TextConfig
+    #: Whether answers say where in a text they are from.
+    offsets: ClassVar[bool] = False
     input_kind: ClassVar[Literal["text", "tensors"]] = "text"
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
@@ -79,9 +81,13 @@ class TextTask(Task):
         if getattr(tokenizer.model, "dropout", None):
             tokenizer.model.dropout = None  # for training: it splits words at random
         tokenizer.no_padding()
-        longest = min(self.config.max_length, self._dim("sequence", "max"))
-        tokenizer.enable_truncation(longest, direction=self.config.truncation_side)
+        tokenizer.enable_truncation(self.longest, direction=self.config.truncation_side)
         return tokenizer
+
+    @functools.cached_property
+    def longest(self) -> int:
+        """Most tokens of a row, special ones included."""
+        return min(int(self.config.max_length), self._dim("sequence", "max"))
 
     @property
     def max_batch(self) -> int:
@@ -108,8 +114,23 @@ class TextTask(Task):
         Raises:
             InvalidInputError: One is not Unicode, or has no tokens; names its position.
         """
+        return self.encoded(items, self.tokenized(self.tokenizer, items))
+
+    def tokenized(self, tokenizer: Tokenizer, items: Sequence[str]) -> list[Encoding]:
+        """Return the tokens of texts by a tokenizer.
+
+        Args:
+            tokenizer: The task's, or one made of it.
+            items: The texts.
+
+        Raises:
+            InvalidInputError: One is not Unicode; names its position.
+        """
+        many = tokenizer.encode_batch if self.offsets else tokenizer.encode_batch_fast
         try:
-            encodings = self.tokenizer.encode_batch_fast(items) if len(items) > 1 else [self.tokenizer.encode(items[0])]
+            if len(items) > 1:
+                return list(many(items))
+            return [tokenizer.encode(items[0])]
         except TypeError as error:  # a lone surrogate is str for Python and not text for the tokenizer
             bad = next((i for i, item in enumerate(items) if not _is_unicode(item)), None)
             if bad is None:
@@ -118,7 +139,21 @@ class TextTask(Task):
                 f"Text {bad} is not valid Unicode (it has a lone surrogate) and cannot be encoded as UTF-8. "
                 f"Decode the bytes with errors='replace' first."
             ) from error
-        encoded = TextEncoded(self, encodings)
+
+    def encoded(
+        self, items: Sequence[str], encodings: Sequence[Encoding], spans: Sequence[range] | None = None
+    ) -> TextEncoded:
+        """Return tokens as rows.
+
+        Args:
+            items: The texts.
+            encodings: Their tokens, by row.
+            spans: See :attr:`Encoded.spans`.
+
+        Raises:
+            InvalidInputError: A text has no tokens; names its position.
+        """
+        encoded = TextEncoded(self, items, encodings, spans)
         if 0 in encoded.lengths:  # a row without a token is masked as a whole, and its answer means nothing
             bad = encoded.lengths.index(0)
             raise InvalidInputError(
@@ -219,17 +254,29 @@ class TextTask(Task):
 
 
 class TextEncoded(Encoded):
-    """Tokenized texts."""
+    """Tokenized texts.
 
-    def __init__(self, task: TextTask, encodings: Sequence[Encoding]) -> None:
+    Attributes:
+        texts: The items.
+        encodings: Tokens of each row.
+    """
+
+    def __init__(
+        self, task: TextTask, texts: Sequence[str], encodings: Sequence[Encoding], spans: Sequence[range] | None = None
+    ) -> None:
         self._task = task
-        self._encodings = encodings
+        self.texts, self.encodings, self.spans = texts, encodings, spans
         self.lengths = [len(encoding) for encoding in encodings]
 
     def collate(self, indices: Sequence[int]) -> Arrays:
         """Return the padded arrays of these texts."""
-        rows = [(self._encodings[index].ids, self._encodings[index].type_ids) for index in indices]
+        rows = [(self.encodings[index].ids, self.encodings[index].type_ids) for index in indices]
         return self._task.pad(rows, max(len(ids) for ids, _ in rows))
+
+
+def own_tokens(feeds: Arrays) -> Array | None:
+    """Return which tokens of a batch (rows, tokens) are no padding; None where the graph has no mask."""
+    return feeds["attention_mask"].astype(bool) if "attention_mask" in feeds else None
 
 
 def plain_texts(inputs: Any, who: str = "it") -> list[str]:

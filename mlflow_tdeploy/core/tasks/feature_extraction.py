@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET, Budget
 from mlflow_tdeploy.core.compare import Comparison, Rows
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Head
-from mlflow_tdeploy.core.tasks._text import TextTask
+from mlflow_tdeploy.core.tasks._text import TextTask, own_tokens
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
 OUTPUT = "last_hidden_state"
@@ -25,7 +25,7 @@ class FeatureExtraction(TextTask):
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return the hidden states of each text's own tokens."""
         hidden = outputs[OUTPUT]
-        mask = _mask(feeds)
+        mask = own_tokens(feeds)
         if mask is None:
             return [hidden[index : index + 1] for index in range(count)]
         return [hidden[index : index + 1, mask[index]] for index in range(count)]
@@ -48,7 +48,7 @@ class _TokenComparison(Comparison):
         self._rows = Rows()
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
-        mask = _mask(inputs)
+        mask = own_tokens(inputs)
         width = reference[OUTPUT].shape[-1]
         if mask is None:
             self._rows.add(reference[OUTPUT].reshape(-1, width), got[OUTPUT].reshape(-1, width))
@@ -57,7 +57,3 @@ class _TokenComparison(Comparison):
 
     def metrics(self) -> dict[str, float]:
         return self._rows.metrics()
-
-
-def _mask(feeds: Arrays) -> Array | None:
-    return feeds["attention_mask"].astype(bool) if "attention_mask" in feeds else None

@@ -74,10 +74,7 @@ class TextClassification(TextTask):
         Raises:
             InvalidInputError: There are more or fewer labels than classes.
         """
-        named = {str(index): name for index, name in (config.get("id2label") or {}).items()}
-        names = list(labels) if labels is not None else [str(named.get(str(i), f"LABEL_{i}")) for i in range(width)]
-        if len(names) != width:
-            raise InvalidInputError(f"labels has {len(names)} names, the model has {width} classes.")
+        names = class_names(config, width, labels)
         problem, asked = config.get("problem_type"), pipeline.get("function_to_apply")
         if problem == "regression":
             usual = "none"
@@ -129,7 +126,7 @@ class TextClassification(TextTask):
 
     def comparison(self) -> Comparison:
         """Compare scores class by class, and whether the best label is the same."""
-        return _ScoreComparison(self._function)
+        return ScoreComparison(self._function)
 
     def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
         """Return accuracy, macro precision, recall and F1; of all probabilities the loss (cross entropy), too.
@@ -173,7 +170,26 @@ def _plain(label: Any) -> Any:
     return label
 
 
-class _ScoreComparison(Comparison):
+def class_names(config: Mapping[str, Any], width: int, labels: Sequence[str] | None) -> list[str]:
+    """Return the names of a model's classes: those that are given, else those of its config.
+
+    Raises:
+        InvalidInputError: There are more or fewer than classes.
+    """
+    named = {str(index): name for index, name in (config.get("id2label") or {}).items()}
+    names = list(labels) if labels is not None else [str(named.get(str(i), f"LABEL_{i}")) for i in range(width)]
+    if len(names) != width:
+        raise InvalidInputError(f"labels has {len(names)} names, the model has {width} classes.")
+    return names
+
+
+class ScoreComparison(Comparison):
+    """Scores class by class, and whether the best class is the same.
+
+    Args:
+        function: From logits to scores, see :func:`apply_function`.
+    """
+
     def __init__(self, function: str) -> None:
         self._function = function
         self._rows = Rows()
@@ -184,6 +200,7 @@ class _ScoreComparison(Comparison):
         self._broken = 0
 
     def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
+        """Take in logits (rows, classes)."""
         ref, new = reference[OUTPUT].astype(np.float64), got[OUTPUT].astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):  # logits may be anything
             wanted, scores = apply_function(ref, self._function), apply_function(new, self._function)
@@ -204,6 +221,7 @@ class _ScoreComparison(Comparison):
         self._count += len(wanted)
 
     def metrics(self) -> dict[str, float]:
+        """Return how far logits and scores are off."""
         rows = self._rows.metrics()
         if broken := self._broken + rows.get(REFERENCE_NON_FINITE, 0.0):
             rows[REFERENCE_NON_FINITE] = broken
@@ -215,11 +233,11 @@ class _ScoreComparison(Comparison):
 
 
 def apply_function(logits: Array, function: str) -> Array:
-    """Turn logits (texts, classes) into scores in float64-safe arithmetic."""
+    """Turn logits (…, classes) into scores in float64-safe arithmetic."""
     if function == "none":
         return logits
     values = logits.astype(np.float64)
     if function == "sigmoid":
         return np.asarray(1.0 / (1.0 + np.exp(-values)))
-    exponents = np.exp(values - values.max(axis=1, keepdims=True))
-    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+    exponents = np.exp(values - values.max(axis=-1, keepdims=True))
+    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True))

@@ -7,7 +7,7 @@ import pytest
 
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks.text_classification import TextClassification, _ScoreComparison, apply_function
+from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, TextClassification, apply_function
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
 from tests.served import pipeline_of, texts
@@ -188,7 +188,7 @@ def test_a_classifier_of_many_unsure_classes_is_told_from_a_broken_one(function)
     logits = 0.5 * random.standard_normal((300, 1000)) - (6 if function == "sigmoid" else 0)
 
     def violations(got):
-        comparison = _ScoreComparison(function)
+        comparison = ScoreComparison(function)
         comparison.add({"logits": logits}, {"logits": got}, {})
         return TextClassification.default_budget.violations(comparison.metrics())
 
@@ -228,6 +228,6 @@ def test_a_sure_classifier_may_have_noisy_logits(share):
     random = np.random.default_rng(0)
     sign = np.where(np.arange(300) < 300 * share, -1.0, 1.0)[:, None]
     logits = sign * np.array([[4.4, -4.4]]) + 0.05 * random.standard_normal((300, 2))
-    comparison = _ScoreComparison("softmax")
+    comparison = ScoreComparison("softmax")
     comparison.add({"logits": logits}, {"logits": logits + 0.1 * random.standard_normal((300, 2))}, {})
     assert TextClassification.default_budget.violations(comparison.metrics()) == ()
