@@ -16,9 +16,30 @@ from pathlib import Path
 
 import pytest
 
+from tests.triton import crashes
+
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "TDEPLOY_VARIANT", "TDEPLOY_RUNTIME", "TDEPLOY_STRICT"):
     os.environ.pop(_name, None)
+
+
+def pytest_configure() -> None:
+    """Know which servers tests start."""
+    crashes.record_starts()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Run a test once more in which Triton itself crashed."""
+    with_triton = {"deploy", "promotion", "triton"} & {*item.path.parent.parts}
+    return crashes.run_again_where_triton_crashed(item, nextitem) if with_triton else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in which tests it did."""
+    if found := crashes.told(terminalreporter):
+        terminalreporter.section("Triton itself crashed (SIGSEGV), and they were run once more")
+        terminalreporter.write_line("\n".join(found))
 
 
 @pytest.fixture(autouse=True, scope="session")

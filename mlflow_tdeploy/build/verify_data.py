@@ -206,8 +206,10 @@ def _arrays(request: Mapping[Any, Any]) -> Arrays:
 
 def _plain(label: Any) -> Any:
     value = label.item() if isinstance(label, np.generic) else label
+    if isinstance(value, (list, tuple, np.ndarray)):  # of spans, say
+        return [dict(one) if isinstance(one, Mapping) else _plain(one) for one in value]
     if not isinstance(value, (str, int, float)) or value != value:
-        raise InvalidInputError(f"A label must be a class name or number, got {label!r}.")
+        raise InvalidInputError(f"A label must be a class name or number, or a list of spans, got {label!r}.")
     return value
 
 

@@ -18,6 +18,7 @@ from mlflow_tdeploy.deploy.s3 import parse_s3
 from mlflow_tdeploy.triton.client import Connection, TritonClient
 from mlflow_tdeploy.triton.local import local_triton
 from tests.processes import program
+from tests.triton import crashes
 from tests.triton.conftest import server  # noqa: F401
 
 KEY, SECRET = "tdeploykey", "tdeploysecretkey"
@@ -80,6 +81,13 @@ def running(server, tmp_path_factory):  # noqa: F811 - the fixture
         yield triton, repository
         ended = triton.process.poll()  # tests that find nobody cannot say why
         assert ended is None, f"Triton ended by itself ({ended}):\n{triton.log.read_text(errors='replace')[-4000:]}"
+
+
+@pytest.fixture(autouse=True)
+def alive(request):
+    """Have the server that tests of a module share answer, should it have crashed in the one before."""
+    if "running" in request.fixturenames:
+        crashes.revive(*request.getfixturevalue("running"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import mlflow_tdeploy
 from mlflow_tdeploy.deploy.ends import notes_of
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.spec import Spec
-from tests.deploy.conftest import running, s3_keys, s3_server, target  # noqa: F401
+from tests.deploy.conftest import alive, running, s3_keys, s3_server, target  # noqa: F401
 from tests.flavor.text_bundles import make_text_bundle
 from tests.promotion.one_server import there
 from tests.triton.conftest import _ending, server, start  # noqa: F401

@@ -18,7 +18,7 @@ from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.triton.local import local_triton
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import render
-from tests.core.text_assets import OUTPUTS
+from tests.core.text_assets import LABELS, OUTPUTS
 from tests.triton.deployables import TEXTS, bundle_of, deployable, rows
 
 KINDS = {"FP32": np.float32, "INT64": np.int64}
@@ -84,6 +84,9 @@ def check(task, expected, got):
         assert [label.decode() for label in got["label"].ravel()] == [one["label"] for one in expected]
         np.testing.assert_allclose(got["score"].ravel(), [one["score"] for one in expected], rtol=1e-5)
         assert [json.loads(text)["label"] for text in got[ANSWER].ravel()] == [one["label"] for one in expected]
+    elif task == "token-classification":
+        for text, entities in zip(got[ANSWER].ravel(), expected, strict=True):
+            assert json.loads(text) == [{**one, "score": pytest.approx(one["score"], abs=1e-6)} for one in entities]
     else:
         for text, one in zip(got[ANSWER].ravel(), expected, strict=True):
             np.testing.assert_allclose(json.loads(text), one, rtol=1e-5, atol=1e-6)
@@ -163,6 +166,15 @@ def test_raw_tensors_go_in_and_out(served):
 
 def test_params_are_those_of_predict(served):
     task, model, triton = served
+    if task == "token-classification":
+        long = " ".join(TEXTS * 3)
+        params = {"aggregation_strategy": "simple", "stride": 2, "ignore_labels": [LABELS[0]]}
+        expected = model.predict([long, *TEXTS], params)
+        assert max(one["end"] for one in expected[0]) > 60
+        assert LABELS[0] not in {one["entity_group"] for entities in expected for one in entities}
+        got = ask(triton, texts([long, *TEXTS]), **{**params, "ignore_labels": json.dumps([LABELS[0]])})
+        check(task, expected, got)
+        return
     if task != "text-classification":
         with pytest.raises(InferenceServerException, match="Unknown parameter 'top_k'"):
             ask(triton, request_of(task)[1], top_k=2)

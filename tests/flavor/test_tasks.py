@@ -1,0 +1,62 @@
+"""Tasks from a Hugging Face model to what MLflow loads: as the pipeline answers, whatever variant serves."""
+
+from __future__ import annotations
+
+import mlflow
+import pandas as pd
+import pytest
+
+import mlflow_tdeploy
+from mlflow_tdeploy.core.evidence import latest_accuracy
+from mlflow_tdeploy.store.bundle import Bundle
+from tests.core.tasks.token_models import tagger
+from tests.served import texts
+
+
+@pytest.fixture(scope="module")
+def entities(minilm_path, tmp_path_factory):
+    """A token classifier that was saved from its folder; yields that and the model's."""
+    folder = tmp_path_factory.mktemp("entities")
+    source = tagger("bert", minilm_path, folder / "source")
+    given = texts(250)
+    labels = [[{"start": 0, "end": 3, "label": "PER"}] for _ in given]
+    table = pd.DataFrame({"text": given, "label": labels})
+    mlflow_tdeploy.save_model(source, folder / "model", precisions=["fp32", "int8"], verify_with=table)
+    return source, folder / "model"
+
+
+def test_entities_come_as_from_the_pipeline_with_mlflows_parameters(entities):
+    from transformers import pipeline
+
+    source, folder = entities
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    wanted = texts(20)
+    params = {"aggregation_strategy": "first", "ignore_labels": ["O", "B-ORG"]}
+    got = loaded.predict(pd.DataFrame({"text": wanted}), params=params)
+    original = pipeline("token-classification", model=str(source), device="cpu", ignore_labels=["O", "B-ORG"])
+    expected = [original(text, aggregation_strategy="first") for text in wanted]
+    assert got == [
+        [{**one, "score": pytest.approx(float(one["score"]), abs=2e-5)} for one in each] for each in expected
+    ]
+    assert loaded.predict("Alice met Bob.")[0][0].keys() == {"entity", "score", "index", "word", "start", "end"}
+
+
+def test_each_variant_is_scored_by_its_entities(entities):
+    bundle = Bundle.open(entities[1])
+    assert {"onnx-fp32", "ort-cpu-fp32", "ort-cpu-int8"} <= set(bundle.variants)
+    found = latest_accuracy(bundle.evidence("ort-cpu-fp32"))
+    assert found.passed
+    assert {"precision", "recall", "f1", "f1_drop", "max_score_difference", "worst_cosine"} <= set(found.metrics)
+    assert found.metrics["label_agreement"] > 0.999
+    assert abs(found.metrics["f1_drop"]) < 0.01
+    schema = bundle.manifest
+    assert schema.task == "token-classification"
+
+
+def test_its_signature_says_what_comes_out(entities):
+    signature = mlflow.models.get_model_info(str(entities[1])).signature
+    assert [str(one) for one in signature.outputs] == [
+        "Array({end: long (required), entity: string (required), index: long (required), score: double (required), "
+        "start: long (required), word: string (required)}) (required)"
+    ]
+    assert {one.name: one.shape for one in signature.params}["ignore_labels"] == (-1,)
