@@ -93,19 +93,20 @@ class VerifyData:
         Raises:
             InvalidInputError: The data does not fit the task or the signature.
         """
-        data = self._for_texts() if task.input_kind == "text" else self._for_tensors(task, examples)
+        data = self._for_texts(task) if task.input_kind == "text" else self._for_tensors(task, examples)
         if data.labels is not None:
             task.check_labels(data.labels)
         return data
 
-    def _for_texts(self) -> VerifyData:
+    def _for_texts(self, task: Task) -> VerifyData:
         if self.name == _DEFAULT and not self.texts:
-            return replace(self, texts=default_texts(), name="WordNet definitions")
+            return replace(self, texts=task.sample(default_texts()), name="WordNet definitions")
         if not self.texts:
             raise InvalidInputError(f"A text task is verified on texts, got arrays. {_FORMS}")
         if len(self.texts) >= _FEWEST:
             return self
-        more = tuple(text for text in default_texts() if text not in self.texts)[: _FEWEST - len(self.texts)]
+        built_in = task.sample(default_texts())
+        more = tuple(text for text in built_in if text not in self.texts)[: _FEWEST - len(self.texts)]
         unlabelled = " without labels" if self.labels is not None else ""
         name = f"{self.name} and {len(more)} WordNet definitions{unlabelled}"
         return replace(self, texts=(*self.texts, *more), name=name)

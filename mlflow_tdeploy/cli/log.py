@@ -12,7 +12,10 @@ from mlflow_tdeploy.cli._common import FILE, ShapeRange, clean_errors, data_of, 
 
 @click.command()
 @click.argument("source")
-@click.option("--task", help="sentence-embedding, feature-extraction, text-classification or tensors.")
+@click.option(
+    "--task",
+    help="text-classification, token-classification, fill-mask, sentence-embedding, feature-extraction or tensors.",
+)
 @click.option("--name", default="model", show_default=True, help="Name of the logged model.")
 @click.option("--register", help="Register under this name.")
 @click.option("--alias", help="Give the registered version this alias.")

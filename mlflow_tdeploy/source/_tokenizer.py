@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import ExportError, InvalidInputError, first_line
 from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tasks._text import TextTask
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, make_dims
 
@@ -92,11 +93,26 @@ def tokenizer_settings(tokenizer: Any, max_length: int, *, strip: bool = False) 
     }
 
 
-def special_ids(task: str, tokenizer: Any) -> dict[str, int]:
-    """Return the special tokens that a task's settings ask for, such as ``mask_id``; -1 for one there is not."""
-    names = [one.name for one in dataclasses.fields(TASKS.get(task).settings) if one.name in ("mask_id", "unk_id")]
-    found = {name: getattr(tokenizer, f"{name.removesuffix('_id')}_token_id", None) for name in names}
-    return {name: -1 if number is None else int(number) for name, number in found.items()}
+def task_tokens(task: str, tokenizer: Any) -> dict[str, Any]:
+    """Return what a task's settings ask of the tokenizer.
+
+    Raises:
+        InvalidInputError: It fills masks, and the tokenizer has none.
+    """
+    asked = {one.name for one in dataclasses.fields(TASKS.get(task).settings)}
+    if "mask_id" in asked and tokenizer.mask_token_id is None:
+        raise InvalidInputError(
+            f"Task '{task}' fills masks, and this {type(tokenizer).__name__} has no mask token. Set "
+            f"tokenizer.mask_token to the one that the model was trained with."
+        )
+    found = {
+        "mask_id": tokenizer.mask_token_id,
+        "unk_id": -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id,
+        # of BPE, transformers ignores it
+        "tidy": bool(tokenizer.clean_up_tokenization_spaces)
+        and type(tokenizer.backend_tokenizer.model).__name__ != "BPE",
+    }
+    return {name: value for name, value in found.items() if name in asked}
 
 
 def text_inputs(tokenizer: Any, accepted: set[str] | None) -> tuple[TensorSpec, ...]:
@@ -173,12 +189,13 @@ def check_parity(task: str, config: Mapping[str, Any], signature: Signature, tok
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(tokenizer, Path(folder))
         ours = TASKS.get(task)(config, signature, Path(folder))
+        assert isinstance(ours, TextTask)
         size = signature.inputs[0].shape[1]
         longest = min(int(config["max_length"]), size if isinstance(size, int) else signature.dim(size).max)
         for text in (*PARITY_TEXTS, " ".join(("a", *tokenizer.all_special_tokens, "b"))):
             wanted = expected(text)
             try:
-                encoded = ours.encode(ours.items([text]))
+                encoded = ours.encoded(items := ours.items([text]), ours.tokenized(ours.tokenizer, items))
             except InvalidInputError as error:  # no tokens
                 if wanted["input_ids"]:
                     raise _not_reproduced(text, "input_ids", [], wanted) from error

@@ -35,7 +35,7 @@ from mlflow_tdeploy.source._tokenizer import (
     check_parity,
     check_tokenizer,
     encode_with,
-    special_ids,
+    task_tokens,
     text_dims,
     token_limit,
     tokenizer_settings,
@@ -146,7 +146,7 @@ class OnnxSource(Source):
         dims = _text_ranges(inputs[0], tokenizer, longest, options)
         output = TensorSpec(output.name, output.dtype, tuple(renamed.get(size, size) for size in output.shape))
         self.task, self._tokenizer = task, tokenizer
-        self.task_config = tokenizer_settings(tokenizer, longest) | special_ids(task, tokenizer)
+        self.task_config = tokenizer_settings(tokenizer, longest) | task_tokens(task, tokenizer)
         self.signature = Signature(dims, inputs, (output,))
         size = self._probe(_token_feeds(self.signature, tokenizer))[output.name].shape[-1]
         output = dataclasses.replace(output, shape=(*output.shape[:-1], size))

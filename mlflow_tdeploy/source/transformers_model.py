@@ -28,7 +28,7 @@ from mlflow_tdeploy.source._tokenizer import (
     check_parity,
     check_tokenizer,
     encode_with,
-    special_ids,
+    task_tokens,
     text_dims,
     text_inputs,
     token_limit,
@@ -126,7 +126,7 @@ def from_model(
     signature = probe_signature(module, tokenizer, inputs, dims, head)
     width = int(signature.outputs[0].shape[-1])
     own = TASKS.get(task).settings_of(model.config.to_dict(), width, options.labels, pipeline or {})
-    config = tokenizer_settings(tokenizer, longest) | special_ids(task, tokenizer) | own
+    config = tokenizer_settings(tokenizer, longest) | task_tokens(task, tokenizer) | own
     signature, config = settle_padding(asked(module), task, config, signature, tokenizer, accepted_inputs(model))
     check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
     record = record or record_of(model, "transformers")

@@ -9,7 +9,7 @@ import pytest
 import mlflow_tdeploy
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.store.bundle import Bundle
-from tests.core.tasks.token_models import tagger
+from tests.core.tasks.token_models import filler, tagger
 from tests.served import texts
 
 
@@ -60,3 +60,21 @@ def test_its_signature_says_what_comes_out(entities):
         "start: long (required), word: string (required)}) (required)"
     ]
     assert {one.name: one.shape for one in signature.params}["ignore_labels"] == (-1,)
+
+
+def test_masks_are_filled_by_every_variant_as_by_the_pipeline(minilm_path, tmp_path):
+    from transformers import pipeline
+
+    source = filler("bert", minilm_path, tmp_path / "source")
+    mlflow_tdeploy.save_model(source, tmp_path / "model", precisions=["fp32", "int8"])
+    bundle = Bundle.open(tmp_path / "model")
+    assert latest_accuracy(bundle.evidence("ort-cpu-fp32")).passed
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"), model_config={"variant": "ort-cpu-fp32"})
+    wanted = ["the [MASK] sat down.", "a [MASK] of [MASK]"]
+    original = pipeline("fill-mask", model=str(source), device="cpu")
+    got = loaded.predict(wanted, params={"top_k": 2})
+    expected = [original(text, top_k=2) for text in wanted]
+    assert [one["sequence"] for one in got[0]] == [one["sequence"] for one in expected[0]]
+    assert [[one["token"] for one in each] for each in got[1]] == [
+        [one["token"] for one in each] for each in expected[1]
+    ]

@@ -47,7 +47,8 @@ def make_text_bundle(
         inputs=tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")),
         outputs=(OUTPUTS[task],),
     )
-    config = {"max_length": 8, "pad_id": 0, **({"labels": LABELS} if task.endswith("classification") else {})}
+    own = {"labels": LABELS} if task.endswith("classification") else {"mask_id": 1} if task == "fill-mask" else {}
+    config = {"max_length": 8, "pad_id": 0, **own}
     draft.write_manifest(
         Manifest(
             schema_version=SCHEMA_VERSION,
@@ -80,7 +81,7 @@ def make_text_bundle(
 def graph(path: Path, task: str, scale: float = 1.0) -> None:
     """Write the graph of a task; its answers are ``scale`` times the word vectors'."""
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
-    if task not in ("feature-extraction", "token-classification"):
+    if task not in ("feature-extraction", "token-classification", "fill-mask"):
         nodes += [
             helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
             helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
@@ -91,9 +92,16 @@ def graph(path: Path, task: str, scale: float = 1.0) -> None:
         ]
     if task == "text-classification":
         nodes.append(helper.make_node("MatMul", ["sentence_embedding", "head"], ["logits"]))
-    if task == "token-classification":
-        nodes.append(helper.make_node("MatMul", ["last_hidden_state", "head"], ["logits"]))
-    constants = {"table": TABLE * np.float32(scale), "head": HEAD, "last": np.array([2]), "middle": np.array([1])}
+    if task in ("token-classification", "fill-mask"):
+        head = "head" if task == "token-classification" else "words"
+        nodes.append(helper.make_node("MatMul", ["last_hidden_state", head], ["logits"]))
+    constants = {
+        "table": TABLE * np.float32(scale),
+        "head": HEAD,
+        "words": TABLE.T.copy(),
+        "last": np.array([2]),
+        "middle": np.array([1]),
+    }
     used = {name for node in nodes for name in node.input}
     made = helper.make_graph(
         nodes,

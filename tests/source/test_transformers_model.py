@@ -270,10 +270,11 @@ def test_resolve_keeps_the_settings_of_a_pipeline(classifier, tokenizer):
 
 
 def test_resolve_refuses_a_pipeline_when_its_task_or_settings_cannot_be_kept(encoder, tokenizer, small):
-    from transformers import BertConfig, BertForMaskedLM, pipeline
+    from transformers import BertConfig, BertLMHeadModel, pipeline
 
-    with pytest.raises(InvalidInputError, match="'fill-mask' are not supported"):
-        resolve(pipeline("fill-mask", model=BertForMaskedLM(BertConfig(**small)), tokenizer=tokenizer))
+    model = BertLMHeadModel(BertConfig(**small, is_decoder=True))
+    with pytest.raises(InvalidInputError, match="'text-generation' are not supported"):
+        resolve(pipeline("text-generation", model=model, tokenizer=tokenizer))
     pipe = pipeline(
         "feature-extraction", model=encoder, tokenizer=tokenizer, tokenize_kwargs={"add_special_tokens": False}
     )

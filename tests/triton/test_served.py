@@ -67,11 +67,17 @@ def texts(values):
     return {TEXT: np.array([value.encode() for value in values], dtype=object).reshape(-1, 1)}
 
 
+def asked(task):
+    """Return texts; of a task that fills masks each has one: the word that is not known."""
+    return [f"a {text} cat" for text in TEXTS] if task == "fill-mask" else TEXTS
+
+
 def request_of(task, count=5):
     if task == "tensors":
         arrays = rows(count)
         return arrays, {**arrays, "weight": arrays["weight"][:, None]}
-    return TEXTS[:count], texts(TEXTS[:count])
+    given = asked(task)[:count]
+    return given, texts(given)
 
 
 def check(task, expected, got):
@@ -84,12 +90,19 @@ def check(task, expected, got):
         assert [label.decode() for label in got["label"].ravel()] == [one["label"] for one in expected]
         np.testing.assert_allclose(got["score"].ravel(), [one["score"] for one in expected], rtol=1e-5)
         assert [json.loads(text)["label"] for text in got[ANSWER].ravel()] == [one["label"] for one in expected]
-    elif task == "token-classification":
-        for text, entities in zip(got[ANSWER].ravel(), expected, strict=True):
-            assert json.loads(text) == [{**one, "score": pytest.approx(one["score"], abs=1e-6)} for one in entities]
+    elif task in ("token-classification", "fill-mask"):
+        for text, answer in zip(got[ANSWER].ravel(), expected, strict=True):
+            assert json.loads(text) == close_to(answer)
     else:
         for text, one in zip(got[ANSWER].ravel(), expected, strict=True):
             np.testing.assert_allclose(json.loads(text), one, rtol=1e-5, atol=1e-6)
+
+
+def close_to(answer):
+    """Return lists of records of which scores need only be close."""
+    if isinstance(answer, list):
+        return [close_to(one) for one in answer]
+    return {**answer, "score": pytest.approx(answer["score"], abs=1e-6)}
 
 
 @pytest.mark.parametrize("module", [http, grpc])
@@ -113,7 +126,7 @@ def test_a_request_longer_than_a_batch_of_the_graph_is_split(served):
         with pytest.raises(InferenceServerException, match="outside its range 1..8"):
             ask(triton, request_of(task, 9)[1])
     else:
-        check(task, model.predict(TEXTS), ask(triton, texts(TEXTS)))
+        check(task, model.predict(asked(task)), ask(triton, texts(asked(task))))
 
 
 def test_many_at_once_get_their_own_answers_and_their_own_errors(served):
@@ -124,7 +137,8 @@ def test_many_at_once_get_their_own_answers_and_their_own_errors(served):
         wrong = {"x": np.full((2, 3), np.nan, np.float32), "weight": np.ones((2, 1), np.float32)}
         says = "NaN"
     else:
-        requests = [[TEXTS[index % 8], *TEXTS[: index % 3]] for index in range(48)]
+        some = asked(task)
+        requests = [[some[index % 8], *some[: index % 3]] for index in range(48)]
         sent = [texts(one) for one in requests]
         wrong, says = {TEXT: np.array([[b"cat"], [b"\xff\xfe"]], dtype=object)}, "Text 1 is not UTF-8"
     for index in range(0, 48, 6):
@@ -174,6 +188,11 @@ def test_params_are_those_of_predict(served):
         assert LABELS[0] not in {one["entity_group"] for entities in expected for one in entities}
         got = ask(triton, texts([long, *TEXTS]), **{**params, "ignore_labels": json.dumps([LABELS[0]])})
         check(task, expected, got)
+        return
+    if task == "fill-mask":
+        given, arrays = request_of(task)
+        expected = model.predict(given, {"top_k": 2, "targets": ["bad", "film", "good"]})
+        check(task, expected, ask(triton, arrays, top_k=2, targets="bad, film, good"))
         return
     if task != "text-classification":
         with pytest.raises(InferenceServerException, match="Unknown parameter 'top_k'"):

@@ -225,6 +225,10 @@ class Task(ABC):
             InvalidInputError: Empty, of a wrong type, or with a value that cannot be used; names the position.
         """
 
+    def sample(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Return plain texts as the task can answer them; as they are by default."""
+        return tuple(texts)
+
     @abstractmethod
     def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> Encoded:
         """Return the items as numbers.

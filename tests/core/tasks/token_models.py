@@ -1,4 +1,4 @@
-"""Small models that classify tokens, each with another kind of tokenizer."""
+"""Small models that answer for tokens, each with another kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,32 @@ MODELS = ("bert", "roberta", "xlm-roberta")
 
 
 def tagger(kind: str, minilm: Path, folder: Path) -> Path:
-    """Write a model with random weights that finds something in most texts; return its folder."""
+    """Write a model with random weights that finds entities in most texts; return its folder."""
+    from transformers import AutoModelForTokenClassification
+
+    named = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
+    return _written(AutoModelForTokenClassification, kind, minilm, folder, **named)
+
+
+def filler(kind: str, minilm: Path, folder: Path) -> Path:
+    """Write a model with random weights that fills masks; return its folder."""
+    from transformers import AutoModelForMaskedLM
+
+    return _written(AutoModelForMaskedLM, kind, minilm, folder)
+
+
+def _written(auto, kind: str, minilm: Path, folder: Path, **more) -> Path:
     import torch
-    from transformers import AutoConfig, AutoModelForTokenClassification
+    from transformers import AutoConfig
 
     tokenizer = tokenizer_of(kind, minilm)
     torch.manual_seed(3)
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=128 if kind == "bert" else 130, initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id, type_vocab_size=2 if kind == "bert" else 1,
-        id2label=dict(enumerate(LABELS)), label2id={name: index for index, name in enumerate(LABELS)},
+        pad_token_id=tokenizer.pad_token_id, type_vocab_size=2 if kind == "bert" else 1, **more,
     )  # fmt: skip
-    AutoModelForTokenClassification.from_config(config).eval().save_pretrained(folder)
+    auto.from_config(config).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -1,0 +1,220 @@
+"""What may stand where a text has a mask, as the Hugging Face pipeline ``fill-mask`` returns it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
+from mlflow_tdeploy.core.compare import Comparison
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
+from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
+from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function
+from mlflow_tdeploy.core.tensors import Array, Arrays
+
+OUTPUT = "logits"
+#: Most tokens of a batch whose scores are held against the reference's: each has one for every word there is.
+_COMPARED = 64
+#: How text is tidied up after words were put together, where a tokenizer does.
+_TIDY = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+    (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MaskConfig(TextConfig):
+    """Settings of a model that fills masks.
+
+    Attributes:
+        mask_id: Token that stands for what is to be filled in.
+        top_k: How many fillings, unless a request says it.
+        tidy: Whether spaces before punctuation go from a filled text, as the tokenizer's settings say.
+    """
+
+    mask_id: int = -1
+    top_k: int = 5
+    tidy: bool = False
+
+
+@TASKS.register("fill-mask")
+class FillMask(TextTask):
+    """Returns a list of fillings for each text, best first; for several masks a list of such lists."""
+
+    name: ClassVar[str] = "fill-mask"
+    settings: ClassVar[type] = MaskConfig
+    head: ClassVar[Head | None] = Head(
+        OUTPUT, axes=("batch", "sequence"), architecture="ForMaskedLM", auto_class="AutoModelForMaskedLM"
+    )
+    default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.05), SPREAD))
+    quality: ClassVar[tuple[str, ...]] = ("accuracy",)
+    params: ClassVar[tuple[Param, ...]] = (
+        Param("top_k", "integer", 0, "How many fillings per mask, best first; 0 for the model's own."),
+        Param("targets", "string", [], "Words to choose among; [] for all.", many=True),
+    )
+
+    @classmethod
+    def settings_of(
+        cls, config: Mapping[str, Any], width: int, labels: Sequence[str] | None, pipeline: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return how many fillings the pipeline returns.
+
+        Raises:
+            InvalidInputError: It does what is not supported.
+        """
+        super().settings_of(config, width, labels, pipeline)
+        if pipeline.get("target_ids") is not None:
+            raise InvalidInputError(
+                "The pipeline was made with targets, which the logged model would not keep. Make the pipeline without, "
+                "and pass params={'targets': […]} to predict."
+            )
+        return {"top_k": int(pipeline.get("top_k", 5))}
+
+    def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Check ``top_k`` and ``targets``."""
+        checked = super().check_params(params)
+        checked["top_k"] = checked["top_k"] or self.config.top_k
+        if checked["top_k"] < 0:
+            raise InvalidInputError(f"top_k must be at least 1, or 0 for the usual, got {checked['top_k']}.")
+        return checked
+
+    def encode(self, items: Sequence[str], params: Mapping[str, Any] | None = None) -> TextEncoded:
+        """Tokenize the texts.
+
+        Raises:
+            InvalidInputError: One has no mask.
+        """
+        encoded = super().encode(items, params)
+        for index, encoding in enumerate(encoded.encodings):
+            if self.config.mask_id not in encoding.ids:
+                raise InvalidInputError(
+                    f"Text {index} has no {self.mask} among its first {self.longest} tokens: {shown(items[index])}. "
+                    f"Put one where a word is to be filled in."
+                )
+        return encoded
+
+    def sample(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Return texts in each of which one word is a mask; those that have one stay as they are."""
+        return tuple(
+            text if self.mask in text else self._masked(text.split(), place) for place, text in enumerate(texts)
+        )
+
+    def _masked(self, words: list[str], place: int) -> str:
+        most = max(1, min(len(words), self.longest // 4))  # a long text is cut, and its mask must not be
+        return " ".join([*words[: place % most], self.mask, *words[place % most + 1 :]])
+
+    def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
+        """Return scores and tokens of the fillings of each mask of a row, each (masks, fillings)."""
+        masks = feeds["input_ids"][:count] == self.config.mask_id
+        if (own := own_tokens(feeds)) is not None:
+            masks &= own[:count]
+        scores = apply_function(outputs[OUTPUT][:count][masks], "softmax")
+        targets = self._targets(params["targets"])
+        if targets is not None:
+            scores = scores[:, targets]
+        keep = min(params["top_k"], scores.shape[1])
+        best = np.argpartition(-scores, keep - 1, axis=1)[:, :keep] if keep < scores.shape[1] else np.argsort(-scores)
+        best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
+        values, tokens = np.take_along_axis(scores, best, 1), best if targets is None else targets[best]
+        ends = np.cumsum(masks.sum(axis=1))[:-1]
+        return list(zip(np.split(values, ends), np.split(tokens, ends), strict=True))
+
+    def join(self, parts: Sequence[Any], encoded: Any, item: int, params: Mapping[str, Any]) -> list[Any]:
+        """Return the fillings of a text."""
+        values, tokens = parts[0]
+        ids = encoded.encodings[item].ids
+        places = [place for place, token in enumerate(ids) if token == self.config.mask_id]
+        found = [
+            [self._filling(ids, place, token, score, alone=len(places) == 1) for score, token in zip(*of, strict=True)]
+            for place, of in zip(places, zip(values.tolist(), tokens.tolist(), strict=True), strict=True)
+        ]
+        return found[0] if len(found) == 1 else found
+
+    def _filling(self, ids: Sequence[int], place: int, token: int, score: float, *, alone: bool) -> dict[str, Any]:
+        filled = [*ids[:place], token, *ids[place + 1 :]]
+        filled = [one for one in filled if one != self.config.pad_id]
+        return {
+            "score": score, "token": token, "token_str": self._text([token], skip=False),
+            "sequence": self._text(filled, skip=alone),
+        }  # fmt: skip
+
+    def _text(self, ids: Sequence[int], *, skip: bool) -> str:
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=skip))
+        if self.config.tidy:
+            for old, new in _TIDY:
+                text = text.replace(old, new)
+        return text
+
+    def finish(self, answers: list[Any], params: Mapping[str, Any]) -> list[Any]:
+        """Return one list per text."""
+        return answers
+
+    def answer_form(self) -> AnswerForm:
+        """Return a list of fillings per text."""
+        fields = (Field("score", "double"), Field("token", "long"), Field("token_str", "string"))
+        return AnswerForm("lists", fields=(*fields, Field("sequence", "string")))
+
+    def comparison(self) -> Comparison:
+        """Compare scores where texts have masks; where a batch has none, at some of its tokens."""
+        return _MaskScores(self.config.mask_id)
+
+    def metric(self, answers: Any, labels: Sequence[Any]) -> dict[str, float]:
+        """Return the accuracy of the best filling of each text's first mask.
+
+        Args:
+            answers: Fillings for each text.
+            labels: The right words.
+        """
+        first = [one[0][0] if isinstance(one[0], list) else one[0] for one in answers]
+        right = [str(label).strip() for label in labels]
+        hits = [one["token_str"].strip() == word for one, word in zip(first, right, strict=True)]
+        return {"accuracy": float(np.mean(hits))}
+
+    @functools.cached_property
+    def mask(self) -> str:
+        """The mask, as it stands in texts.
+
+        Raises:
+            InvalidInputError: The tokenizer has none.
+        """
+        found = self.tokenizer.id_to_token(self.config.mask_id) if self.config.mask_id >= 0 else None
+        if found is None:
+            raise InvalidInputError("The model's tokenizer has no mask token, so that it cannot fill any in.")
+        return str(found)
+
+    def _targets(self, words: Sequence[str]) -> Array | None:
+        """Return the tokens of words to choose among: of one that is no token its first one.
+
+        Raises:
+            InvalidInputError: One has no tokens.
+        """
+        if not words:
+            return None
+        found = []
+        for word in words:
+            token = self.tokenizer.token_to_id(word)
+            ids = [token] if token is not None else self.tokenizer.encode(word, add_special_tokens=False).ids
+            if not ids:
+                raise InvalidInputError(f"The target {shown(word)} has no tokens. Leave it out.")
+            found.append(ids[0])
+        return np.array(sorted(set(found)))
+
+
+class _MaskScores(ScoreComparison):
+    def __init__(self, mask_id: int) -> None:
+        super().__init__("softmax")
+        self._mask_id = mask_id
+
+    def add(self, reference: Arrays, got: Arrays, inputs: Arrays) -> None:
+        own = own_tokens(inputs)
+        own = np.ones(inputs["input_ids"].shape, bool) if own is None else own
+        masks = own & (inputs["input_ids"] == self._mask_id)
+        chosen = np.argwhere(masks if masks.any() else own)
+        chosen = chosen[:: -(-len(chosen) // _COMPARED)]
+        rows, tokens = chosen[:, 0], chosen[:, 1]
+        super().add({OUTPUT: reference[OUTPUT][rows, tokens]}, {OUTPUT: got[OUTPUT][rows, tokens]}, inputs)
