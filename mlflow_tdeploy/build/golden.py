@@ -34,7 +34,7 @@ def golden_requests(task: Task, data: VerifyData, reference: Infer) -> tuple[Gol
 
 
 def _request(task: Task, inputs: Any, reference: Infer) -> GoldenRequest:
-    params = task.check_params(None)
+    params = task.check_params(task.usual)
     encoded = task.encode(task.items(inputs), params)
     feeds = encoded.whole()
     outputs = reference(feeds)

@@ -50,6 +50,8 @@ def answer_parts(task: Task) -> tuple[Part, ...]:
     if form.kind == "array":
         return (Part(form.name, form.dtype, (form.width,)),)
     if form.kind == "records":
+        if any(field.many for field in form.fields):
+            return (Part(ANSWER, STRING),)
         columns = tuple(Part(field.name, _COLUMNS[field.dtype]) for field in form.fields)
         return (*columns, Part(ANSWER, STRING))
     return (Part(ANSWER, STRING),) if form.kind in ("nested", "lists") else ()
@@ -132,6 +134,8 @@ def pack(task: Task, answers: Any, names: Sequence[str] = ()) -> Arrays:
 
 def _plain_records(form: AnswerForm, answers: Any) -> bool:
     """Tell whether every answer has each column once: with other parameters they may be lists of records."""
+    if any(field.many for field in form.fields):
+        return False
     return all(isinstance(one, Mapping) and all(field.name in one for field in form.fields) for one in answers)
 
 

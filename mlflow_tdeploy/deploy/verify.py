@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class OverTheNetwork:
                 raise VerificationError(f"'{model}' cannot answer golden request {place}: {error}") from error
 
     def _check_one(self, model: str, request: GoldenRequest, place: int) -> None:
-        items, params = self._task.items(request.inputs), self._task.check_params(None)
+        items, params = self._task.items(request.inputs), self._task.check_params(self._task.usual)
         # as many rows at once as the front gets: dynamic ranges are of all rows of a run
         by_rows = self._task.input_kind != "text" and self._joins
         outputs = self._infer(request.feeds, self._front_most if by_rows else self._most)
@@ -105,7 +105,7 @@ class OverTheNetwork:
         finished = self._task.finish(self._task.answers(rows, encoded, params), params)
         if self._task.input_kind == "text":
             expected = pack(self._task, finished)
-            got = self._ask(model, {TEXT: rows_of(items)}, self._front_most)
+            got = self._ask(model, {TEXT: rows_of(items)}, self._front_most, self._task.usual)
         else:
             expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._joins), self._front_most)
         exact = len(items) == 1 or self._task.input_kind != "text"  # else a batch may have been planned in other parts
@@ -122,7 +122,7 @@ class OverTheNetwork:
         got = self._ask(self._what.graph_name, asked, self._most if most is None else most)
         return received(got, self._what.bundle.manifest.signature)
 
-    def _ask(self, model: str, arrays: Arrays, most: int) -> Arrays:
+    def _ask(self, model: str, arrays: Arrays, most: int, params: Mapping[str, Any] | None = None) -> Arrays:
         """Ask a model, in as many requests as its most rows want; 0 for one."""
         rows = len(next(iter(arrays.values())))
         step = most or rows
@@ -131,6 +131,7 @@ class OverTheNetwork:
                 model,
                 {name: array[begin : begin + step] for name, array in arrays.items()} if most else arrays,
                 version=self._what.version,
+                params=params,
             )
             for begin in range(0, rows, step)
         ]

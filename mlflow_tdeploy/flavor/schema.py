@@ -15,7 +15,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import Array, Object, Property
 
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tasks import Field, Task
 from mlflow_tdeploy.core.tensors import Signature, numpy_dtype
 from mlflow_tdeploy.core.tensors import TensorSpec as OurSpec
 
@@ -83,13 +83,17 @@ def _outputs(task: Task) -> Schema:
     if form.kind == "array":
         return Schema([TensorSpec(np.dtype(np.float32), (-1, form.width))])
     if form.kind == "records":
-        return Schema([ColSpec(DataType[field.dtype], field.name) for field in form.fields])
+        return Schema([ColSpec(_column(field), field.name) for field in form.fields])
     if form.kind == "lists":
-        row = Object([Property(field.name, DataType[field.dtype]) for field in form.fields])
+        row = Object([Property(field.name, _column(field)) for field in form.fields])
         return Schema([ColSpec(Array(row))])
     if form.kind == "nested":
         return Schema([ColSpec(Array(Array(Array(DataType.double))))])
     return Schema([_tensor(task.signature, spec) for spec in task.signature.outputs])
+
+
+def _column(field: Field) -> DataType | Array:
+    return Array(DataType[field.dtype]) if field.many else DataType[field.dtype]
 
 
 def _params(task: Task) -> ParamSchema:

@@ -253,7 +253,8 @@ def _infer_task(facts: GraphFacts, options: Options) -> str:
     if options.tokenizer is None:
         return TASK
     axes = {spec.name: len(spec.shape) - 1 for spec in facts.outputs} | {name: None for name, _ in facts.shapeless}
-    fitting = [task for task, head in heads().items() if axes.get(head.output, -1) in (len(head.axes), None)]
+    told = {task: head for task, head in heads().items() if head.told}
+    fitting = [task for task, head in told.items() if axes.get(head.output, -1) in (len(head.axes), None)]
     return next(iter(fitting), TASK)
 
 

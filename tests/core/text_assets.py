@@ -15,6 +15,7 @@ OUTPUTS = {
     "sentence-embedding": TensorSpec("sentence_embedding", "float32", ("batch", WIDTH)),
     "text-classification": TensorSpec("logits", "float32", ("batch", 3)),
     "feature-extraction": TensorSpec("last_hidden_state", "float32", ("batch", "sequence", WIDTH)),
+    "zero-shot-classification": TensorSpec("logits", "float32", ("batch", 3)),
     "fill-mask": TensorSpec("logits", "float32", ("batch", "sequence", len(WORDS))),
     "token-classification": TensorSpec("logits", "float32", ("batch", "sequence", 3)),
 }

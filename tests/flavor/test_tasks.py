@@ -5,11 +5,12 @@ from __future__ import annotations
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.store.bundle import Bundle
-from tests.core.tasks.token_models import filler, tagger
+from tests.core.tasks.token_models import entailer, filler, tagger
 from tests.served import texts
 
 
@@ -78,3 +79,25 @@ def test_masks_are_filled_by_every_variant_as_by_the_pipeline(minilm_path, tmp_p
     assert [[one["token"] for one in each] for each in got[1]] == [
         [one["token"] for one in each] for each in expected[1]
     ]
+
+
+def test_labels_of_a_request_are_given_as_by_the_pipeline(minilm_path, tmp_path):
+    from transformers import pipeline
+
+    source = entailer("bert", minilm_path, tmp_path / "source")
+    mlflow_tdeploy.save_model(source, tmp_path / "model", task="zero-shot-classification", precisions=["fp32", "int8"])
+    bundle = Bundle.open(tmp_path / "model")
+    assert latest_accuracy(bundle.evidence("ort-cpu-fp32")).passed
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"), model_config={"variant": "ort-cpu-fp32"})
+    labels = ["sport", "science", "food"]
+    got = loaded.predict(
+        pd.DataFrame({"text": ["the cat sat", "a b"]}, index=[7, 9]), params={"candidate_labels": labels}
+    )
+    original = pipeline("zero-shot-classification", model=str(source), device="cpu")
+    assert list(got.index) == [7, 9]
+    for (_, row), text in zip(got.iterrows(), ["the cat sat", "a b"], strict=True):
+        expected = original(text, labels)
+        assert (row["sequence"], row["labels"]) == (text, expected["labels"])
+        assert row["scores"] == pytest.approx(expected["scores"], abs=2e-5)
+    with pytest.raises(MlflowException, match="names no labels to choose among"):
+        loaded.predict(["a text"])

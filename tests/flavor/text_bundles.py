@@ -47,7 +47,12 @@ def make_text_bundle(
         inputs=tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask")),
         outputs=(OUTPUTS[task],),
     )
-    own = {"labels": LABELS} if task.endswith("classification") else {"mask_id": 1} if task == "fill-mask" else {}
+    own = {
+        "text-classification": {"labels": LABELS},
+        "token-classification": {"labels": LABELS},
+        "fill-mask": {"mask_id": 1},
+        "zero-shot-classification": {"candidate_labels": ["good", "bad film"], "hypothesis_template": "a {}"},
+    }.get(task, {})
     config = {"max_length": 8, "pad_id": 0, **own}
     draft.write_manifest(
         Manifest(
@@ -90,7 +95,7 @@ def graph(path: Path, task: str, scale: float = 1.0) -> None:
             helper.make_node("ReduceSum", ["mask", "middle"], ["count"], keepdims=1),
             helper.make_node("Div", ["sum", "count"], ["sentence_embedding"]),
         ]
-    if task == "text-classification":
+    if task in ("text-classification", "zero-shot-classification"):
         nodes.append(helper.make_node("MatMul", ["sentence_embedding", "head"], ["logits"]))
     if task in ("token-classification", "fill-mask"):
         head = "head" if task == "token-classification" else "words"

@@ -90,7 +90,7 @@ def check(task, expected, got):
         assert [label.decode() for label in got["label"].ravel()] == [one["label"] for one in expected]
         np.testing.assert_allclose(got["score"].ravel(), [one["score"] for one in expected], rtol=1e-5)
         assert [json.loads(text)["label"] for text in got[ANSWER].ravel()] == [one["label"] for one in expected]
-    elif task in ("token-classification", "fill-mask"):
+    elif task in ("token-classification", "fill-mask", "zero-shot-classification"):
         for text, answer in zip(got[ANSWER].ravel(), expected, strict=True):
             assert json.loads(text) == close_to(answer)
     else:
@@ -102,7 +102,7 @@ def close_to(answer):
     """Return lists of records of which scores need only be close."""
     if isinstance(answer, list):
         return [close_to(one) for one in answer]
-    return {**answer, "score": pytest.approx(answer["score"], abs=1e-6)}
+    return {name: pytest.approx(one, abs=1e-6) if name.startswith("score") else one for name, one in answer.items()}
 
 
 @pytest.mark.parametrize("module", [http, grpc])
@@ -188,6 +188,13 @@ def test_params_are_those_of_predict(served):
         assert LABELS[0] not in {one["entity_group"] for entities in expected for one in entities}
         got = ask(triton, texts([long, *TEXTS]), **{**params, "ignore_labels": json.dumps([LABELS[0]])})
         check(task, expected, got)
+        return
+    if task == "zero-shot-classification":
+        given, arrays = request_of(task)
+        params = {"candidate_labels": ["film", "good film", "bad"], "multi_label": "true"}
+        expected = model.predict(given, params)
+        assert {label for one in expected for label in one["labels"]} == {"film", "good film", "bad"}
+        check(task, expected, ask(triton, arrays, **{**params, "candidate_labels": "film, good film, bad"}))
         return
     if task == "fill-mask":
         given, arrays = request_of(task)

@@ -46,6 +46,8 @@ class Param:
         """
         if value is None:
             return self.default
+        if self.many and isinstance(value, Mapping):
+            raise InvalidInputError(f"The parameter '{self.name}' must be a list, got {shown(value)}. {self.help}")
         return [self._checked(one) for one in _listed(value)] if self.many else self._checked(value)
 
     def _checked(self, value: Any) -> Any:
@@ -73,6 +75,8 @@ class Field:
 
     name: str
     dtype: Literal["string", "double", "long", "boolean"]
+    #: Whether it is a list of such values.
+    many: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,14 @@ class Encoded(ABC):
         """Return the graph's input arrays for all rows."""
         return self.collate(range(len(self.lengths)))
 
+    def rows_of(self, item: int) -> range:
+        """Return the rows of an item."""
+        return range(item, item + 1) if self.spans is None else self.spans[item]
+
     @property
     def by_item(self) -> Sequence[range]:
         """Rows of each item."""
-        return self.spans if self.spans is not None else [range(row, row + 1) for row in range(len(self.lengths))]
+        return [self.rows_of(item) for item in range(len(self.lengths if self.spans is None else self.spans))]
 
 
 @dataclass(frozen=True)
@@ -183,6 +191,11 @@ class Task(ABC):
     def usual_budget(self) -> Budget:
         """Return the budget of a model whose user states none: the task's default, where its settings say no other."""
         return self.default_budget
+
+    @property
+    def usual(self) -> Mapping[str, Any]:
+        """Parameters of requests that the model is checked with; none by default."""
+        return {}
 
     @property
     def quality_of_scores(self) -> tuple[str, ...]:
@@ -262,9 +275,8 @@ class Task(ABC):
         self, rows: Sequence[Any], encoded: Encoded, params: Mapping[str, Any], items: range | None = None
     ) -> list[Any]:
         """Return the answers to items, or to some of them, from what :meth:`decode` says of each row of all."""
-        spans = encoded.by_item
-        wanted = range(len(spans)) if items is None else items
-        return [self.join([rows[row] for row in spans[item]], encoded, item, params) for item in wanted]
+        wanted = range(len(encoded.by_item)) if items is None else items
+        return [self.join([rows[row] for row in encoded.rows_of(item)], encoded, item, params) for item in wanted]
 
     @abstractmethod
     def answer_form(self) -> AnswerForm:

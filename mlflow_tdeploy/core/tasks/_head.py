@@ -14,9 +14,11 @@ class Head:
         axes: Its axes before the last one.
         architecture: How the names of transformers' classes with this head end; empty for models without a head.
         auto_class: transformers' class that loads such a model; empty where transformers has none.
+        told: Whether a graph with such an output is taken for one of the task, where nobody says which it is of.
     """
 
     output: str
     axes: tuple[str, ...] = ("batch",)
     architecture: str = ""
     auto_class: str = ""
+    told: bool = True

@@ -54,6 +54,8 @@ class TextTask(Task):
     """A task whose items are texts and whose graph takes token ids; its settings are a :class:`TextConfig`."""
 
     settings: ClassVar[type] = TextConfig
+    #: Of two texts in a row that is too long, which is cut: ``longest_first``, ``only_first`` or ``only_second``.
+    truncation: ClassVar[str] = "longest_first"
     #: Whether answers say where in a text they are from.
     offsets: ClassVar[bool] = False
     input_kind: ClassVar[Literal["text", "tensors"]] = "text"
@@ -81,7 +83,7 @@ class TextTask(Task):
         if getattr(tokenizer.model, "dropout", None):
             tokenizer.model.dropout = None  # for training: it splits words at random
         tokenizer.no_padding()
-        tokenizer.enable_truncation(self.longest, direction=self.config.truncation_side)
+        tokenizer.enable_truncation(self.longest, strategy=self.truncation, direction=self.config.truncation_side)
         return tokenizer
 
     @functools.cached_property
@@ -116,12 +118,13 @@ class TextTask(Task):
         """
         return self.encoded(items, self.tokenized(self.tokenizer, items))
 
-    def tokenized(self, tokenizer: Tokenizer, items: Sequence[str]) -> list[Encoding]:
-        """Return the tokens of texts by a tokenizer.
+    def tokenized(self, tokenizer: Tokenizer, items: Sequence[str | tuple[str, str]], rows: int = 1) -> list[Encoding]:
+        """Return the tokens of texts, or of pairs of them, by a tokenizer.
 
         Args:
             tokenizer: The task's, or one made of it.
             items: The texts.
+            rows: How many of them are of one text of the request.
 
         Raises:
             InvalidInputError: One is not Unicode; names its position.
@@ -130,9 +133,10 @@ class TextTask(Task):
         try:
             if len(items) > 1:
                 return list(many(items))
-            return [tokenizer.encode(items[0])]
+            only = items[0]
+            return [tokenizer.encode(only) if isinstance(only, str) else tokenizer.encode(*only)]
         except TypeError as error:  # a lone surrogate is str for Python and not text for the tokenizer
-            bad = next((i for i, item in enumerate(items) if not _is_unicode(item)), None)
+            bad = next((row // rows for row, item in enumerate(items) if not _is_unicode("".join(item))), None)
             if bad is None:
                 raise
             raise InvalidInputError(
@@ -155,7 +159,7 @@ class TextTask(Task):
         """
         encoded = TextEncoded(self, items, encodings, spans)
         if 0 in encoded.lengths:  # a row without a token is masked as a whole, and its answer means nothing
-            bad = encoded.lengths.index(0)
+            bad = next(item for item, rows in enumerate(encoded.by_item) if 0 in [encoded.lengths[row] for row in rows])
             raise InvalidInputError(
                 f"Text {bad} has no tokens: the model's tokenizer makes none of {shown(items[bad])} and adds no "
                 f"special ones, so there is nothing to answer. Leave it out."

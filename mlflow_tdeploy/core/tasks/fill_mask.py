@@ -49,7 +49,11 @@ class FillMask(TextTask):
     name: ClassVar[str] = "fill-mask"
     settings: ClassVar[type] = MaskConfig
     head: ClassVar[Head | None] = Head(
-        OUTPUT, axes=("batch", "sequence"), architecture="ForMaskedLM", auto_class="AutoModelForMaskedLM"
+        OUTPUT,
+        axes=("batch", "sequence"),
+        architecture="ForMaskedLM",
+        auto_class="AutoModelForMaskedLM",
+        told=False,  # a model that goes on with a text has the same output
     )
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.05), SPREAD))
     quality: ClassVar[tuple[str, ...]] = ("accuracy",)

@@ -59,6 +59,7 @@ class TokenClassification(TextTask):
         axes=("batch", "sequence"),
         architecture="ForTokenClassification",
         auto_class="AutoModelForTokenClassification",
+        told=False,  # as for fill-mask
     )
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02), SPREAD))
     offsets: ClassVar[bool] = True
@@ -132,7 +133,7 @@ class TokenClassification(TextTask):
 
     def encode(self, items: Sequence[str], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize the texts, long ones in several rows where a stride is asked for."""
-        checked = self.check_params(None) if params is None else params
+        checked = self.check_params(self.usual) if params is None else params
         if not checked["stride"]:
             return super().encode(items, checked)
         rows: list[Encoding] = []
@@ -151,10 +152,12 @@ class TokenClassification(TextTask):
 
     def join(self, parts: Sequence[Any], encoded: Any, item: int, params: Mapping[str, Any]) -> list[Entity]:
         """Return the entities of a text."""
-        text, rows = encoded.texts[item], encoded.by_item[item]
+        text, rows = encoded.texts[item], encoded.rows_of(item)
         found: list[Entity] = []
         for row, scores in zip(rows, parts, strict=True):
-            tokens = self._tokens(text, encoded.encodings[row], scores)
+            encoding = encoded.encodings[row]
+            own = scores[len(scores) - len(encoding) :] if self.config.padding_side == "left" else scores
+            tokens = self._tokens(text, encoding, own)
             made = entities(tokens, params["aggregation_strategy"], self._labels, self._spell)
             found += [one for one in made if one.get("entity", one.get("entity_group")) not in params["ignore_labels"]]
         return found if len(rows) == 1 else without_overlaps(found)

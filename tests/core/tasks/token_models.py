@@ -19,6 +19,15 @@ def tagger(kind: str, minilm: Path, folder: Path) -> Path:
     return _written(AutoModelForTokenClassification, kind, minilm, folder, **named)
 
 
+def entailer(kind: str, minilm: Path, folder: Path) -> Path:
+    """Write a model of natural language inference with random weights; return its folder."""
+    from transformers import AutoModelForSequenceClassification
+
+    names = {"contradiction": 0, "neutral": 1, "entailment": 2}
+    named = {"id2label": {index: name for name, index in names.items()}, "label2id": names}
+    return _written(AutoModelForSequenceClassification, kind, minilm, folder, **named)
+
+
 def filler(kind: str, minilm: Path, folder: Path) -> Path:
     """Write a model with random weights that fills masks; return its folder."""
     from transformers import AutoModelForMaskedLM

@@ -1,0 +1,38 @@
+"""Models of tasks whose requests have lists among their parameters, and lists in their answers: deployed and asked."""
+
+from __future__ import annotations
+
+import pytest
+from mlflow.deployments import get_deploy_client
+
+import mlflow_tdeploy
+from tests.core.tasks.token_models import entailer, filler, tagger
+
+ASKED = {
+    "token-classification": (tagger, ["Alice met Bob.", "so it is"], {"ignore_labels": ["O", "B-ORG"]}),
+    "fill-mask": (filler, ["the [MASK] sat", "a [MASK] of [MASK]"], {"targets": ["cat", "dog", "sky"]}),
+    "zero-shot-classification": (entailer, ["the cat sat", "it rains"], {"candidate_labels": ["animals", "weather"]}),
+}
+
+
+def close_to(answer):
+    """Return what an answer is, numbers rounded a little differently."""
+    if isinstance(answer, list):
+        return [close_to(one) for one in answer]
+    if isinstance(answer, dict):
+        return {name: close_to(one) for name, one in answer.items()}
+    return pytest.approx(answer, abs=1e-4) if isinstance(answer, float) else answer
+
+
+@pytest.mark.parametrize("task", ASKED)
+def test_it_is_deployed_and_answers_as_the_loader_does(client, running, minilm_path, tmp_path, task):
+    write, given, params = ASKED[task]
+    source = write("bert", minilm_path, tmp_path / "source")
+    shapes = {"batch": (1, 4, 8), "sequence": (3, 16, 64)}
+    mlflow_tdeploy.save_model(source, tmp_path / "model", task=task, precisions=["fp32"], shapes=shapes)
+    client.create_deployment("m", str(tmp_path / "model"), config={"device": "cpu"})
+    expected = mlflow_tdeploy.load_model(str(tmp_path / "model")).predict(given, params)
+    for target in (f"tdeploy://127.0.0.1:{running[0].http}", f"tdeploy://127.0.0.1:{running[0].grpc}?protocol=grpc"):
+        found = get_deploy_client(target).predict("m", given, params=params)
+        assert found["predictions"] == close_to(expected)
+        assert len(found.get_predictions()) == len(given)
