@@ -110,6 +110,10 @@ class Calibration:
         if task.input_kind == "text":
             if not given.texts:
                 raise InvalidInputError("A text task is calibrated on texts, got arrays: calibrate_with=[…].")
+            try:
+                task.encode(task.items(list(given.texts)))
+            except InvalidInputError as error:  # drawn by chance, a text would be known by another number
+                raise InvalidInputError(f"Of the texts to calibrate with: {error}") from error
             return given
         if given.texts:
             raise InvalidInputError(f"Task '{task.name}' is calibrated on arrays by input name, got texts.")

@@ -36,9 +36,10 @@ class Quantize:
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, str) or not self.recipe:
             raise InvalidInputError(f"recipe is the id of a variant, such as 'onnx-int8', got {shown(self.recipe)}.")
-        if isinstance(self.keep, str) or not all(isinstance(one, str) and one for one in self.keep):
+        patterns = tuple(self.keep) if isinstance(self.keep, Iterable) and not isinstance(self.keep, str) else (None,)
+        if not all(isinstance(one, str) and one for one in patterns):
             raise InvalidInputError(f"keep is a list of names or regular expressions, got {shown(self.keep)}.")
-        object.__setattr__(self, "keep", tuple(self.keep))
+        object.__setattr__(self, "keep", patterns)
         for pattern in self.keep:
             try:
                 re.compile(pattern)

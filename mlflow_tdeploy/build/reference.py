@@ -181,7 +181,7 @@ class Score:
     def __init__(self, task: Task, data: VerifyData) -> None:
         self._task = task
         self._labels, self._texts = data.labels, data.texts
-        self._params = task.check_params({**task.usual, **task.scored})
+        self._params = task.check_params(task.scored)
         self._rows: dict[int, Any] = {}
 
     def add(self, case: Case, outputs: Arrays) -> None:

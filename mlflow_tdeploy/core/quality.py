@@ -10,7 +10,7 @@ import numpy.typing as npt
 #: Shares that :func:`classified` returns.
 CLASSIFIED = ("accuracy", "precision", "recall", "f1")
 #: Figures that :func:`spans_found` returns.
-SPANS = ("precision", "recall", "f1")
+SPANS = ("f1", "precision", "recall")
 #: What a predicted probability counts as at least, so that one wrong answer does not make the loss infinite.
 _LEAST = float(np.finfo(np.float64).eps)
 

@@ -65,4 +65,4 @@ def _asked(
     client: TritonClient, name: str, task: Task, data: Labelled, metric: str, version: int | None
 ) -> float:  # fmt: skip
     task.check_labels(data.labels)
-    return task.metric(ask(client, name, list(data.texts), version=version), data.labels)[metric]
+    return task.metric(ask(client, name, list(data.texts), version=version, params=task.scored), data.labels)[metric]

@@ -218,7 +218,7 @@ def _step(told: Callable[[str, float], None], what: str, call: Callable[..., Any
 
 def _ask(model: Model, candidate: Candidate, request: Any, params: Mapping[str, Any] | None = None) -> Any:
     forced = {"variant": candidate.variant, "runtime": candidate.runtime, "strict": True}
-    return model.predict(request, {**(params or {}), **forced})
+    return model.predict(request, {**(model.task.usual if params is None else params), **forced})
 
 
 def _first(work: Workload, size: int) -> Any:

@@ -65,7 +65,7 @@ def serve_alone(root: str, variant: str, runtime: str, folder: str) -> None:
     with open_model(root, policy=Policy(variant, runtime, True)) as model:
         request = _request(Path(folder))
         for _ in range(_REQUESTS):
-            model.predict(request)
+            model.predict(request, model.task.usual)
     lines = _STATUS.read_text(encoding="ascii").splitlines()
     print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))  # noqa: T201 - what the child says
 

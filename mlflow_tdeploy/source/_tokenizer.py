@@ -107,6 +107,7 @@ def task_tokens(task: str, tokenizer: Any) -> dict[str, Any]:
         )
     found = {
         "mask_id": tokenizer.mask_token_id,
+        "blank_id": -1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         "unk_id": -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id,
         # of BPE, transformers ignores it
         "tidy": bool(tokenizer.clean_up_tokenization_spaces)

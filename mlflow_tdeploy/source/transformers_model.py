@@ -38,6 +38,8 @@ from mlflow_tdeploy.source.base import Source
 
 _log = logging.getLogger("mlflow_tdeploy")
 #: Tokenizer arguments of a pipeline that change nothing here: texts are truncated and padded anyway.
+#: Other names of pipelines, as transformers has them.
+_ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 _HARMLESS = {"truncation", "padding", "return_tensors", "max_length"}
 
 
@@ -47,13 +49,14 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
     Raises:
         InvalidInputError: Its task is not supported, or it has settings that cannot be kept.
     """
-    if options.task is None and pipeline.task not in _heads():
+    named = _ALIASES.get(pipeline.task, pipeline.task)
+    if options.task is None and named not in _heads():
         raise InvalidInputError(
             f"Pipelines for '{pipeline.task}' are not supported. Supported: {', '.join(_heads())}; or log its model "
             f"with task='tensors' and example inputs."
         )
     options = dataclasses.replace(
-        options, task=options.task or pipeline.task, tokenizer=options.tokenizer or pipeline.tokenizer
+        options, task=options.task or named, tokenizer=options.tokenizer or pipeline.tokenizer
     )
     preprocess = dict(getattr(pipeline, "_preprocess_params", {}))
     said = {name for name, value in preprocess.items() if (name, value) != ("is_split_into_words", False)}
@@ -63,7 +66,7 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
             f"keep. Make the pipeline without it."
         )
     postprocess = dict(getattr(pipeline, "_postprocess_params", {}))
-    if postprocess.get("top_k", 1) != 1:
+    if postprocess.get("top_k", 1) != 1 and not hasattr(TASKS.get(options.task or "").settings, "top_k"):
         _log.warning("The pipeline's top_k=%r is not kept: pass params={'top_k': …} to predict.", postprocess["top_k"])
     return from_model(
         pipeline.model, options, max_length=preprocess.get("max_length"), pipeline=preprocess | postprocess

@@ -61,6 +61,7 @@ def test_names_that_are_none_are_refused_with_those_that_are():
         Quantize("onnx-int8", keep=["head", "encoder.*"]).kept(NAMES)
     assert Quantize("onnx-int8", keep=["head", "head", ".*/1/.*"]).kept(NAMES) == NAMES[1:]
     assert Quantize("onnx-int8", keep=["head"]).kept(NAMES) == ("head",), "whole names only"
+    assert Quantize("onnx-int8", keep=(one for one in ["head"])).kept(NAMES) == ("head",), "read once"
 
 
 def test_a_pattern_without_a_match_leaves_no_model_behind(tmp_path):
@@ -77,6 +78,7 @@ def test_a_pattern_without_a_match_leaves_no_model_behind(tmp_path):
         (lambda: Quantize("ort-cpu-int8", "max"), "'ort-cpu-int8' takes neither.* onnx-int8"),
         (lambda: Quantize("int9"), "'int9' is no recipe"),
         (lambda: Quantize("onnx-int8", keep="head"), "keep is a list"),
+        (lambda: Quantize("onnx-int8", keep=5), "keep is a list"),
         (lambda: Quantize("onnx-int8", keep=["("]), "no regular expression"),
         (lambda: Quantize(None), "recipe is the id of a variant"),
         (lambda: Quantize, "has the class Quantize"),

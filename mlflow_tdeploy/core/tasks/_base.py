@@ -65,7 +65,8 @@ def _listed(value: Any) -> list[Any]:
         with contextlib.suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, str):
-        return [one.strip() for one in value.split(",")] if value else []
+        several = [one.strip() for one in value.split(",")]
+        return several if len(several) > 1 else [value] if value else []
     return list(value.tolist() if isinstance(value, np.ndarray) else value) if np.iterable(value) else [value]
 
 
@@ -160,8 +161,6 @@ class Task(ABC):
     encoding: ClassVar[tuple[str, ...]] = ()
     #: What :meth:`metric` returns of answers as they usually are.
     quality: ClassVar[tuple[str, ...]] = ()
-    #: Parameters of ``predict`` that ask for all scores, where some of :attr:`quality_of_scores` need those.
-    scored: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         self.config: Any = from_plain(self.settings, dict(config), f"task_config of '{self.name}'")
@@ -196,6 +195,11 @@ class Task(ABC):
     def usual(self) -> Mapping[str, Any]:
         """Parameters of requests that the model is checked with; none by default."""
         return {}
+
+    @property
+    def scored(self) -> Mapping[str, Any]:
+        """Parameters of requests whose answers :meth:`metric` takes; :attr:`usual` ones by default."""
+        return self.usual
 
     @property
     def quality_of_scores(self) -> tuple[str, ...]:

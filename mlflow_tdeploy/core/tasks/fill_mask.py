@@ -15,7 +15,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
 from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function
-from mlflow_tdeploy.core.tensors import Array, Arrays
+from mlflow_tdeploy.core.tensors import Arrays
 
 OUTPUT = "logits"
 #: Most tokens of a batch whose scores are held against the reference's: each has one for every word there is.
@@ -33,11 +33,13 @@ class MaskConfig(TextConfig):
 
     Attributes:
         mask_id: Token that stands for what is to be filled in.
+        blank_id: Token that a filled text is written without; -1 for none.
         top_k: How many fillings, unless a request says it.
         tidy: Whether spaces before punctuation go from a filled text, as the tokenizer's settings say.
     """
 
     mask_id: int = -1
+    blank_id: int = -1
     top_k: int = 5
     tidy: bool = False
 
@@ -57,6 +59,7 @@ class FillMask(TextTask):
     )
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.05), SPREAD))
     quality: ClassVar[tuple[str, ...]] = ("accuracy",)
+    pipeline_arguments: ClassVar[tuple[str, ...]] = ("tokenizer_kwargs",)
     params: ClassVar[tuple[Param, ...]] = (
         Param("top_k", "integer", 0, "How many fillings per mask, best first; 0 for the model's own."),
         Param("targets", "string", [], "Words to choose among; [] for all.", many=True),
@@ -72,6 +75,11 @@ class FillMask(TextTask):
             InvalidInputError: It does what is not supported.
         """
         super().settings_of(config, width, labels, pipeline)
+        if unknown := set(pipeline.get("tokenizer_kwargs") or {}) - {"truncation", "padding"}:
+            raise InvalidInputError(
+                f"The pipeline was made with the tokenizer argument '{min(unknown)}', which the logged model would not "
+                f"keep. Make the pipeline without it."
+            )
         if pipeline.get("target_ids") is not None:
             raise InvalidInputError(
                 "The pipeline was made with targets, which the logged model would not keep. Make the pipeline without, "
@@ -80,8 +88,9 @@ class FillMask(TextTask):
         return {"top_k": int(pipeline.get("top_k", 5))}
 
     def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Check ``top_k`` and ``targets``."""
+        """Check ``top_k``, and find the tokens of ``targets``."""
         checked = super().check_params(params)
+        checked["targets"] = self._targets(checked["targets"])
         checked["top_k"] = checked["top_k"] or self.config.top_k
         if checked["top_k"] < 0:
             raise InvalidInputError(f"top_k must be at least 1, or 0 for the usual, got {checked['top_k']}.")
@@ -94,23 +103,29 @@ class FillMask(TextTask):
             InvalidInputError: One has no mask.
         """
         encoded = super().encode(items, params)
+        which = "last" if self.config.truncation_side == "left" else "first"
         for index, encoding in enumerate(encoded.encodings):
             if self.config.mask_id not in encoding.ids:
                 raise InvalidInputError(
-                    f"Text {index} has no {self.mask} among its first {self.longest} tokens: {shown(items[index])}. "
+                    f"Text {index} has no {self.mask} among its {which} {self.longest} tokens: {shown(items[index])}. "
                     f"Put one where a word is to be filled in."
                 )
         return encoded
 
     def sample(self, texts: Sequence[str]) -> tuple[str, ...]:
         """Return texts in each of which one word is a mask; those that have one stay as they are."""
-        return tuple(
-            text if self.mask in text else self._masked(text.split(), place) for place, text in enumerate(texts)
-        )
+        return tuple(text if self.mask in text else self._masked(text, place) for place, text in enumerate(texts))
 
-    def _masked(self, words: list[str], place: int) -> str:
-        most = max(1, min(len(words), self.longest // 4))  # a long text is cut, and its mask must not be
-        return " ".join([*words[: place % most], self.mask, *words[place % most + 1 :]])
+    def _masked(self, text: str, place: int) -> str:
+        """Return a text with a mask instead of a word that is not cut off: of a long one, from its middle."""
+        encoding = self.tokenizer.encode(text)
+        kept = [begin for special, (begin, _) in zip(encoding.special_tokens_mask, encoding.offsets, strict=True)
+                if not special]  # fmt: skip
+        if not kept:
+            return self.mask
+        at = kept[len(kept) // 4 :][place % max(1, len(kept) // 2)]
+        begin, end = text.rfind(" ", 0, at + 1) + 1, text.find(" ", at + 1)
+        return f"{text[:begin]}{self.mask}{text[end:] if end >= 0 else ''}"
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return scores and tokens of the fillings of each mask of a row, each (masks, fillings)."""
@@ -118,7 +133,7 @@ class FillMask(TextTask):
         if (own := own_tokens(feeds)) is not None:
             masks &= own[:count]
         scores = apply_function(outputs[OUTPUT][:count][masks], "softmax")
-        targets = self._targets(params["targets"])
+        targets = np.array(params["targets"]) if params["targets"] else None
         if targets is not None:
             scores = scores[:, targets]
         keep = min(params["top_k"], scores.shape[1])
@@ -141,7 +156,7 @@ class FillMask(TextTask):
 
     def _filling(self, ids: Sequence[int], place: int, token: int, score: float, *, alone: bool) -> dict[str, Any]:
         filled = [*ids[:place], token, *ids[place + 1 :]]
-        filled = [one for one in filled if one != self.config.pad_id]
+        filled = [one for one in filled if one != self.config.blank_id]
         return {
             "score": score, "token": token, "token_str": self._text([token], skip=False),
             "sequence": self._text(filled, skip=alone),
@@ -191,14 +206,12 @@ class FillMask(TextTask):
             raise InvalidInputError("The model's tokenizer has no mask token, so that it cannot fill any in.")
         return str(found)
 
-    def _targets(self, words: Sequence[str]) -> Array | None:
+    def _targets(self, words: Sequence[str]) -> list[int]:
         """Return the tokens of words to choose among: of one that is no token its first one.
 
         Raises:
             InvalidInputError: One has no tokens.
         """
-        if not words:
-            return None
         found = []
         for word in words:
             token = self.tokenizer.token_to_id(word)
@@ -206,7 +219,7 @@ class FillMask(TextTask):
             if not ids:
                 raise InvalidInputError(f"The target {shown(word)} has no tokens. Leave it out.")
             found.append(ids[0])
-        return np.array(sorted(set(found)))
+        return sorted(set(found))
 
 
 class _MaskScores(ScoreComparison):

@@ -157,7 +157,8 @@ class Tensors(Task):
         if len(set(columns)) < len(columns):
             raise InvalidInputError(f"The table has two columns of one name: {shown(columns, 200)}.")
         (first, *others) = self.signature.inputs
-        if not others and len(first.shape) == 2 and first.name not in columns:
+        named = {name for name in columns if isinstance(name, str)}  # pandas.NA compares with nothing
+        if not others and len(first.shape) == 2 and first.name not in named:
             return table.to_numpy().tolist()
         found = {name: table[name].tolist() for name in columns}
         for spec in self.signature.inputs:

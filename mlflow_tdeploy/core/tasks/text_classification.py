@@ -50,7 +50,6 @@ class TextClassification(TextTask):
     )
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02), SPREAD))
     quality: ClassVar[tuple[str, ...]] = CLASSIFIED
-    scored: ClassVar[Mapping[str, Any]] = {"top_k": 0}
     params: ClassVar[tuple[Param, ...]] = (
         Param("top_k", "integer", 1, "How many labels per text, best first; 0 for all."),
         Param("function_to_apply", "string", "", "softmax, sigmoid or none; empty for the model's own."),
@@ -84,6 +83,11 @@ class TextClassification(TextTask):
             usual = "softmax"
         function = usual if asked is None else str(getattr(asked, "name", asked)).lower()  # an enumeration, or text
         return {"labels": names, "function_to_apply": function}
+
+    @property
+    def scored(self) -> Mapping[str, Any]:
+        """Parameters that ask for all scores: the loss needs those."""
+        return {"top_k": 0}
 
     @property
     def quality_of_scores(self) -> tuple[str, ...]:

@@ -37,14 +37,14 @@ class TokenConfig(TextConfig):
         labels: Name of each class, by index.
         aggregation_strategy: How tokens become entities, unless a request says it.
         ignore_labels: Labels that are no entities, unless a request says them.
-        stride: Tokens that the parts of a long text share, unless a request says it; 0 cuts it off.
+        stride: Tokens that the parts of a long text share, unless a request says it; -1 cuts it off.
         unk_id: Token for what the vocabulary has not; -1 for none.
     """
 
     labels: tuple[str, ...] = ()
     aggregation_strategy: str = "none"
     ignore_labels: tuple[str, ...] = ("O",)
-    stride: int = 0
+    stride: int = -1
     unk_id: int = -1
 
 
@@ -64,7 +64,6 @@ class TokenClassification(TextTask):
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02), SPREAD))
     offsets: ClassVar[bool] = True
     quality: ClassVar[tuple[str, ...]] = SPANS
-    scored: ClassVar[Mapping[str, Any]] = {"aggregation_strategy": "simple"}
     pipeline_arguments: ClassVar[tuple[str, ...]] = ("tokenizer_params",)
     encoding: ClassVar[tuple[str, ...]] = ("stride",)
     params: ClassVar[tuple[Param, ...]] = (
@@ -73,7 +72,7 @@ class TokenClassification(TextTask):
             "none (tokens one by one), simple, first, average or max; empty for the model's own.",
         ),
         Param("ignore_labels", "string", [], "Labels to leave out; [] for the model's own, [''] for none.", many=True),
-        Param("stride", "integer", -1, "Tokens that parts of a long text share; 0 cuts it off, -1: the model's own."),
+        Param("stride", "integer", -1, "Tokens that parts of a long text share; -1 for the model's own."),
     )  # fmt: skip
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
@@ -85,6 +84,11 @@ class TokenClassification(TextTask):
                 f"task_config of '{self.name}': {len(self._labels)} labels for a graph that returns {classes} classes."
             )
 
+    @property
+    def scored(self) -> Mapping[str, Any]:
+        """Parameters that put tokens together: right answers are about entities."""
+        return {"aggregation_strategy": "simple"} if self.config.aggregation_strategy == "none" else {}
+
     @classmethod
     def settings_of(
         cls, config: Mapping[str, Any], width: int, labels: Sequence[str] | None, pipeline: Mapping[str, Any]
@@ -95,9 +99,7 @@ class TokenClassification(TextTask):
             InvalidInputError: There are more or fewer labels than classes, or the pipeline does what is not supported.
         """
         asked = dict(pipeline.get("tokenizer_params") or {})
-        stride = int(asked.pop("stride", 0))
-        if asked.get("is_split_into_words") is False:
-            del asked["is_split_into_words"]  # the pipeline puts it there
+        stride = int(asked.pop("stride", -1))
         if unknown := sorted(set(asked) - set(_WITH_STRIDE)):
             raise InvalidInputError(
                 f"The pipeline was made with the tokenizer argument '{unknown[0]}', which the logged model would not "
@@ -119,22 +121,18 @@ class TokenClassification(TextTask):
         checked["ignore_labels"] = checked["ignore_labels"] or list(self.config.ignore_labels)
         asked, room = checked["stride"], self.longest - self._special_count
         stride = self.config.stride if asked < 0 else asked
-        if stride >= room:
+        if asked < -1 or stride >= room:
             raise InvalidInputError(
-                f"stride must be less than the {room} tokens of a text that the model takes at once, got {stride}."
+                f"stride must be from 0 to {room - 1}, for the model takes {room} tokens of a text at once, or -1 for "
+                f"its own; got {asked}."
             )
-        if asked > 0 and checked["aggregation_strategy"] == "none":
-            raise InvalidInputError(
-                "stride needs an aggregation_strategy other than none: parts of a text share tokens, and only entities "
-                "can be told to be the same."
-            )
-        checked["stride"] = stride if checked["aggregation_strategy"] != "none" else 0
+        checked["stride"] = stride
         return checked
 
     def encode(self, items: Sequence[str], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize the texts, long ones in several rows where a stride is asked for."""
         checked = self.check_params(self.usual) if params is None else params
-        if not checked["stride"]:
+        if checked["stride"] < 0:
             return super().encode(items, checked)
         rows: list[Encoding] = []
         spans = []
@@ -188,11 +186,11 @@ class TokenClassification(TextTask):
 
     def check_labels(self, labels: Sequence[Any]) -> None:
         """Make sure that each text's labels are spans of the model's classes."""
-        known = {label.split("-", 1)[-1] if label[:2] in ("B-", "I-") else label for label in self._labels}
+        known = {label.split("-", 1)[-1] for label in self._labels}  # as groups are called
         for index, one in enumerate(labels):
             try:
                 found = _spans(one)
-            except (TypeError, KeyError, ValueError) as error:
+            except (TypeError, LookupError, ValueError) as error:
                 raise InvalidInputError(
                     f"The label {index} must be a list like [{{'start': 0, 'end': 5, 'label': 'PER'}}], got "
                     f"{shown(one)}."
@@ -228,12 +226,12 @@ class TokenClassification(TextTask):
 
     def _tokens(self, text: str, encoding: Encoding, scores: Any) -> list[Token]:
         found = []
-        for index, (special, word, number, (start, end)) in enumerate(
-            zip(encoding.special_tokens_mask, encoding.tokens, encoding.ids, encoding.offsets, strict=True)
+        for index, (special, number, (start, end)) in enumerate(
+            zip(encoding.special_tokens_mask, encoding.ids, encoding.offsets, strict=True)
         ):
             if special:
                 continue
-            piece = text[start:end]
+            word, piece = self.tokenizer.id_to_token(number) or "", text[start:end]
             of_words, before = len(word) != len(piece), text[start - 1 : start + 1] if start else " "
             continues = of_words if self._prefix else " " not in before
             if number == self.config.unk_id:
@@ -267,5 +265,8 @@ def _strategy(name: Any) -> str:
 def _spans(found: Any) -> list[tuple[int, int, str]]:
     """Return entities, or what is right, as (start, end, label)."""
     values = json.loads(found) if isinstance(found, str) else found
-    names = ("label", "entity_group", "entity")
-    return [(int(one["start"]), int(one["end"]), str(next(one[n] for n in names if n in one))) for one in values]
+    return [(int(one["start"]), int(one["end"]), str(one[_named(one)])) for one in values]
+
+
+def _named(span: Mapping[str, Any]) -> str:
+    return next((name for name in ("label", "entity_group", "entity") if name in span), "label")

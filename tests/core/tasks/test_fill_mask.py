@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.records import to_plain
+from mlflow_tdeploy.core.tasks.fill_mask import FillMask
 from mlflow_tdeploy.source.resolve import resolve
 from tests.core.tasks.token_models import MODELS, filler
 from tests.served import pipeline_of, texts
@@ -64,6 +66,15 @@ def test_words_to_choose_among_can_be_said(both):
     words = [original.tokenizer.convert_ids_to_tokens(number) for number in (1000, 1001, 1200)]
     same(ours(wanted, {"targets": words}), [original(text, targets=words) for text in wanted])
     assert {one["token"] for fillings in ours(wanted, {"targets": words}) for one in fillings} == {1000, 1001, 1200}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_that_nobody_gave_have_a_mask_that_is_not_cut_off(bert, side):
+    task = FillMask({**to_plain(bert.task.config), "truncation_side": side}, bert.task.signature, bert.task.assets)
+    given = ["", "   ", "word", "over-long " * 700, "antidisestablishmentarianism" * 90, *texts(50)]
+    for text, made in zip(given, task.sample(given), strict=True):
+        task.encode([made])
+        assert made.count("[MASK]") == max(1, text.count("[MASK]"))
 
 
 def test_a_text_without_a_mask_is_named(bert):

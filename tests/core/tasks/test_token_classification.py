@@ -59,20 +59,21 @@ def test_predict_equals_the_pipeline_by_every_strategy(both, strategy):
     assert sum(map(len, got)) > 200
 
 
-@pytest.mark.parametrize("stride", [1, 30])
-def test_long_texts_are_read_to_their_end_in_parts(both, stride, tmp_path):
+@pytest.mark.parametrize(("stride", "strategy"), [(0, "simple"), (1, "max"), (30, None)])
+def test_long_texts_are_read_to_their_end_in_parts(both, stride, strategy, tmp_path):
     from transformers import pipeline
 
     original, ours = both
     parts = pipeline(
         "token-classification", model=original.model, tokenizer=original.tokenizer, stride=stride,
-        aggregation_strategy="simple", device="cpu",
+        aggregation_strategy=strategy, device="cpu",
     )  # fmt: skip
     given = texts(40)
     wanted = [" ".join(given[begin : begin + 30]) for begin in (0, 10, 30)] + given[-6:]
-    got = ours(wanted, {"aggregation_strategy": "simple", "stride": stride})
+    asked = {"aggregation_strategy": strategy} if strategy else {}
+    got = ours(wanted, {**asked, "stride": stride})
     same(got, of_pipeline(parts, wanted))
-    cut = ours(wanted, {"aggregation_strategy": "simple"})
+    cut = ours(wanted, asked)
     assert max(one["end"] for one in got[0]) > max(one["end"] for one in cut[0]) + 100
     served = pipeline_of(resolve(parts), tmp_path)  # as that pipeline was made
     assert served(wanted) == got
@@ -97,8 +98,12 @@ def test_requests_with_other_parameters_share_no_answer(bert):
     ("params", "why"),
     [
         ({"aggregation_strategy": "best"}, "one of none, simple, first, average, max, got 'best'"),
-        ({"stride": 10}, "stride needs an aggregation_strategy other than none"),
-        ({"stride": 126, "aggregation_strategy": "max"}, "stride must be less than the 126 tokens"),
+        (
+            {"stride": 126, "aggregation_strategy": "max"},
+            "must be from 0 to 125, for the model takes 126",
+        ),
+        ({"stride": -2}, "got -2"),
+        ({"ignore_labels": {"O": 1}}, "'ignore_labels' must be a list"),
         ({"ignore_labels": [1]}, "'ignore_labels' must be of type string"),
     ],
 )
@@ -119,6 +124,7 @@ def test_labels_are_spans_and_entities_are_scored_by_them(bert):
         ([[{"label": "LOC", "start": 0, "end": 1}]], "label 0 has 'LOC', which is no label of the model: O, ORG, PER"),
         ([[], "PER"], "label 1 must be a list like"),
         ([[{"label": "PER"}]], "label 0 must be a list like"),
+        ([[{"start": 0, "end": 1, "kind": "PER"}]], "label 0 must be a list like"),
     ]:
         with pytest.raises(InvalidInputError, match=why):
             task.check_labels(wrong)
