@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_resolve_lists_the_tasks_when_the_task_is_unknown(minilm_path):
-    with pytest.raises(InvalidInputError, match=r"'translation'.*feature-extraction, fill-mask, sentence-embedding, tensors, "):
+    with pytest.raises(InvalidInputError, match="'translation'.*feature-extraction, fill-mask, .*tensors, "):
         resolve(minilm_path, task="translation")
 
 
