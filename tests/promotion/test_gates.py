@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
@@ -78,6 +80,23 @@ def test_a_version_that_is_worse_on_labelled_texts_does_not_come(classes, write,
     spec = write(f"{SERVE}, gates: {{metric: {{data: labelled.jsonl, worse_by: 1.0}}}}")
     mlflow_tdeploy.promote("models:/classes/2", alias="champion", file=spec)
     assert serving(spec) == 2
+
+
+def test_entities_are_gated_by_their_f1(tracking, write, tmp_path, monkeypatch):
+    registry = mlflow.MlflowClient()
+    for number, head in enumerate((HEAD, -HEAD)):
+        monkeypatch.setattr(text_bundles, "HEAD", head)
+        made = make_text_bundle(tmp_path / str(number), "token-classification")
+        mlflow_tdeploy.log_model(made, "classes", registered_model_name="classes")
+    registry.set_registered_model_alias("classes", "champion", 1)
+    right = mlflow_tdeploy.load_model("models:/classes/1").predict(TEXTS, {"aggregation_strategy": "simple"})
+    rows = ({"text": text, "label": found} for text, found in zip(TEXTS, right, strict=True))
+    (tmp_path / "spans.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = write(f"{SERVE}, gates: {{metric: {{data: spans.jsonl, worse_by: 0.1}}}}")
+    mlflow_tdeploy.promote("models:/classes/1", alias="champion", file=spec)
+    with pytest.raises(MlflowException, match=r"f1 of version 2 on 'spans.jsonl' \(8 texts\) is .* serves 1: worse"):
+        mlflow_tdeploy.promote("models:/classes/2", alias="champion", file=spec)
+    assert serving(spec) == 1
 
 
 def test_labels_that_are_none_of_the_models_are_told_and_nothing_comes(classes, write, tmp_path):
