@@ -31,7 +31,8 @@ class PyFuncWrapper:
 
         Returns:
             Sentence embeddings as a float array, labels as a table with the columns ``label`` and ``score`` (lists of
-            records where several labels are asked for), hidden states as nested lists, tensors by name.
+            records where several labels are asked for), lists of entities, or of fillings,
+            hidden states as nested lists, tensors by name.
         """
         with mlflow_errors():
             return self._shape(self._model.predict(model_input, params), getattr(model_input, "index", None))

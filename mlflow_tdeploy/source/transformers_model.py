@@ -13,7 +13,7 @@ import torch
 
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError
 from mlflow_tdeploy.core.manifest import SourceRecord
-from mlflow_tdeploy.core.tasks import TASKS, Head, heads
+from mlflow_tdeploy.core.tasks import TASKS, Head, heads, refuse_arguments
 from mlflow_tdeploy.runtime.backends._torch_modules import TransformersModule, load_transformers
 from mlflow_tdeploy.source._options import Options, plain_name
 from mlflow_tdeploy.source._padding import settle_padding
@@ -60,11 +60,7 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
     )
     preprocess = dict(getattr(pipeline, "_preprocess_params", {}))
     said = {name for name, value in preprocess.items() if (name, value) != ("is_split_into_words", False)}
-    if unknown := said - _HARMLESS - set(TASKS.get(options.task or "").pipeline_arguments):
-        raise InvalidInputError(
-            f"The pipeline was made with the tokenizer argument '{min(unknown)}', which the logged model would not "
-            f"keep. Make the pipeline without it."
-        )
+    refuse_arguments(said - _HARMLESS - set(TASKS.get(options.task or "").pipeline_arguments))
     postprocess = dict(getattr(pipeline, "_postprocess_params", {}))
     if postprocess.get("top_k", 1) != 1 and not hasattr(TASKS.get(options.task or "").settings, "top_k"):
         _log.warning("The pipeline's top_k=%r is not kept: pass params={'top_k': …} to predict.", postprocess["top_k"])

@@ -50,8 +50,7 @@ def test_each_variant_is_scored_by_its_entities(entities):
     assert {"precision", "recall", "f1", "f1_drop", "max_score_difference", "worst_cosine"} <= set(found.metrics)
     assert found.metrics["label_agreement"] > 0.999
     assert abs(found.metrics["f1_drop"]) < 0.01
-    schema = bundle.manifest
-    assert schema.task == "token-classification"
+    assert bundle.manifest.task == "token-classification"
 
 
 def test_its_signature_says_what_comes_out(entities):

@@ -191,7 +191,7 @@ def test_params_are_those_of_predict(served):
         return
     if task == "zero-shot-classification":
         given, arrays = request_of(task)
-        params = {"candidate_labels": ["film", "good film", "bad"], "multi_label": "true"}
+        params = {"candidate_labels": ["film", "good film", "bad"], "multi_label": True}
         expected = model.predict(given, params)
         assert {label for one in expected for label in one["labels"]} == {"film", "good film", "bad"}
         check(task, expected, ask(triton, arrays, **{**params, "candidate_labels": "film, good film, bad"}))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
+from mlflow_tdeploy.build.quantize_options import meant
 from mlflow_tdeploy.build.ranges import CALIBRATORS
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 
@@ -93,7 +94,7 @@ class Layers:
             name: Of the layer.
             kind: Of its class.
         """
-        return self.match == kind or self.match == name or re.fullmatch(self.match, name) is not None
+        return self.match == kind or meant(self.match, name)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from mlflow_tdeploy.core.extension import Registry
 from mlflow_tdeploy.core.tasks._base import AnswerForm, Encoded, Field, Param, Task
-from mlflow_tdeploy.core.tasks._head import Head
+from mlflow_tdeploy.core.tasks._head import Head, refuse_arguments
 
 TASKS: Registry[type[Task]] = Registry("task", discover="mlflow_tdeploy.core.tasks")
 
-__all__ = ["TASKS", "AnswerForm", "Encoded", "Field", "Head", "Param", "Task", "heads"]
+__all__ = ["TASKS", "AnswerForm", "Encoded", "Field", "Head", "Param", "Task", "heads", "refuse_arguments"]
 
 
 def heads() -> dict[str, Head]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from mlflow_tdeploy.core.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -22,3 +25,19 @@ class Head:
     architecture: str = ""
     auto_class: str = ""
     told: bool = True
+
+
+def refuse_arguments(unknown: Collection[str]) -> None:
+    """Refuse what a pipeline gives its tokenizer and a logged model would not.
+
+    Args:
+        unknown: Names of such arguments.
+
+    Raises:
+        InvalidInputError: There are some.
+    """
+    if unknown:
+        raise InvalidInputError(
+            f"The pipeline was made with the tokenizer argument '{min(unknown)}', which the logged model would not "
+            f"keep. Make the pipeline without it."
+        )

@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
-from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param, refuse_arguments
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
 from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function
 from mlflow_tdeploy.core.tensors import Arrays
@@ -75,11 +75,7 @@ class FillMask(TextTask):
             InvalidInputError: It does what is not supported.
         """
         super().settings_of(config, width, labels, pipeline)
-        if unknown := set(pipeline.get("tokenizer_kwargs") or {}) - {"truncation", "padding"}:
-            raise InvalidInputError(
-                f"The pipeline was made with the tokenizer argument '{min(unknown)}', which the logged model would not "
-                f"keep. Make the pipeline without it."
-            )
+        refuse_arguments(set(pipeline.get("tokenizer_kwargs") or {}) - {"truncation", "padding"})
         if pipeline.get("target_ids") is not None:
             raise InvalidInputError(
                 "The pipeline was made with targets, which the logged model would not keep. Make the pipeline without, "

@@ -58,11 +58,7 @@ class TextClassification(TextTask):
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
         self._labels, self._function = list(self.config.labels), self.config.function_to_apply
-        classes = next((spec.shape[-1] for spec in signature.outputs if spec.name == OUTPUT), None)
-        if not self._labels or (isinstance(classes, int) and classes != len(self._labels)):
-            raise ManifestError(
-                f"task_config of '{self.name}': {len(self._labels)} labels for a graph that returns {classes} classes."
-            )
+        check_classes(self.name, self._labels, signature)
 
     @classmethod
     def settings_of(
@@ -172,6 +168,19 @@ def _plain(label: Any) -> Any:
     if isinstance(label, (int, np.integer)) or (isinstance(label, (float, np.floating)) and float(label).is_integer()):
         return int(label)
     return label
+
+
+def check_classes(task: str, labels: Sequence[str], signature: Signature) -> None:
+    """Make sure that a graph returns as many classes as there are labels.
+
+    Raises:
+        ManifestError: It does not.
+    """
+    classes = next((spec.shape[-1] for spec in signature.outputs if spec.name == OUTPUT), None)
+    if not labels or (isinstance(classes, int) and classes != len(labels)):
+        raise ManifestError(
+            f"task_config of '{task}': {len(labels)} labels for a graph that returns {classes} classes."
+        )
 
 
 def class_names(config: Mapping[str, Any], width: int, labels: Sequence[str] | None) -> list[str]:

@@ -14,12 +14,12 @@ from tokenizers import Encoding, Tokenizer
 
 from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.compare import Comparison
-from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.quality import SPANS, spans_found
-from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param, refuse_arguments
 from mlflow_tdeploy.core.tasks._entities import STRATEGIES, Entity, Token, entities, without_overlaps
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
-from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function, class_names
+from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function, check_classes, class_names
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 
 OUTPUT = "logits"
@@ -78,11 +78,7 @@ class TokenClassification(TextTask):
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
         self._labels = list(self.config.labels)
-        classes = next((spec.shape[-1] for spec in signature.outputs if spec.name == OUTPUT), None)
-        if not self._labels or (isinstance(classes, int) and classes != len(self._labels)):
-            raise ManifestError(
-                f"task_config of '{self.name}': {len(self._labels)} labels for a graph that returns {classes} classes."
-            )
+        check_classes(self.name, self._labels, signature)
 
     @property
     def scored(self) -> Mapping[str, Any]:
@@ -100,11 +96,7 @@ class TokenClassification(TextTask):
         """
         asked = dict(pipeline.get("tokenizer_params") or {})
         stride = int(asked.pop("stride", -1))
-        if unknown := sorted(set(asked) - set(_WITH_STRIDE)):
-            raise InvalidInputError(
-                f"The pipeline was made with the tokenizer argument '{unknown[0]}', which the logged model would not "
-                f"keep. Make the pipeline without it."
-            )
+        refuse_arguments(set(asked) - set(_WITH_STRIDE))
         strategy = pipeline.get("aggregation_strategy")
         ignored = pipeline.get("ignore_labels")
         return {
@@ -206,7 +198,9 @@ class TokenClassification(TextTask):
         return int(self.tokenizer.num_special_tokens_to_add(is_pair=False))
 
     @functools.cached_property
-    def _by_stride(self) -> Callable[[int], Tokenizer]:
+    def _in_parts(self) -> Callable[[int], Tokenizer]:
+        """Returns the tokenizer that cuts long texts in parts which share so many tokens."""
+
         @functools.lru_cache(maxsize=_STRIDES)
         def made(stride: int) -> Tokenizer:
             found = Tokenizer.from_str(self.tokenizer.to_str())  # settings of a tokenizer are those of all threads
@@ -214,10 +208,6 @@ class TokenClassification(TextTask):
             return found
 
         return made
-
-    def _in_parts(self, stride: int) -> Tokenizer:
-        """Return the tokenizer that cuts long texts in parts."""
-        return self._by_stride(stride)
 
     @functools.cached_property
     def _prefix(self) -> str:

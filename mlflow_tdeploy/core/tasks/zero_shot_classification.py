@@ -36,7 +36,7 @@ class ZeroShotConfig(TextConfig):
         contradiction: The class that says that it does not.
         candidate_labels: Labels for requests that name none; empty: each has to.
         hypothesis_template: Sentence about a label, which stands for ``{}``, unless a request says another.
-        multi_label: Whether several labels may be right, unless a request says it.
+        multi_label: Whether several labels may be right, whatever a request says.
     """
 
     entailment: int = 2
@@ -66,7 +66,7 @@ class ZeroShotClassification(TextTask):
     params: ClassVar[tuple[Param, ...]] = (
         Param("candidate_labels", "string", [], "The labels to choose among; [] for the model's own.", many=True),
         Param("hypothesis_template", "string", "", "A sentence about a label, {}; empty for the model's own."),
-        Param("multi_label", "string", "", "true where several labels may be right, false; empty for the model's own."),
+        Param("multi_label", "boolean", False, "Whether several labels may be right; the model may be logged so."),
     )
 
     @classmethod
@@ -114,10 +114,8 @@ class ZeroShotClassification(TextTask):
         if len(set(labels)) < len(labels):
             raise InvalidInputError(f"candidate_labels has one twice: {shown(labels)}.")
         template = _checked_template(checked["hypothesis_template"] or self.config.hypothesis_template)
-        several = str(checked["multi_label"]).strip().lower() or str(self.config.multi_label).lower()
-        if several not in ("true", "false"):
-            raise InvalidInputError(f"multi_label must be true or false, got {shown(checked['multi_label'])}.")
-        return {"candidate_labels": labels, "hypothesis_template": template, "multi_label": several == "true"}
+        several = bool(checked["multi_label"] or self.config.multi_label)
+        return {"candidate_labels": labels, "hypothesis_template": template, "multi_label": several}
 
     def encode(self, items: Sequence[str], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize each text with a sentence about each label.

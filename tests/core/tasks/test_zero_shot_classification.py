@@ -52,7 +52,7 @@ def test_predict_equals_the_pipeline(both):
 @pytest.mark.parametrize(
     ("params", "theirs"),
     [
-        ({"multi_label": "true"}, {"multi_label": True}),
+        ({"multi_label": True}, {"multi_label": True}),
         ({"hypothesis_template": "It is about {}, surely."}, {"hypothesis_template": "It is about {}, surely."}),
         ({"candidate_labels": ["one"]}, {"candidate_labels": ["one"]}),
         ({"candidate_labels": "one, two"}, {"candidate_labels": "one, two"}),
@@ -75,7 +75,7 @@ def test_what_a_request_says_counts(both, params, theirs):
         ({"candidate_labels": {"a": 1}}, "'candidate_labels' must be a list"),
         ({"candidate_labels": ["a"], "hypothesis_template": "no place"}, "needs {} where the label goes"),
         ({"candidate_labels": ["a"], "hypothesis_template": "{} and {}"}, "needs {} where the label goes"),
-        ({"candidate_labels": ["a"], "multi_label": "perhaps"}, "multi_label must be true or false"),
+        ({"candidate_labels": ["a"], "multi_label": "perhaps"}, "'multi_label' must be of type boolean"),
         ({"candidate_labels": ["word " * 200]}, "leaves no room for a text: the model takes 128 tokens"),
     ],
 )
