@@ -18,7 +18,7 @@ _log = logging.getLogger("mlflow_tdeploy")
 #: Share of a search that is for the order of parts.
 _FOR_THE_ORDER = 0.6
 _NOTHING = "No product of this graph can be quantized within the budget"
-_LOOKED_AT = ("worst_cosine", "mean_cosine", "max_score_difference", "label_agreement")
+_LOOKED_AT = ("worst_cosine", "mean_cosine", "max_score_difference", "label_agreement", "span_agreement")
 
 
 @dataclass(frozen=True)

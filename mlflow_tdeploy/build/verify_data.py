@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tdeploy.core.columns import records_of, text_columns
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import DataRecord
-from mlflow_tdeploy.core.tasks import Task
-from mlflow_tdeploy.core.tasks._text import TEXT_KEYS
+from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays, At
 
-_LABEL_KEYS = ("label", "labels")
+_LABEL_KEYS = ("label", "labels", "answers")
 _log = logging.getLogger("mlflow_tdeploy")
 
 #: Fewer texts than these are joined by built-in ones: a variant that is far off on few texts of many shall be found.
@@ -31,8 +31,8 @@ _GLOSSES = "glosses.txt"
 #: How many of them are used, taken evenly over the file, which holds short and long ones.
 _TEXTS = 256
 _FORMS = (
-    "Pass a list of texts, a table or mapping with 'text' and optionally 'label', or, for task 'tensors', "
-    "a list of mappings from input name to array."
+    "Pass a list of texts, or of pairs of them where the task reads such; a table or mapping with 'text', or what else "
+    "the task reads, and optionally 'label'; or, for task 'tensors', a list of mappings from input name to array."
 )
 
 
@@ -41,13 +41,13 @@ class VerifyData:
     """Items that every variant answers, as the reference did.
 
     Attributes:
-        texts: For text tasks.
+        texts: For text tasks: texts, or what the task's columns hold; records of these until it is known which task.
         requests: For ``tensors``: one name → array mapping per request.
         labels: The right answer per item, or None; items that were only added to have enough come last and have none.
         name: Where the data is from, for people.
     """
 
-    texts: tuple[str, ...] = ()
+    texts: tuple[Any, ...] = ()
     requests: tuple[Arrays, ...] = ()
     labels: tuple[Any, ...] | None = None
     name: str = "given"
@@ -79,7 +79,7 @@ class VerifyData:
             value = value.tolist()
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise InvalidInputError(f"Data cannot be of type {type(value).__name__}. {_FORMS}")
-        if value and all(isinstance(item, Mapping) for item in value):
+        if value and all(isinstance(item, Mapping) and not _is_record(item) for item in value):
             return cls(requests=tuple(_arrays(item) for item in value), name=name)
         return cls(texts=_texts(value), name=name)
 
@@ -100,16 +100,17 @@ class VerifyData:
 
     def _for_texts(self, task: Task) -> VerifyData:
         if self.name == _DEFAULT and not self.texts:
-            return replace(self, texts=task.sample(default_texts()), name="WordNet definitions")
+            return replace(self, texts=_items(task, task.sample(default_texts())), name="WordNet definitions")
         if not self.texts:
             raise InvalidInputError(f"A text task is verified on texts, got arrays. {_FORMS}")
-        if len(self.texts) >= _FEWEST:
-            return self
-        built_in = task.sample(default_texts())
-        more = tuple(text for text in built_in if text not in self.texts)[: _FEWEST - len(self.texts)]
+        given = _items(task, self.texts)
+        if len(given) >= _FEWEST:
+            return replace(self, texts=given)
+        built_in = _items(task, task.sample(default_texts()))
+        more = tuple(one for one in built_in if one not in given)[: _FEWEST - len(given)]
         unlabelled = " without labels" if self.labels is not None else ""
         name = f"{self.name} and {len(more)} WordNet definitions{unlabelled}"
-        return replace(self, texts=(*self.texts, *more), name=name)
+        return replace(self, texts=(*given, *more), name=name)
 
     def _for_tensors(self, task: Task, examples: Sequence[Arrays]) -> VerifyData:
         if self.texts:
@@ -163,14 +164,17 @@ def default_texts() -> tuple[str, ...]:
 
 def _of_table(value: Any, name: str) -> VerifyData:
     columns = [str(column) for column in (value.columns if hasattr(value, "columns") else value)]
-    text_key = next((key for key in TEXT_KEYS if key in columns), None)
+    keys = text_columns(columns, (task.columns for task in TASKS))
     label_key = next((key for key in _LABEL_KEYS if key in columns), None)
-    if text_key is None or _is_numeric(value[text_key]):
+    if not keys or any(_is_numeric(value[key]) for key in keys.values()):
         if isinstance(value, Mapping) and value:
             return VerifyData(requests=(_arrays(value),), name=name)
         raise InvalidInputError(f"The verification table has no column of texts, only {columns}. {_FORMS}")
     labels = None if label_key is None else tuple(_plain(label) for label in _listed(value[label_key]))
-    texts = _texts(_listed(value[text_key]))
+    table = {name: _listed(value[key]) for name, key in keys.items()}
+    if len({len(one) for one in table.values()}) > 1:
+        raise InvalidInputError(f"The columns {', '.join(keys.values())} of the data are of different lengths.")
+    texts = _texts(records_of(table))
     if labels is not None and len(labels) != len(texts):
         raise _uneven(len(texts), labels)
     return VerifyData(texts=texts, labels=labels, name=name)
@@ -192,11 +196,32 @@ def _listed(value: Any) -> list[Any]:
     return list(value.tolist() if hasattr(value, "tolist") else value)
 
 
-def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+def _is_record(item: Mapping[Any, Any]) -> bool:
+    """Tell whether a mapping holds texts, or lists of them, and no arrays."""
+    values = [one for one in item.values() if not isinstance(one, np.ndarray)]
+    return any(isinstance(one, str) or (isinstance(one, list) and one and isinstance(one[0], str)) for one in values)
+
+
+def _items(task: Task, texts: Sequence[Any]) -> tuple[Any, ...]:
+    """Return data as the task's items.
+
+    Raises:
+        InvalidInputError: It is none that the task reads.
+    """
+    if len(task.columns) == 1 and all(isinstance(text, str) for text in texts):
+        return tuple(texts)
+    try:
+        return tuple(task.items(list(texts)))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"Of the data: {error}") from error
+
+
+def _texts(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return texts, pairs or records; which of them the task reads is checked when it is known."""
     if not values:
         raise InvalidInputError("The data is empty: give at least one item, or None for the default.")
     for index, text in enumerate(values):
-        if not isinstance(text, str):
+        if not isinstance(text, (str, list, tuple, Mapping)):
             raise InvalidInputError(f"The data's text {index} must be a string, got {type(text).__name__}.")
     return tuple(values)
 
@@ -207,10 +232,14 @@ def _arrays(request: Mapping[Any, Any]) -> Arrays:
 
 def _plain(label: Any) -> Any:
     value = label.item() if isinstance(label, np.generic) else label
+    if isinstance(value, Mapping):  # the answers of a question, say
+        return {str(key): _listed(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):  # of spans, say
         return [dict(one) if isinstance(one, Mapping) else _plain(one) for one in value]
     if not isinstance(value, (str, int, float)) or value != value:
-        raise InvalidInputError(f"A label must be a class name or number, or a list of spans, got {label!r}.")
+        raise InvalidInputError(
+            f"A label must be a class name or number, or a list of spans or answers, got {label!r}."
+        )
     return value
 
 

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from mlflow_tdeploy.core.compare import EXACT_SHARE, MEAN_SPREAD, VALUE_SHARE
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.quality import CLASSIFIED
+from mlflow_tdeploy.core.quality import SHARES
 
 #: How good answers are beside the right ones, and how much worse than the original's.
-_SHARES = CLASSIFIED
-_LOST = (*(f"{name}_drop" for name in _SHARES), "loss", "loss_rise")
+_LOST = (*(f"{name}_drop" for name in SHARES), "loss", "loss_rise")
+#: Shares of rows whose best answer is the original's.
+_AGREEMENT = ("label_agreement", "span_agreement")
 #: Metrics that get worse when they fall; every other known one gets worse when it rises.
-_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, *_SHARES})
+_HIGHER_IS_BETTER = frozenset({"worst_cosine", "mean_cosine", EXACT_SHARE, VALUE_SHARE, *_AGREEMENT, *SHARES})
 _LOWER_IS_BETTER = frozenset(
     {
         "max_difference",
@@ -33,7 +34,7 @@ _LOWER_IS_BETTER = frozenset(
 )
 #: Shares and means of many rows: a single request says nothing about them.
 _OF_MANY = frozenset(
-    {"mean_cosine", "label_agreement", EXACT_SHARE, VALUE_SHARE, *_SHARES, *_LOST}
+    {"mean_cosine", EXACT_SHARE, VALUE_SHARE, *_AGREEMENT, *SHARES, *_LOST}
     | {"max_spread_error", MEAN_SPREAD, "max_part_error"}
 )
 _LARGEST = sys.float_info.max

@@ -16,7 +16,7 @@ from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
 from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError, shown
 from mlflow_tdeploy.core.tasks import Encoded, Task
 from mlflow_tdeploy.core.tensors import Arrays
-from mlflow_tdeploy.core.wire import TEXT, pack, texts_of
+from mlflow_tdeploy.core.wire import asked_in, pack
 
 #: Runs the graph somewhere else.
 AsyncInfer = Callable[[Arrays], Awaitable[Arrays]]
@@ -64,6 +64,7 @@ class Desk:
         self._infer = infer
         self._token_budget = token_budget
         self._workers = workers
+        self._names = [column.name for column in task.columns]
 
     async def answer(self, asks: Sequence[Ask]) -> list[Arrays | Exception]:
         """Return each request's outputs, or what is wrong with it."""
@@ -71,7 +72,7 @@ class Desk:
         texts, raw = [], []
         for place, ask in enumerate(asks):
             try:
-                if self._task.input_kind != "text" or TEXT not in ask.arrays:
+                if not any(name in ask.arrays for name in self._names):
                     raw.append((place, self._feeds(ask)))
                 else:
                     texts.append(self._texts(place, ask))
@@ -89,9 +90,11 @@ class Desk:
         return ask.arrays
 
     def _texts(self, place: int, ask: Ask) -> _Texts:
-        if more := [name for name in ask.arrays if name != TEXT]:
-            raise InvalidInputError(f"A request has '{TEXT}' or the graph's own tensors, not both; got {shown(more)}.")
-        return _Texts(place, ask, self._task.check_params(ask.params), self._task.items(texts_of(ask.arrays[TEXT])))
+        if more := [name for name in ask.arrays if name not in self._names]:
+            own = " and ".join(f"'{name}'" for name in self._names if name in ask.arrays)
+            raise InvalidInputError(f"A request has {own} or the graph's own tensors, not both; got {shown(more)}.")
+        items = self._task.items(asked_in(self._task.columns, ask.arrays))
+        return _Texts(place, ask, self._task.check_params(ask.params), items)
 
     async def _answer_raw(
         self, place: int, feeds: Arrays, asks: Sequence[Ask], found: list[Arrays | Exception]

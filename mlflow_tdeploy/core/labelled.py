@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_tdeploy.core.columns import records_of, text_columns
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, first_line
+from mlflow_tdeploy.core.tasks import TASKS
 
-_TEXT, _LABEL = "text", "label"
+_LABEL = "label"
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
 #: Forms of tables, by the file's ending.
 _TABLES: Mapping[str, Mapping[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
@@ -23,16 +25,18 @@ class Labelled:
     """Texts with the right answers.
 
     Attributes:
-        texts: The texts.
+        texts: The texts; records where there are several columns of them.
         labels: Names or class indices.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[Any, ...]
     labels: tuple[Any, ...]
 
     @classmethod
     def read(cls, path: Path) -> Labelled:
         """Read a file: CSV or TSV with the columns ``text`` and ``label``, or JSON lines with these keys.
+
+        Instead of ``text`` there may be what else a task reads, such as ``question`` and ``context``.
 
         A column of nothing but whole numbers is one of class indices; of a model whose labels are numbers, of those.
 
@@ -45,9 +49,11 @@ class Labelled:
             with path.open(encoding="utf-8-sig", newline="") as file:  # Excel begins a table with a mark
                 lines = (json.loads(line) for line in file if line.strip())
                 rows: list[Mapping[str, Any]] = [*(lines if form is None else csv.DictReader(file, **form))]
-            if rows and (lacking := [key for key in (_TEXT, _LABEL) if key not in rows[0]]):
+            keys = text_columns(rows[0] if rows else (), (task.columns for task in TASKS))
+            if rows and (lacking := [key for key in (*keys, _LABEL) if key not in rows[0]] if keys else ["text"]):
                 raise ValueError(f"'{lacking[0]}' is not there, found {', '.join(map(str, rows[0])) or 'nothing'}")
-            texts, labels = (tuple(row[key] for row in rows) for key in (_TEXT, _LABEL))
+            texts = tuple(records_of({name: [row[key] for row in rows] for name, key in keys.items()}))
+            labels = tuple(row[_LABEL] for row in rows)
             if form is not None and all(_WHOLE.fullmatch(label) for label in labels):  # a table knows texts only
                 labels = tuple(map(int, labels))
         except FileNotFoundError:
@@ -57,6 +63,6 @@ class Labelled:
                 f"'{path}' is neither CSV or TSV with the columns text and label nor JSON lines with these keys: "
                 f"{first_line(error)}"
             ) from error
-        if not texts or not all(isinstance(one, str) for one in texts):
+        if not texts or not all(isinstance(one, (str, dict)) for one in texts):
             raise InvalidInputError(f"'{path}' holds no texts.")
         return cls(texts, labels)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import string
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -11,6 +14,10 @@ import numpy.typing as npt
 CLASSIFIED = ("accuracy", "precision", "recall", "f1")
 #: Figures that :func:`spans_found` returns.
 SPANS = ("f1", "precision", "recall")
+#: Figures that :func:`answered` returns.
+ANSWERED = ("f1", "exact_match")
+#: All that are shares of 1, and better the higher they are.
+SHARES = tuple(dict.fromkeys((*CLASSIFIED, *SPANS, *ANSWERED)))
 #: What a predicted probability counts as at least, so that one wrong answer does not make the loss infinite.
 _LEAST = float(np.finfo(np.float64).eps)
 
@@ -62,3 +69,32 @@ def spans_found(found: Sequence[Sequence[Hashable]], right: Sequence[Sequence[Ha
         "recall": hits / there if there else float(not said),
         "f1": 2 * hits / (said + there) if said + there else 1.0,
     }
+
+
+def answered(found: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return how many answers are right, and the mean F1 of their words, as shares of 1.
+
+    As SQuAD 2.0's script has them (https://rajpurkar.github.io/SQuAD-explorer): case, punctuation and articles do not
+    count, and of several right answers the one that is closest does.
+
+    Args:
+        found: An answer for each question; '' for none.
+        right: Those that are right.
+    """
+    pairs = [(_words(got), [_words(one) for one in several]) for got, several in zip(found, right, strict=True)]
+    return {
+        "f1": float(np.mean([max(_overlap(got, one) for one in several) for got, several in pairs])),
+        "exact_match": float(np.mean([any(got == one for one in several) for got, several in pairs])),
+    }
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+
+
+def _overlap(got: Sequence[str], wanted: Sequence[str]) -> float:
+    if not got or not wanted:
+        return float(got == wanted)
+    common = sum((Counter(got) & Counter(wanted)).values())
+    return 2 * common / (len(got) + len(wanted))

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tdeploy.core.columns import TEXT, Column
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import AnswerForm, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, numpy_dtype
 
-#: The input of tasks that take texts, and the output that holds a whole answer as JSON.
-TEXT, ANSWER = "text", "answer"
+#: The output that holds a whole answer as JSON.
+ANSWER = "answer"
 #: The dtype of texts, besides those of :data:`mlflow_tdeploy.core.tensors.DTYPES`.
 STRING = "string"
 _COLUMNS = {"string": STRING, "double": "float64", "long": "int64", "boolean": "bool"}
@@ -36,8 +37,8 @@ class Part:
 
 
 def request_parts(task: Task) -> tuple[Part, ...]:
-    """Return what a request may hold besides the signature's own inputs."""
-    return (Part(TEXT, STRING),) if task.input_kind == "text" else ()
+    """Return what a request may hold besides the signature's own inputs: a tensor of strings for each column."""
+    return tuple(Part(column.name, STRING) for column in task.columns)
 
 
 def answer_parts(task: Task) -> tuple[Part, ...]:
@@ -50,28 +51,65 @@ def answer_parts(task: Task) -> tuple[Part, ...]:
     if form.kind == "array":
         return (Part(form.name, form.dtype, (form.width,)),)
     if form.kind == "records":
-        if any(field.many for field in form.fields):
+        if not _has_columns(form):
             return (Part(ANSWER, STRING),)
         columns = tuple(Part(field.name, _COLUMNS[field.dtype]) for field in form.fields)
         return (*columns, Part(ANSWER, STRING))
     return (Part(ANSWER, STRING),) if form.kind in ("nested", "lists") else ()
 
 
-def texts_of(array: Array) -> list[str]:
-    """Return the texts in a tensor of bytes, one for each element.
+def asked_of(columns: Sequence[Column], items: Sequence[Any]) -> Arrays:
+    """Return items of texts as tensors, one for each column that they have; a list of texts is JSON.
 
     Raises:
-        InvalidInputError: One is no UTF-8, or there is more than one in a row.
+        InvalidInputError: A text is no valid Unicode.
+    """
+    rows = [(item,) if isinstance(item, str) else item for item in items]
+    found = {}
+    for column, values in zip(columns, zip(*rows, strict=True), strict=False):
+        found[column.name] = rows_of([json.dumps(one, ensure_ascii=False) for one in values] if column.many else values)
+    return found
+
+
+def asked_in(columns: Sequence[Column], arrays: Arrays) -> dict[str, list[Any]]:
+    """Return what :func:`asked_of` made tensors of, by column.
+
+    Raises:
+        InvalidInputError: A text is no UTF-8, there is more than one in a row, or a list is no JSON.
+    """
+    named = [column for column in columns if column.name in arrays]
+    return {one.name: texts_of(arrays[one.name], one.name, many=one.many) for one in named}
+
+
+def texts_of(array: Array, name: str = TEXT.name, *, many: bool = False) -> list[Any]:
+    """Return the texts in a tensor of bytes, one for each element.
+
+    Args:
+        array: The tensor.
+        name: Its name, for messages.
+        many: Whether each is a list of texts, in JSON.
+
+    Raises:
+        InvalidInputError: One is no UTF-8, there is more than one in a row, or a list is no JSON.
     """
     if array.ndim > 1 and array.size != len(array):
-        raise InvalidInputError(f"'{TEXT}' holds one text per row, got shape {array.shape}.")
+        raise InvalidInputError(f"'{name}' holds one text per row, got shape {array.shape}.")
     found = []
     for index, value in enumerate(array.reshape(-1)):
         try:
             found.append(value.decode() if isinstance(value, bytes) else str(value))
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"Text {index} is not UTF-8 ({shown(value)}): {error}.") from error
-    return found
+    return [_list_in(index, text, name) for index, text in enumerate(found)] if many else found
+
+
+def _list_in(index: int, text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"'{name}' of row {index} must be a list of texts in JSON, got {shown(text)}: {error}."
+        ) from error
 
 
 def rows_of(texts: Sequence[str]) -> Array:
@@ -132,9 +170,14 @@ def pack(task: Task, answers: Any, names: Sequence[str] = ()) -> Arrays:
     return {name: array for name, array in found.items() if name in wanted}
 
 
+def _has_columns(form: AnswerForm) -> bool:
+    """Tell whether records can be a tensor for each field: of one value, and none called as all of them are."""
+    return not any(field.many or field.name == ANSWER for field in form.fields)
+
+
 def _plain_records(form: AnswerForm, answers: Any) -> bool:
     """Tell whether every answer has each column once: with other parameters they may be lists of records."""
-    if any(field.many for field in form.fields):
+    if not _has_columns(form):
         return False
     return all(isinstance(one, Mapping) and all(field.name in one for field in form.fields) for one in answers)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mlflow_tdeploy.core.columns import TEXT, Column, read_items
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, TDeployError, shown
-from mlflow_tdeploy.core.tasks._text import plain_texts
+from mlflow_tdeploy.core.records import from_plain
 from mlflow_tdeploy.core.tensors import Array, Arrays
-from mlflow_tdeploy.core.wire import ANSWER, STRING, TEXT, rows_of
+from mlflow_tdeploy.core.wire import ANSWER, STRING, asked_of
 from mlflow_tdeploy.triton.client import TritonClient, parameters_of
 from mlflow_tdeploy.triton.config import DTYPE_OF, ours
 
@@ -115,20 +116,31 @@ def _asked(
     own, rows = ours(parameters_of(config)), int(int(config.get("max_batch_size", 0)) > 0)
     tensors = {entry["name"]: _Tensor.of(entry, rows) for entry in config["input"]}
     given = _given(inputs)
-    if own["takes"] == "text" and TEXT in given and (both := sorted(set(given) & set(tensors) - {TEXT})):
-        raise InvalidInputError(f"A request has '{TEXT}' or the graph's own tensors, not both; got {shown(both)}.")
-    if own["takes"] == "text" and not (given and set(given) <= set(tensors) - {TEXT}):
-        rows_at_once = int(config.get("max_batch_size", 0)) or _ROWS
-        texts = rows_of(plain_texts(_decoded(inputs)))
+    columns = _columns(own)
+    named = {column.name for column in columns}
+    if named & set(given) and (both := sorted(set(given) & set(tensors) - named)):
+        first = next(column.name for column in columns if column.name in given)
+        raise InvalidInputError(f"A request has '{first}' or the graph's own tensors, not both; got {shown(both)}.")
+    if columns and not (given and set(given) <= set(tensors) - named):
+        most = int(config.get("max_batch_size", 0)) or _ROWS
+        items = read_items(_decoded(inputs), columns, f"'{name}'")
         parts = [
-            client.infer(name, {TEXT: texts[begin : begin + rows_at_once]}, version=version, params=params)
-            for begin in range(0, len(texts), rows_at_once)
+            client.infer(name, asked_of(columns, items[begin : begin + most]), version=version, params=params)
+            for begin in range(0, len(items), most)
         ]
         return _answer(own["answers"], {one: np.concatenate([part[one] for part in parts]) for one in parts[0]})
     arrays = _arrays(name, tensors, inputs, given)
     outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
     got = client.infer(name, arrays, version=version, params=params)
     return {one: outputs[one].received(array) for one, array in got.items()}
+
+
+def _columns(own: Mapping[str, str]) -> tuple[Column, ...]:
+    """Return the texts that a deployment reads; none where it takes tensors alone."""
+    if own["takes"] != "text":
+        return ()
+    said = json.loads(own["columns"]) if "columns" in own else [{"name": TEXT.name, "others": TEXT.others}]
+    return tuple(from_plain(Column, one, "columns") for one in said)
 
 
 def _decoded(inputs: Any) -> Any:

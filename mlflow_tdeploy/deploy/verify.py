@@ -12,7 +12,7 @@ from mlflow_tdeploy.core.errors import TDeployError, UnreachableError, Verificat
 from mlflow_tdeploy.core.golden import GoldenRequest, check_golden
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays
-from mlflow_tdeploy.core.wire import ANSWER, TEXT, pack, received, rows_of, sent
+from mlflow_tdeploy.core.wire import ANSWER, asked_of, pack, received, sent
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
 from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.config import front_rows
@@ -105,7 +105,7 @@ class OverTheNetwork:
         finished = self._task.finish(self._task.answers(rows, encoded, params), params)
         if self._task.input_kind == "text":
             expected = pack(self._task, finished)
-            got = self._ask(model, {TEXT: rows_of(items)}, self._front_most, self._task.usual)
+            got = self._ask(model, asked_of(self._task.columns, items), self._front_most, self._task.usual)
         else:
             expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._joins), self._front_most)
         exact = len(items) == 1 or self._task.input_kind != "text"  # else a batch may have been planned in other parts

@@ -12,7 +12,7 @@ import torch
 from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tasks import Head
-from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
+from mlflow_tdeploy.core.tensors import Array, Arrays, Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime.backends._torch_modules import OTHER_FLOATS, run_module, serving_copy, set_attention
 from mlflow_tdeploy.source._progress import no_progress_bars
 from mlflow_tdeploy.source._tokenizer import write_tokenizer
@@ -120,7 +120,7 @@ def probe_signature(
     feeds.setdefault("attention_mask", np.ones_like(feeds["input_ids"]))
     feeds = {spec.name: feeds[spec.name] for spec in inputs}
     try:
-        array = run_module(module, feeds, [head.output])[head.output]
+        arrays = run_module(module, feeds, head.outputs)
     except InvalidInputError:
         raise
     except Exception as error:  # whatever a model's own code meets
@@ -128,14 +128,18 @@ def probe_signature(
             f"The model cannot be run on {', '.join(feeds)} of two texts: {type(error).__name__}: {first_line(error)}. "
             f"Check that model and tokenizer belong together and that a padding token is set."
         ) from error
-    shape = head.axes
-    if array.ndim != len(shape) + 1 or array.shape[: len(shape)] != feeds["input_ids"].shape[: len(shape)]:
+    return Signature(dims, tuple(inputs), tuple(_output(head, name, arrays[name], feeds) for name in head.outputs))
+
+
+def _output(head: Head, name: str, array: Array, feeds: Arrays) -> TensorSpec:
+    """Return what one of a model's outputs is."""
+    axes, asked = head.axes, feeds["input_ids"].shape
+    if array.ndim != len(axes) + head.wide or array.shape[: len(axes)] != asked[: len(axes)]:
+        wanted = ", ".join((*axes, *(["width"] if head.wide else [])))
         raise InvalidInputError(
-            f"The output '{head.output}' has shape {array.shape} for token ids of shape {feeds['input_ids'].shape}: "
-            f"the task needs [{', '.join(map(str, shape))}, width]."
+            f"The output '{name}' has shape {array.shape} for token ids of shape {asked}: the task needs [{wanted}]."
         )
-    spec = TensorSpec(head.output, str(array.dtype), (*shape, int(array.shape[-1])))
-    return Signature(dims, tuple(inputs), (spec,))
+    return TensorSpec(name, str(array.dtype), (*axes, *map(int, array.shape[len(axes) :])))
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from mlflow_tdeploy.source._shapes import BATCH, Shapes, make_dims
 
 #: Tokens a text may have where neither tokenizer nor model says.
 UNKNOWN_LENGTH = 512
+#: Characters of a text that leaves room for another.
+_SHORT = 60
 #: transformers' way to say "no limit" is 1e30.
 _INSANE = 1_000_000
 _OPT_SEQUENCE = 128
@@ -33,7 +35,8 @@ PARITY_TEXTS = (
     "antidisestablishmentarianism " * 400,
 )
 
-Encode = Callable[[str], Mapping[str, Sequence[int]]]
+#: Returns the tokens of a text, or of two.
+Encode = Callable[..., Mapping[str, Sequence[int]]]
 
 
 def check_tokenizer(tokenizer: Any) -> Any:
@@ -108,6 +111,7 @@ def task_tokens(task: str, tokenizer: Any) -> dict[str, Any]:
     found = {
         "mask_id": tokenizer.mask_token_id,
         "blank_id": -1 if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        "cls_id": -1 if tokenizer.cls_token_id is None else tokenizer.cls_token_id,
         "unk_id": -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id,
         # of BPE, transformers ignores it
         "tidy": bool(tokenizer.clean_up_tokenization_spaces)
@@ -171,11 +175,14 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
 
 
-def encode_with(tokenizer: Any, max_length: int) -> Encode:
-    """Return the Hugging Face tokenizer as a function of one text, truncating."""
+def encode_with(tokenizer: Any, max_length: int, task: str) -> Encode:
+    """Return the Hugging Face tokenizer as a function of one text, or of two, truncating as a task does."""
+    own = TASKS.get(task)
+    of_pairs = own.truncation if issubclass(own, TextTask) else True
 
-    def encode(text: str) -> Mapping[str, Sequence[int]]:
-        encoded: Mapping[str, Sequence[int]] = tokenizer(text, truncation=True, max_length=max_length)
+    def encode(text: str, pair: str | None = None) -> Mapping[str, Sequence[int]]:
+        truncation = True if pair is None else of_pairs
+        encoded: Mapping[str, Sequence[int]] = tokenizer(text, pair, truncation=truncation, max_length=max_length)
         return encoded
 
     return encode
@@ -193,10 +200,12 @@ def check_parity(task: str, config: Mapping[str, Any], signature: Signature, tok
         assert isinstance(ours, TextTask)
         size = signature.inputs[0].shape[1]
         longest = min(int(config["max_length"]), size if isinstance(size, int) else signature.dim(size).max)
-        for text in (*PARITY_TEXTS, " ".join(("a", *tokenizer.all_special_tokens, "b"))):
-            wanted = expected(text)
+        for item in _parity_items(ours, tokenizer):
+            texts = [item] if isinstance(item, str) else list(item)
+            text, wanted = " | ".join(texts), expected(*texts)
             try:
-                encoded = ours.encoded(items := ours.items([text]), ours.tokenized(ours.tokenizer, items))
+                stripped = [item.strip() if ours.config.strip and isinstance(item, str) else item]
+                encoded = ours.encoded(stripped, ours.tokenized(ours.tokenizer, stripped))
             except InvalidInputError as error:  # no tokens
                 if wanted["input_ids"]:
                     raise _not_reproduced(text, "input_ids", [], wanted) from error
@@ -205,6 +214,16 @@ def check_parity(task: str, config: Mapping[str, Any], signature: Signature, tok
             if longest < len(wanted["input_ids"]):  # the user asked for shorter texts than the original takes
                 continue
             _compare(text, ours.signature, encoded.collate([0]), wanted, width, config)
+
+
+def _parity_items(task: TextTask, tokenizer: Any) -> Iterator[str | tuple[str, str]]:
+    """Yield texts, and pairs of them for a task that reads such: short ones beside every other, as questions are."""
+    texts = (*PARITY_TEXTS, " ".join(("a", *tokenizer.all_special_tokens, "b")))
+    yield from texts
+    if len(task.columns) > 1:
+        short = [text for text in texts if len(text) < _SHORT]
+        for place, text in enumerate(filter(None, texts)):  # no second text, for some callers, is one that is empty
+            yield short[place % len(short)], text
 
 
 def _compare(

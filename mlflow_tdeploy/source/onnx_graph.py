@@ -132,30 +132,35 @@ class OnnxSource(Source):
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
         """Read task and signature for a graph that takes token ids."""
         options.refuse("a text model", "example")
-        wanted, tokenizer = heads()[task].output, check_tokenizer(options.tokenizer)
+        head, tokenizer = heads()[task], check_tokenizer(options.tokenizer)
         inputs, renamed = _text_inputs(facts, task)
-        output = next((spec for spec in self._outputs(facts) if spec.name == wanted), None)
-        if output is None:
-            names = ", ".join(spec.name for spec in self._outputs(facts))
+        found = {spec.name: spec for spec in self._outputs(facts)}
+        if lacking := [name for name in head.outputs if name not in found]:
             raise InvalidInputError(
-                f"Task '{task}' needs a graph output named '{wanted}'; this graph has {names}. Rename it, "
-                f"or log the graph with task='tensors'."
+                f"Task '{task}' needs a graph output named '{lacking[0]}'; this graph has {', '.join(found)}. Rename "
+                f"it, or log the graph with task='tensors'."
             )
         width = inputs[0].shape[1]
         longest = token_limit(tokenizer, width if isinstance(width, int) else None)
         dims = _text_ranges(inputs[0], tokenizer, longest, options)
-        output = TensorSpec(output.name, output.dtype, tuple(renamed.get(size, size) for size in output.shape))
+        outputs = [
+            dataclasses.replace(found[name], shape=tuple(renamed.get(size, size) for size in found[name].shape))
+            for name in head.outputs
+        ]
         self.task, self._tokenizer = task, tokenizer
         self.task_config = tokenizer_settings(tokenizer, longest) | task_tokens(task, tokenizer)
-        self.signature = Signature(dims, inputs, (output,))
-        size = self._probe(_token_feeds(self.signature, tokenizer))[output.name].shape[-1]
-        output = dataclasses.replace(output, shape=(*output.shape[:-1], size))
-        self.signature = Signature(dims, inputs, (output,))
+        self.signature = Signature(dims, inputs, tuple(outputs))
+        size = 0
+        if head.wide:
+            got = self._probe(_token_feeds(self.signature, tokenizer))
+            size = got[head.output].shape[-1]
+            outputs = [dataclasses.replace(one, shape=(*one.shape[:-1], got[one.name].shape[-1])) for one in outputs]
+            self.signature = Signature(dims, inputs, tuple(outputs))
         self.task_config |= TASKS.get(task).settings_of({}, size, options.labels, {})
         self.signature, self.task_config = settle_padding(
             lambda _, feeds: self._probe(feeds), task, self.task_config, self.signature, tokenizer, set()
         )
-        check_parity(task, self.task_config, self.signature, tokenizer, encode_with(tokenizer, longest))
+        check_parity(task, self.task_config, self.signature, tokenizer, encode_with(tokenizer, longest, task))
 
     def _outputs(self, facts: GraphFacts) -> tuple[TensorSpec, ...]:
         """Return the outputs; shapes that the graph does not write are ONNX Runtime's."""
@@ -252,9 +257,8 @@ def _read_one(name: str, graph: Any, temporary: Path) -> GraphFacts:
 def _infer_task(facts: GraphFacts, options: Options) -> str:
     if options.tokenizer is None:
         return TASK
-    axes = {spec.name: len(spec.shape) - 1 for spec in facts.outputs} | {name: None for name, _ in facts.shapeless}
-    told = {task: head for task, head in heads().items() if head.told}
-    fitting = [task for task, head in told.items() if axes.get(head.output, -1) in (len(head.axes), None)]
+    ranks = {spec.name: len(spec.shape) for spec in facts.outputs} | {name: None for name, _ in facts.shapeless}
+    fitting = [task for task, head in heads().items() if head.told and head.fits(ranks)]
     return next(iter(fitting), TASK)
 
 

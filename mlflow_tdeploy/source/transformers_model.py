@@ -119,15 +119,16 @@ def from_model(
     check_vocabulary(model, tokenizer)
     limit = position_limit(model)
     longest = token_limit(tokenizer, limit, max_length)
-    module, notes = serving_module(TransformersModule(model, head.output))
+    module, notes = serving_module(TransformersModule(model, head.outputs))
     inputs = text_inputs(tokenizer, accepted_inputs(model))
     dims = text_dims(tokenizer, longest, limit, options.shapes)
     signature = probe_signature(module, tokenizer, inputs, dims, head)
-    width = int(signature.outputs[0].shape[-1])
+    size = signature.outputs[0].shape[-1]
+    width = size if isinstance(size, int) else 0
     own = TASKS.get(task).settings_of(model.config.to_dict(), width, options.labels, pipeline or {})
     config = tokenizer_settings(tokenizer, longest) | task_tokens(task, tokenizer) | own
     signature, config = settle_padding(asked(module), task, config, signature, tokenizer, accepted_inputs(model))
-    check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
+    check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest, task))
     record = record or record_of(model, "transformers")
     return TextModelSource(record, task, config, signature, module, tokenizer, saver(model, tokenizer), notes)
 

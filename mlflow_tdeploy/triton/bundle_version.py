@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.errors import NoVariantError
 from mlflow_tdeploy.core.hardware import Fingerprint, host_cpu
 from mlflow_tdeploy.core.manifest import MANIFEST
-from mlflow_tdeploy.core.records import to_json
+from mlflow_tdeploy.core.records import to_json, to_plain
 from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays, numpy_dtype
 from mlflow_tdeploy.core.variant import Variant
@@ -162,7 +162,8 @@ def triton_runtime(variant: Variant) -> type[Runtime]:
 
 def _about(task: Task) -> dict[str, str]:
     """Return what a client has to know of a task to ask it as the loader is asked."""
-    return {"task": task.name, "takes": task.input_kind, "answers": task.answer_form().kind}
+    reads = {"columns": json.dumps([to_plain(column) for column in task.columns])} if task.columns else {}
+    return {"task": task.name, "takes": task.input_kind, "answers": task.answer_form().kind, **reads}
 
 
 def _backend(what: BundleVersion) -> TritonBackend:

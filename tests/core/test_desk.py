@@ -12,7 +12,7 @@ from mlflow_tdeploy.core.desk import Ask, Desk
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
-from mlflow_tdeploy.core.wire import ANSWER, TEXT, Part, answer_parts, pack, request_parts, texts_of
+from mlflow_tdeploy.core.wire import ANSWER, Part, answer_parts, pack, request_parts, texts_of
 from tests.core.text_assets import LABELS, OUTPUTS, write_tokenizer
 
 DIMS = (Dim("batch", 1, 2, 4), Dim("sequence", 1, 4, 8))
@@ -46,7 +46,7 @@ class Graph:
 
 
 def text(*values):
-    return {TEXT: np.array([value.encode() for value in values], dtype=object).reshape(-1, 1)}
+    return {"text": np.array([value.encode() for value in values], dtype=object).reshape(-1, 1)}
 
 
 def labels(answer):
@@ -67,11 +67,11 @@ def test_texts_of_all_requests_share_batches_which_run_at_once(task):
 def test_what_is_wrong_with_a_request_is_its_own(task):
     asks = [
         Ask(text("cat")),
-        Ask({TEXT: np.array([[b"\xff"]], dtype=object)}),
+        Ask({"text": np.array([[b"\xff"]], dtype=object)}),
         Ask(text("dog"), {"top_k": -1}),
         Ask({**text("dog"), "input_ids": np.ones((1, 2), np.int64)}),
         Ask({"input_ids": np.ones((1, 2), np.int64)}),
-        Ask({TEXT: np.zeros((0, 1), dtype=object)}),
+        Ask({"text": np.zeros((0, 1), dtype=object)}),
     ]
     first, *others = asyncio.run(Desk(task, Graph()).answer(asks))
     assert labels(first) == [LABELS[1]]
@@ -109,7 +109,7 @@ def test_only_wanted_outputs_come_back_and_raw_ones_for_raw_inputs(task):
 
 
 def test_parts_say_what_a_server_has_to_declare(task):
-    assert request_parts(task) == (Part(TEXT, "string"),)
+    assert request_parts(task) == (Part("text", "string"), Part("text_pair", "string"))
     assert answer_parts(task) == (Part("label", "string"), Part("score", "float64"), Part(ANSWER, "string"))
 
 

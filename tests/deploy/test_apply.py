@@ -18,7 +18,7 @@ from mlflow_tdeploy.core.errors import (
     ServerError,
 )
 from mlflow_tdeploy.core.records import to_json
-from mlflow_tdeploy.core.wire import TEXT, rows_of
+from mlflow_tdeploy.core.wire import rows_of
 from mlflow_tdeploy.deploy.apply import Deployments, Settings
 from mlflow_tdeploy.deploy.at_start import models_at_start
 from mlflow_tdeploy.deploy.files import FolderFiles
@@ -91,14 +91,14 @@ def test_a_version_with_another_tokenizer_brings_its_own(target, tmp_path):
     assets = tuple(record_file(new.root, file.path) for file in new.manifest.assets)
     (new.root / "manifest.json").write_text(to_json(dataclasses.replace(new.manifest, assets=assets)))
     target.deploy(deployable(old, version=7), QUICK)
-    asked = {TEXT: rows_of(["cat", "dog"])}
+    asked = {"text": rows_of(["cat", "dog"])}
     before = target.client.infer("m", asked)
     target.deploy(deployable(Bundle.open(tmp_path / "new"), version=8), QUICK)
     after = target.client.infer("m", asked)
     assert "label" in before
     assert list(after) == ["sentence_embedding"]
     assert (
-        after["sentence_embedding"][0] == target.client.infer("m", {TEXT: rows_of(["zzz"])})["sentence_embedding"][0]
+        after["sentence_embedding"][0] == target.client.infer("m", {"text": rows_of(["zzz"])})["sentence_embedding"][0]
     ).all()
     target.rollback("m")
     np.testing.assert_array_equal(target.client.infer("m", asked)["score"], before["score"])
@@ -258,7 +258,7 @@ def test_other_labels_are_another_version(target, tmp_path):
     with pytest.raises(ConflictError, match="with other files or options"):
         target.deploy(deployable(other, version=7), QUICK)
     target.deploy(deployable(other, version=8), QUICK)
-    assert set(target.client.infer("m", {TEXT: rows_of(["cat"])})["label"].ravel()) <= {b"x", b"y", b"z"}
+    assert set(target.client.infer("m", {"text": rows_of(["cat"])})["label"].ravel()) <= {b"x", b"y", b"z"}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Models of tasks whose requests have lists among their parameters, and lists in their answers: deployed and asked."""
+"""Models of tasks with several texts an item, or lists among parameters and in answers: deployed and asked."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import pytest
 from mlflow.deployments import get_deploy_client
 
 import mlflow_tdeploy
-from tests.core.tasks.token_models import entailer, filler, tagger
+from tests.core.tasks.token_models import asker, entailer, filler, tagger
 
 ASKED = {
     "token-classification": (tagger, ["Alice met Bob.", "so it is"], {"ignore_labels": ["O", "B-ORG"]}),
-    "fill-mask": (filler, ["the [MASK] sat", "a [MASK] of [MASK]"], {"targets": ["cat", "dog", "sky"]}),
+    "fill-mask": (filler, ["the <mask> sat", "a <mask> of <mask>"], {"targets": ["a", "of", "the"]}),
+    "text-classification": (entailer, [("a cat", "an animal"), ("it rains", "the sky")], {"top_k": 0}),
+    "question-answering": (
+        asker,
+        {"question": ["What sat?", "Where?"], "context": "The cat sat on the mat. " * 30},
+        {"top_k": 2, "doc_stride": 8},
+    ),
     "zero-shot-classification": (entailer, ["the cat sat", "it rains"], {"candidate_labels": ["animals", "weather"]}),
 }
 
@@ -27,7 +33,8 @@ def close_to(answer):
 @pytest.mark.parametrize("task", ASKED)
 def test_it_is_deployed_and_answers_as_the_loader_does(client, running, minilm_path, tmp_path, task):
     write, given, params = ASKED[task]
-    source = write("bert", minilm_path, tmp_path / "source")
+    kind = "roberta" if task == "fill-mask" else "bert"  # of few words: scores of all are compared
+    source = write(kind, minilm_path, tmp_path / "source")
     shapes = {"batch": (1, 4, 8), "sequence": (3, 16, 64)}
     mlflow_tdeploy.save_model(source, tmp_path / "model", task=task, precisions=["fp32"], shapes=shapes)
     client.create_deployment("m", str(tmp_path / "model"), config={"device": "cpu"})
@@ -35,4 +42,4 @@ def test_it_is_deployed_and_answers_as_the_loader_does(client, running, minilm_p
     for target in (f"tdeploy://127.0.0.1:{running[0].http}", f"tdeploy://127.0.0.1:{running[0].grpc}?protocol=grpc"):
         found = get_deploy_client(target).predict("m", given, params=params)
         assert found["predictions"] == close_to(expected)
-        assert len(found.get_predictions()) == len(given)
+        assert len(found.get_predictions()) == 2

@@ -110,7 +110,7 @@ def test_predict_serves_another_variant_when_a_parameter_forces_it(load):
         ([], None, "request is empty"),
         ({}, None, "request is empty"),
         (pd.DataFrame({"id": ["7"], "review": ["good"]}), None, r"which column.*'id', 'review'"),
-        (pd.DataFrame({"text": ["good"], "text_pair": ["bad"]}), None, "pairs of texts are not supported"),
+        (pd.DataFrame({"text": ["good"], "text_pair": ["bad"]}), None, "reads no pairs of texts"),
         (np.array([["good", "bad"]]), None, r"shape \(1, 2\)"),
         ([pd.NA], None, "missing"),
         (pd.DataFrame({"text": []}, dtype="str"), None, "empty"),

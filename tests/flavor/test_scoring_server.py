@@ -96,9 +96,10 @@ def test_the_server_answers_features_and_tensors(client, tmp_path):
         {"inputs": ["a"], "params": {"top_k": "many"}},
         {"texts": ["a"]},
         {"inputs": ["lone surrogate \ud800"]},
-        {"inputs": [["good", "bad"]]},
+        {"inputs": [["good", "bad", "film"]]},
         {"inputs": [5]},
-        {"dataframe_records": [{"text": "good", "text_pair": "bad"}]},
+        {"dataframe_records": [{"text": "good", "text_pair": None}]},
+        {"dataframe_records": [{"text": "good", "text_pair": "bad"}, {"text": "good"}]},
         {"dataframe_records": [{"id": "7", "review": "good"}]},
     ],
     ids=lambda body: json.dumps(body)[:40],
@@ -108,6 +109,33 @@ def test_the_server_answers_400_when_the_request_is_wrong(client, body):
     headers = {"Content-Type": "application/json"}
     answer = client("text-classification").post("/invocations", content=content, headers=headers)
     assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": [["good", "bad film"], ["bad", "good"]]},
+        {"inputs": {"text": ["good", "bad"], "text_pair": ["bad film", "good"]}},
+        {"inputs": [{"text": "good", "text_pair": "bad film"}, {"text": "bad", "text_pair": "good"}]},
+        {"instances": [{"text": "good", "text_pair": "bad film"}, {"text": "bad", "text_pair": "good"}]},
+        {"instances": [["good", "bad film"], ["bad", "good"]]},
+        {"dataframe_split": {"columns": ["text_pair", "text"], "data": [["bad film", "good"], ["good", "bad"]]}},
+        {"dataframe_records": [{"text": "good", "text_pair": "bad film"}, {"text": "bad", "text_pair": "good"}]},
+    ],
+    ids=lambda body: json.dumps(body)[:40],
+)
+def test_the_server_takes_pairs_of_texts_in_every_form(client, body):
+    server = client("text-classification")
+
+    def answers(asked):
+        answer = server.post("/invocations", json={**asked, "params": {"top_k": 0}})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["predictions"]
+
+    pairs = [("good", "bad film"), ("bad", "good")]
+    one_by_one = [answers({"inputs": [{"text": text, "text_pair": pair}]})[0] for text, pair in pairs]
+    assert answers(body) == one_by_one
+    assert one_by_one != answers({"inputs": ["good", "bad"]})
 
 
 @pytest.mark.slow

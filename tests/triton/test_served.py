@@ -12,7 +12,7 @@ import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
 from mlflow_tdeploy.core.tasks import TASKS
-from mlflow_tdeploy.core.wire import ANSWER, TEXT
+from mlflow_tdeploy.core.wire import ANSWER
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.policy import Policy
 from mlflow_tdeploy.triton.local import local_triton
@@ -64,7 +64,7 @@ def ask(triton, arrays, outputs=(), module=http, version="", **params):
 
 
 def texts(values):
-    return {TEXT: np.array([value.encode() for value in values], dtype=object).reshape(-1, 1)}
+    return {"text": np.array([value.encode() for value in values], dtype=object).reshape(-1, 1)}
 
 
 def asked(task):
@@ -140,7 +140,7 @@ def test_many_at_once_get_their_own_answers_and_their_own_errors(served):
         some = asked(task)
         requests = [[some[index % 8], *some[: index % 3]] for index in range(48)]
         sent = [texts(one) for one in requests]
-        wrong, says = {TEXT: np.array([[b"cat"], [b"\xff\xfe"]], dtype=object)}, "Text 1 is not UTF-8"
+        wrong, says = {"text": np.array([[b"cat"], [b"\xff\xfe"]], dtype=object)}, "Text 1 is not UTF-8"
     for index in range(0, 48, 6):
         sent[index] = wrong
 

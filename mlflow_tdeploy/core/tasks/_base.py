@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget, loss_of
+from mlflow_tdeploy.core.columns import Column
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.records import from_plain
@@ -151,6 +152,8 @@ class Task(ABC):
     settings: ClassVar[type] = NoSettings
     #: ``text`` (strings) or ``tensors`` (name → array).
     input_kind: ClassVar[Literal["text", "tensors"]]
+    #: What an item consists of, for tasks of texts.
+    columns: ClassVar[tuple[Column, ...]] = ()
     #: What it needs of a Hugging Face model; None for tasks that are not about those.
     head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()
@@ -242,8 +245,8 @@ class Task(ABC):
             InvalidInputError: Empty, of a wrong type, or with a value that cannot be used; names the position.
         """
 
-    def sample(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """Return plain texts as the task can answer them; as they are by default."""
+    def sample(self, texts: Sequence[str]) -> tuple[Any, ...]:
+        """Return items made of plain texts, such as the task can answer; the texts themselves by default."""
         return tuple(texts)
 
     @abstractmethod

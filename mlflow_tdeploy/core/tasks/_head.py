@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mlflow_tdeploy.core.errors import InvalidInputError
@@ -10,11 +10,13 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class Head:
-    """One output of a Hugging Face model, and which models have it.
+    """What is read of a Hugging Face model's outputs, and which models have them.
 
     Attributes:
-        output: Its key in what the model returns, and its name in the graph.
-        axes: Its axes before the last one.
+        output: An output's key in what the model returns, and its name in the graph.
+        axes: Its axes, but for a width after them.
+        more: Others of the same axes.
+        wide: Whether they have a width.
         architecture: How the names of transformers' classes with this head end; empty for models without a head.
         auto_class: transformers' class that loads such a model; empty where transformers has none.
         told: Whether a graph with such an output is taken for one of the task, where nobody says which it is of.
@@ -22,9 +24,24 @@ class Head:
 
     output: str
     axes: tuple[str, ...] = ("batch",)
+    more: tuple[str, ...] = ()
+    wide: bool = True
     architecture: str = ""
     auto_class: str = ""
     told: bool = True
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.output, *self.more)
+
+    def fits(self, ranks: Mapping[str, int | None]) -> bool:
+        """Tell whether a graph's outputs are these.
+
+        Args:
+            ranks: How many axes each has; None where the graph does not say.
+        """
+        return all(ranks.get(name, -1) in (len(self.axes) + self.wide, None) for name in self.outputs)
 
 
 def refuse_arguments(unknown: Collection[str]) -> None:

@@ -12,13 +12,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from mlflow_tdeploy.core.columns import TEXT, Column, read_items, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
 from mlflow_tdeploy.core.tasks._base import Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
-#: Columns or keys under which a table of texts is recognized.
-TEXT_KEYS = ("text", "texts", "inputs", "sentence", "sentences")
-_PAIR_KEY = "text_pair"
 _ROW_FILE = "tokenizer.json"
 
 
@@ -59,6 +57,7 @@ class TextTask(Task):
     #: Whether answers say where in a text they are from.
     offsets: ClassVar[bool] = False
     input_kind: ClassVar[Literal["text", "tensors"]] = "text"
+    columns: ClassVar[tuple[Column, ...]] = (TEXT,)
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
@@ -105,12 +104,15 @@ class TextTask(Task):
         """Read the tokenizer."""
         _ = self.tokenizer
 
-    def items(self, inputs: Any) -> list[str]:
-        """Return the texts of a request: a string, a list, an array, a Series, a table or a mapping."""
-        texts = plain_texts(inputs, f"task '{self.name}'")
-        return [text.strip() for text in texts] if self.config.strip else texts
+    def items(self, inputs: Any) -> list[Any]:
+        """Return the texts of a request: a string, a list, an array, a Series, a table or a mapping.
 
-    def encode(self, items: Sequence[str], params: Mapping[str, Any] | None = None) -> TextEncoded:
+        An item is a text, or a tuple of what the task's :attr:`columns` hold.
+        """
+        items = read_items(inputs, self.columns, f"task '{self.name}'")
+        return [_stripped(item) for item in items] if self.config.strip else items
+
+    def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize the texts.
 
         Raises:
@@ -145,7 +147,7 @@ class TextTask(Task):
             ) from error
 
     def encoded(
-        self, items: Sequence[str], encodings: Sequence[Encoding], spans: Sequence[range] | None = None
+        self, items: Sequence[Any], encodings: Sequence[Encoding], spans: Sequence[range] | None = None
     ) -> TextEncoded:
         """Return tokens as rows.
 
@@ -209,7 +211,8 @@ class TextTask(Task):
         """Return ``size`` token ids: of the texts in ``items``, from a random one on, or random ones; none special."""
         special = self._special()
         if items:
-            encodings = self.tokenizer.encode_batch_fast(list(items), add_special_tokens=False)
+            texts = [text for item in items for text in texts_in(item)]
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             ids = (token for encoding in encodings for token in encoding.ids)
             if tokens := [token for token in ids if token not in special]:
                 first = int(random.integers(len(tokens)))
@@ -266,7 +269,7 @@ class TextEncoded(Encoded):
     """
 
     def __init__(
-        self, task: TextTask, texts: Sequence[str], encodings: Sequence[Encoding], spans: Sequence[range] | None = None
+        self, task: TextTask, texts: Sequence[Any], encodings: Sequence[Encoding], spans: Sequence[range] | None = None
     ) -> None:
         self._task = task
         self.texts, self.encodings, self.spans = texts, encodings, spans
@@ -283,98 +286,9 @@ def own_tokens(feeds: Arrays) -> Array | None:
     return feeds["attention_mask"].astype(bool) if "attention_mask" in feeds else None
 
 
-def plain_texts(inputs: Any, who: str = "it") -> list[str]:
-    """Return the texts of a request in any form that text tasks take.
-
-    Raises:
-        InvalidInputError: There are none, or one is no text; names its position.
-    """
-    texts = _texts(inputs)
-    if not texts:
-        raise InvalidInputError(f"The request is empty: {who} needs at least one text.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidInputError(_not_a_text(index, text))
-    return texts
-
-
-def _texts(inputs: Any) -> list[Any]:
-    """Return the values of a request in whatever container they came; whether they are texts is checked later."""
-    if isinstance(inputs, str):
-        return [inputs]
-    if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame, told by its shape: core has no pandas
-        if len(inputs.columns) == 1:  # no Series on the way
-            return _flat(inputs.to_numpy())
-        key = _text_key(list(inputs.columns))
-        return list(inputs[key]) if key is not None else []
-    if isinstance(inputs, Mapping):
-        key = _text_key(list(inputs))
-        return _values(inputs[key]) if key is not None else []
-    return _values(inputs)
-
-
-def _values(inputs: Any) -> list[Any]:
-    """Return the values of a column or a sequence."""
-    if isinstance(inputs, str):
-        return [inputs]
-    if isinstance(inputs, (bytes, bytearray)):
-        raise InvalidInputError(_not_a_text(0, inputs))
-    if isinstance(inputs, np.ndarray):
-        return _flat(inputs)
-    values = inputs.tolist() if hasattr(inputs, "tolist") else inputs  # a Series
-    if isinstance(values, (list, tuple)):
-        return [_of_row(value) if isinstance(value, Mapping) else value for value in values]
-    raise InvalidInputError(
-        f"Cannot read texts from {type(inputs).__name__}: pass a string, a list of strings or a table."
-    )
-
-
-def _flat(array: Array) -> list[Any]:
-    if array.ndim > 1 and array.size != array.shape[0]:
-        raise InvalidInputError(
-            f"Cannot read texts from an array of shape {array.shape}: pass one text per row, in one dimension or one "
-            f"column. Pairs of texts are not supported yet."
-        )
-    return list(array.reshape(-1).tolist())
-
-
-def _of_row(row: Mapping[Any, Any]) -> Any:
-    """Return the text of a record such as ``{"text": "…"}``; MLflow's server makes arrays of no axes of the values."""
-    key = _text_key(list(row))
-    value = None if key is None else row[key]
-    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
-
-
-def _text_key(keys: list[Any]) -> Any:
-    """Return the column that holds the texts; None where there is no column at all."""
-    if any(isinstance(key, str) and key == _PAIR_KEY for key in keys):  # `in` fails on a key such as pandas.NA
-        raise InvalidInputError(
-            f"The request has the column '{_PAIR_KEY}', and pairs of texts are not supported yet. Leave it out to "
-            f"score each text alone, or join the two as the model was trained to read them."
-        )
-    if len(keys) <= 1:
-        return keys[0] if keys else None
-    found = [key for key in keys if isinstance(key, str) and key in TEXT_KEYS]
-    if len(found) != 1:
-        raise InvalidInputError(
-            f"Cannot tell which column holds the texts: got {shown(keys, 200)}. Pass one column, or name it 'text'."
-        )
-    return found[0]
-
-
-def _not_a_text(index: int, value: Any) -> str:
-    if _is_missing(value):
-        return f"Text {index} is missing ({shown(value)}). Fill or drop missing values first."
-    if isinstance(value, (bytes, bytearray)):
-        return f"Text {index} is bytes. Decode it first, for example with .decode('utf-8')."
-    return f"Text {index} must be a string, got {type(value).__name__} ({shown(value)})."
-
-
-def _is_missing(value: Any) -> bool:
-    """Tell whether a value is None, NaN, NaT or ``pandas.NA``, whose comparisons give no bool."""
-    if value is None or type(value).__name__ == "NAType":
-        return True
-    return type(value).__name__ == "NaTType" or (isinstance(value, (float, np.generic)) and bool(value != value))
+def _stripped(item: Any) -> Any:
+    """Return an item without white space around its texts."""
+    return item.strip() if isinstance(item, str) else type(item)(_stripped(part) for part in item)
 
 
 def _is_unicode(text: str) -> bool:

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mlflow_tdeploy.core.budget import SPREAD, VECTOR_BUDGET, Budget, Limit
+from mlflow_tdeploy.core.columns import TEXT, TEXT_PAIR, Column
 from mlflow_tdeploy.core.compare import REFERENCE_NON_FINITE, Comparison, Rows
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
 from mlflow_tdeploy.core.quality import CLASSIFIED, classified, log_loss
 from mlflow_tdeploy.core.spread import Spread
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
-from mlflow_tdeploy.core.tasks._text import TextConfig, TextTask
+from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature
 
 OUTPUT = "logits"
@@ -41,13 +42,14 @@ class ClassificationConfig(TextConfig):
 
 @TASKS.register("text-classification")
 class TextClassification(TextTask):
-    """Returns ``{"label", "score"}`` per text; lists of them where ``top_k`` is not 1."""
+    """Returns ``{"label", "score"}`` per text, or per pair of texts; lists of them where ``top_k`` is not 1."""
 
     name: ClassVar[str] = "text-classification"
     settings: ClassVar[type] = ClassificationConfig
     head: ClassVar[Head | None] = Head(
         OUTPUT, architecture="ForSequenceClassification", auto_class="AutoModelForSequenceClassification"
     )
+    columns: ClassVar[tuple[Column, ...]] = (TEXT, TEXT_PAIR)
     default_budget: ClassVar[Budget] = Budget((Limit("max_score_difference", "<=", 0.02), SPREAD))
     quality: ClassVar[tuple[str, ...]] = CLASSIFIED
     params: ClassVar[tuple[Param, ...]] = (
@@ -105,6 +107,10 @@ class TextClassification(TextTask):
                 f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {shown(checked['function_to_apply'])}."
             )
         return checked
+
+    def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> TextEncoded:
+        """Tokenize the texts or pairs; a second text that is empty is none, as for the pipeline."""
+        return super().encode([item if isinstance(item, str) or item[1] else item[0] for item in items], params)
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return the best labels of each text, each with its score."""

@@ -10,7 +10,7 @@ import copy
 import inspect
 import json
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,12 +41,12 @@ OTHER_FLOATS = (*_HALF, torch.float64)
 
 
 class TransformersModule(torch.nn.Module):
-    """A transformers model that returns one of its outputs, by name."""
+    """A transformers model that returns some of its outputs, by name."""
 
-    def __init__(self, model: Any, output: str) -> None:
+    def __init__(self, model: Any, outputs: Sequence[str]) -> None:
         super().__init__()
         self.model = model
-        self._output = output
+        self._outputs = tuple(outputs)
         parameters = inspect.signature(model.forward).parameters
         # keys and values of a decoder are no output of these tasks
         self._fixed = {"use_cache": False} if "use_cache" in parameters else {}
@@ -54,19 +54,19 @@ class TransformersModule(torch.nn.Module):
             self._fixed["return_dict"] = True
 
     def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the output as a tuple of one."""
+        """Return the outputs, in order."""
         outputs = self.model(**inputs, **self._fixed)
         if not isinstance(outputs, Mapping):
             raise InvalidInputError(
                 f"{type(self.model).__name__}.forward returns {type(outputs).__name__}, not outputs by name as "
                 f"transformers' models do. Return a ModelOutput, or log it with task='tensors' and example inputs."
             )
-        if self._output not in outputs:
+        if lacking := [name for name in self._outputs if name not in outputs]:
             raise InvalidInputError(
-                f"{type(self.model).__name__} returns {', '.join(outputs)}, and not '{self._output}', which its task "
+                f"{type(self.model).__name__} returns {', '.join(outputs)}, and not '{lacking[0]}', which its task "
                 f"needs. Choose another task, or log it with task='tensors' and example inputs."
             )
-        return (outputs[self._output],)
+        return tuple(outputs[name] for name in self._outputs)
 
 
 class SentenceTransformerModule(torch.nn.Module):
@@ -186,7 +186,7 @@ def load_module(folder: Path, signature: Signature, task: str) -> torch.nn.Modul
             width = output.shape[-1] if isinstance(output.shape[-1], int) else None
             module = SentenceTransformerModule(load_sentence_transformer(folder), width)
         else:
-            module = TransformersModule(load_transformers(folder, head), head.output)
+            module = TransformersModule(load_transformers(folder, head), head.outputs)
     module, _ = serving_copy(module, OTHER_FLOATS)
     set_attention(module, "sdpa")
     return module

@@ -76,15 +76,9 @@ def test_items_reads_texts_of_every_form(task, inputs):
         ({"text": ["a"], "inputs": ["b"]}, "which column holds the texts"),
         ({}, "request is empty"),
         (pd.DataFrame(), "request is empty"),
-        (pd.DataFrame({"text": ["a"], "text_pair": ["b"]}), "pairs of texts are not supported"),
-        ({"text": ["a"], "text_pair": ["b"]}, "pairs of texts are not supported"),
-        ([{"text": "a", "text_pair": "b"}], "pairs of texts are not supported"),
-        (np.array([["a", "b"], ["c", "d"]]), r"shape \(2, 2\)"),
         (["a", pd.NA], "Text 1 is missing"),
         (pd.DataFrame({"x": ["a", pd.NA]}), "Text 1 is missing"),
         ([pd.NaT], "Text 0 is missing"),
-        ([np.array(["a", "b"])], "Text 0 must be a string, got ndarray"),
-        ([["a", "b"]], "Text 0 must be a string, got list"),
         ([10**5000], "Text 0 must be a string, got int"),
         (np.float64(1), "Cannot read texts from float64"),
         ({pd.NA: ["a"], "b": ["c"]}, "which column holds the texts"),
@@ -94,6 +88,22 @@ def test_items_reads_texts_of_every_form(task, inputs):
 def test_items_names_the_position_when_an_input_is_no_text(task, inputs, message):
     with pytest.raises(InvalidInputError, match=message):
         task.items(inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (pd.DataFrame({"text": ["a"], "text_pair": ["b"]}), "reads no pairs of texts"),
+        ({"text": ["a"], "text_pair": ["b"]}, "reads no pairs of texts"),
+        ([{"text": "a", "text_pair": "b"}], "reads no pairs of texts"),
+        (np.array([["a", "b"], ["c", "d"]]), r"shape \(2, 2\)"),
+        ([np.array(["a", "b"])], "Text 0 must be a string, got ndarray"),
+        ([["a", "b"]], "Text 0 must be a string, got list"),
+    ],
+)
+def test_a_task_of_single_texts_reads_no_pairs(tmp_path, inputs, message):
+    with pytest.raises(InvalidInputError, match=message):
+        word_task("sentence-embedding", tmp_path).items(inputs)
 
 
 def test_encode_names_the_text_when_it_is_not_unicode(task):

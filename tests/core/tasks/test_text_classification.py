@@ -10,6 +10,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, TextClassification, apply_function
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
+from tests.core.tasks.token_models import MODELS, entailer
 from tests.served import pipeline_of, texts
 
 CUT = {"truncation": True, "max_length": 128}
@@ -42,6 +43,26 @@ def _same(got, wanted):
 def test_predict_equals_the_pipeline_for_real_and_odd_texts(original, pipeline):
     wanted = texts(120)
     _same(pipeline(wanted), original(wanted, **CUT))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def of_pairs(request, minilm_path, tmp_path_factory):
+    """The pipeline of transformers, and ours, of a model that was made for pairs."""
+    from transformers import pipeline
+
+    folder = entailer(request.param, minilm_path, tmp_path_factory.mktemp("pairs"))
+    original = pipeline("text-classification", model=str(folder), device="cpu")
+    source = resolve(folder, task="text-classification")
+    return original, pipeline_of(source, tmp_path_factory.mktemp("assets"))
+
+
+def test_predict_equals_the_pipeline_for_pairs(of_pairs):
+    original, ours = of_pairs
+    some = texts(200)
+    pairs = list(zip(some, reversed(some), strict=True))
+    wanted = [original({"text": text, "text_pair": pair}, top_k=None, **CUT) for text, pair in pairs]
+    _same(ours(pairs, {"top_k": 0}), wanted)
+    assert ours(pairs[:2]) != ours([text for text, _ in pairs[:2]])  # the second text counts
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(0, None), (2, 2), (9, 9)])

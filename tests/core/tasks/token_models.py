@@ -28,6 +28,13 @@ def entailer(kind: str, minilm: Path, folder: Path) -> Path:
     return _written(AutoModelForSequenceClassification, kind, minilm, folder, **named)
 
 
+def asker(kind: str, minilm: Path, folder: Path) -> Path:
+    """Write a model with random weights that says where answers are; return its folder."""
+    from transformers import AutoModelForQuestionAnswering
+
+    return _written(AutoModelForQuestionAnswering, kind, minilm, folder)
+
+
 def filler(kind: str, minilm: Path, folder: Path) -> Path:
     """Write a model with random weights that fills masks; return its folder."""
     from transformers import AutoModelForMaskedLM

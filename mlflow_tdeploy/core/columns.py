@@ -1,0 +1,308 @@
+"""Requests of texts, in whatever container they come: which columns a task reads, and one item for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.tensors import Array
+
+
+@dataclass(frozen=True)
+class Column:
+    """One text of each item.
+
+    Attributes:
+        name: Its key in records, its column in tables, its tensor on a server.
+        others: Other keys under which it is recognized.
+        optional: Whether a request may do without; only the last ones are.
+        many: Whether it is a list of texts.
+    """
+
+    name: str
+    others: tuple[str, ...] = ()
+    optional: bool = False
+    many: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys under which it is recognized."""
+        return (self.name, *self.others)
+
+
+#: A text alone.
+TEXT = Column("text", ("texts", "inputs", "sentence", "sentences"))
+#: A second one beside it.
+TEXT_PAIR = Column("text_pair", optional=True)
+#: A text, or what several columns of a task hold.
+Item = str | tuple[Any, ...]
+
+
+def read_items(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[Any]:
+    """Return the items of a request: a string, a list, an array, a Series, a table or a mapping.
+
+    Args:
+        inputs: What a user passes.
+        columns: What the task reads.
+        who: The task, for messages.
+
+    Returns:
+        A text for each item that has one column, else a tuple of what its columns hold: texts, or lists of them.
+
+    Raises:
+        InvalidInputError: There are none, or one cannot be used; names its position.
+    """
+    rows = _Reader(tuple(columns), who).rows(inputs)
+    if rows and len(columns) == 1 and all(isinstance(row, str) for row in rows) and not columns[0].many:
+        return rows
+    if not rows:
+        wanted = "text" if columns[0].name == TEXT.name else " and ".join(one.name for one in _needed(columns))
+        raise InvalidInputError(f"The request is empty: {who} needs at least one {wanted}.")
+    found = [_checked(index, row, columns) for index, row in enumerate(rows)]
+    if len(columns) > 1:
+        _check_alike(found, columns)
+    return found
+
+
+def text_columns(names: Iterable[Any], tasks: Iterable[Sequence[Column]]) -> dict[str, str]:
+    """Return which of a table's columns are texts for some task: by the name that the task knows it by.
+
+    Args:
+        names: The table's columns.
+        tasks: What each task reads.
+    """
+    keys = {key: column.name for columns in tasks for column in columns for key in reversed(column.keys)}
+    found: dict[str, str] = {}
+    for name in (str(name) for name in names):
+        if name in keys and (name == keys[name] or keys[name] not in found):
+            found[keys[name]] = name
+    return found
+
+
+def records_of(table: Mapping[str, Sequence[Any]]) -> list[Any]:
+    """Return a table's rows as items of a task that is not known yet: texts, or records of several columns.
+
+    Args:
+        table: What its columns hold, all of one length, by the name that tasks know them by.
+    """
+    if set(table) == {TEXT.name}:
+        return list(table[TEXT.name])
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def texts_in(item: Item) -> list[str]:
+    """Return the texts of an item, one after the other."""
+    if isinstance(item, str):
+        return [item]
+    return [text for part in item for text in ([part] if isinstance(part, str) else part)]
+
+
+def _needed(columns: Sequence[Column]) -> list[Column]:
+    return [one for one in columns if not one.optional]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads containers of every kind.
+
+    Attributes:
+        columns: What the task reads.
+        who: The task, for messages.
+    """
+
+    columns: tuple[Column, ...]
+    who: str
+
+    @property
+    def _alone(self) -> bool:
+        """Whether a text is an item."""
+        return len(_needed(self.columns)) == 1 and not self.columns[0].many
+
+    def rows(self, inputs: Any) -> list[Any]:
+        """Return the values of a request; whether they are texts is checked later."""
+        if isinstance(inputs, str):
+            return [inputs]
+        if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: core has no pandas
+            names = list(inputs.columns)
+            if len(names) == 1 and self._alone:  # no Series on the way
+                return self._of_array(inputs.to_numpy())
+            return self._of_columns({key: list(inputs[key]) for key in self._keys(names)}, table=True)
+        if isinstance(inputs, Mapping):
+            return self._of_columns({key: inputs[key] for key in self._keys(list(inputs))})
+        return self._values(inputs)
+
+    def _of_columns(self, given: Mapping[Any, Any], *, table: bool = False) -> list[Any]:
+        """Return the rows of some columns, in order; besides in a table, one value is every row's."""
+        if len(given) == 1 and self._alone:
+            return self._values(next(iter(given.values())), single=True)
+        values, lone = [], []
+        for column, value in zip(self.columns, given.values(), strict=False):
+            only = not table and _is_one(value, column)
+            lone.append(only)
+            values.append(
+                [_plain(value)] if only else self._values(_plain(value) if column.many else value, single=True)
+            )
+        counts = {len(one) for one, only in zip(values, lone, strict=True) if not only}
+        if len(counts) > 1:
+            told = ", ".join(f"{len(one)} of {key}" for key, one in zip(given, values, strict=True))
+            raise InvalidInputError(f"The request's columns are of different lengths: {told}.")
+        count = next(iter(counts), 1)
+        return list(zip(*(one * count if only else one for one, only in zip(values, lone, strict=True)), strict=True))
+
+    def _values(self, inputs: Any, *, single: bool = False) -> list[Any]:
+        """Return the values of a column or of a sequence.
+
+        Args:
+            inputs: The column or sequence.
+            single: Whether it is a column: its values are no records and no pairs.
+        """
+        if isinstance(inputs, str):
+            return [inputs]
+        if isinstance(inputs, (bytes, bytearray)):
+            raise InvalidInputError(_not_a_text("Text", 0, inputs))
+        if isinstance(inputs, np.ndarray):
+            return self._of_array(inputs, single=single)
+        values = inputs.tolist() if hasattr(inputs, "tolist") else inputs  # a Series
+        if not isinstance(values, (list, tuple)):
+            raise InvalidInputError(
+                f"Cannot read texts from {type(inputs).__name__}: pass a string, a list of strings or a table."
+            )
+        return list(values) if single else [self._of_element(value) for value in values]
+
+    def _of_array(self, array: Array, *, single: bool = False) -> list[Any]:
+        width = array.shape[1] if array.ndim == 2 else 1
+        if array.ndim <= 1 or array.size == array.shape[0]:
+            values = list(array.reshape(-1).tolist())
+            return values if single else [self._of_element(value) for value in values]
+        if single or array.ndim > 2 or not self._fits(width):
+            raise InvalidInputError(
+                f"Cannot read texts from an array of shape {array.shape}: pass one text per row, in one dimension or "
+                f"one column.{self._pairs()}"
+            )
+        return [tuple(row) for row in array.tolist()]
+
+    def _of_element(self, value: Any) -> Any:
+        """Return what an element of a sequence holds: a text, a record of columns, or their values in order."""
+        if isinstance(value, Mapping):
+            found = [_plain(value[key]) for key in self._keys(list(value))]
+            return found[0] if len(found) == 1 and self._alone else tuple(found)
+        if isinstance(value, (list, tuple, np.ndarray)) and len(self.columns) > 1 and self._fits(len(value)):
+            found = [_plain(one) for one in value]
+            return found[0] if len(found) == 1 and self._alone else tuple(found)
+        if isinstance(value, (list, tuple)) and len(self.columns) > 1:
+            order = ", ".join(one.name for one in self.columns)
+            raise InvalidInputError(f"Cannot read {shown(value)} as an item, which has, in order: {order}.")
+        return value
+
+    def _fits(self, width: int) -> bool:
+        return len(_needed(self.columns)) <= width <= len(self.columns)
+
+    def _keys(self, keys: list[Any]) -> list[Any]:
+        """Return the keys of the columns, in the columns' order; none where there are no keys at all."""
+        if not keys:
+            return []
+        named = [key for key in keys if isinstance(key, str)]  # comparing others, such as pandas.NA, gives no bool
+        if TEXT_PAIR.name in named and TEXT_PAIR not in self.columns:
+            raise InvalidInputError(
+                f"The request has the column '{TEXT_PAIR.name}', and {self.who} reads no pairs of texts. Leave it out, "
+                f"or join the two as the model was trained to read them."
+            )
+        if len(keys) == 1 and self._alone:
+            return keys
+        if not named and self._fits(len(keys)):  # a table without names
+            return keys
+        found = [[key for key in named if key in column.keys] for column in self.columns]
+        while found and not found[-1] and self.columns[len(found) - 1].optional:
+            found.pop()
+        if any(len(one) != 1 for one in found):
+            raise InvalidInputError(self._untold(keys))
+        return [one[0] for one in found]
+
+    def _untold(self, keys: list[Any]) -> str:
+        if self._alone:
+            return (
+                f"Cannot tell which column holds the texts: got {shown(keys, 200)}. Pass one column, or name it 'text'."
+            )
+        needed = " and ".join(f"'{one.name}'" for one in _needed(self.columns))
+        return f"Cannot tell which columns hold what {self.who} reads: got {shown(keys, 200)}. It needs {needed}."
+
+    def _pairs(self) -> str:
+        if len(self.columns) > 1:
+            return f" Columns in order: {', '.join(one.name for one in self.columns)}."
+        return f" {self.who[:1].upper()}{self.who[1:]} reads no pairs of texts."
+
+
+def _is_one(value: Any, column: Column) -> bool:
+    """Tell whether a value is one item's, and not a sequence of several items' values."""
+    if not column.many:
+        return isinstance(value, str)
+    values = _plain(value)
+    return isinstance(values, (list, tuple)) and bool(values) and all(isinstance(one, str) for one in values)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without numpy's arrays: MLflow's server makes arrays of the values of records."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _checked(index: int, row: Any, columns: Sequence[Column]) -> Any:
+    """Return an item whose values are texts, or lists of texts where a column is of such."""
+    if len(columns) == 1 and not columns[0].many:
+        if not isinstance(row, str):
+            raise InvalidInputError(_not_a_text(_title(columns[0]), index, row))
+        return row
+    values = row if isinstance(row, tuple) else (row,)
+    if len(values) < len(_needed(columns)):
+        needed = " and ".join(f"'{one.name}'" for one in _needed(columns))
+        raise InvalidInputError(f"Item {index} must have {needed}, got {shown(row)}.")
+    found = [_value(index, value, column) for value, column in zip(values, columns, strict=False)]
+    return found[0] if len(found) == 1 and isinstance(found[0], str) else tuple(found)
+
+
+def _value(index: int, value: Any, column: Column) -> Any:
+    title = _title(column)
+    if not column.many:
+        if not isinstance(value, str):
+            raise InvalidInputError(_not_a_text(title, index, value))
+        return value
+    if not isinstance(value, (list, tuple)) or not value:
+        raise InvalidInputError(f"{title} of item {index} must be a list of at least one text, got {shown(value)}.")
+    for place, text in enumerate(value):
+        if not isinstance(text, str):
+            raise InvalidInputError(_not_a_text(f"{title} of item {index}: text", place, text))
+    return tuple(value)
+
+
+def _check_alike(items: Sequence[Any], columns: Sequence[Column]) -> None:
+    """Refuse a request of items with more and with fewer columns: one of them has likely lost a side."""
+    widths = [1 if isinstance(item, str) else len(item) for item in items]
+    if len(set(widths)) > 1:
+        most = max(widths)
+        lacking, whole = next(index for index, width in enumerate(widths) if width < most), widths.index(most)
+        raise InvalidInputError(
+            f"Item {lacking} has no {columns[most - 1].name}, and item {whole} has one. Ask for the two kinds in "
+            f"requests of their own."
+        )
+
+
+def _title(column: Column) -> str:
+    return column.name[:1].upper() + column.name[1:]
+
+
+def _not_a_text(title: str, index: int, value: Any) -> str:
+    if _is_missing(value):
+        return f"{title} {index} is missing ({shown(value)}). Fill or drop missing values first."
+    if isinstance(value, (bytes, bytearray)):
+        return f"{title} {index} is bytes. Decode it first, for example with .decode('utf-8')."
+    return f"{title} {index} must be a string, got {type(value).__name__} ({shown(value)})."
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell whether a value is None, NaN, NaT or ``pandas.NA``, whose comparisons give no bool."""
+    if value is None or type(value).__name__ == "NAType":
+        return True
+    return type(value).__name__ == "NaTType" or (isinstance(value, (float, np.generic)) and bool(value != value))
