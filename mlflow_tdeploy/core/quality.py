@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ CLASSIFIED = ("accuracy", "precision", "recall", "f1")
 SPANS = ("f1", "precision", "recall")
 #: Figures that :func:`answered` returns.
 ANSWERED = ("f1", "exact_match")
+#: Figures that :func:`ranked` returns.
+RANKED = ("ndcg", "mrr")
 #: All that are shares of 1, and better the higher they are.
-SHARES = tuple(dict.fromkeys((*CLASSIFIED, *SPANS, *ANSWERED)))
+SHARES = tuple(dict.fromkeys((*CLASSIFIED, *SPANS, *ANSWERED, *RANKED)))
 #: What a predicted probability counts as at least, so that one wrong answer does not make the loss infinite.
 _LEAST = float(np.finfo(np.float64).eps)
 
@@ -98,3 +100,23 @@ def _overlap(got: Sequence[str], wanted: Sequence[str]) -> float:
         return float(got == wanted)
     common = sum((Counter(got) & Counter(wanted)).values())
     return 2 * common / (len(got) + len(wanted))
+
+
+def ranked(found: Sequence[Sequence[int]], right: Sequence[Collection[int]]) -> dict[str, float]:
+    """Return how far up what is right is in lists, over all lists and their whole lengths.
+
+    ``mrr``: the mean of one over the place of the first that is right. ``ndcg``: the gain of all that are right, each
+    discounted by the logarithm of its place, as a share of what it were with all of them first (Jarvelin and
+    Kekalainen 2002, https://doi.org/10.1145/582415.582418).
+
+    Args:
+        found: What was found, best first.
+        right: What is right, at least one for each.
+    """
+    reciprocal, gains = [], []
+    for order, wanted in zip(found, right, strict=True):
+        hits = np.array([one in wanted for one in order], dtype=np.float64)
+        discounts = 1.0 / np.log2(np.arange(2, max(len(order), len(wanted)) + 2))
+        reciprocal.append(1.0 / (1 + int(hits.argmax())) if hits.any() else 0.0)
+        gains.append(float(hits @ discounts[: len(order)]) / float(discounts[: len(wanted)].sum()))
+    return {"mrr": float(np.mean(reciprocal)), "ndcg": float(np.mean(gains))}

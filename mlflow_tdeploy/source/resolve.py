@@ -94,6 +94,10 @@ def _from_object(model: Any, options: Options) -> Source:
         from mlflow_tdeploy.source import sentence_transformer
 
         return sentence_transformer.from_model_object(model, options)
+    if _is(model, "sentence_transformers", "CrossEncoder"):
+        from mlflow_tdeploy.source import cross_encoder
+
+        return cross_encoder.from_model_object(model, options)
     if _is(model, "transformers", "Pipeline"):
         from mlflow_tdeploy.source import transformers_model
 
@@ -154,6 +158,10 @@ def _from_folder(folder: Path, options: Options, name: str, revision: str | None
 
 
 def _from_model_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
+    from mlflow_tdeploy.source import cross_encoder
+
+    if cross_encoder.is_folder(folder):
+        return cross_encoder.from_folder(folder, options, name, revision)
     head = heads().get(options.task or "")
     pooled = (folder / "modules.json").is_file() and not (head is not None and head.architecture)
     if pooled or options.task == "sentence-embedding":

@@ -74,8 +74,17 @@ def _heads() -> dict[str, Head]:
     return {task: head for task, head in heads().items() if head.auto_class}
 
 
-def from_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
+def from_folder(
+    folder: Path, options: Options, name: str, revision: str | None, *, pipeline: Mapping[str, Any] | None = None
+) -> Source:
     """Load a local folder in transformers format: safetensors only.
+
+    Args:
+        folder: The folder.
+        options: What the caller said.
+        name: What it is called.
+        revision: Its commit on the hub.
+        pipeline: See :func:`from_model`.
 
     Raises:
         InvalidInputError: It has pickled weights only, or its architecture fits no task.
@@ -85,7 +94,7 @@ def from_folder(folder: Path, options: Options, name: str, revision: str | None)
     options = dataclasses.replace(options, task=task, tokenizer=check_tokenizer(options.tokenizer or folder))
     model = load_transformers(folder, _heads()[task], trust_remote_code=options.trust_remote_code)
     record = SourceRecord("transformers", name, revision, type(model).__name__)
-    return from_model(model, options, record=record)
+    return from_model(model, options, record=record, pipeline=pipeline)
 
 
 def from_model(

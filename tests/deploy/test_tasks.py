@@ -6,7 +6,7 @@ import pytest
 from mlflow.deployments import get_deploy_client
 
 import mlflow_tdeploy
-from tests.core.tasks.token_models import asker, entailer, filler, tagger
+from tests.core.tasks.token_models import asker, entailer, filler, ranker, tagger
 
 ASKED = {
     "token-classification": (tagger, ["Alice met Bob.", "so it is"], {"ignore_labels": ["O", "B-ORG"]}),
@@ -16,6 +16,11 @@ ASKED = {
         asker,
         {"question": ["What sat?", "Where?"], "context": "The cat sat on the mat. " * 30},
         {"top_k": 2, "doc_stride": 8},
+    ),
+    "text-ranking": (
+        ranker,
+        {"query": ["the cat", "the sky"], "documents": [["a cat", "a dog", "it rains"], ["it is blue"]]},
+        {"return_documents": True},
     ),
     "zero-shot-classification": (entailer, ["the cat sat", "it rains"], {"candidate_labels": ["animals", "weather"]}),
 }

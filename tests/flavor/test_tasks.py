@@ -5,12 +5,14 @@ from __future__ import annotations
 import mlflow
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import scoring_server
 
 import mlflow_tdeploy
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.store.bundle import Bundle
-from tests.core.tasks.token_models import entailer, filler, tagger
+from tests.core.tasks.token_models import asker, entailer, filler, ranker, tagger
 from tests.served import texts
 
 
@@ -100,3 +102,56 @@ def test_labels_of_a_request_are_given_as_by_the_pipeline(minilm_path, tmp_path)
         assert row["scores"] == pytest.approx(expected["scores"], abs=2e-5)
     with pytest.raises(MlflowException, match="names no labels to choose among"):
         loaded.predict(["a text"])
+
+
+CONTEXT = "The cat sat on the mat, and the dog lay beside it. " * 12
+SERVED = {
+    "question-answering": (
+        asker,
+        {
+            "dataframe_records": [
+                {"question": "Who sat?", "context": CONTEXT},
+                {"question": "Who lay?", "context": "It."},
+            ]
+        },
+        {"question": ["Who sat?", "Who lay?"], "context": [CONTEXT, "It."]},
+        {"doc_stride": 4, "top_k": 2},
+    ),
+    "text-ranking": (
+        ranker,
+        {"inputs": [{"query": "a cat", "documents": ["cats", "dogs"]}, {"query": "rain", "documents": ["the sky"]}]},
+        pd.DataFrame({"query": ["a cat", "rain"], "documents": [["cats", "dogs"], ["the sky"]]}),
+        {"return_documents": True},
+    ),
+    "zero-shot-classification": (
+        entailer,
+        {"instances": ["the cat sat", "it rains"]},
+        ["the cat sat", "it rains"],
+        {"candidate_labels": ["animals", "weather"], "multi_label": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("task", SERVED)
+def test_the_scoring_server_answers_as_the_loader_does(minilm_path, tmp_path, task):
+    write, body, given, params = SERVED[task]
+    source = write("bert", minilm_path, tmp_path / "source")
+    shapes = {"batch": (1, 4, 8), "sequence": (3, 16, 64)}
+    mlflow_tdeploy.save_model(source, tmp_path / "model", task=task, precisions=["fp32"], shapes=shapes)
+    loaded = mlflow_tdeploy.load_model(str(tmp_path / "model"))
+    server = TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(tmp_path / "model"))))
+    answer = server.post("/invocations", json={**body, "params": params})
+    assert answer.status_code == 200, answer.text
+    expected = loaded.predict(given, params)
+    assert answer.json()["predictions"] == close_to(expected)
+    wrong = server.post("/invocations", json={"inputs": [{"question": "a", "query": "b"}], "params": params})
+    assert wrong.status_code == 400, wrong.text
+
+
+def close_to(answer):
+    """Return what an answer is, numbers rounded a little differently."""
+    if isinstance(answer, list):
+        return [close_to(one) for one in answer]
+    if isinstance(answer, dict):
+        return {name: close_to(one) for name, one in answer.items()}
+    return pytest.approx(answer, abs=1e-4) if isinstance(answer, float) else answer

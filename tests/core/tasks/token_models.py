@@ -35,6 +35,13 @@ def asker(kind: str, minilm: Path, folder: Path) -> Path:
     return _written(AutoModelForQuestionAnswering, kind, minilm, folder)
 
 
+def ranker(kind: str, minilm: Path, folder: Path) -> Path:
+    """Write a model with random weights that scores pairs of texts; return its folder."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _written(AutoModelForSequenceClassification, kind, minilm, folder, num_labels=1)
+
+
 def filler(kind: str, minilm: Path, folder: Path) -> Path:
     """Write a model with random weights that fills masks; return its folder."""
     from transformers import AutoModelForMaskedLM
