@@ -14,6 +14,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array, Object, Property
 
+from mlflow_tdeploy.core.columns import Column
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import Field, Task
 from mlflow_tdeploy.core.tensors import Signature, numpy_dtype
@@ -118,20 +119,42 @@ def _size(signature: Signature, name: str) -> int:
 
 def _check_inputs(task: Task, schema: Schema) -> None:
     if task.input_kind == "text":
-        types = schema.input_types()
-        if len(types) != 1 or not (types[0] == DataType.string or _is_text_dtype(types[0])):
-            raise InvalidInputError(
-                f"The signature does not fit task '{task.name}', which takes one column of strings; got {schema}. "
-                f"Leave the signature out, or pass ModelSignature(inputs=Schema([ColSpec('string')]))."
-            )
+        _check_columns(task, schema)
         return
     if not schema.is_tensor_spec():
         raise InvalidInputError(f"The signature does not fit task '{task.name}', which takes tensors; got {schema}.")
     _check_tensors(task, schema)
 
 
-def _is_text_dtype(kind: Any) -> bool:
-    return isinstance(kind, np.dtype) and kind.kind in "OUT"
+def _check_columns(task: Task, schema: Schema) -> None:
+    """Make sure that a schema is of a lone column of texts, or of the task's columns by their names."""
+    needed = [column.name for column in task.columns if not column.optional]
+    if (len(needed) == 1 and len(schema.inputs) == 1 and _is_text(schema.input_types()[0])) or _names(task, schema):
+        return
+    wanted = " and ".join(f"'{name}'" for name in needed) if len(needed) > 1 else "one column"
+    hint = ", or pass ModelSignature(inputs=Schema([ColSpec('string')]))" if len(needed) == 1 else ""
+    raise InvalidInputError(
+        f"The signature does not fit task '{task.name}', which takes {wanted} of strings; got {schema}. Leave the "
+        f"signature out{hint}."
+    )
+
+
+def _names(task: Task, schema: Schema) -> bool:
+    """Tell whether a schema names the columns of a task, those that are needed at least, and no others."""
+    if not schema.has_input_names():
+        return False
+    kinds = dict(zip(schema.input_names(), schema.input_types(), strict=True))
+    own = {column.name: column for column in task.columns}
+    good = all(name in own and _holds(kind, own[name]) for name, kind in kinds.items())
+    return good and all(column.optional or name in kinds for name, column in own.items())
+
+
+def _holds(kind: Any, column: Column) -> bool:
+    return bool(kind == Array(DataType.string)) if column.many else _is_text(kind)
+
+
+def _is_text(kind: Any) -> bool:
+    return bool(kind == DataType.string) or (isinstance(kind, np.dtype) and kind.kind in "OUT")
 
 
 def _check_tensors(task: Task, schema: Schema) -> None:

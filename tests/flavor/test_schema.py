@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import Array
 
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tasks import TASKS, AnswerForm
 from mlflow_tdeploy.core.tensors import Dim, Signature
 from mlflow_tdeploy.core.tensors import TensorSpec as OurSpec
 from mlflow_tdeploy.flavor.schema import merge_signature, mlflow_signature
@@ -54,6 +55,37 @@ def test_mlflow_signature_names_label_and_score_when_the_task_classifies(task):
         "runtime": "",
         "strict": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "fits"),
+    [
+        ("text-classification", {"text": "string", "text_pair": "string"}, True),
+        ("text-classification", {"any": "string"}, True),
+        ("text-classification", {"text_pair": "string", "other": "string"}, False),
+        ("text-classification", {"text": "string", "text_pair": "long"}, False),
+        ("question-answering", {"question": "string", "context": "string"}, True),
+        ("question-answering", {"question": "string"}, False),
+        ("text-ranking", {"query": "string", "documents": Array("string")}, True),
+        ("text-ranking", {"query": "string", "documents": "string"}, False),
+    ],
+)
+def test_merge_signature_takes_the_columns_of_the_task(name, columns, fits):
+    made = _Bare(TASKS.get(name))
+    given = ModelSignature(inputs=Schema([ColSpec(kind, name) for name, kind in columns.items()]))
+    if not fits:
+        with pytest.raises(InvalidInputError, match=f"does not fit task '{name}'"):
+            merge_signature(made, given)
+        return
+    assert merge_signature(made, given).inputs == given.inputs
+
+
+class _Bare:
+    """A task with nothing but what a signature is made of."""
+
+    def __init__(self, task):
+        self.name, self.columns, self.input_kind, self.params = task.name, task.columns, "text", task.params
+        self.answer_form = lambda: AnswerForm("nested")
 
 
 def test_mlflow_signature_survives_the_mlmodel_file_for_every_task(task, tensors):
