@@ -22,7 +22,8 @@ from mlflow_tdeploy.source.base import Source
 
 _ACCEPTED = (
     "a transformers pipeline, a PreTrainedModel with its tokenizer, a SentenceTransformer or CrossEncoder, a folder or "
-    "hub id, a torch.nn.Module with example inputs, an ONNX graph (path or ModelProto), or a mapping from variant id to graph"
+    "hub id, a torch.nn.Module with example inputs, an ONNX graph (path or ModelProto), or a mapping from variant id "
+    "to graph"
 )
 
 
