@@ -17,7 +17,7 @@ unexport TOKENIZERS_PARALLELISM
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion bench-precision support clean
+.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion bench-precision bench-tasks support clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -61,6 +61,9 @@ bench-gpu: $(STAMP) ## Measures PyTorch, ONNX Runtime and TensorRT on this machi
 
 bench-precision: $(STAMP) ## Measures int8 within a budget beside fp32 and naive int8, on this machine
 	$(RUN) -m benchmarks.precision
+
+bench-tasks: $(STAMP) ## Measures every task of texts beside transformers' pipeline and its graph's floor
+	$(RUN) -m benchmarks.tasks $(ARGS)
 
 support: $(STAMP) ## Tries every recipe on ten architectures, and writes docs/support.md
 	$(RUN) -m benchmarks.support

@@ -111,6 +111,7 @@ class Calibration:
             if not given.texts:
                 raise InvalidInputError("A text task is calibrated on texts, got arrays: calibrate_with=[…].")
             try:
+                given = given.items_of(task)
                 task.encode(task.items(list(given.texts)))
             except InvalidInputError as error:  # drawn by chance, a text would be known by another number
                 raise InvalidInputError(f"Of the texts to calibrate with: {error}") from error

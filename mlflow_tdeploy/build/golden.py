@@ -6,6 +6,7 @@ from typing import Any
 
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
+from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.pipeline import Infer
 from mlflow_tdeploy.core.tasks import Task
@@ -43,15 +44,29 @@ def _request(task: Task, inputs: Any, reference: Infer) -> GoldenRequest:
     return GoldenRequest(inputs, feeds, outputs, answer)
 
 
-def golden_texts(task: Task, data: VerifyData) -> list[list[str]]:
-    """Return the texts of each golden request of a text task."""
+def golden_texts(task: Task, data: VerifyData) -> list[list[Any]]:
+    """Return the items of each golden request of a text task: as many as fit into one run of the graph.
+
+    Raises:
+        InvalidInputError: No item does.
+    """
     encoded = task.encode(task.items(list(data.texts)))
     lengths = [sum(encoded.lengths[row] for row in span) for span in encoded.by_item]
-    order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    fitting = [index for index, span in enumerate(encoded.by_item) if len(span) <= task.max_batch]
+    if not fitting:
+        least = min(map(len, encoded.by_item))
+        raise InvalidInputError(
+            f"Task '{task.name}' asks the graph with {least} rows for one item of the data, and it takes "
+            f"{task.max_batch} at once. Allow more: shapes={{'batch': (1, {least}, {least})}}."
+        )
+    order = sorted(fitting, key=lambda index: (lengths[index], index))
     order = [index for index in order if lengths[index] <= DEFAULT_TOKEN_BUDGET // 2] or order[:1]
     places = [data.texts[order[int(share * (len(order) - 1))]] for share in (0.0, 0.5, 1.0)]
-    mixed = [data.texts[order[int(share * (len(order) - 1))]] for share in _MIXED]
-    return [*([text] for text in dict.fromkeys(places)), *([mixed] if task.pads else [])]
+    mixed: list[int] = []
+    for index in (order[int(share * (len(order) - 1))] for share in _MIXED):
+        if sum(len(encoded.by_item[one]) for one in (*mixed, index)) <= task.max_batch:
+            mixed.append(index)
+    return [*([one] for one in dict.fromkeys(places)), *([[data.texts[one] for one in mixed]] if task.pads else [])]
 
 
 def _pick_arrays(data: VerifyData) -> list[Arrays]:

@@ -19,7 +19,9 @@ from mlflow_tdeploy.core.evidence import DataRecord
 from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays, At
 
-_LABEL_KEYS = ("label", "labels", "answers")
+_LABEL_KEYS = ("label", "labels")
+#: Of questions, as SQuAD calls them.
+_ANSWERS = "answers"
 _log = logging.getLogger("mlflow_tdeploy")
 
 #: Fewer texts than these are joined by built-in ones: a variant that is far off on few texts of many shall be found.
@@ -79,7 +81,9 @@ class VerifyData:
             value = value.tolist()
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise InvalidInputError(f"Data cannot be of type {type(value).__name__}. {_FORMS}")
-        if value and all(isinstance(item, Mapping) and not _is_record(item) for item in value):
+        if value and all(isinstance(item, Mapping) for item in value):
+            if any(_is_record(item) for item in value):
+                return _of_table(_columns(value), name)
             return cls(requests=tuple(_arrays(item) for item in value), name=name)
         return cls(texts=_texts(value), name=name)
 
@@ -95,8 +99,16 @@ class VerifyData:
         """
         data = self._for_texts(task) if task.input_kind == "text" else self._for_tensors(task, examples)
         if data.labels is not None:
-            task.check_labels(data.labels)
+            task.check_labels(data.labels, data.texts)
         return data
+
+    def items_of(self, task: Task) -> VerifyData:
+        """Return the data with texts as the task's items.
+
+        Raises:
+            InvalidInputError: They are none that the task reads.
+        """
+        return replace(self, texts=_items(task, self.texts))
 
     def _for_texts(self, task: Task) -> VerifyData:
         if self.name == _DEFAULT and not self.texts:
@@ -106,7 +118,7 @@ class VerifyData:
         given = _items(task, self.texts)
         if len(given) >= _FEWEST:
             return replace(self, texts=given)
-        built_in = _items(task, task.sample(default_texts()))
+        built_in = _items(task, task.sample(default_texts(), given[0]))
         more = tuple(one for one in built_in if one not in given)[: _FEWEST - len(given)]
         unlabelled = " without labels" if self.labels is not None else ""
         name = f"{self.name} and {len(more)} WordNet definitions{unlabelled}"
@@ -165,8 +177,10 @@ def default_texts() -> tuple[str, ...]:
 def _of_table(value: Any, name: str) -> VerifyData:
     columns = [str(column) for column in (value.columns if hasattr(value, "columns") else value)]
     keys = text_columns(columns, (task.columns for task in TASKS))
-    label_key = next((key for key in _LABEL_KEYS if key in columns), None)
-    if not keys or any(_is_numeric(value[key]) for key in keys.values()):
+    keys = {name: key for name, key in keys.items() if not _is_numeric(value[key])}  # a number of its query, say
+    label_keys = (*_LABEL_KEYS, *([_ANSWERS] if "question" in keys else []))
+    label_key = next((key for key in label_keys if key in columns), None)
+    if not keys:
         if isinstance(value, Mapping) and value:
             return VerifyData(requests=(_arrays(value),), name=name)
         raise InvalidInputError(f"The verification table has no column of texts, only {columns}. {_FORMS}")
@@ -197,9 +211,19 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_record(item: Mapping[Any, Any]) -> bool:
-    """Tell whether a mapping holds texts, or lists of them, and no arrays."""
-    values = [one for one in item.values() if not isinstance(one, np.ndarray)]
+    """Tell whether a mapping holds a text, or a list of them: an array of texts is an input of a graph."""
+    values = (one.item() if isinstance(one, np.ndarray) and one.ndim == 0 else one for one in item.values())
     return any(isinstance(one, str) or (isinstance(one, list) and one and isinstance(one[0], str)) for one in values)
+
+
+def _columns(records: Sequence[Mapping[Any, Any]]) -> dict[str, list[Any]]:
+    """Return records as columns; what one has not is None there, which is told as missing where it is read."""
+    names = dict.fromkeys(str(name) for record in records for name in record)
+    return {name: [_scalar(record.get(name)) for record in records] for name in names}
+
+
+def _scalar(value: Any) -> Any:
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def _items(task: Task, texts: Sequence[Any]) -> tuple[Any, ...]:
@@ -233,7 +257,7 @@ def _arrays(request: Mapping[Any, Any]) -> Arrays:
 def _plain(label: Any) -> Any:
     value = label.item() if isinstance(label, np.generic) else label
     if isinstance(value, Mapping):  # the answers of a question, say
-        return {str(key): _listed(one) for key, one in value.items()}
+        return {str(key): one.tolist() if isinstance(one, np.ndarray) else one for key, one in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):  # of spans, say
         return [dict(one) if isinstance(one, Mapping) else _plain(one) for one in value]
     if not isinstance(value, (str, int, float)) or value != value:

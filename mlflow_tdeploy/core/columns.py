@@ -35,9 +35,9 @@ class Column:
 
 
 #: A text alone.
-TEXT = Column("text", ("texts", "inputs", "sentence", "sentences"))
+TEXT = Column("text", ("texts", "inputs", "sentence", "sentences", "sentence1", "premise"))
 #: A second one beside it.
-TEXT_PAIR = Column("text_pair", optional=True)
+TEXT_PAIR = Column("text_pair", ("sentence2", "hypothesis"), optional=True)
 #: A text, or what several columns of a task hold.
 Item = str | tuple[Any, ...]
 
@@ -95,7 +95,7 @@ def records_of(table: Mapping[str, Sequence[Any]]) -> list[Any]:
 
 
 def texts_in(item: Item) -> list[str]:
-    """Return the texts of an item, one after the other."""
+    """Return the texts of an item, as a task's ``items`` returns it, one after the other."""
     if isinstance(item, str):
         return [item]
     return [text for part in item for text in ([part] if isinstance(part, str) else part)]
@@ -127,10 +127,10 @@ class _Reader:
         if isinstance(inputs, str):
             return [inputs]
         if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: core has no pandas
-            names = list(inputs.columns)
-            if len(names) == 1 and self._alone:  # no Series on the way
-                return self._of_array(inputs.to_numpy())
-            return self._of_columns({key: list(inputs[key]) for key in self._keys(names)}, table=True)
+            keys = self._keys(list(inputs.columns))
+            if len(keys) == len(inputs.columns) == 1 and self._alone:  # no Series on the way
+                return self._wrapped(self._values(inputs.to_numpy(), single=True))
+            return self._of_columns({key: list(inputs[key]) for key in keys}, table=True)
         if isinstance(inputs, Mapping):
             return self._of_columns({key: inputs[key] for key in self._keys(list(inputs))})
         return self._values(inputs)
@@ -138,20 +138,22 @@ class _Reader:
     def _of_columns(self, given: Mapping[Any, Any], *, table: bool = False) -> list[Any]:
         """Return the rows of some columns, in order; besides in a table, one value is every row's."""
         if len(given) == 1 and self._alone:
-            return self._values(next(iter(given.values())), single=True)
+            return self._wrapped(self._values(_plain(next(iter(given.values()))), single=True))
         values, lone = [], []
         for column, value in zip(self.columns, given.values(), strict=False):
             only = not table and _is_one(value, column)
             lone.append(only)
-            values.append(
-                [_plain(value)] if only else self._values(_plain(value) if column.many else value, single=True)
-            )
+            values.append([_plain(value)] if only else self._values(_plain(value), single=True))
         counts = {len(one) for one, only in zip(values, lone, strict=True) if not only}
         if len(counts) > 1:
             told = ", ".join(f"{len(one)} of {key}" for key, one in zip(given, values, strict=True))
             raise InvalidInputError(f"The request's columns are of different lengths: {told}.")
         count = next(iter(counts), 1)
         return list(zip(*(one * count if only else one for one, only in zip(values, lone, strict=True)), strict=True))
+
+    def _wrapped(self, values: list[Any]) -> list[Any]:
+        """Return the values of the only column that is there as rows: a tuple among them is no row."""
+        return values if len(self.columns) == 1 else [(value,) for value in values]
 
     def _values(self, inputs: Any, *, single: bool = False) -> list[Any]:
         """Return the values of a column or of a sequence.
@@ -188,12 +190,13 @@ class _Reader:
     def _of_element(self, value: Any) -> Any:
         """Return what an element of a sequence holds: a text, a record of columns, or their values in order."""
         if isinstance(value, Mapping):
-            found = [_plain(value[key]) for key in self._keys(list(value))]
-            return found[0] if len(found) == 1 and self._alone else tuple(found)
-        if isinstance(value, (list, tuple, np.ndarray)) and len(self.columns) > 1 and self._fits(len(value)):
-            found = [_plain(one) for one in value]
-            return found[0] if len(found) == 1 and self._alone else tuple(found)
-        if isinstance(value, (list, tuple)) and len(self.columns) > 1:
+            return tuple(_plain(value[key]) for key in self._keys(list(value)))
+        if len(self.columns) == 1:
+            return (value,) if isinstance(value, tuple) else value
+        value = _plain(value)
+        if isinstance(value, (list, tuple)) and self._fits(len(value)):
+            return tuple(_plain(one) for one in value)
+        if isinstance(value, (list, tuple)):
             order = ", ".join(one.name for one in self.columns)
             raise InvalidInputError(f"Cannot read {shown(value)} as an item, which has, in order: {order}.")
         return value
@@ -206,14 +209,14 @@ class _Reader:
         if not keys:
             return []
         named = [key for key in keys if isinstance(key, str)]  # comparing others, such as pandas.NA, gives no bool
-        if TEXT_PAIR.name in named and TEXT_PAIR not in self.columns:
+        if TEXT_PAIR not in self.columns and (pair := [key for key in named if key in TEXT_PAIR.keys]):
             raise InvalidInputError(
-                f"The request has the column '{TEXT_PAIR.name}', and {self.who} reads no pairs of texts. Leave it out, "
+                f"The request has the column '{pair[0]}', and {self.who} reads no pairs of texts. Leave it out, "
                 f"or join the two as the model was trained to read them."
             )
-        if len(keys) == 1 and self._alone:
+        if len(keys) == 1 and self._alone and not any(keys[0] in column.keys for column in self.columns[1:] if named):
             return keys
-        if not named and self._fits(len(keys)):  # a table without names
+        if not named and len(keys) == len(self.columns) and not self._alone:  # a table without names
             return keys
         found = [[key for key in named if key in column.keys] for column in self.columns]
         while found and not found[-1] and self.columns[len(found) - 1].optional:
@@ -239,7 +242,7 @@ class _Reader:
 def _is_one(value: Any, column: Column) -> bool:
     """Tell whether a value is one item's, and not a sequence of several items' values."""
     if not column.many:
-        return isinstance(value, str)
+        return isinstance(_plain(value), str)
     values = _plain(value)
     return isinstance(values, (list, tuple)) and bool(values) and all(isinstance(one, str) for one in values)
 
@@ -251,10 +254,6 @@ def _plain(value: Any) -> Any:
 
 def _checked(index: int, row: Any, columns: Sequence[Column]) -> Any:
     """Return an item whose values are texts, or lists of texts where a column is of such."""
-    if len(columns) == 1 and not columns[0].many:
-        if not isinstance(row, str):
-            raise InvalidInputError(_not_a_text(_title(columns[0]), index, row))
-        return row
     values = row if isinstance(row, tuple) else (row,)
     if len(values) < len(_needed(columns)):
         needed = " and ".join(f"'{one.name}'" for one in _needed(columns))
@@ -265,6 +264,7 @@ def _checked(index: int, row: Any, columns: Sequence[Column]) -> Any:
 
 def _value(index: int, value: Any, column: Column) -> Any:
     title = _title(column)
+    value = _plain(value) if column.many or np.ndim(value) == 0 else value
     if not column.many:
         if not isinstance(value, str):
             raise InvalidInputError(_not_a_text(title, index, value))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
-from mlflow_tdeploy.core.errors import InvalidInputError, TDeployError, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import Encoded, Task
 from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.wire import asked_in, pack
@@ -76,7 +76,7 @@ class Desk:
                     raw.append((place, self._feeds(ask)))
                 else:
                     texts.append(self._texts(place, ask))
-            except TDeployError as error:
+            except Exception as error:  # whatever is wrong with one request is that one's answer
                 found[place] = error
         await asyncio.gather(self._answer_texts(texts, found), *(self._answer_raw(*one, asks, found) for one in raw))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -36,7 +37,8 @@ class Labelled:
     def read(cls, path: Path) -> Labelled:
         """Read a file: CSV or TSV with the columns ``text`` and ``label``, or JSON lines with these keys.
 
-        Instead of ``text`` there may be what else a task reads, such as ``question`` and ``context``.
+        Instead of ``text`` there may be what else a task reads, such as ``question`` and ``context``. A list, such as
+        of documents, is JSON in a table.
 
         A column of nothing but whole numbers is one of class indices; of a model whose labels are numbers, of those.
 
@@ -50,11 +52,15 @@ class Labelled:
                 lines = (json.loads(line) for line in file if line.strip())
                 rows: list[Mapping[str, Any]] = [*(lines if form is None else csv.DictReader(file, **form))]
             keys = text_columns(rows[0] if rows else (), (task.columns for task in TASKS))
-            if rows and (lacking := [key for key in (*keys, _LABEL) if key not in rows[0]] if keys else ["text"]):
+            if rows and (lacking := [key for key in (_LABEL,) if key not in rows[0]] if keys else ["text"]):
                 raise ValueError(f"'{lacking[0]}' is not there, found {', '.join(map(str, rows[0])) or 'nothing'}")
             texts = tuple(records_of({name: [row[key] for row in rows] for name, key in keys.items()}))
             labels = tuple(row[_LABEL] for row in rows)
-            if form is not None and all(_WHOLE.fullmatch(label) for label in labels):  # a table knows texts only
+            if None in labels:
+                raise ValueError(f"row {labels.index(None)} has no label")
+            if form is not None:  # a table has no lists
+                texts, labels = tuple(map(_with_lists, texts)), tuple(map(_list_in, labels))
+            if form is not None and all(isinstance(one, str) and _WHOLE.fullmatch(one) for one in labels):
                 labels = tuple(map(int, labels))
         except FileNotFoundError:
             raise NotFoundError(f"There is no file '{path}'.") from None
@@ -66,3 +72,20 @@ class Labelled:
         if not texts or not all(isinstance(one, (str, dict)) for one in texts):
             raise InvalidInputError(f"'{path}' holds no texts.")
         return cls(texts, labels)
+
+
+def _with_lists(text: Any) -> Any:
+    """Return a row's texts, of which some columns hold lists."""
+    many = {column.name for task in TASKS for column in task.columns if column.many}
+    if isinstance(text, str):
+        return text
+    return {name: _list_in(one) if name in many else one for name, one in text.items()}
+
+
+def _list_in(cell: Any) -> Any:
+    """Return the list in a cell, where it is JSON of one; else the cell."""
+    if isinstance(cell, str) and cell.startswith("["):
+        with contextlib.suppress(ValueError):
+            found = json.loads(cell)
+            return found if isinstance(found, list) else cell
+    return cell

@@ -71,14 +71,21 @@ def asked_of(columns: Sequence[Column], items: Sequence[Any]) -> Arrays:
     return found
 
 
-def asked_in(columns: Sequence[Column], arrays: Arrays) -> dict[str, list[Any]]:
-    """Return what :func:`asked_of` made tensors of, by column.
+def asked_in(columns: Sequence[Column], arrays: Arrays) -> list[Any]:
+    """Return the items that :func:`asked_of` made tensors of.
 
     Raises:
-        InvalidInputError: A text is no UTF-8, there is more than one in a row, or a list is no JSON.
+        InvalidInputError: A tensor is missing or has more rows than another, a text is no UTF-8, there is more than
+            one in a row, or a list is no JSON.
     """
-    named = [column for column in columns if column.name in arrays]
-    return {one.name: texts_of(arrays[one.name], one.name, many=one.many) for one in named}
+    given = [column for column in columns if column.name in arrays]
+    if lacking := [one.name for one in columns if not one.optional and one not in given]:
+        raise InvalidInputError(f"The request has {', '.join(arrays)}, and no '{lacking[0]}'.")
+    values = [texts_of(arrays[one.name], one.name, many=one.many) for one in given]
+    if len(set(map(len, values))) > 1:
+        told = ", ".join(f"{len(some)} of '{one.name}'" for one, some in zip(given, values, strict=True))
+        raise InvalidInputError(f"The request's tensors have different numbers of rows: {told}.")
+    return values[0] if len(given) == 1 else list(zip(*values, strict=True))
 
 
 def texts_of(array: Array, name: str = TEXT.name, *, many: bool = False) -> list[Any]:
@@ -99,17 +106,20 @@ def texts_of(array: Array, name: str = TEXT.name, *, many: bool = False) -> list
         try:
             found.append(value.decode() if isinstance(value, bytes) else str(value))
         except UnicodeDecodeError as error:
-            raise InvalidInputError(f"Text {index} is not UTF-8 ({shown(value)}): {error}.") from error
+            title = name[:1].upper() + name[1:]
+            raise InvalidInputError(f"{title} {index} is not UTF-8 ({shown(value)}): {error}.") from error
     return [_list_in(index, text, name) for index, text in enumerate(found)] if many else found
 
 
 def _list_in(index: int, text: str, name: str) -> Any:
+    why = ""
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InvalidInputError(
-            f"'{name}' of row {index} must be a list of texts in JSON, got {shown(text)}: {error}."
-        ) from error
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # the second of a hundred thousand brackets
+        found, why = None, f": {error}"
+    if not isinstance(found, list):
+        raise InvalidInputError(f"'{name}' of row {index} must be a list of texts in JSON, got {shown(text)}{why}.")
+    return found
 
 
 def rows_of(texts: Sequence[str]) -> Array:

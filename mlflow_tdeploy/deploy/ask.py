@@ -139,8 +139,9 @@ def _columns(own: Mapping[str, str]) -> tuple[Column, ...]:
     """Return the texts that a deployment reads; none where it takes tensors alone."""
     if own["takes"] != "text":
         return ()
-    said = json.loads(own["columns"]) if "columns" in own else [{"name": TEXT.name, "others": TEXT.others}]
-    return tuple(from_plain(Column, one, "columns") for one in said)
+    if "columns" not in own:  # of an older version, which knew single texts
+        return (TEXT,)
+    return tuple(from_plain(Column, one, "columns") for one in json.loads(own["columns"]))
 
 
 def _decoded(inputs: Any) -> Any:

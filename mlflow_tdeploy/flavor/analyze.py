@@ -175,6 +175,8 @@ def _workload(
     from mlflow_tdeploy.build.verify_data import VerifyData
 
     task, given = bundle.task(), VerifyData.of(data)
+    if given.texts and task.columns:
+        given = given.items_of(task)
     if data is None or not given.texts:
         given = given.for_task(task, [request.feeds for request in bundle.golden()])
     if given.labels is not None:
@@ -182,7 +184,7 @@ def _workload(
             raise InvalidInputError(
                 f"Task '{task.name}' has no metric that takes labels: leave them out (texts alone, --texts)."
             )
-        task.check_labels(given.labels)
+        task.check_labels(given.labels, given.texts)
     requests = _texts(task, given.texts) if given.texts else given.requests
     return Workload(requests, given.labels, batches, rounds, seconds), given.record
 

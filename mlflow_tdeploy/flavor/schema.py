@@ -129,7 +129,9 @@ def _check_inputs(task: Task, schema: Schema) -> None:
 def _check_columns(task: Task, schema: Schema) -> None:
     """Make sure that a schema is of a lone column of texts, or of the task's columns by their names."""
     needed = [column.name for column in task.columns if not column.optional]
-    if (len(needed) == 1 and len(schema.inputs) == 1 and _is_text(schema.input_types()[0])) or _names(task, schema):
+    lone = len(needed) == 1 and len(schema.inputs) == 1 and _is_text(schema.input_types()[0])
+    others = {key for column in task.columns[1:] for key in column.keys}
+    if (lone and not others & set(schema.input_names())) or _names(task, schema):
         return
     wanted = " and ".join(f"'{name}'" for name in needed) if len(needed) > 1 else "one column"
     hint = ", or pass ModelSignature(inputs=Schema([ColSpec('string')]))" if len(needed) == 1 else ""
@@ -144,9 +146,10 @@ def _names(task: Task, schema: Schema) -> bool:
     if not schema.has_input_names():
         return False
     kinds = dict(zip(schema.input_names(), schema.input_types(), strict=True))
-    own = {column.name: column for column in task.columns}
+    own = {key: column for column in task.columns for key in column.keys}
     good = all(name in own and _holds(kind, own[name]) for name, kind in kinds.items())
-    return good and all(column.optional or name in kinds for name, column in own.items())
+    named = [own[name].name for name in kinds if name in own]
+    return good and len(set(named)) == len(named) and all(one.optional or one.name in named for one in task.columns)
 
 
 def _holds(kind: Any, column: Column) -> bool:

@@ -175,14 +175,11 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
 
 
-def encode_with(tokenizer: Any, max_length: int, task: str) -> Encode:
-    """Return the Hugging Face tokenizer as a function of one text, or of two, truncating as a task does."""
-    own = TASKS.get(task)
-    of_pairs = own.truncation if issubclass(own, TextTask) else True
+def encode_with(tokenizer: Any, max_length: int) -> Encode:
+    """Return the Hugging Face tokenizer as a function of one text, or of two, truncating."""
 
     def encode(text: str, pair: str | None = None) -> Mapping[str, Sequence[int]]:
-        truncation = True if pair is None else of_pairs
-        encoded: Mapping[str, Sequence[int]] = tokenizer(text, pair, truncation=truncation, max_length=max_length)
+        encoded: Mapping[str, Sequence[int]] = tokenizer(text, pair, truncation=True, max_length=max_length)
         return encoded
 
     return encode

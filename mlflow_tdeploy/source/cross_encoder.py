@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks.text_ranking import function_named
+from mlflow_tdeploy.core.tasks.text_ranking import function_named, saved_activation
 from mlflow_tdeploy.source import transformers_model
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source.base import Source
 from mlflow_tdeploy.source.sentence_transformer import check_prompts
 
 RANKING, CLASSIFICATION = "text-ranking", "text-classification"
-_SETTINGS = "config_sentence_transformers.json"
+_SETTINGS, _MODULES = "config_sentence_transformers.json", "modules.json"
+_ONLY = "Transformer"
 
 
 def is_folder(folder: Path) -> bool:
-    """Tell whether a CrossEncoder was saved to a folder."""
-    return _settings(folder).get("model_type") == "CrossEncoder"
+    """Tell whether a CrossEncoder was saved to a folder, by any version of sentence-transformers."""
+    if _json(folder / _SETTINGS).get("model_type") == "CrossEncoder":
+        return True
+    return not (folder / _MODULES).is_file() and bool(saved_activation(_json(folder / "config.json")))
 
 
 def from_folder(folder: Path, options: Options, name: str, revision: str | None) -> Source:
@@ -31,15 +33,14 @@ def from_folder(folder: Path, options: Options, name: str, revision: str | None)
         InvalidInputError: It has pickled weights only, modules behind its transformer, a prompt, or does to its scores
             what the logged model would not.
     """
-    settings, modules = _settings(folder), json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    _check_modules([str(one.get("type", "")).rpartition(".")[2] for one in modules])
-    check_prompts(_Prompts(dict(settings.get("prompts") or {}), settings.get("default_prompt_name")))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    task = options.task or _task_of(len(config.get("id2label") or {"0": "", "1": ""}))
-    kept = {"function_to_apply": function_named(settings.get("activation_fn"))} if task == RANKING else {}
-    return transformers_model.from_folder(
-        folder, dataclasses.replace(options, task=task), name, revision, pipeline=kept
-    )
+    settings, config = _json(folder / _SETTINGS), _json(folder / "config.json")
+    modules = json.loads((folder / _MODULES).read_text(encoding="utf-8")) if (folder / _MODULES).is_file() else []
+    _check_modules([str(one.get("type", "")).rpartition(".")[2] for one in modules] or [_ONLY])
+    check_prompts(dict(settings.get("prompts") or {}), settings.get("default_prompt_name"), "CrossEncoder")
+    classes = len(config.get("id2label") or {"0": "", "1": ""})  # transformers' own default, where nothing says
+    activation = settings.get("activation_fn") or saved_activation(config)
+    options = dataclasses.replace(options, task=options.task or _task_of(classes))
+    return transformers_model.from_folder(folder, options, name, revision, pipeline=_kept(activation, classes))
 
 
 def from_model_object(model: Any, options: Options) -> Source:
@@ -49,19 +50,23 @@ def from_model_object(model: Any, options: Options) -> Source:
         InvalidInputError: See :func:`from_folder`; or it runs on something else than torch.
     """
     options.refuse("a CrossEncoder", "example", "tokenizer")
-    _check_modules([type(module).__name__ for module in model])
-    if getattr(model[0], "backend", "torch") != "torch":
+    _check_modules([type(module).__name__ for module in model] if hasattr(model, "__iter__") else [_ONLY])
+    if (backend := getattr(model, "backend", "torch")) != "torch":
         raise InvalidInputError(
-            f"The CrossEncoder runs on {model[0].backend}, not on torch. Load it with backend='torch', or log its ONNX "
-            f"graph."
+            f"The CrossEncoder runs on {backend}, not on torch. Load it with backend='torch', or log its ONNX graph."
         )
-    check_prompts(model)
-    task = options.task or _task_of(int(model.num_labels))
-    function = function_named(type(model.activation_fn).__name__)
+    check_prompts(getattr(model, "prompts", None), getattr(model, "default_prompt_name", None), "CrossEncoder")
+    classes, longest = int(model.num_labels), getattr(model, "max_seq_length", None) or model.max_length
+    task = options.task or _task_of(classes)
     options = dataclasses.replace(options, task=task, tokenizer=model.tokenizer)
-    return transformers_model.from_model(
-        model.model, options, max_length=model.max_length, pipeline={"function_to_apply": function}
-    )
+    kept = _kept(type(model.activation_fn).__name__, classes)
+    return transformers_model.from_model(model.model, options, max_length=longest, pipeline=kept)
+
+
+def _kept(activation: str, classes: int) -> dict[str, Any]:
+    """Return what a logged model does to scores as the CrossEncoder does, and that it is one."""
+    usual = "Sigmoid" if classes == 1 else "Identity"
+    return {"function_to_apply": function_named(activation, usual), "pairs": True}
 
 
 def _task_of(classes: int) -> str:
@@ -69,27 +74,13 @@ def _task_of(classes: int) -> str:
 
 
 def _check_modules(names: list[str]) -> None:
-    if names != ["Transformer"]:
+    if names != [_ONLY]:
         raise InvalidInputError(
             f"The CrossEncoder consists of {', '.join(names) or 'nothing'}: only those that are a transformer with a "
             f"head for scores can be exported."
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Prompts:
-    """What a saved model says of prompts.
-
-    Attributes:
-        prompts: By name.
-        default_prompt_name: Which is put before every text.
-    """
-
-    prompts: Mapping[str, str]
-    default_prompt_name: str | None
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / _SETTINGS
+def _json(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

@@ -160,7 +160,7 @@ class OnnxSource(Source):
         self.signature, self.task_config = settle_padding(
             lambda _, feeds: self._probe(feeds), task, self.task_config, self.signature, tokenizer, set()
         )
-        check_parity(task, self.task_config, self.signature, tokenizer, encode_with(tokenizer, longest, task))
+        check_parity(task, self.task_config, self.signature, tokenizer, encode_with(tokenizer, longest))
 
     def _outputs(self, facts: GraphFacts) -> tuple[TensorSpec, ...]:
         """Return the outputs; shapes that the graph does not write are ONNX Runtime's."""

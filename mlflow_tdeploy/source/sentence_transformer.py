@@ -72,7 +72,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
     options.refuse(f"task '{TASK}'", "labels")
     options.pick_task(TASK, (TASK, "feature-extraction"), "A SentenceTransformer")
     check_vocabulary(transformer, tokenizer)
-    check_prompts(model)
+    check_prompts(getattr(model, "prompts", None), getattr(model, "default_prompt_name", None))
     limit = position_limit(transformer)
     longest = token_limit(tokenizer, limit, model.max_seq_length)
     module, notes = serving_module(SentenceTransformerModule(model, model.truncate_dim))
@@ -119,23 +119,26 @@ def check_chain(model: Any) -> None:
         )
 
 
-def check_prompts(model: Any) -> None:
-    """Refuse a prompt that ``encode`` would put before every text; warn of those it puts only when told.
+def check_prompts(prompts: Mapping[str, str] | None, chosen: str | None, who: str = "SentenceTransformer") -> None:
+    """Refuse a prompt that a model would put before every text; warn of those it puts only when told.
+
+    Args:
+        prompts: By name.
+        chosen: Name of the one that is put there.
+        who: What the model is.
 
     Raises:
         InvalidInputError: There is such a default prompt.
     """
-    prompts = {name: text for name, text in (getattr(model, "prompts", None) or {}).items() if text}
-    default = prompts.get(getattr(model, "default_prompt_name", None))
+    prompts = {name: text for name, text in (prompts or {}).items() if text}
+    default = prompts.get(chosen or "")
     if default:
         raise InvalidInputError(
-            f"The SentenceTransformer puts its default prompt {default!r} before every text; the logged model would "
+            f"The {who} puts its default prompt {default!r} before every text; the logged model would "
             f"not. Set model.default_prompt_name = None, log it, and put the prompt into the texts."
         )
     if prompts:
-        _log.warning(
-            "The prompts of the SentenceTransformer (%s) are not applied: put them into the texts.", ", ".join(prompts)
-        )
+        _log.warning("The prompts of the %s (%s) are not applied: put them into the texts.", who, ", ".join(prompts))
 
 
 def _matching_settings(model: Any, tokenizer: Any, longest: int, signature: Signature, side: str) -> dict[str, Any]:

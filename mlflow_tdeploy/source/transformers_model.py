@@ -137,7 +137,7 @@ def from_model(
     own = TASKS.get(task).settings_of(model.config.to_dict(), width, options.labels, pipeline or {})
     config = tokenizer_settings(tokenizer, longest) | task_tokens(task, tokenizer) | own
     signature, config = settle_padding(asked(module), task, config, signature, tokenizer, accepted_inputs(model))
-    check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest, task))
+    check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
     record = record or record_of(model, "transformers")
     return TextModelSource(record, task, config, signature, module, tokenizer, saver(model, tokenizer), notes)
 

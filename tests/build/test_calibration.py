@@ -13,6 +13,8 @@ import mlflow_tdeploy
 from mlflow_tdeploy.build.calibration import MOST, Calibration, CalibrationData
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from tests.build.sources import linear_task
 from tests.build.test_verify import classifier
 from tests.core.text_assets import write_tokenizer
@@ -132,3 +134,17 @@ def test_a_user_says_it_where_models_are_saved(tmp_path):
     with pytest.raises(MlflowException, match="calibration data is empty"):
         mlflow_tdeploy.save_model(tmp_path, tmp_path / "model", calibrate_with=[])
     assert not (tmp_path / "model").exists()
+
+
+def test_records_are_calibrated_with_by_their_texts_and_not_by_their_keys(tmp_path):
+    write_tokenizer(tmp_path)
+    inputs = tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask"))
+    outputs = tuple(TensorSpec(name, "float32", ("batch", "sequence")) for name in ("start_logits", "end_logits"))
+    signature = Signature((Dim("batch", 1, 2, 4), Dim("sequence", 1, 8, 8)), inputs, outputs)
+    asks = TASKS.get("question-answering")({"max_length": 8}, signature, tmp_path)
+    given = {"question": ["good"] * 3, "context": ["bad"] * 3}
+    records = [{"question": "good", "context": "bad"}] * 3
+    known = {asks.tokenizer.token_to_id(word) for word in ("good", "bad")} | {0}
+    for data in (given, records, pd.DataFrame(given), [("good", "bad")] * 3):
+        found = Calibration.of(asks, VerifyData.of(None).for_task(asks), CalibrationData.of(data))
+        assert {int(one) for batch in found.batches for one in np.unique(batch["input_ids"])} <= known

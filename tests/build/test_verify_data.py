@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlflow_tdeploy.build.golden import golden_requests
 from mlflow_tdeploy.build.reference import Case, Score
 from mlflow_tdeploy.build.verify_data import VerifyData, default_texts
 from mlflow_tdeploy.core.errors import InvalidInputError
@@ -13,6 +14,7 @@ from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from tests.build.sources import linear_task
 from tests.build.test_verify import classifier
+from tests.core.text_assets import write_tokenizer
 
 
 def test_default_texts_are_at_least_200_different_ones():
@@ -114,3 +116,66 @@ def test_made_up_requests_differ_and_whole_numbers_of_which_nothing_is_known_are
     caplog.clear()
     VerifyData.of(None).for_task(TASKS.get("tensors")({"integer_ranges": {"ids": 9}}, signature, tmp_path))
     assert caplog.text == ""
+
+
+PAIRS = [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        PAIRS,
+        [list(pair) for pair in PAIRS],
+        [{"text": one, "text_pair": other} for one, other in PAIRS],
+        pd.DataFrame(PAIRS, columns=["text", "text_pair"]),
+        {"text": ["a", "c"], "text_pair": ["b", "d"], "query": np.array([1, 2])},
+    ],
+)
+def test_pairs_are_topped_up_with_pairs(minilm_path, given):
+    task = classifier(minilm_path)
+    data = VerifyData.of(given).for_task(task)
+    assert data.texts[:2] == (("a", "b"), ("c", "d"))
+    assert len(data.texts) == 200
+    assert all(isinstance(one, tuple) and len(one) == 2 for one in data.texts)
+    assert data.sha256 == VerifyData.of(PAIRS).for_task(task).sha256
+    requests = golden_requests(task, data, lambda feeds: {"logits": np.zeros((len(feeds["input_ids"]), 3))})
+    assert task.items(requests[0].inputs) == list(requests[0].inputs)
+
+
+def test_records_have_labels_too_and_a_column_of_another_task_is_none():
+    data = VerifyData.of([{"text": "a", "label": "no"}, {"text": np.array("b"), "label": np.array("yes")}])
+    assert (data.texts, data.labels) == (("a", "b"), ("no", "yes"))
+    with pytest.raises(InvalidInputError, match="label must be a class name"):
+        VerifyData.of([{"text": "a", "label": "no"}, {"text": "b"}])
+    assert VerifyData.of({"text": ["a"], "answers": ["b"]}).labels is None
+    assert VerifyData.of([{"x": np.array(["a", "b"])}]).requests[0]["x"].shape == (2,)
+
+
+def test_questions_have_the_answers_that_squad_gives():
+    records = [
+        {"question": "q", "context": "c", "answers": {"text": ["c"], "answer_start": np.array([0])}},
+        {"question": "q", "context": "d", "answers": {"text": [], "is_impossible": True}},
+    ]
+    for given in (records, pd.DataFrame(records)):
+        data = VerifyData.of(given)
+        assert data.texts[1] == {"question": "q", "context": "d"}
+        assert data.labels == (
+            {"text": ["c"], "answer_start": [0]}, {"text": [], "is_impossible": True},
+        )  # fmt: skip
+
+
+def test_golden_requests_fit_into_one_run_of_the_graph(tmp_path):
+    write_tokenizer(tmp_path)
+    names = ("input_ids", "attention_mask")
+    inputs = tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in names)
+    outputs = (TensorSpec("logits", "float32", ("batch", 1)),)
+    for most in (4, 1):
+        signature = Signature((Dim("batch", 1, 1, most), Dim("sequence", 1, 4, 8)), inputs, outputs)
+        task = TASKS.get("text-ranking")({"max_length": 8}, signature, tmp_path)
+        data = VerifyData.of(None).for_task(task)
+        if most == 1:
+            with pytest.raises(InvalidInputError, match="with 2 rows for one item of the data, and it takes 1 at once"):
+                golden_requests(task, data, lambda feeds: {})
+            continue
+        found = golden_requests(task, data, lambda feeds: {"logits": np.zeros((len(feeds["input_ids"]), 1))})
+        assert max(len(request.feeds["input_ids"]) for request in found) == 4

@@ -139,3 +139,41 @@ def test_an_answer_without_what_is_wanted_is_an_error(task):
     assert list(second) == [ANSWER]
     assert "has no output 'logits'" in str(third)
     assert "has no output 'label'; with its parameters the answer is logits" in str(fourth)
+
+
+def test_pairs_are_asked_by_two_tensors_and_what_is_wrong_with_them_is_told(task):
+    def pair(values, others):
+        return {**text(*values), "text_pair": text(*others)["text"]}
+
+    asks = [
+        Ask(pair(["cat"], ["dog and"])),
+        Ask(pair(["cat", "dog"], ["a"])),
+        Ask({"text_pair": text("cat")["text"]}),
+        Ask(pair(["cat"], ["", "a"])),
+        Ask(pair(["cat"], [""])),
+    ]
+    graph = Graph()
+    first, *others, empty = asyncio.run(Desk(task, graph).answer(asks))
+    assert labels(first) == [LABELS[0]]  # of three tokens
+    assert labels(empty) == [LABELS[1]]
+    says = ["different numbers of rows: 2 of 'text', 1 of 'text_pair'", "has text_pair, and no 'text'"]
+    assert [str(one).rstrip(".").endswith(why) for one, why in zip(others, says, strict=False)] == [True, True]
+    assert all(isinstance(one, InvalidInputError) for one in others)
+
+
+@pytest.mark.parametrize("documents", [b"[" * 200_000, b'"good"', b'{"a": 1}', b"[1]", b"[]"])
+def test_a_list_that_is_none_fails_its_own_request_only(tmp_path, documents):
+    write_tokenizer(tmp_path)
+    inputs = tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask"))
+    signature = Signature(DIMS, inputs, (TensorSpec("logits", "float32", ("batch", 1)),))
+    ranks = TASKS.get("text-ranking")({"max_length": 8}, signature, tmp_path)
+
+    async def graph(feeds):
+        return {"logits": feeds["attention_mask"].sum(axis=1, keepdims=True).astype(np.float32)}
+
+    good = {"query": text("cat")["text"], "documents": text('["a", "a dog and"]')["text"]}
+    wrong = {"query": text("cat")["text"], "documents": np.array([[documents]], object)}
+    answers = asyncio.run(Desk(ranks, graph).answer([Ask(good), Ask(wrong), Ask(good)]))
+    for one in (answers[0], answers[2]):
+        assert [found["corpus_id"] for found in json.loads(one[ANSWER][0, 0])] == [1, 0]
+    assert isinstance(answers[1], InvalidInputError)

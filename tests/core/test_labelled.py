@@ -23,9 +23,28 @@ def test_forms(tmp_path, name, content, labels):
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
-    (tmp_path / "a.csv").write_text("sentence,label\ngood,1\n")
-    with pytest.raises(InvalidInputError, match="'text' is not there, found sentence, label"):
+    (tmp_path / "a.csv").write_text("phrase,label\ngood,1\n")
+    with pytest.raises(InvalidInputError, match="'text' is not there, found phrase, label"):
         Labelled.read(tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("text,label\ngood\n")
-    with pytest.raises(InvalidInputError):
+    with pytest.raises(InvalidInputError, match="row 0 has no label"):
         Labelled.read(tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("sentence,label\ngood,x\n")
+    assert Labelled.read(tmp_path / "c.csv").texts == ("good",)
+
+
+def test_other_texts_of_a_task_and_lists_are_read(tmp_path):
+    path = tmp_path / "asked.csv"
+    path.write_text('question,context,label\nWhen?,It was 1945.,1945\nWho?,It was Ann.,"[""Ann"", ""it""]"\n')
+    found = Labelled.read(path)
+    assert found.texts == (
+        {"question": "When?", "context": "It was 1945."}, {"question": "Who?", "context": "It was Ann."},
+    )  # fmt: skip
+    assert found.labels == ("1945", ["Ann", "it"])
+    path = tmp_path / "ranked.tsv"
+    path.write_text('query\tdocuments\tlabel\nq\t["a", "b"]\t1\n')
+    found = Labelled.read(path)
+    assert (found.texts, found.labels) == (({"query": "q", "documents": ["a", "b"]},), (1,))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"text": "[a]", "text_pair": "b", "label": "x"}\n')
+    assert Labelled.read(path).texts == ({"text": "[a]", "text_pair": "b"},)

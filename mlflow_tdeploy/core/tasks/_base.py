@@ -245,8 +245,14 @@ class Task(ABC):
             InvalidInputError: Empty, of a wrong type, or with a value that cannot be used; names the position.
         """
 
-    def sample(self, texts: Sequence[str]) -> tuple[Any, ...]:
-        """Return items made of plain texts, such as the task can answer; the texts themselves by default."""
+    def sample(self, texts: Sequence[str], like: Any = None) -> tuple[Any, ...]:
+        """Return items made of plain texts, such as the task can answer; the texts themselves by default.
+
+        Args:
+            texts: The texts.
+            like: An item that they are beside, where there is one.
+        """
+        del like
         return tuple(texts)
 
     @abstractmethod
@@ -332,13 +338,17 @@ class Task(ABC):
         del answers, labels
         return {}
 
-    def check_labels(self, labels: Sequence[Any]) -> None:
+    def check_labels(self, labels: Sequence[Any], items: Sequence[Any] = ()) -> None:
         """Make sure that :meth:`metric` can take these labels; any by default.
+
+        Args:
+            labels: One for each item, or for the first of them.
+            items: The items, where they are known.
 
         Raises:
             InvalidInputError: It cannot; names the position.
         """
-        del labels
+        del labels, items
         return
 
     def check_budget(self, budget: Budget, *, labels: bool) -> None:

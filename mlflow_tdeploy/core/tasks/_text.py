@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,8 @@ from mlflow_tdeploy.core.tasks._base import Encoded, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 _ROW_FILE = "tokenizer.json"
+#: Tokenizers that cut long texts, kept by their settings: requests may have any.
+_TOKENIZERS = 32
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class TextTask(Task):
         An item is a text, or a tuple of what the task's :attr:`columns` hold.
         """
         items = read_items(inputs, self.columns, f"task '{self.name}'")
-        return [_stripped(item) for item in items] if self.config.strip else items
+        return [item.strip() for item in items] if self.config.strip else items
 
     def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize the texts.
@@ -120,13 +122,15 @@ class TextTask(Task):
         """
         return self.encoded(items, self.tokenized(self.tokenizer, items))
 
-    def tokenized(self, tokenizer: Tokenizer, items: Sequence[str | tuple[str, str]], rows: int = 1) -> list[Encoding]:
+    def tokenized(
+        self, tokenizer: Tokenizer, items: Sequence[str | tuple[str, str]], spans: Sequence[range] | None = None
+    ) -> list[Encoding]:
         """Return the tokens of texts, or of pairs of them, by a tokenizer.
 
         Args:
             tokenizer: The task's, or one made of it.
             items: The texts.
-            rows: How many of them are of one text of the request.
+            spans: Which of them are of each item of the request; None where each is one.
 
         Raises:
             InvalidInputError: One is not Unicode; names its position.
@@ -138,13 +142,60 @@ class TextTask(Task):
             only = items[0]
             return [tokenizer.encode(only) if isinstance(only, str) else tokenizer.encode(*only)]
         except TypeError as error:  # a lone surrogate is str for Python and not text for the tokenizer
-            bad = next((row // rows for row, item in enumerate(items) if not _is_unicode("".join(item))), None)
+            bad = next((row for row, item in enumerate(items) if not is_unicode("".join(item))), None)
             if bad is None:
                 raise
+            bad = bad if spans is None else next(item for item, span in enumerate(spans) if bad in span)
             raise InvalidInputError(
                 f"Text {bad} is not valid Unicode (it has a lone surrogate) and cannot be encoded as UTF-8. "
                 f"Decode the bytes with errors='replace' first."
             ) from error
+
+    def in_parts(
+        self,
+        items: Sequence[Any],
+        texts: Sequence[str | tuple[str, str]],
+        stride: int,
+        *,
+        longest: int = 0,
+        strategy: str = "longest_first",
+    ) -> TextEncoded:
+        """Return long texts as several rows that share some tokens.
+
+        Args:
+            items: The items.
+            texts: What is tokenized of each.
+            stride: Tokens that rows of one text share.
+            longest: Most tokens of a row; 0 for the most there are.
+            strategy: Which of two texts is cut.
+
+        Raises:
+            InvalidInputError: See :meth:`tokenized` and :meth:`encoded`.
+        """
+        rows: list[Encoding] = []
+        spans = []
+        for encoding in self.tokenized(self._cutting(longest or self.longest, stride, strategy), texts):
+            parts = [encoding, *encoding.overflowing]
+            spans.append(range(len(rows), len(rows) + len(parts)))
+            rows += parts
+        return self.encoded(items, rows, spans)
+
+    @functools.cached_property
+    def _cutting(self) -> Callable[[int, int, str], Tokenizer]:
+        """Returns the tokenizer that cuts long texts in such parts."""
+
+        @functools.lru_cache(maxsize=_TOKENIZERS)
+        def made(longest: int, stride: int, strategy: str) -> Tokenizer:
+            found = Tokenizer.from_str(self.tokenizer.to_str())  # settings of a tokenizer are those of all threads
+            found.enable_truncation(longest, stride=stride, strategy=strategy, direction=self.config.truncation_side)
+            return found
+
+        return made
+
+    def own(self, values: Array, encoding: Encoding) -> Array:
+        """Return what a row's values are for its own tokens; for a graph without a mask they are of padding, too."""
+        size = len(encoding.ids)
+        return values[len(values) - size :] if self._left else values[:size]
 
     def encoded(
         self, items: Sequence[Any], encodings: Sequence[Encoding], spans: Sequence[range] | None = None
@@ -286,12 +337,8 @@ def own_tokens(feeds: Arrays) -> Array | None:
     return feeds["attention_mask"].astype(bool) if "attention_mask" in feeds else None
 
 
-def _stripped(item: Any) -> Any:
-    """Return an item without white space around its texts."""
-    return item.strip() if isinstance(item, str) else type(item)(_stripped(part) for part in item)
-
-
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Tell whether a text has no lone surrogate: with one, it is str for Python and not text for others."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

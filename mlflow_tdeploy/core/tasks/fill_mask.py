@@ -108,7 +108,7 @@ class FillMask(TextTask):
                 )
         return encoded
 
-    def sample(self, texts: Sequence[str]) -> tuple[str, ...]:
+    def sample(self, texts: Sequence[str], like: Any = None) -> tuple[str, ...]:
         """Return texts in each of which one word is a mask; those that have one stay as they are."""
         return tuple(text if self.mask in text else self._masked(text, place) for place, text in enumerate(texts))
 

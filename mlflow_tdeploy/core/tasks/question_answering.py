@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.columns import Column
@@ -16,13 +16,11 @@ from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.quality import ANSWERED, answered
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
 from mlflow_tdeploy.core.tasks._answer_spans import END, START, SpanComparison, Spans, spans_of
-from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
+from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, is_unicode, own_tokens
 from mlflow_tdeploy.core.tensors import Arrays
 
 #: Most tokens of a row, and those that parts of a context share, where nobody says so: the pipeline's.
 _ROW, _SHARED = 384, 128
-#: Kinds of tokenizers that are kept, one for each length and stride.
-_KINDS = 8
 #: Aligned to words, several spans may be the same answer: so many more are looked at.
 _MORE = 10
 #: Words of a text that a made-up question is about.
@@ -44,8 +42,10 @@ class QuestionConfig(TextConfig):
 class QuestionAnswering(TextTask):
     """Returns ``{"score", "start", "end", "answer"}`` per question; lists of them where ``top_k`` is not 1.
 
-    Two oddities of that pipeline are not kept: answers that end before they begin, with a score of 0, where there are
-    fewer than were asked for; and, of a tokenizer that pads on the left, answers in the question.
+    Some of that pipeline is not kept: answers that end before they begin, with a score of 0, where there are fewer than
+    were asked for; one answer for a list of them where there is one only; an empty list where there is none. With a
+    tokenizer that pads on the left (and has the context first) it looks for answers in the question, too, and takes the
+    first token for no answer: here answers are in the context, and the token of classes stands for none.
     """
 
     name: ClassVar[str] = "question-answering"
@@ -102,7 +102,7 @@ class QuestionAnswering(TextTask):
                     raise InvalidInputError(f"The {column.name} of item {index} is empty. Leave the item out.")
         return items
 
-    def sample(self, texts: Sequence[str]) -> tuple[Any, ...]:
+    def sample(self, texts: Sequence[str], like: Any = None) -> tuple[Any, ...]:
         """Return questions about texts, each with its text."""
         return tuple((f"What is {' '.join(text.split()[:_ASKED])}?", text or "?") for text in texts)
 
@@ -116,13 +116,8 @@ class QuestionAnswering(TextTask):
         length, stride = asked["max_seq_len"], asked["doc_stride"]
         self._check_room(items, length - self._special_count, stride)
         pairs = [(context, question) if self._left else (question, context) for question, context in items]
-        rows: list[Encoding] = []
-        spans = []
-        for encoding in self.tokenized(self._in_parts(length, stride), pairs):
-            parts = [encoding, *encoding.overflowing]
-            spans.append(range(len(rows), len(rows) + len(parts)))
-            rows += parts
-        return self.encoded(items, rows, spans)
+        cut = "only_first" if self._left else "only_second"
+        return self.in_parts(items, pairs, stride, longest=length, strategy=cut)
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return the logits (tokens,) of beginnings and ends, of each row's own tokens."""
@@ -144,7 +139,8 @@ class QuestionAnswering(TextTask):
         context, none = encoded.texts[item][1], 1.0
         found: dict[str, dict[str, Any]] = {}
         for row, (starts, ends) in zip(encoded.rows_of(item), parts, strict=True):
-            spans, impossible = spans_of(encoded.encodings[row], starts, ends, wanted)
+            part = encoded.encodings[row]
+            spans, impossible = spans_of(part, self.own(starts, part), self.own(ends, part), wanted)
             none = min(none, impossible)
             for score, begin, end in spans:
                 answer = {"score": 0.0, "start": begin, "end": end, "answer": context[begin:end]}
@@ -179,7 +175,7 @@ class QuestionAnswering(TextTask):
         best = [one[0] if isinstance(one, list) else one for one in answers]
         return answered([one["answer"] for one in best], [_accepted(label) for label in labels])
 
-    def check_labels(self, labels: Sequence[Any]) -> None:
+    def check_labels(self, labels: Sequence[Any], items: Sequence[Any] = ()) -> None:
         """Make sure that each label is an answer, or a list of answers."""
         for index, label in enumerate(labels):
             if not all(isinstance(one, str) for one in _accepted(label)):
@@ -194,8 +190,8 @@ class QuestionAnswering(TextTask):
     def _check_room(self, items: Sequence[Any], room: int, stride: int) -> None:
         """Refuse a question that leaves too little of a row's room for a context that has to be cut."""
         for index, encoding in enumerate(self.tokenized(self._plain, [question for question, _ in items])):
-            size = len(encoding.ids)
-            if size + stride < room or size + len(self._plain.encode(items[index][1])) <= room:
+            size, context = len(encoding.ids), items[index][1]
+            if size + stride < room or not is_unicode(context) or size + len(self._plain.encode(context)) <= room:
                 continue
             raise InvalidInputError(
                 f"The question of item {index} has {size} tokens of {room} in a row, and its context does not fit into "
@@ -211,22 +207,10 @@ class QuestionAnswering(TextTask):
         found.post_processor = None
         return found
 
-    @functools.cached_property
-    def _in_parts(self) -> Callable[[int, int], Tokenizer]:
-        """Returns the tokenizer that cuts contexts in parts of a length which share so many tokens."""
-
-        @functools.lru_cache(maxsize=_KINDS)
-        def made(length: int, stride: int) -> Tokenizer:
-            found = Tokenizer.from_str(self.tokenizer.to_str())  # settings of a tokenizer are those of all threads
-            which = "only_first" if self._left else "only_second"
-            found.enable_truncation(length, stride=stride, strategy=which, direction=self.config.truncation_side)
-            return found
-
-        return made
-
 
 def _accepted(label: Any) -> list[Any]:
     """Return the answers that are right; '' stands for none."""
     found = label.get("text", label) if isinstance(label, Mapping) else label
     answers = [found] if isinstance(found, str) or not isinstance(found, Sequence) else list(found)
-    return answers or [""]
+    years = (str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in answers)
+    return list(years) or [""]  # a table's column of nothing but years is one of numbers

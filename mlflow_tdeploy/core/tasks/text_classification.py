@@ -34,10 +34,12 @@ class ClassificationConfig(TextConfig):
     Attributes:
         labels: Name of each class, by index.
         function_to_apply: From logits to scores, chosen from the model's config as the pipeline does.
+        pairs: Whether it was made for pairs of texts, as far as is known: it is checked with such then.
     """
 
     labels: tuple[str, ...] = ()
     function_to_apply: Literal["softmax", "sigmoid", "none"] = "softmax"
+    pairs: bool = False
 
 
 @TASKS.register("text-classification")
@@ -80,7 +82,8 @@ class TextClassification(TextTask):
         else:
             usual = "softmax"
         function = usual if asked is None else str(getattr(asked, "name", asked)).lower()  # an enumeration, or text
-        return {"labels": names, "function_to_apply": function}
+        pairs = bool(pipeline.get("pairs")) or any(name.lower().startswith("entail") for name in names)
+        return {"labels": names, "function_to_apply": function, "pairs": pairs}
 
     @property
     def scored(self) -> Mapping[str, Any]:
@@ -107,6 +110,12 @@ class TextClassification(TextTask):
                 f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {shown(checked['function_to_apply'])}."
             )
         return checked
+
+    def sample(self, texts: Sequence[str], like: Any = None) -> tuple[Any, ...]:
+        """Return texts; each with the next one, where others are pairs, or the model was made for them."""
+        if isinstance(like, str) or (like is None and not self.config.pairs):
+            return tuple(texts)
+        return tuple(zip(texts, [*texts[1:], *texts[:1]], strict=True))
 
     def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize the texts or pairs; a second text that is empty is none, as for the pipeline."""
@@ -149,7 +158,7 @@ class TextClassification(TextTask):
             found["loss"] = log_loss([scores[name] for scores, name in zip(given, names, strict=True)])
         return found
 
-    def check_labels(self, labels: Sequence[Any]) -> None:
+    def check_labels(self, labels: Sequence[Any], items: Sequence[Any] = ()) -> None:
         """Make sure that each label is one of the model's names or a class index."""
         self._class_names(labels)
 

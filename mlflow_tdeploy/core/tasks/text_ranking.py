@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.columns import Column
 from mlflow_tdeploy.core.compare import Comparison
-from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
 from mlflow_tdeploy.core.quality import RANKED, ranked
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask
@@ -21,14 +21,13 @@ from mlflow_tdeploy.core.tasks.text_classification import (
     RAW_BUDGET,
     ScoreComparison,
     apply_function,
-    check_classes,
 )
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 
 _FUNCTIONS = ("sigmoid", "none")
 #: Where sentence-transformers writes what becomes of a score, in a model's config: since version 4, and before.
 _SINCE, _BEFORE = ("sentence_transformers", "activation_fn"), "sbert_ce_default_activation_function"
-_ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
+_ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none", "Softmax": "softmax"}
 #: Words of a text that a made-up query is of.
 _ASKED = 3
 
@@ -67,7 +66,9 @@ class TextRanking(TextTask):
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
-        check_classes(self.name, [self.name], signature)
+        scores = next((spec.shape[-1] for spec in signature.outputs if spec.name == OUTPUT), None)
+        if isinstance(scores, int) and scores != 1:
+            raise ManifestError(f"task_config of '{self.name}': a graph that returns {scores} scores instead of one.")
 
     @classmethod
     def settings_of(
@@ -84,8 +85,10 @@ class TextRanking(TextTask):
                 f"Task '{cls.name}' needs a model with one score, and this one has {width} classes. Log it with "
                 f"task='text-classification', which takes pairs of texts."
             )
-        saved = (config.get(_SINCE[0]) or {}).get(_SINCE[1]) or config.get(_BEFORE)
-        return {"function_to_apply": pipeline.get("function_to_apply") or function_named(saved)}
+        function = pipeline.get("function_to_apply") or function_named(saved_activation(config))
+        if function not in _FUNCTIONS:
+            raise InvalidInputError(f"Scores of task '{cls.name}' go through {', '.join(_FUNCTIONS)}, got {function}.")
+        return {"function_to_apply": function}
 
     def usual_budget(self) -> Budget:
         """Return one without a limit on scores where these are the model's own numbers, of whatever scale."""
@@ -101,7 +104,7 @@ class TextRanking(TextTask):
             raise InvalidInputError(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {shown(function)}.")
         return {**checked, "function_to_apply": function}
 
-    def sample(self, texts: Sequence[str]) -> tuple[Any, ...]:
+    def sample(self, texts: Sequence[str], like: Any = None) -> tuple[Any, ...]:
         """Return queries made of texts, each with its text and the next one as documents."""
         following = [*texts[1:], *texts[:1]]
         return tuple(
@@ -110,9 +113,10 @@ class TextRanking(TextTask):
 
     def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize each query with each of its documents."""
-        rows = self.tokenized(self.tokenizer, [(query, one) for query, documents in items for one in documents])
         ends = np.cumsum([len(documents) for _, documents in items]).tolist()
-        return self.encoded(items, rows, [range(begin, end) for begin, end in zip([0, *ends], ends, strict=False)])
+        spans = [range(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+        pairs = [(query, one) for query, documents in items for one in documents]
+        return self.encoded(items, self.tokenized(self.tokenizer, pairs, spans), spans)
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return the score of each row."""
@@ -148,26 +152,38 @@ class TextRanking(TextTask):
         """
         return ranked([[one["corpus_id"] for one in answer] for answer in answers], [_places(one) for one in labels])
 
-    def check_labels(self, labels: Sequence[Any]) -> None:
+    def check_labels(self, labels: Sequence[Any], items: Sequence[Any] = ()) -> None:
         """Make sure that each label is a document's place, or a list of places."""
         for index, label in enumerate(labels):
-            if not _places(label):
+            places = _places(label)
+            if places and index < len(items) and max(places) >= (count := len(items[index][1])):
+                raise InvalidInputError(
+                    f"The label {index} is the place {max(places)}, and item {index} has {count} documents: places are "
+                    f"from 0 on."
+                )
+            if not places:
                 raise InvalidInputError(
                     f"The label {index} must be the place of the document that is right, from 0 on, or a list of such, "
                     f"got {shown(label)}."
                 )
 
 
-def function_named(activation: Any) -> str:
-    """Return what a class of torch does to a score; without one, what sentence-transformers does.
+def saved_activation(config: Mapping[str, Any]) -> str:
+    """Return the path of the class that scores go through, as sentence-transformers writes it to a model's config."""
+    return str((config.get(_SINCE[0]) or {}).get(_SINCE[1]) or config.get(_BEFORE) or "")
+
+
+def function_named(activation: Any, usual: str = "Sigmoid") -> str:
+    """Return what a class of torch does to a score.
 
     Args:
         activation: The class's path, such as ``torch.nn.modules.activation.Sigmoid``; empty for none.
+        usual: What sentence-transformers takes without one.
 
     Raises:
         InvalidInputError: It is none of those that this task has.
     """
-    name = str(activation or "Sigmoid").rpartition(".")[2]
+    name = str(activation or usual).rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise InvalidInputError(
             f"The model's scores go through {shown(activation)}, which the logged model would not do. Those that it "
@@ -179,5 +195,6 @@ def function_named(activation: Any) -> str:
 def _places(label: Any) -> set[int]:
     """Return the places in a label; none where it is no such label."""
     several = label if isinstance(label, (list, tuple, np.ndarray)) else [label]
-    whole = [one for one in several if isinstance(one, (int, np.integer)) and not isinstance(one, bool) and one >= 0]
-    return {int(one) for one in whole} if len(whole) == len(several) else set()
+    numbers = [one for one in several if isinstance(one, (int, float, np.number)) and not isinstance(one, bool)]
+    whole = {int(one) for one in numbers if one >= 0 and float(one).is_integer()}
+    return whole if len(numbers) == len(several) and all(one in whole for one in numbers) else set()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.compare import Comparison
@@ -126,13 +126,7 @@ class TokenClassification(TextTask):
         checked = self.check_params(self.usual) if params is None else params
         if checked["stride"] < 0:
             return super().encode(items, checked)
-        rows: list[Encoding] = []
-        spans = []
-        for encoding in self.tokenized(self._in_parts(checked["stride"]), items):
-            parts = [encoding, *encoding.overflowing]
-            spans.append(range(len(rows), len(rows) + len(parts)))
-            rows += parts
-        return self.encoded(items, rows, spans)
+        return self.in_parts(items, items, checked["stride"])
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return the scores (tokens, classes) of each row's own tokens."""
@@ -146,8 +140,7 @@ class TokenClassification(TextTask):
         found: list[Entity] = []
         for row, scores in zip(rows, parts, strict=True):
             encoding = encoded.encodings[row]
-            own = scores[len(scores) - len(encoding) :] if self.config.padding_side == "left" else scores
-            tokens = self._tokens(text, encoding, own)
+            tokens = self._tokens(text, encoding, self.own(scores, encoding))
             made = entities(tokens, params["aggregation_strategy"], self._labels, self._spell)
             found += [one for one in made if one.get("entity", one.get("entity_group")) not in params["ignore_labels"]]
         return found if len(rows) == 1 else without_overlaps(found)
@@ -176,7 +169,7 @@ class TokenClassification(TextTask):
         """
         return spans_found([_spans(one) for one in answers], [_spans(one) for one in labels])
 
-    def check_labels(self, labels: Sequence[Any]) -> None:
+    def check_labels(self, labels: Sequence[Any], items: Sequence[Any] = ()) -> None:
         """Make sure that each text's labels are spans of the model's classes."""
         known = {label.split("-", 1)[-1] for label in self._labels}  # as groups are called
         for index, one in enumerate(labels):
@@ -196,18 +189,6 @@ class TokenClassification(TextTask):
     @functools.cached_property
     def _special_count(self) -> int:
         return int(self.tokenizer.num_special_tokens_to_add(is_pair=False))
-
-    @functools.cached_property
-    def _in_parts(self) -> Callable[[int], Tokenizer]:
-        """Returns the tokenizer that cuts long texts in parts which share so many tokens."""
-
-        @functools.lru_cache(maxsize=_STRIDES)
-        def made(stride: int) -> Tokenizer:
-            found = Tokenizer.from_str(self.tokenizer.to_str())  # settings of a tokenizer are those of all threads
-            found.enable_truncation(self.longest, stride=stride, direction=self.config.truncation_side)
-            return found
-
-        return made
 
     @functools.cached_property
     def _prefix(self) -> str:

@@ -134,9 +134,8 @@ class ZeroShotClassification(TextTask):
                     f"{self.longest} tokens. Shorten it."
                 )
         pairs = [(text, sentence) for text in items for sentence in sentences]
-        rows = self.tokenized(self.tokenizer, pairs, len(labels))
-        spans = [range(begin, begin + len(labels)) for begin in range(0, len(rows), len(labels))]
-        return self.encoded(items, rows, spans)
+        spans = [range(begin, begin + len(labels)) for begin in range(0, len(pairs), len(labels))]
+        return self.encoded(items, self.tokenized(self.tokenizer, pairs, spans), spans)
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return the logits of each row."""
@@ -174,7 +173,7 @@ class ZeroShotClassification(TextTask):
         """Return accuracy, macro precision, recall and F1 of the best labels."""
         return classified([one["labels"][0] for one in answers], [str(label) for label in labels])
 
-    def check_labels(self, labels: Sequence[Any]) -> None:
+    def check_labels(self, labels: Sequence[Any], items: Sequence[Any] = ()) -> None:
         """Make sure that each label is one that texts are asked for."""
         known = self.check_params(self.usual)["candidate_labels"]
         for index, label in enumerate(labels):

@@ -43,15 +43,16 @@ def bert(minilm_path, tmp_path_factory):
     return pipeline_of(resolve(folder), tmp_path_factory.mktemp("assets"))
 
 
-def expected(folder, questions, *, stride=64, longest=15):
+def expected(folder, questions, *, stride=64, longest=15, left=False):
     """Return the best spans (score, begin, end) of contexts: of all pairs of tokens, with the model itself."""
     import torch
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
     model, tokenizer = AutoModelForQuestionAnswering.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for question, context in questions:
+        pair, cut = ((context, question), "only_first") if left else ((question, context), "only_second")
         parts = tokenizer(
-            question, context, truncation="only_second", max_length=128, stride=stride, return_overflowing_tokens=True,
+            *pair, truncation=cut, max_length=128, stride=stride, return_overflowing_tokens=True,
             return_offsets_mapping=True, padding=True, return_tensors="pt",
         )  # fmt: skip
         names = [name for name in tokenizer.model_input_names if name in parts]
@@ -59,7 +60,7 @@ def expected(folder, questions, *, stride=64, longest=15):
             output = model(**{name: parts[name] for name in names})
         found = {}
         for row in range(len(parts["input_ids"])):
-            may = np.array([which == 1 for which in parts.sequence_ids(row)])
+            may = np.array([which == int(not left) for which in parts.sequence_ids(row)])
             among = may | (parts["input_ids"][row].numpy() == tokenizer.cls_token_id)
             begins, ends = (
                 np.where(among, np.exp(logits[row].numpy().astype(np.float64)), 0.0)
@@ -87,6 +88,40 @@ def test_the_best_span_is_that_of_all_pairs_of_tokens(both):
         assert one["answer"] == context[one["start"] : one["end"]]
         assert scores[one["answer"].lower()] == pytest.approx(one["score"], abs=2e-5)
     assert several > 3
+
+
+def test_a_tokenizer_that_pads_on_the_left_has_the_context_first(minilm_path, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = asker("bert", minilm_path, tmp_path / "asker")
+    AutoTokenizer.from_pretrained(folder, padding_side="left").save_pretrained(folder)
+    ours = pipeline_of(resolve(folder), tmp_path / "assets")
+    questions = asked(20)
+    got = ours(questions, {"align_to_words": False})
+    for one, (_, context), parts in zip(got, questions, expected(folder, questions, left=True), strict=True):
+        assert one["answer"] == context[one["start"] : one["end"]]
+        if len(parts) == 1:
+            assert one["score"] == pytest.approx(parts[0][0][0], abs=2e-5)
+
+
+def test_a_graph_without_a_mask_answers_rows_of_different_lengths(bert):
+    from mlflow_tdeploy.core.tasks import TASKS
+    from mlflow_tdeploy.core.tensors import Signature
+
+    signature = bert.task.signature
+    ids = tuple(spec for spec in signature.inputs if spec.name == "input_ids")
+    task = TASKS.get(TASK)(vars(bert.task.config), Signature(signature.dims, ids, signature.outputs), bert.task.assets)
+    pairs = [("Who?", "Ann and Bob."), ("Who was it that came?", "It was Ann who came, and not Bob, they say.")]
+    params = task.check_params({"align_to_words": False})
+    encoded = task.encode(pairs, params)
+    feeds = encoded.whole()
+    assert list(feeds) == ["input_ids"]
+    logits = np.zeros(feeds["input_ids"].shape, np.float32)
+    for row, encoding in enumerate(encoded.encodings):
+        logits[row, encoding.sequence_ids.index(1)] = 9  # the first token of the context
+        logits[row, len(encoding.ids) :] = 99  # what padding says counts for nothing
+    rows = task.decode({"start_logits": logits, "end_logits": logits}, feeds, 2, params)
+    assert [one["answer"] for one in task.finish(task.answers(rows, encoded, params), params)] == ["Ann", "It"]
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +199,8 @@ def test_there_may_be_no_answer(bert):
         ([("q", "c")], {"max_seq_len": 4}, "max_seq_len must be from 5 to 128"),
         ([("q", "c")], {"max_seq_len": 129}, "max_seq_len must be from 5 to 128"),
         ([("q", "c")], {"doc_stride": 124}, "doc_stride must be from 0 to 123"),
-        ([("q", "c \ud800")], {}, "Text 0 is not valid Unicode"),
+        ([("q", "c"), ("q", "c \ud800")], {}, "Text 1 is not valid Unicode"),
+        ([("q", "c"), ("word " * 100, "c \ud800")], {}, "Text 1 is not valid Unicode"),
     ],
 )
 def test_bad_requests_are_told_with_their_place(bert, inputs, params, message):
@@ -187,4 +223,5 @@ def test_answers_are_scored_as_squad_has_them(bert):
     task.check_labels(labels)
     assert task.metric(answers, labels) == {"exact_match": 0.5, "f1": pytest.approx((1 + 2 / 3 + 1 + 0) / 4)}
     with pytest.raises(InvalidInputError, match="label 0 must be an answer"):
-        task.check_labels([3])
+        task.check_labels([3.5])
+    assert task.metric([{"answer": "in 1945"}], [1945])["f1"] == pytest.approx(2 / 3)

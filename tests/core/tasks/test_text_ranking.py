@@ -81,7 +81,8 @@ def test_a_folder_of_before_says_in_its_config_what_becomes_of_scores(minilm_pat
         ("sentence_transformers", {"activation_fn": "torch.nn.modules.linear.Identity", "version": "4.0.1"}),
     ):
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
-        assert resolve(folder, task="text-ranking").task_config["function_to_apply"] == "none"
+        source = resolve(folder)
+        assert (source.task, source.task_config["function_to_apply"]) == ("text-ranking", "none")
     (folder / "config.json").write_text(json.dumps({**config, "sentence_transformers": {"activation_fn": "my.Own"}}))
     with pytest.raises(InvalidInputError, match=r"scores go through 'my.Own'"):
         resolve(folder, task="text-ranking")
@@ -93,12 +94,18 @@ def test_a_model_of_several_classes_ranks_nothing(minilm_path, tmp_path):
     folder = entailer("bert", minilm_path, tmp_path / "source")
     with pytest.raises(InvalidInputError, match="needs a model with one score, and this one has 3 classes"):
         resolve(folder, task="text-ranking")
-    original = CrossEncoder(str(folder), device="cpu")
-    ours = pipeline_of(resolve(original), tmp_path / "assets")
     pairs = [("a cat", "an animal"), ("it rains", "the sun shines")]
-    scores = original.predict(pairs)
-    for row, answer in zip(scores, ours(pairs, {"top_k": 0}), strict=True):
-        assert [one["score"] for one in answer] == pytest.approx(sorted(row.tolist(), reverse=True), abs=2e-5)
+    for activation in (torch.nn.Identity(), torch.nn.Softmax(dim=-1)):
+        original = CrossEncoder(str(folder), device="cpu", activation_fn=activation)
+        saved = tmp_path / type(activation).__name__
+        original.save(str(saved))
+        scores = original.predict(pairs)
+        for model in (original, saved):
+            source = resolve(model)
+            assert (source.task, source.task_config["pairs"]) == ("text-classification", True)
+            answers = pipeline_of(source, tmp_path / f"assets-{len(list(tmp_path.iterdir()))}")(pairs, {"top_k": 0})
+            for row, answer in zip(scores, answers, strict=True):
+                assert [one["score"] for one in answer] == pytest.approx(sorted(row.tolist(), reverse=True), abs=2e-5)
 
 
 def test_a_cross_encoder_with_a_prompt_is_refused(minilm_path, tmp_path):
@@ -117,6 +124,7 @@ def test_a_cross_encoder_with_a_prompt_is_refused(minilm_path, tmp_path):
     [
         (["a"], {}, "Item 0 must have 'query' and 'documents'"),
         ([("q", [])], {}, "Documents of item 0 must be a list of at least one text"),
+        ([("q", ["a", "b", "c"]), ("q", ["a", "b \ud800"])], {}, "Text 1 is not valid Unicode"),
         ([("q", ["a"]), ("q", ["a", None])], {}, "Documents of item 1: text 1 is missing"),
         ([("q", ["a"])], {"top_k": -1}, "top_k must be at least 1"),
         ([("q", ["a"])], {"function_to_apply": "softmax"}, "must be one of sigmoid, none"),
@@ -140,7 +148,9 @@ def test_labels_are_places(bert):
     first, last = answers[0][0]["corpus_id"], answers[0][2]["corpus_id"]
     assert bert.task.metric(answers, [first]) == {"mrr": 1.0, "ndcg": 1.0}
     assert bert.task.metric(answers, [[last]])["mrr"] == pytest.approx(1 / 3)
-    bert.task.check_labels([0, [1, 2]])
+    bert.task.check_labels([0, [1, 2.0]], [("q", ("a",)), ("q", ("a", "b", "c"))])
+    with pytest.raises(InvalidInputError, match="label 1 is the place 3, and item 1 has 3 documents"):
+        bert.task.check_labels([0, 3], [("q", ("a",)), ("q", ("a", "b", "c"))])
     for wrong in ("a", -1, [], True, 0.5):
         with pytest.raises(InvalidInputError, match="label 0 must be the place"):
             bert.task.check_labels([wrong])

@@ -1,0 +1,204 @@
+"""Every task of texts, request in and answer out, beside transformers' pipeline and the floor of the same graph.
+
+``python -m benchmarks.tasks`` prints a table and writes JSON. The floor is what an able engineer reaches with ONNX
+Runtime and ``tokenizers`` alone on the same fp32 graph: batches sorted by length, threads and batch size searched, no
+answers made of the outputs. All in one process, in turn; the ratios are what means something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from benchmarks import peers
+from benchmarks.data import glosses
+from benchmarks.floor import BATCH_SIZES, THREADS
+from benchmarks.report import Figure, Results, finish, say, summarize
+from benchmarks.task_cases import CASES, MAX_LENGTH, Case, write_model
+from mlflow_tdeploy.core.measure import interleave, ratio
+from mlflow_tdeploy.core.pipeline import Pipeline
+from mlflow_tdeploy.store.bundle import Bundle
+
+RESULTS = Path(__file__).parent / "results" / "tasks.json"
+VARIANT = "ort-cpu-fp32"
+FLOOR_GOAL, SHARE_GOAL, PIPELINE_GOAL = 1.2, 10.0, 1.0
+COUNTS = (1, 32)
+#: Tokens of the texts that the share of tokenization is measured at.
+_LONG = 128
+_PAUSE = 0.02
+Ask = Callable[[], Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; returns 0 whether or not goals are met: a missed one is in the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tasks", description=__doc__)
+    parser.add_argument("--only", action="append", choices=[case.name for case in CASES], help="this task only")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: few rounds; writes no JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="tdeploy-bench-") as folder, peers.quiet():
+        for case in CASES:
+            if not options.only or case.name in options.only:
+                say(f"{case.name}: logging")
+                results.add(case.name, *measure(case, Path(folder) / case.name.replace(" ", "-"), quick=options.quick))
+    return finish(results, options.out, quick=options.quick)
+
+
+def measure(case: Case, work: Path, *, quick: bool) -> tuple[list[Figure], dict[str, Any]]:
+    """Log a model of the task and measure it.
+
+    Args:
+        case: The task.
+        work: A new folder.
+        quick: A smoke run.
+    """
+    import mlflow.pyfunc
+
+    import mlflow_tdeploy
+
+    work.mkdir(parents=True)
+    source = write_model(case, work / "source")
+    # what is measured is speed, of weights that are partly random: whatever closeness they have
+    mlflow_tdeploy.save_model(
+        str(source), work / "model", task=case.task, precisions=["fp32"], budget="worst_cosine >= 0",
+        shapes={"sequence": (5, 32, MAX_LENGTH)},
+    )  # fmt: skip
+    ours = mlflow.pyfunc.load_model(str(work / "model"), model_config={"variant": VARIANT}).predict
+    theirs = case.theirs(source) if case.theirs else None
+    figures: list[Figure] = []
+    details: dict[str, Any] = {}
+    for count in COUNTS:
+        say(f"{case.name}: {count} at once")
+        texts = list(glosses()[:count] if count > 1 else glosses()[40:41])
+        more, details[f"{count} at once"] = _at_once(case, work / "model", ours, theirs, texts, quick=quick)
+        figures += more
+    say(f"{case.name}: tokenization")
+    figures.append(_tokenization(case, work / "model", ours, rounds=3 if quick else 15))
+    return figures, details
+
+
+def _at_once(
+    case: Case, model: Path, ours: Any, theirs: Callable[[list[Any]], Any] | None, texts: Sequence[str], *, quick: bool
+) -> tuple[list[Figure], dict[str, Any]]:
+    items = case.items(texts)
+    asked = {"params": dict(case.params)} if case.params else {}
+    answer, floor, chosen = _post(case, model, items), *_floor(case, model, items, rounds=1 if quick else 5)
+    calls: dict[str, Ask] = {"ours": lambda: ours(items, **asked), "floor": floor, "answers alone": answer}
+    if theirs is not None:
+        calls["theirs"] = lambda: theirs(items)
+    calls["ours"](), calls["ours"]()  # the second session for lone requests is opened beside the first few
+    samples = interleave(calls, rounds=3 if quick else 30, warmup=8, seconds=5 if quick else 40, pause=_PAUSE)
+    name = f"{case.name}, {len(texts)} at once"
+    figures = [
+        Figure(name, 1e3 * float(np.median(samples["ours"])), "ms"),
+        Figure("  beside the floor of its graph", ratio(samples, "ours", "floor"), "x", FLOOR_GOAL),
+        Figure("  answers made of outputs", 100 * ratio(samples, "answers alone", "ours"), "%", SHARE_GOAL),
+    ]
+    if theirs is not None:
+        by = "CrossEncoder.rank" if case.task == "text-ranking" else "transformers' pipeline"
+        by = "SentenceTransformer.encode" if case.task == "sentence-embedding" else by
+        figures.insert(1, Figure(f"  beside {by}", ratio(samples, "ours", "theirs"), "x", PIPELINE_GOAL))
+    return figures, {"samples": summarize(samples), "floor": chosen, "texts": len(texts)}
+
+
+def _post(case: Case, model: Path, items: list[Any]) -> Ask:
+    """Return what makes answers of a graph's outputs, which are there already."""
+    task, session = Bundle.open(model).task(), _session(model, threads=1)
+    params = task.check_params(dict(case.params))
+    encoded = task.encode(task.items(items), params)
+    batches = Pipeline(task, lambda feeds: feeds).batches(encoded)
+    names = [output.name for output in session.get_outputs()]
+    done = []
+    for batch in batches:
+        feeds = encoded.collate(batch)
+        done.append((batch, feeds, dict(zip(names, session.run(None, feeds), strict=True))))
+
+    def answer() -> Any:
+        rows: list[Any] = [None] * len(encoded.lengths)
+        for batch, feeds, outputs in done:
+            for index, row in zip(batch, task.decode(outputs, feeds, len(batch), params), strict=True):
+                rows[index] = row
+        return task.finish(task.answers(rows, encoded, params), params)
+
+    return answer
+
+
+def _floor(case: Case, model: Path, items: list[Any], *, rounds: int) -> tuple[Ask, dict[str, int]]:
+    """Return the fastest bare session for a request, and how it runs."""
+    rows = case.rows(items)
+    candidates: dict[tuple[int, int], Ask] = {}
+    for threads in THREADS:
+        session = _session(model, threads)
+        for size in BATCH_SIZES if len(rows) > 1 else (1,):
+            candidates[threads, size] = _bare(model, session, rows, size)
+    named = {f"{threads}/{size}": call for (threads, size), call in candidates.items()}
+    samples = interleave(named, rounds=rounds, warmup=1, pause=_PAUSE)
+    best = min(candidates, key=lambda one: float(np.median(samples[f"{one[0]}/{one[1]}"])))
+    return candidates[best], {"intra_op_threads": best[0], "batch_size": best[1]}
+
+
+def _bare(model: Path, session: Any, rows: Sequence[Any], size: int) -> Ask:
+    tokenizer = Tokenizer.from_file(str(Bundle.open(model).root / "assets" / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_LENGTH)
+    names = [one.name for one in session.get_inputs()]
+
+    def run() -> None:
+        encodings = tokenizer.encode_batch_fast(list(rows))
+        order = sorted(range(len(rows)), key=lambda index: len(encodings[index].ids))
+        for begin in range(0, len(order), size):
+            some = [encodings[index] for index in order[begin : begin + size]]
+            width = max(len(one.ids) for one in some)
+            feeds = {name: np.zeros((len(some), width), np.int64) for name in names}
+            for index, one in enumerate(some):
+                whole = {"input_ids": one.ids, "attention_mask": one.attention_mask, "token_type_ids": one.type_ids}
+                for name in names:
+                    feeds[name][index, : len(one.ids)] = whole[name]
+            session.run(None, feeds)
+
+    return run
+
+
+def _tokenization(case: Case, model: Path, ours: Any, rounds: int) -> Figure:
+    """Return tokenization's share of a request's time, of 32 texts of 128 tokens."""
+    task = Bundle.open(model).task()
+    words = " ".join(glosses()[:400]).split()
+    texts = [" ".join(words[place * 20 : place * 20 + _LONG]) for place in range(COUNTS[-1])]
+    texts = [task.tokenizer.decode(task.tokenizer.encode(text).ids[1 : _LONG - 1]) for text in texts]
+    items, params = case.items(texts), task.check_params(dict(case.params))
+    asked = {"params": dict(case.params)} if case.params else {}
+    calls: dict[str, Ask] = {
+        "ours": lambda: ours(items, **asked), "tokens": lambda: task.encode(task.items(items), params),
+    }  # fmt: skip
+    samples = interleave(calls, rounds=rounds, warmup=2, seconds=30, pause=_PAUSE)
+    return Figure(
+        f"  tokenization, {len(texts)} texts of {_LONG} tokens", 100 * ratio(samples, "tokens", "ours"), "%", SHARE_GOAL
+    )
+
+
+def _session(model: Path, threads: int) -> Any:
+    import onnxruntime as ort
+
+    bundle = Bundle.open(model)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return ort.InferenceSession(
+        str(bundle.path(bundle.variants[VARIANT].entry)), options, providers=["CPUExecutionProvider"]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
