@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlflow_tdeploy.core.wire import TEXT, rows_of
+from mlflow_tdeploy.core.wire import rows_of
 from mlflow_tdeploy.promotion.actual import deployments_at
 
 
@@ -13,5 +13,5 @@ def there(spec):
 
 def answers(spec):
     """Return the version that answers a request."""
-    there(spec).client.infer("words", {TEXT: rows_of(["a cat"])})
+    there(spec).client.infer("words", {"text": rows_of(["a cat"])})
     return there(spec).answering("words")

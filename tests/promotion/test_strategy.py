@@ -22,7 +22,7 @@ from mlflow_tdeploy.cli.watch import _look_once as look_once
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.rollout import Rollout
-from mlflow_tdeploy.core.wire import TEXT, rows_of
+from mlflow_tdeploy.core.wire import rows_of
 from mlflow_tdeploy.promotion.actual import deployments_at
 from mlflow_tdeploy.promotion.document import parse
 from mlflow_tdeploy.promotion.look import make_plan
@@ -51,7 +51,7 @@ def asking(spec):
     def ask():
         while not over.is_set():
             try:
-                client.infer("words", {TEXT: rows_of(["a cat", "dog"])})
+                client.infer("words", {"text": rows_of(["a cat", "dog"])})
                 found[0] += 1
             except Exception as error:
                 found[1].append(error)
