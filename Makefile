@@ -7,6 +7,9 @@ STAMP  := $(VENV)/.installed
 # `mlflow models serve` and `mlflow run` start programs by name: they must find the environment's own.
 RUN    := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python
 
+# Small matrices, several tests at once: threads of one would wait for those of the others.
+ALONE := OMP_NUM_THREADS=1
+
 # More workers than processors: much of the time a server is waited for. Each has a part of the files, so that few of
 # them start the same server, and who is done takes from the others.
 WORKERS := -n 4 --dist worksteal
@@ -37,10 +40,10 @@ quickstart: $(STAMP) ## Logs, registers, loads, serves and compares a small mode
 	$(RUN) examples/quickstart.py
 
 test: $(STAMP) ## The tests that every change must pass
-	$(RUN) -m pytest $(WORKERS) -q
+	$(ALONE) $(RUN) -m pytest $(WORKERS) -q
 
 test-all: $(STAMP) ## The heavy real parts too
-	$(RUN) -m pytest $(WORKERS) -q -m "slow or not slow"
+	$(ALONE) $(RUN) -m pytest $(WORKERS) -q -m "slow or not slow"
 
 lint: $(STAMP) ## Style
 	$(BIN)/ruff check .
