@@ -56,16 +56,31 @@ def read_items(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[
     Raises:
         InvalidInputError: There are none, or one cannot be used; names its position.
     """
-    rows = _Reader(tuple(columns), who).rows(inputs)
-    if rows and len(columns) == 1 and all(isinstance(row, str) for row in rows) and not columns[0].many:
+    rows = raw_rows(inputs, columns, who)
+    if len(columns) == 1 and all(isinstance(row, str) for row in rows) and not columns[0].many:
         return rows
-    if not rows:
-        wanted = "text" if columns[0].name == TEXT.name else " and ".join(one.name for one in _needed(columns))
-        raise InvalidInputError(f"The request is empty: {who} needs at least one {wanted}.")
     found = [_checked(index, row, columns) for index, row in enumerate(rows)]
     if len(columns) > 1:
         _check_alike(found, columns)
     return found
+
+
+def raw_rows(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[Any]:
+    """Return the items of a request before anybody has looked whether they are texts.
+
+    Args:
+        inputs: What a user passes.
+        columns: What the task reads.
+        who: The task, for messages.
+
+    Raises:
+        InvalidInputError: There are none, or they cannot be found.
+    """
+    rows = _Reader(tuple(columns), who).rows(inputs)
+    if not rows:
+        wanted = "text" if columns[0].name == TEXT.name else " and ".join(one.name for one in _needed(columns))
+        raise InvalidInputError(f"The request is empty: {who} needs at least one {wanted}.")
+    return rows
 
 
 def text_columns(names: Iterable[Any], tasks: Iterable[Sequence[Column]]) -> dict[str, str]:

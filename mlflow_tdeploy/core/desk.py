@@ -14,6 +14,7 @@ from typing import Any
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.gaps import Usable, usable
 from mlflow_tdeploy.core.tasks import Encoded, Task
 from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.wire import asked_in, pack
@@ -44,7 +45,12 @@ class _Texts:
     place: int
     ask: Ask
     params: dict[str, Any]
-    items: list[Any]
+    usable: Usable
+
+    @property
+    def items(self) -> list[Any]:
+        """Those that can be answered."""
+        return self.usable.items
 
 
 class Desk:
@@ -93,8 +99,8 @@ class Desk:
         if more := [name for name in ask.arrays if name not in self._names]:
             own = " and ".join(f"'{name}'" for name in self._names if name in ask.arrays)
             raise InvalidInputError(f"A request has {own} or the graph's own tensors, not both; got {shown(more)}.")
-        items = self._task.items(asked_in(self._task.columns, ask.arrays))
-        return _Texts(place, ask, self._task.check_params(ask.params), items)
+        params = self._task.check_params(ask.params)
+        return _Texts(place, ask, params, usable(self._task, asked_in(self._task.columns, ask.arrays), params))
 
     async def _answer_raw(
         self, place: int, feeds: Arrays, asks: Sequence[Ask], found: list[Arrays | Exception]
@@ -124,7 +130,7 @@ class Desk:
             return
         for one, answer in zip(texts, answers, strict=True):
             try:
-                finished = self._task.finish(answer, one.params)
+                finished = one.usable.filled(self._task.finish(answer, one.params) if answer else [])
                 packed = pack(self._task, finished, one.ask.outputs)
                 found[one.place] = _some(packed, one.ask.outputs, packed or pack(self._task, finished))
             except Exception as error:
@@ -132,7 +138,10 @@ class Desk:
 
     async def _run(self, texts: list[_Texts]) -> list[list[Any]]:
         """Return the answers to the items of each request."""
-        encoded = self._task.encode([item for one in texts for item in one.items], texts[0].params)
+        items = [item for one in texts for item in one.items]
+        if not items:
+            return [[] for _ in texts]
+        encoded = self._task.encode(items, texts[0].params)
         batches = plan_batches(
             encoded.lengths,
             max_batch=self._task.max_batch,

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
+from mlflow_tdeploy.core.gaps import usable
 from mlflow_tdeploy.core.tasks import Encoded, Task
 from mlflow_tdeploy.core.tensors import Arrays
 
@@ -50,9 +51,12 @@ class Pipeline:
             InvalidInputError: The inputs or parameters cannot be used; nothing was run.
         """
         checked = self.task.check_params(params)
-        encoded = self.task.encode(self.task.items(inputs), checked)
+        found = usable(self.task, inputs, checked)
+        if not found.items:
+            return found.filled([])
+        encoded = self.task.encode(found.items, checked)
         rows = self._run(encoded, checked)
-        return self.task.finish(self.task.answers(rows, encoded, checked), checked)
+        return found.filled(self.task.finish(self.task.answers(rows, encoded, checked), checked))
 
     def batches(self, encoded: Encoded) -> list[list[int]]:
         """Return the plan for an encoded request."""

@@ -171,13 +171,21 @@ def pack(task: Task, answers: Any, names: Sequence[str] = ()) -> Arrays:
     wanted = set(names) or {part.name for part in answer_parts(task)}
     found: Arrays = {}
     if form.kind == "array":
-        found[form.name] = np.asarray(answers, numpy_dtype(form.dtype))
+        found[form.name] = _matrix(form, answers)
     elif form.kind == "records" and _plain_records(form, answers):
         for field in form.fields:
             found[field.name] = _column([answer[field.name] for answer in answers], _COLUMNS[field.dtype])
     if form.kind in ("records", "lists", "nested") and ANSWER in wanted:
         found[ANSWER] = _column([json.dumps(answer, ensure_ascii=False, default=_value) for answer in answers], STRING)
     return {name: array for name, array in found.items() if name in wanted}
+
+
+def _matrix(form: AnswerForm, answers: Any) -> Array:
+    """Return vectors as one tensor; where an item has none, numbers that are none."""
+    if isinstance(answers, list) and any(one is None for one in answers):
+        width = next((len(one) for one in answers if one is not None), max(form.width, 1))
+        answers = [np.full(width, np.nan) if one is None else one for one in answers]
+    return np.asarray(answers, numpy_dtype(form.dtype))
 
 
 def _has_columns(form: AnswerForm) -> bool:

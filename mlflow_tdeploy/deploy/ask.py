@@ -209,4 +209,6 @@ def _answer(kind: str, got: Arrays) -> Any:
     if ANSWER not in got:
         return next(iter(got.values()))
     answers = [json.loads(one) for one in got[ANSWER].ravel()]
-    return [np.asarray(one, np.float32) for one in answers] if kind == "nested" else answers
+    if kind == "nested":
+        return [None if one is None else np.asarray(one, np.float32) for one in answers]
+    return answers

@@ -39,13 +39,14 @@ class PyFuncWrapper:
 
     def _shape(self, answer: Any, index: Any) -> Any:
         if self._form.kind == "nested":
-            return [array.tolist() for array in answer]
-        if self._form.kind == "records" and isinstance(answer[0], Mapping):
+            return [None if array is None else array.tolist() for array in answer]
+        if self._form.kind == "records" and any(isinstance(one, Mapping) for one in answer):
             import pandas as pd
 
             # the caller's own rows: put beside its table, an answer must not land on another one
             kept = index if isinstance(index, pd.Index) and len(index) == len(answer) else None
-            return pd.DataFrame(answer, columns=[field.name for field in self._form.fields], index=kept)
+            rows = [{} if one is None else one for one in answer]
+            return pd.DataFrame(rows, columns=[field.name for field in self._form.fields], index=kept)
         return answer
 
     def get_raw_model(self) -> Model:

@@ -6,12 +6,12 @@ One file each. pyfunc, Triton and the benchmarks use that same file; adding a ta
 from __future__ import annotations
 
 from mlflow_tdeploy.core.extension import Registry
-from mlflow_tdeploy.core.tasks._base import AnswerForm, Encoded, Field, Param, Task
+from mlflow_tdeploy.core.tasks._base import ERRORS, AnswerForm, Encoded, Field, Param, Task
 from mlflow_tdeploy.core.tasks._head import Head, refuse_arguments
 
 TASKS: Registry[type[Task]] = Registry("task", discover="mlflow_tdeploy.core.tasks")
 
-__all__ = ["TASKS", "AnswerForm", "Encoded", "Field", "Head", "Param", "Task", "heads", "refuse_arguments"]
+__all__ = ["ERRORS", "TASKS", "AnswerForm", "Encoded", "Field", "Head", "Param", "Task", "heads", "refuse_arguments"]
 
 
 def heads() -> dict[str, Head]:

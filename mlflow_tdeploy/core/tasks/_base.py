@@ -71,6 +71,12 @@ def _listed(value: Any) -> list[Any]:
     return list(value.tolist() if isinstance(value, np.ndarray) else value) if np.iterable(value) else [value]
 
 
+#: Of tasks of texts.
+ERRORS = Param(
+    "errors", "string", "raise", "raise: an item that cannot be used fails the request; null: its answer is None."
+)
+
+
 @dataclass(frozen=True)
 class Field:
     """A column of an answer."""

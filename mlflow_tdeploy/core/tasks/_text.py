@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from mlflow_tdeploy.core.columns import TEXT, Column, read_items, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
-from mlflow_tdeploy.core.tasks._base import Encoded, Task
+from mlflow_tdeploy.core.tasks._base import ERRORS, Encoded, Param, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 _ROW_FILE = "tokenizer.json"
@@ -60,6 +60,12 @@ class TextTask(Task):
     offsets: ClassVar[bool] = False
     input_kind: ClassVar[Literal["text", "tensors"]] = "text"
     columns: ClassVar[tuple[Column, ...]] = (TEXT,)
+    params: ClassVar[tuple[Param, ...]] = (ERRORS,)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if ERRORS not in cls.params:
+            cls.params = (*cls.params, ERRORS)
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
@@ -105,6 +111,13 @@ class TextTask(Task):
     def prepare(self) -> None:
         """Read the tokenizer."""
         _ = self.tokenizer
+
+    def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Check ``errors``."""
+        checked = super().check_params(params)
+        if checked[ERRORS.name] not in ("raise", "null"):
+            raise InvalidInputError(f"errors must be 'raise' or 'null', got {shown(checked[ERRORS.name])}.")
+        return checked
 
     def items(self, inputs: Any) -> list[Any]:
         """Return the texts of a request: a string, a list, an array, a Series, a table or a mapping.
