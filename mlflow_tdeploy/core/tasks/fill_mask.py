@@ -14,12 +14,14 @@ from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param, refuse_arguments
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
-from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function
-from mlflow_tdeploy.core.tensors import Arrays
+from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison
+from mlflow_tdeploy.core.tensors import Array, Arrays
 
 OUTPUT = "logits"
 #: Most tokens of a batch whose scores are held against the reference's: each has one for every word there is.
 _COMPARED = 64
+#: So many fillings are found one after the other, more by sorting all words.
+_FEW = 24
 #: How text is tidied up after words were put together, where a tokenizer does.
 _TIDY = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
@@ -128,14 +130,16 @@ class FillMask(TextTask):
         masks = feeds["input_ids"][:count] == self.config.mask_id
         if (own := own_tokens(feeds)) is not None:
             masks &= own[:count]
-        scores = apply_function(outputs[OUTPUT][:count][masks], "softmax")
         targets = np.array(params["targets"]) if params["targets"] else None
-        if targets is not None:
-            scores = scores[:, targets]
-        keep = min(params["top_k"], scores.shape[1])
-        best = np.argpartition(-scores, keep - 1, axis=1)[:, :keep] if keep < scores.shape[1] else np.argsort(-scores)
-        best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable"), 1)
-        values, tokens = np.take_along_axis(scores, best, 1), best if targets is None else targets[best]
+        logits = outputs[OUTPUT][:count][masks].astype(np.float32, copy=False)
+        keep = min(params["top_k"], logits.shape[1] if targets is None else len(targets))
+        values, tokens = np.empty((len(logits), keep)), np.empty((len(logits), keep), np.int64)
+        for index, row in enumerate(logits):  # one fits into a processor's cache, all of them do not
+            highest = row.max()
+            whole = np.exp(row - highest).sum(dtype=np.float64)
+            places, found = _highest(row if targets is None else row[targets], keep)
+            values[index] = np.exp(found.astype(np.float64) - highest) / whole
+            tokens[index] = places if targets is None else targets[places]
         ends = np.cumsum(masks.sum(axis=1))[:-1]
         return list(zip(np.split(values, ends), np.split(tokens, ends), strict=True))
 
@@ -216,6 +220,19 @@ class FillMask(TextTask):
                 raise InvalidInputError(f"The target {shown(word)} has no tokens. Leave it out.")
             found.append(ids[0])
         return sorted(set(found))
+
+
+def _highest(logits: Array, keep: int) -> tuple[Array, Array]:
+    """Return where the highest of some logits are, the highest first, and what they are; overwrites the logits."""
+    if keep > _FEW:
+        order = np.argsort(-logits, kind="stable")[:keep]
+        return order, logits[order]
+    places, values = np.empty(keep, np.int64), np.empty(keep, logits.dtype)
+    for index in range(keep):  # of a vocabulary some passes are faster than its partition
+        places[index] = logits.argmax()
+        values[index] = logits[places[index]]
+        logits[places[index]] = -np.inf
+    return places, values
 
 
 class _MaskScores(ScoreComparison):
