@@ -82,8 +82,9 @@ class VerifyData:
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise InvalidInputError(f"Data cannot be of type {type(value).__name__}. {_FORMS}")
         if value and all(isinstance(item, Mapping) for item in value):
-            if any(_is_record(item) for item in value):
-                return _of_table(_columns(value), name)
+            table = _columns(value)
+            if any(_is_record(item) for item in value) and text_columns(table, (task.columns for task in TASKS)):
+                return _of_table(table, name)
             return cls(requests=tuple(_arrays(item) for item in value), name=name)
         return cls(texts=_texts(value), name=name)
 
@@ -251,7 +252,12 @@ def _texts(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _arrays(request: Mapping[Any, Any]) -> Arrays:
-    return {str(name): np.asarray(array) for name, array in request.items()}
+    try:
+        return {str(name): np.asarray(array) for name, array in request.items()}
+    except ValueError as error:  # rows of different lengths
+        raise InvalidInputError(
+            f"The data's {', '.join(map(str, request))} are no arrays: {error}. {_FORMS}"
+        ) from error
 
 
 def _plain(label: Any) -> Any:

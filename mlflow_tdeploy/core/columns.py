@@ -59,24 +59,24 @@ def read_items(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[
     rows = raw_rows(inputs, columns, who)
     if len(columns) == 1 and all(isinstance(row, str) for row in rows) and not columns[0].many:
         return rows
-    found = [_checked(index, row, columns) for index, row in enumerate(rows)]
-    if len(columns) > 1:
-        _check_alike(found, columns)
+    found = [checked_row(index, row, columns) for index, row in enumerate(rows)]
+    check_alike(found, columns)
     return found
 
 
-def raw_rows(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[Any]:
-    """Return the items of a request before anybody has looked whether they are texts.
+def raw_rows(inputs: Any, columns: Sequence[Column], who: str = "it", *, lenient: bool = False) -> list[Any]:
+    """Return the items of a request before anybody has looked whether they are texts, see :func:`checked_row`.
 
     Args:
         inputs: What a user passes.
         columns: What the task reads.
         who: The task, for messages.
+        lenient: Whether what is no item at all is None, and no error.
 
     Raises:
         InvalidInputError: There are none, or they cannot be found.
     """
-    rows = _Reader(tuple(columns), who).rows(inputs)
+    rows = _Reader(tuple(columns), who, lenient).rows(inputs)
     if not rows:
         wanted = "text" if columns[0].name == TEXT.name else " and ".join(one.name for one in _needed(columns))
         raise InvalidInputError(f"The request is empty: {who} needs at least one {wanted}.")
@@ -127,10 +127,12 @@ class _Reader:
     Attributes:
         columns: What the task reads.
         who: The task, for messages.
+        lenient: See :func:`raw_rows`.
     """
 
     columns: tuple[Column, ...]
     who: str
+    lenient: bool = False
 
     @property
     def _alone(self) -> bool:
@@ -203,6 +205,14 @@ class _Reader:
         return [tuple(row) for row in array.tolist()]
 
     def _of_element(self, value: Any) -> Any:
+        try:
+            return self._of_any_element(value)
+        except InvalidInputError:
+            if not self.lenient:
+                raise
+            return None
+
+    def _of_any_element(self, value: Any) -> Any:
         """Return what an element of a sequence holds: a text, a record of columns, or their values in order."""
         if isinstance(value, Mapping):
             return tuple(_plain(value[key]) for key in self._keys(list(value)))
@@ -224,7 +234,8 @@ class _Reader:
         if not keys:
             return []
         named = [key for key in keys if isinstance(key, str)]  # comparing others, such as pandas.NA, gives no bool
-        if TEXT_PAIR not in self.columns and (pair := [key for key in named if key in TEXT_PAIR.keys]):
+        own = {key for column in self.columns for key in column.keys}
+        if pair := [key for key in named if key in TEXT_PAIR.keys and key not in own]:
             raise InvalidInputError(
                 f"The request has the column '{pair[0]}', and {self.who} reads no pairs of texts. Leave it out, "
                 f"or join the two as the model was trained to read them."
@@ -267,8 +278,17 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _checked(index: int, row: Any, columns: Sequence[Column]) -> Any:
-    """Return an item whose values are texts, or lists of texts where a column is of such."""
+def checked_row(index: int, row: Any, columns: Sequence[Column]) -> Any:
+    """Return an item whose values are texts, or lists of texts where a column is of such.
+
+    Args:
+        index: Its place in the request, for messages.
+        row: One of :func:`raw_rows`.
+        columns: What the task reads.
+
+    Raises:
+        InvalidInputError: They are none.
+    """
     values = row if isinstance(row, tuple) else (row,)
     if len(values) < len(_needed(columns)):
         needed = " and ".join(f"'{one.name}'" for one in _needed(columns))
@@ -279,7 +299,8 @@ def _checked(index: int, row: Any, columns: Sequence[Column]) -> Any:
 
 def _value(index: int, value: Any, column: Column) -> Any:
     title = _title(column)
-    value = _plain(value) if column.many or np.ndim(value) == 0 else value
+    if column.many or (isinstance(value, np.ndarray) and value.ndim == 0):
+        value = _plain(value)
     if not column.many:
         if not isinstance(value, str):
             raise InvalidInputError(_not_a_text(title, index, value))
@@ -292,8 +313,12 @@ def _value(index: int, value: Any, column: Column) -> Any:
     return tuple(value)
 
 
-def _check_alike(items: Sequence[Any], columns: Sequence[Column]) -> None:
-    """Refuse a request of items with more and with fewer columns: one of them has likely lost a side."""
+def check_alike(items: Sequence[Any], columns: Sequence[Column]) -> None:
+    """Refuse a request of items with more and with fewer columns: one of them has likely lost a side.
+
+    Raises:
+        InvalidInputError: It is one.
+    """
     widths = [1 if isinstance(item, str) else len(item) for item in items]
     if len(set(widths)) > 1:
         most = max(widths)

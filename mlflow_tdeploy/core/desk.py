@@ -14,7 +14,7 @@ from typing import Any
 
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET, plan_batches
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
-from mlflow_tdeploy.core.gaps import Usable, usable
+from mlflow_tdeploy.core.gaps import Usable, leaves_gaps, usable
 from mlflow_tdeploy.core.tasks import Encoded, Task
 from mlflow_tdeploy.core.tensors import Arrays
 from mlflow_tdeploy.core.wire import asked_in, pack
@@ -100,7 +100,8 @@ class Desk:
             own = " and ".join(f"'{name}'" for name in self._names if name in ask.arrays)
             raise InvalidInputError(f"A request has {own} or the graph's own tensors, not both; got {shown(more)}.")
         params = self._task.check_params(ask.params)
-        return _Texts(place, ask, params, usable(self._task, asked_in(self._task.columns, ask.arrays), params))
+        rows = asked_in(self._task.columns, ask.arrays, lenient=leaves_gaps(params))
+        return _Texts(place, ask, params, usable(self._task, rows, params))
 
     async def _answer_raw(
         self, place: int, feeds: Arrays, asks: Sequence[Ask], found: list[Arrays | Exception]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.columns import raw_rows
+from mlflow_tdeploy.core.columns import Column, checked_row, raw_rows, texts_in
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import ERRORS, Task
 
@@ -26,13 +27,18 @@ class Usable:
     count: int
 
     def filled(self, answers: Any) -> Any:
-        """Return what the task made of the items' answers, with None for every item that was left out."""
+        """Return what was made of the items' answers, with None for every item that was left out."""
         if self.places is None:
             return answers
         found: list[Any] = [None] * self.count
         for place, answer in zip(self.places, answers, strict=True):
             found[place] = answer
         return found
+
+
+def leaves_gaps(params: Mapping[str, Any] | None) -> bool:
+    """Tell whether a request wants answers to the items that can be used alone."""
+    return (params or {}).get(ERRORS.name) == "null"
 
 
 def usable(task: Task, inputs: Any, params: Mapping[str, Any]) -> Usable:
@@ -44,30 +50,69 @@ def usable(task: Task, inputs: Any, params: Mapping[str, Any]) -> Usable:
         params: See :meth:`Task.check_params`.
 
     Raises:
-        InvalidInputError: One cannot be used, and nobody asked for the others alone; or it is no request at all.
+        InvalidInputError: One cannot be used, and nobody asked for the others alone; it is no request at all; or its
+            parameters fit no item.
     """
-    if params.get(ERRORS.name) != "null":
+    if not leaves_gaps(params) or not task.columns:
         items = task.items(inputs)
         return Usable(items, None, len(items))
+    task.check_encoding(params)
     try:
         items = task.items(inputs)
         task.encode(items, params)
     except InvalidInputError:
-        return _one_by_one(task, inputs, params)
-    return Usable(items, None, len(items))
+        pass
+    else:
+        return Usable(items, None, len(items))
+
+    def one(index: int, row: Any) -> Any:
+        item = task.item(index, row)
+        task.encode([item], params)
+        return item
+
+    return _one_by_one(raw_rows(inputs, task.columns, f"task '{task.name}'", lenient=True), one)
 
 
-def _one_by_one(task: Task, inputs: Any, params: Mapping[str, Any]) -> Usable:
-    rows = raw_rows(inputs, task.columns, f"task '{task.name}'")
+def readable(columns: Sequence[Column], inputs: Any, who: str) -> Usable:
+    """Return the items of a request that somebody else answers, without those that are no texts.
+
+    Args:
+        columns: What is read.
+        inputs: What the user passed.
+        who: Who reads it, for messages.
+
+    Raises:
+        InvalidInputError: It is no request at all.
+    """
+
+    def one(index: int, row: Any) -> Any:
+        item = checked_row(index, row, columns)
+        for text in texts_in(item):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # it cannot be sent
+                raise InvalidInputError(f"Text {index} is not valid Unicode: {error}.") from error
+        return item
+
+    return _one_by_one(raw_rows(inputs, columns, who, lenient=True), one)
+
+
+def _one_by_one(rows: Sequence[Any], read: Callable[[int, Any], Any]) -> Usable:
     found: dict[int, Any] = {}
     for place, row in enumerate(rows):
         try:
-            (item,) = task.items([row])
-            task.encode([item], params)
+            found[place] = read(place, row)
         except InvalidInputError:
             continue
-        found[place] = item
-    widths = {place: 1 if isinstance(item, str) else len(item) for place, item in found.items()}
-    widest = max(widths.values(), default=0)  # others have lost a side
-    whole = {place: item for place, item in found.items() if widths[place] == widest}
+    usual = _usual(_width(item) for item in found.values())  # others have lost a side, or have one too many
+    whole = {place: item for place, item in found.items() if _width(item) == usual}
     return Usable(list(whole.values()), list(whole), len(rows))
+
+
+def _width(item: Any) -> int:
+    return 1 if isinstance(item, str) else len(item)
+
+
+def _usual(widths: Iterable[int]) -> int:
+    """Return how many columns most items have; of as many the more."""
+    return max(((count, width) for width, count in Counter(widths).items()), default=(0, 0))[1]

@@ -77,7 +77,7 @@ class Labelled:
 def _with_lists(text: Any) -> Any:
     """Return a row's texts, of which some columns hold lists."""
     many = {column.name for task in TASKS for column in task.columns if column.many}
-    if isinstance(text, str):
+    if not isinstance(text, dict):
         return text
     return {name: _list_in(one) if name in many else one for name, one in text.items()}
 

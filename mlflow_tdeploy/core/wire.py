@@ -71,8 +71,13 @@ def asked_of(columns: Sequence[Column], items: Sequence[Any]) -> Arrays:
     return found
 
 
-def asked_in(columns: Sequence[Column], arrays: Arrays) -> list[Any]:
+def asked_in(columns: Sequence[Column], arrays: Arrays, *, lenient: bool = False) -> list[Any]:
     """Return the items that :func:`asked_of` made tensors of.
+
+    Args:
+        columns: What the task reads.
+        arrays: The tensors.
+        lenient: Whether a row that is no text, or no list of such, is None, and no error.
 
     Raises:
         InvalidInputError: A tensor is missing or has more rows than another, a text is no UTF-8, there is more than
@@ -81,34 +86,45 @@ def asked_in(columns: Sequence[Column], arrays: Arrays) -> list[Any]:
     given = [column for column in columns if column.name in arrays]
     if lacking := [one.name for one in columns if not one.optional and one not in given]:
         raise InvalidInputError(f"The request has {', '.join(arrays)}, and no '{lacking[0]}'.")
-    values = [texts_of(arrays[one.name], one.name, many=one.many) for one in given]
+    values = [texts_of(arrays[one.name], one.name, many=one.many, lenient=lenient) for one in given]
     if len(set(map(len, values))) > 1:
         told = ", ".join(f"{len(some)} of '{one.name}'" for one, some in zip(given, values, strict=True))
         raise InvalidInputError(f"The request's tensors have different numbers of rows: {told}.")
     return values[0] if len(given) == 1 else list(zip(*values, strict=True))
 
 
-def texts_of(array: Array, name: str = TEXT.name, *, many: bool = False) -> list[Any]:
+def texts_of(array: Array, name: str = TEXT.name, *, many: bool = False, lenient: bool = False) -> list[Any]:
     """Return the texts in a tensor of bytes, one for each element.
 
     Args:
         array: The tensor.
         name: Its name, for messages.
         many: Whether each is a list of texts, in JSON.
+        lenient: See :func:`asked_in`.
 
     Raises:
         InvalidInputError: One is no UTF-8, there is more than one in a row, or a list is no JSON.
     """
     if array.ndim > 1 and array.size != len(array):
         raise InvalidInputError(f"'{name}' holds one text per row, got shape {array.shape}.")
-    found = []
+    found: list[Any] = []
     for index, value in enumerate(array.reshape(-1)):
         try:
-            found.append(value.decode() if isinstance(value, bytes) else str(value))
-        except UnicodeDecodeError as error:
-            title = name[:1].upper() + name[1:]
-            raise InvalidInputError(f"{title} {index} is not UTF-8 ({shown(value)}): {error}.") from error
-    return [_list_in(index, text, name) for index, text in enumerate(found)] if many else found
+            text = _text_in(index, value, name)
+            found.append(_list_in(index, text, name) if many else text)
+        except InvalidInputError:
+            if not lenient:
+                raise
+            found.append(None)
+    return found
+
+
+def _text_in(index: int, value: Any, name: str) -> str:
+    try:
+        return value.decode() if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        title = name[:1].upper() + name[1:]
+        raise InvalidInputError(f"{title} {index} is not UTF-8 ({shown(value)}): {error}.") from error
 
 
 def _list_in(index: int, text: str, name: str) -> Any:

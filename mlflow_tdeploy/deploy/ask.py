@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.columns import TEXT, Column, read_items
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, TDeployError, shown
+from mlflow_tdeploy.core.gaps import Usable, leaves_gaps, readable
 from mlflow_tdeploy.core.records import from_plain
 from mlflow_tdeploy.core.tensors import Array, Arrays
 from mlflow_tdeploy.core.wire import ANSWER, STRING, asked_of
@@ -123,16 +124,30 @@ def _asked(
         raise InvalidInputError(f"A request has '{first}' or the graph's own tensors, not both; got {shown(both)}.")
     if columns and not (given and set(given) <= set(tensors) - named):
         most = int(config.get("max_batch_size", 0)) or _ROWS
-        items = read_items(_decoded(inputs), columns, f"'{name}'")
+        found = _readable(name, columns, inputs, params)
+        if not found.items:
+            return found.filled([])
         parts = [
-            client.infer(name, asked_of(columns, items[begin : begin + most]), version=version, params=params)
-            for begin in range(0, len(items), most)
+            client.infer(name, asked_of(columns, found.items[begin : begin + most]), version=version, params=params)
+            for begin in range(0, len(found.items), most)
         ]
-        return _answer(own["answers"], {one: np.concatenate([part[one] for part in parts]) for one in parts[0]})
+        # an answer with a gap has no column for each of its fields
+        common = [one for one in parts[0] if all(one in part for part in parts)]
+        answer = _answer(own["answers"], {one: np.concatenate([part[one] for part in parts]) for one in common})
+        return found.filled(answer)
     arrays = _arrays(name, tensors, inputs, given)
     outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
     got = client.infer(name, arrays, version=version, params=params)
     return {one: outputs[one].received(array) for one, array in got.items()}
+
+
+def _readable(name: str, columns: Sequence[Column], inputs: Any, params: Mapping[str, Any] | None) -> Usable:
+    """Return what can be sent of a request."""
+    who = f"'{name}'"
+    if leaves_gaps(params):
+        return readable(columns, _decoded(inputs), who)
+    items = read_items(_decoded(inputs), columns, who)
+    return Usable(items, None, len(items))
 
 
 def _columns(own: Mapping[str, str]) -> tuple[Column, ...]:

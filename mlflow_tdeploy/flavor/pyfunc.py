@@ -40,13 +40,17 @@ class PyFuncWrapper:
     def _shape(self, answer: Any, index: Any) -> Any:
         if self._form.kind == "nested":
             return [None if array is None else array.tolist() for array in answer]
-        if self._form.kind == "records" and any(isinstance(one, Mapping) for one in answer):
+        if self._form.kind == "records" and all(one is None or isinstance(one, Mapping) for one in answer):
             import pandas as pd
 
             # the caller's own rows: put beside its table, an answer must not land on another one
             kept = index if isinstance(index, pd.Index) and len(index) == len(answer) else None
-            rows = [{} if one is None else one for one in answer]
-            return pd.DataFrame(rows, columns=[field.name for field in self._form.fields], index=kept)
+            fields = [field.name for field in self._form.fields]
+            if not any(one is None for one in answer):
+                return pd.DataFrame(answer, columns=fields, index=kept)
+            # of objects: a column of numbers has NaN where one is missing, which is no JSON
+            rows = [[None if one is None else one[name] for name in fields] for one in answer]
+            return pd.DataFrame(rows, columns=fields, index=kept, dtype=object)
         return answer
 
     def get_raw_model(self) -> Model:

@@ -64,5 +64,5 @@ def metric_gate(metric: Metric | None, found: State, name: str) -> Judge | None:
 def _asked(
     client: TritonClient, name: str, task: Task, data: Labelled, metric: str, version: int | None
 ) -> float:  # fmt: skip
-    task.check_labels(data.labels)
+    task.check_labels(data.labels, task.items(list(data.texts)))
     return task.metric(ask(client, name, list(data.texts), version=version, params=task.scored), data.labels)[metric]

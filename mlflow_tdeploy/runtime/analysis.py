@@ -229,7 +229,7 @@ def _requests(work: Workload, size: int) -> Iterator[Any]:
     """Yield requests of a size without end, arrays as they are; in the order of a draw, as files are often sorted."""
     order = np.random.default_rng(0).permutation(len(work.requests))
     items = itertools.cycle([work.requests[index] for index in order])
-    if not isinstance(work.requests[0], str):
+    if isinstance(work.requests[0], Mapping):
         yield from items
     while True:
         yield list(itertools.islice(items, size))
@@ -237,7 +237,7 @@ def _requests(work: Workload, size: int) -> Iterator[Any]:
 
 def _by_size(model: Model, work: Workload) -> dict[int, Workload]:
     """Return what is asked by how many items a request has; requests of arrays are put together by that."""
-    if isinstance(work.requests[0], str):
+    if not isinstance(work.requests[0], Mapping):
         return dict.fromkeys(work.batches, work)
     found: dict[int, list[Any]] = {}
     for request in work.requests:

@@ -58,16 +58,23 @@ async def later(feeds):
         ("sentence-embedding", [float("nan"), "good", b"bad"], [1]),
         ("feature-extraction", ["good", "", "bad"], [0, 2]),
         ("question-answering", [("good", "a film"), ("", "a"), ("good", ""), ("a", None)], [0]),
+        ("question-answering", [{"question": "good", "context": "a film"}, {"question": "a"}, "bad", ("a",)], [0]),
+        ("sentence-embedding", [{"text": "good"}, {"text": None}, {"text": "bad"}], [0, 2]),
+        ("sentence-embedding", pd.DataFrame({"text": [{"foo": "good"}, "a"]}), [1]),
+        ("text-classification", ["a", ("a", "b"), "good", ["a", ["b"]]], [0, 2]),
+        ("zero-shot-classification", ["good", None, "bad"], [0, 2]),
     ],
 )
 def test_what_can_be_used_is_answered_as_it_is_alone(tmp_path, name, inputs, places):
-    asks = Pipeline(task_of(name, tmp_path), graph)
+    config = {"entailment": 0, "contradiction": 1, "candidate_labels": ["bad", "film"]}
+    asks = Pipeline(task_of(name, tmp_path, **(config if name == "zero-shot-classification" else {})), graph)
     with pytest.raises(InvalidInputError):
         asks(inputs)
     found = asks(inputs, NULL)
     assert len(found) == len(inputs)
     assert [place for place, one in enumerate(found) if one is not None] == places
     rows = inputs.to_numpy().tolist() if hasattr(inputs, "columns") else inputs
+    rows = [row[0] if isinstance(row, list) and len(row) == 1 else row for row in rows]
     alone = asks([rows[place] for place in places])
     for place, one in zip(places, alone, strict=True):
         np.testing.assert_equal(found[place], one)
@@ -84,6 +91,21 @@ def test_nothing_is_changed_where_all_can_be_used_and_all_may_be_lost(tmp_path):
         asks(["good"], {"errors": "ignore"})
     with pytest.raises(InvalidInputError, match="Cannot read texts from int"):
         asks(7, NULL)
+
+
+def test_what_fits_no_item_fails_the_request(tmp_path):
+    config = {"entailment": 0, "contradiction": 1}
+    asks = Pipeline(task_of("zero-shot-classification", tmp_path, **config), graph)
+    with pytest.raises(InvalidInputError, match="leaves no room for a text"):
+        asks(["good", None], {**NULL, "candidate_labels": ["a " * 20]})
+
+
+def test_a_server_leaves_out_rows_that_are_no_texts(tmp_path):
+    embeds = task_of("sentence-embedding", tmp_path)
+    wrong = {"text": np.array([b"good", b"\xff", b"bad"], object)}
+    (found, refused) = asyncio.run(Desk(embeds, later).answer([Ask(wrong, NULL), Ask(wrong)]))
+    assert np.isnan(found["sentence_embedding"]).all(axis=1).tolist() == [False, True, False]
+    assert isinstance(refused, InvalidInputError)
 
 
 def test_a_task_of_tensors_has_no_such_parameter(tmp_path):

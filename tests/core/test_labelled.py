@@ -48,3 +48,9 @@ def test_other_texts_of_a_task_and_lists_are_read(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"text": "[a]", "text_pair": "b", "label": "x"}\n')
     assert Labelled.read(path).texts == ({"text": "[a]", "text_pair": "b"},)
+
+
+def test_a_row_that_is_too_short_is_told(tmp_path):
+    (tmp_path / "a.csv").write_text("label,text\npos,good\nneg\n")
+    with pytest.raises(InvalidInputError, match="holds no texts"):
+        Labelled.read(tmp_path / "a.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from mlflow.deployments import get_deploy_client
+from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from tests.core.tasks.token_models import asker, entailer, filler, ranker, tagger
@@ -48,3 +49,17 @@ def test_it_is_deployed_and_answers_as_the_loader_does(client, running, minilm_p
         found = get_deploy_client(target).predict("m", given, params=params)
         assert found["predictions"] == close_to(expected)
         assert len(found.get_predictions()) == 2
+
+
+def test_what_cannot_be_used_is_answered_by_none_through_the_client_too(client, running, minilm_path, tmp_path):
+    source = asker("bert", minilm_path, tmp_path / "source")
+    shapes = {"batch": (1, 4, 8), "sequence": (3, 16, 64)}
+    mlflow_tdeploy.save_model(source, tmp_path / "model", precisions=["fp32"], shapes=shapes)
+    client.create_deployment("m", str(tmp_path / "model"), config={"device": "cpu", "front_batch_size": 2})
+    given = [("Who?", "Ann."), ("Who?", "Bob."), ("Who?", ""), ("Who?", None), ("Who?", "\ud800"), ("Who?", "It.")]
+    with pytest.raises(MlflowException):
+        client.predict("m", given)
+    found = client.predict("m", given, params={"errors": "null"})["predictions"]
+    expected = mlflow_tdeploy.load_model(str(tmp_path / "model")).predict(given, {"errors": "null"})
+    assert [one is None for one in expected] == [False, False, True, True, True, False]
+    assert found == close_to(expected)

@@ -138,6 +138,22 @@ def test_the_server_takes_pairs_of_texts_in_every_form(client, body):
     assert one_by_one != answers({"inputs": ["good", "bad"]})
 
 
+@pytest.mark.parametrize("task", ["text-classification", "sentence-embedding"])
+def test_the_server_answers_null_for_what_cannot_be_used_in_json_that_anybody_reads(client, task):
+    server = client(task)
+
+    def answers(texts):
+        answer = server.post("/invocations", json={"inputs": texts, "params": {"errors": "null"}})
+        assert answer.status_code == 200, answer.text
+        return json.loads(answer.text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["predictions"]
+
+    gap = {"label": None, "score": None} if task == "text-classification" else None
+    good, lost, bad = answers([{"text": "good"}, {"text": None}, {"text": "bad"}])
+    assert [good, bad] == answers(["good", "bad"])
+    assert lost == gap
+    assert answers([{"text": None}]) == [gap]
+
+
 @pytest.mark.slow
 def test_the_real_command_serves_an_alias_by_the_scheme_with_one_variant(tracking, tmp_path, metadata):  # noqa: F811
     info = mlflow_tdeploy.log_model(make_text_bundle(tmp_path / "made"), "words", registered_model_name="served")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mlflow_tdeploy.core.budget import Budget, loss_of
-from mlflow_tdeploy.core.columns import Column
+from mlflow_tdeploy.core.columns import Column, checked_row
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.records import from_plain
@@ -250,6 +250,27 @@ class Task(ABC):
         Raises:
             InvalidInputError: Empty, of a wrong type, or with a value that cannot be used; names the position.
         """
+
+    def item(self, index: int, row: Any) -> Any:
+        """Return one item of a request, of a task of texts.
+
+        Args:
+            index: Its place, for messages.
+            row: See :func:`mlflow_tdeploy.core.columns.raw_rows`.
+
+        Raises:
+            InvalidInputError: It cannot be used.
+        """
+        return checked_row(index, row, self.columns)
+
+    def check_encoding(self, params: Mapping[str, Any]) -> None:
+        """Make sure that rows can be made with parameters, whatever the items are; they can by default.
+
+        Raises:
+            InvalidInputError: They cannot.
+        """
+        del params
+        return
 
     def sample(self, texts: Sequence[str], like: Any = None) -> tuple[Any, ...]:
         """Return items made of plain texts, such as the task can answer; the texts themselves by default.

@@ -12,14 +12,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from mlflow_tdeploy.core.columns import TEXT, Column, read_items, texts_in
+from mlflow_tdeploy.core.columns import TEXT, Column, check_alike, raw_rows, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
 from mlflow_tdeploy.core.tasks._base import ERRORS, Encoded, Param, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 _ROW_FILE = "tokenizer.json"
 #: Tokenizers that cut long texts, kept by their settings: requests may have any.
-_TOKENIZERS = 32
+_TOKENIZERS = 8
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,15 @@ class TextTask(Task):
 
         An item is a text, or a tuple of what the task's :attr:`columns` hold.
         """
-        items = read_items(inputs, self.columns, f"task '{self.name}'")
-        return [item.strip() for item in items] if self.config.strip else items
+        rows = raw_rows(inputs, self.columns, f"task '{self.name}'")
+        items = [self.item(index, row) for index, row in enumerate(rows)]
+        check_alike(items, self.columns)
+        return items
+
+    def item(self, index: int, row: Any) -> Any:
+        """Return one item of a request."""
+        item = row if isinstance(row, str) and len(self.columns) == 1 else super().item(index, row)
+        return item.strip() if self.config.strip else item
 
     def encode(self, items: Sequence[Any], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize the texts.

@@ -224,7 +224,7 @@ class FillMask(TextTask):
 
 def _highest(logits: Array, keep: int) -> tuple[Array, Array]:
     """Return where the highest of some logits are, the highest first, and what they are; overwrites the logits."""
-    if keep > _FEW:
+    if keep > _FEW or np.isneginf(logits.min()):  # some words are ruled out: they would be found again and again
         order = np.argsort(-logits, kind="stable")[:keep]
         return order, logits[order]
     places, values = np.empty(keep, np.int64), np.empty(keep, logits.dtype)

@@ -93,14 +93,13 @@ class QuestionAnswering(TextTask):
             )
         return {**checked, "max_seq_len": length, "doc_stride": usual if stride < 0 else int(stride)}
 
-    def items(self, inputs: Any) -> list[Any]:
-        """Return pairs of a question and its context."""
-        items = super().items(inputs)
-        for index, item in enumerate(items):
-            for column, text in zip(self.columns, item, strict=True):
-                if not text:
-                    raise InvalidInputError(f"The {column.name} of item {index} is empty. Leave the item out.")
-        return items
+    def item(self, index: int, row: Any) -> Any:
+        """Return a question and its context."""
+        item = super().item(index, row)
+        for column, text in zip(self.columns, item, strict=True):
+            if not text:
+                raise InvalidInputError(f"The {column.name} of item {index} is empty. Leave the item out.")
+        return item
 
     def sample(self, texts: Sequence[str], like: Any = None) -> tuple[Any, ...]:
         """Return questions about texts, each with its text."""

@@ -115,7 +115,17 @@ class ZeroShotClassification(TextTask):
             raise InvalidInputError(f"candidate_labels has one twice: {shown(labels)}.")
         template = _checked_template(checked["hypothesis_template"] or self.config.hypothesis_template)
         several = bool(checked["multi_label"] or self.config.multi_label)
-        return {"candidate_labels": labels, "hypothesis_template": template, "multi_label": several}
+        return {**checked, "candidate_labels": labels, "hypothesis_template": template, "multi_label": several}
+
+    def check_encoding(self, params: Mapping[str, Any]) -> None:
+        """Make sure that the sentences about labels leave room for a text."""
+        room = self.longest - self.tokenizer.num_special_tokens_to_add(is_pair=True)
+        for label, sentence in zip(params["candidate_labels"], _sentences(params), strict=True):
+            if len(self.tokenizer.encode(sentence, add_special_tokens=False)) >= room:
+                raise InvalidInputError(
+                    f"The sentence about the label {shown(label)} leaves no room for a text: the model takes "
+                    f"{self.longest} tokens. Shorten it."
+                )
 
     def encode(self, items: Sequence[str], params: Mapping[str, Any] | None = None) -> TextEncoded:
         """Tokenize each text with a sentence about each label.
@@ -124,15 +134,8 @@ class ZeroShotClassification(TextTask):
             InvalidInputError: A sentence is too long for the model.
         """
         asked = self.check_params(self.usual) if params is None else params
-        labels = asked["candidate_labels"]
-        sentences = [asked["hypothesis_template"].format(label) for label in labels]
-        room = self.longest - self.tokenizer.num_special_tokens_to_add(is_pair=True)
-        for label, sentence in zip(labels, sentences, strict=True):
-            if len(self.tokenizer.encode(sentence, add_special_tokens=False)) >= room:
-                raise InvalidInputError(
-                    f"The sentence about the label {shown(label)} leaves no room for a text: the model takes "
-                    f"{self.longest} tokens. Shorten it."
-                )
+        self.check_encoding(asked)
+        labels, sentences = asked["candidate_labels"], _sentences(asked)
         pairs = [(text, sentence) for text in items for sentence in sentences]
         spans = [range(begin, begin + len(labels)) for begin in range(0, len(pairs), len(labels))]
         return self.encoded(items, self.tokenized(self.tokenizer, pairs, spans), spans)
@@ -182,6 +185,11 @@ class ZeroShotClassification(TextTask):
                     f"The label {index} ({shown(label)}) is none of those that texts are asked for: "
                     f"{', '.join(known)}. Log the model with labels=[…]."
                 )
+
+
+def _sentences(params: Mapping[str, Any]) -> list[str]:
+    """Return a sentence about each label."""
+    return [params["hypothesis_template"].format(label) for label in params["candidate_labels"]]
 
 
 def _checked_template(template: Any) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.records import to_plain
-from mlflow_tdeploy.core.tasks.fill_mask import FillMask
+from mlflow_tdeploy.core.tasks.fill_mask import FillMask, _highest
 from mlflow_tdeploy.source.resolve import resolve
 from tests.core.tasks.token_models import MODELS, filler
 from tests.served import pipeline_of, texts
@@ -102,3 +103,12 @@ def test_a_tokenizer_without_a_mask_is_refused(minilm_path, tmp_path):
     tokenizer.mask_token = None
     with pytest.raises(InvalidInputError, match="fills masks, and this .* has no mask token"):
         resolve(AutoModelForMaskedLM.from_pretrained(folder), tokenizer=tokenizer)
+
+
+def test_words_that_are_ruled_out_come_once():
+    for keep in (2, 3):
+        places, values = _highest(np.array([-np.inf, 5, -np.inf], np.float32), keep)
+        assert places.tolist() == [1, 0, 2][:keep]
+        assert values.tolist() == [5, -np.inf, -np.inf][:keep]
+    places, _ = _highest(np.arange(100, dtype=np.float32), 5)
+    assert places.tolist() == [99, 98, 97, 96, 95]
