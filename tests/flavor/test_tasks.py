@@ -148,6 +148,21 @@ def test_the_scoring_server_answers_as_the_loader_does(minilm_path, tmp_path, ta
     assert wrong.status_code == 400, wrong.text
 
 
+@pytest.mark.parametrize("write", [asker, entailer])
+def test_items_of_several_texts_are_analyzed(minilm_path, tmp_path, write):
+    source = write("bert", minilm_path, tmp_path / "source")
+    shapes = {"batch": (1, 4, 8), "sequence": (5, 16, 64)}
+    mlflow_tdeploy.save_model(source, tmp_path / "model", precisions=["fp32"], shapes=shapes)
+    quick = {"rounds": 2, "seconds": 0.2, "batches": [1, 2], "variants": ["onnx-fp32"]}
+    model = str(tmp_path / "model")
+    (one,) = mlflow_tdeploy.analyze_model(model, **quick).variants  # with the built-in texts, in pairs
+    assert [each.items for each in one.speed] == [1, 2]
+    if write is asker:
+        data = {"question": ["Who?", "What?"], "context": ["Ann sat.", "It sat."], "label": ["Ann", ["It", "it sat"]]}
+        (one,) = mlflow_tdeploy.analyze_model(model, data, **quick).variants
+        assert {"f1", "exact_match"} <= set(one.quality)
+
+
 def close_to(answer):
     """Return what an answer is, numbers rounded a little differently."""
     if isinstance(answer, list):
