@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from mlflow_tdeploy.core.pipeline import Pipeline
 from mlflow_tdeploy.core.tasks import TASKS, Task
@@ -28,3 +31,12 @@ def task_of(source: Source, folder: Path) -> Task:
 def pipeline_of(source: Source, folder: Path) -> Pipeline:
     """The source's own answers through the code that serves."""
     return Pipeline(task_of(source, folder), source.reference)
+
+
+def close_to(answer: Any) -> Any:
+    """Return what an answer is, numbers rounded a little differently."""
+    if isinstance(answer, list):
+        return [close_to(one) for one in answer]
+    if isinstance(answer, dict):
+        return {name: close_to(one) for name, one in answer.items()}
+    return pytest.approx(answer, abs=1e-4) if isinstance(answer, float) else answer

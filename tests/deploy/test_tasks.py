@@ -8,6 +8,7 @@ from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
 from tests.core.tasks.token_models import asker, entailer, filler, ranker, tagger
+from tests.served import close_to
 
 ASKED = {
     "token-classification": (tagger, ["Alice met Bob.", "so it is"], {"ignore_labels": ["O", "B-ORG"]}),
@@ -25,15 +26,6 @@ ASKED = {
     ),
     "zero-shot-classification": (entailer, ["the cat sat", "it rains"], {"candidate_labels": ["animals", "weather"]}),
 }
-
-
-def close_to(answer):
-    """Return what an answer is, numbers rounded a little differently."""
-    if isinstance(answer, list):
-        return [close_to(one) for one in answer]
-    if isinstance(answer, dict):
-        return {name: close_to(one) for name, one in answer.items()}
-    return pytest.approx(answer, abs=1e-4) if isinstance(answer, float) else answer
 
 
 @pytest.mark.parametrize("task", ASKED)

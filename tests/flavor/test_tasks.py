@@ -13,7 +13,7 @@ import mlflow_tdeploy
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.store.bundle import Bundle
 from tests.core.tasks.token_models import asker, entailer, filler, ranker, tagger
-from tests.served import texts
+from tests.served import close_to, texts
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +161,3 @@ def test_items_of_several_texts_are_analyzed(minilm_path, tmp_path, write):
         data = {"question": ["Who?", "What?"], "context": ["Ann sat.", "It sat."], "label": ["Ann", ["It", "it sat"]]}
         (one,) = mlflow_tdeploy.analyze_model(model, data, **quick).variants
         assert {"f1", "exact_match"} <= set(one.quality)
-
-
-def close_to(answer):
-    """Return what an answer is, numbers rounded a little differently."""
-    if isinstance(answer, list):
-        return [close_to(one) for one in answer]
-    if isinstance(answer, dict):
-        return {name: close_to(one) for name, one in answer.items()}
-    return pytest.approx(answer, abs=1e-4) if isinstance(answer, float) else answer

@@ -6,7 +6,8 @@ One file each. pyfunc, Triton and the benchmarks use that same file; adding a ta
 from __future__ import annotations
 
 from mlflow_tdeploy.core.extension import Registry
-from mlflow_tdeploy.core.tasks._base import ERRORS, AnswerForm, Encoded, Field, Param, Task
+from mlflow_tdeploy.core.tasks._base import Encoded, Task
+from mlflow_tdeploy.core.tasks._forms import ERRORS, AnswerForm, Field, Param
 from mlflow_tdeploy.core.tasks._head import Head, refuse_arguments
 
 TASKS: Registry[type[Task]] = Registry("task", discover="mlflow_tdeploy.core.tasks")

@@ -14,7 +14,8 @@ from tokenizers import Encoding, Tokenizer
 
 from mlflow_tdeploy.core.columns import TEXT, Column, check_alike, raw_rows, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
-from mlflow_tdeploy.core.tasks._base import ERRORS, Encoded, Param, Task
+from mlflow_tdeploy.core.tasks._base import Encoded, Task
+from mlflow_tdeploy.core.tasks._forms import ERRORS, Param
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 _ROW_FILE = "tokenizer.json"
