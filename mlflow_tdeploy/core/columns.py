@@ -319,6 +319,8 @@ def check_alike(items: Sequence[Any], columns: Sequence[Column]) -> None:
     Raises:
         InvalidInputError: It is one.
     """
+    if len(columns) == 1:
+        return
     widths = [1 if isinstance(item, str) else len(item) for item in items]
     if len(set(widths)) > 1:
         most = max(widths)

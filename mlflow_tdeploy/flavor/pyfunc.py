@@ -25,14 +25,15 @@ class PyFuncWrapper:
         """Answer a request.
 
         Args:
-            model_input: Texts (a table of one column, list, Series, array), or tensors by name.
+            model_input: Texts, or what else the task's columns say (a table, records, list, Series, array), or tensors
+                by name.
             params: The task's parameters, ``variant`` and ``runtime`` to force another one for this call, and
                 ``strict`` to have no answer from any but the first choice.
 
         Returns:
-            Sentence embeddings as a float array, labels as a table with the columns ``label`` and ``score`` (lists of
-            records where several labels are asked for), lists of entities, or of fillings,
-            hidden states as nested lists, tensors by name.
+            Sentence embeddings as a float array; labels, or answers, as a table with a column for each of their fields
+            (lists of records where several are asked for); lists of entities, fillings or documents; hidden states as
+            nested lists; tensors by name. None, or a row of None, for what ``errors="null"`` leaves out.
         """
         with mlflow_errors():
             return self._shape(self._model.predict(model_input, params), getattr(model_input, "index", None))

@@ -121,7 +121,8 @@ class Model:
         """Answer a request.
 
         Args:
-            inputs: Texts (string, list, array, Series, one-column table) or, for ``tensors``, name → array.
+            inputs: Texts, or what else the task's columns say (string, list, tuples, records, array, Series, table) or,
+                for ``tensors``, name → array.
             params: The task's parameters; ``variant`` and ``runtime`` force another variant for this call, ``strict``
                 refuses to answer with any but the first choice.
             **keywords: More parameters, by name.

@@ -37,9 +37,9 @@ from mlflow_tdeploy.source._tokenizer import (
 from mlflow_tdeploy.source.base import Source
 
 _log = logging.getLogger("mlflow_tdeploy")
-#: Tokenizer arguments of a pipeline that change nothing here: texts are truncated and padded anyway.
 #: Other names of pipelines, as transformers has them.
 _ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
+#: Tokenizer arguments of a pipeline that change nothing here: texts are truncated and padded anyway.
 _HARMLESS = {"truncation", "padding", "return_tensors", "max_length"}
 
 

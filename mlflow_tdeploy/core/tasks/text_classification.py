@@ -202,12 +202,17 @@ def class_names(config: Mapping[str, Any], width: int, labels: Sequence[str] | N
     """Return the names of a model's classes: those that are given, else those of its config.
 
     Raises:
-        InvalidInputError: There are more or fewer than classes.
+        InvalidInputError: There are more or fewer than classes, or two of them are called alike.
     """
     named = {str(index): name for index, name in (config.get("id2label") or {}).items()}
     names = list(labels) if labels is not None else [str(named.get(str(i), f"LABEL_{i}")) for i in range(width)]
     if len(names) != width:
         raise InvalidInputError(f"labels has {len(names)} names, the model has {width} classes.")
+    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise InvalidInputError(
+            f"The model calls several classes {shown(twice[0])}, so that no answer would tell which is meant. Log it "
+            f"with labels=[…], a name of its own for each of its {width} classes."
+        )
     return names
 
 

@@ -252,3 +252,12 @@ def test_a_sure_classifier_may_have_noisy_logits(share):
     comparison = ScoreComparison("softmax")
     comparison.add({"logits": logits}, {"logits": logits + 0.1 * random.standard_normal((300, 2))}, {})
     assert TextClassification.default_budget.violations(comparison.metrics()) == ()
+
+
+def test_classes_that_are_called_alike_are_refused_unless_they_are_named_anew():
+    config = {"id2label": {0: "yes", 1: "no", 2: "yes"}}
+    with pytest.raises(InvalidInputError, match=r"several classes 'yes'.*labels=.*each of its 3 classes"):
+        TextClassification.settings_of(config, 3, None, {})
+    assert TextClassification.settings_of(config, 3, ["a", "b", "c"], {})["labels"] == ["a", "b", "c"]
+    with pytest.raises(InvalidInputError, match="several classes 'a'"):
+        TextClassification.settings_of({}, 2, ["a", "a"], {})
