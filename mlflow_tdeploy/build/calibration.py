@@ -13,9 +13,10 @@ import numpy as np
 
 from mlflow_tdeploy.build.reference import corner_sizes, never
 from mlflow_tdeploy.build.verify_data import VerifyData
+from mlflow_tdeploy.core.columns import text_columns
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.pipeline import Pipeline
-from mlflow_tdeploy.core.tasks import Task
+from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays
 
 #: Most items, and most elements (tokens, for text) of the batch at the usual sizes.
@@ -107,17 +108,15 @@ class Calibration:
 
     @staticmethod
     def _fitted(task: Task, given: VerifyData) -> VerifyData:
-        if task.input_kind == "text":
-            if not given.texts:
-                raise InvalidInputError("A text task is calibrated on texts, got arrays: calibrate_with=[…].")
+        if task.columns:
             try:
                 given = given.items_of(task)
                 task.encode(task.items(list(given.texts)))
             except InvalidInputError as error:  # drawn by chance, a text would be known by another number
-                raise InvalidInputError(f"Of the texts to calibrate with: {error}") from error
+                raise InvalidInputError(f"Of the {task.input_kind}s to calibrate with: {error}") from error
             return given
         if given.texts:
-            raise InvalidInputError(f"Task '{task.name}' is calibrated on arrays by input name, got texts.")
+            raise InvalidInputError(f"Task '{task.name}' is calibrated on arrays by input name, got other data.")
         return replace(given, requests=tuple(_fitting(task, given)))
 
     def warn_of_few(self) -> None:
@@ -168,7 +167,8 @@ def _read(value: Any, most: int) -> VerifyData:
     if callable(reader := getattr(value, "get_next", None)):
         value = list(itertools.islice(iter(reader, None), most))
     elif (columns := getattr(value, "column_names", None)) is not None:  # of Hugging Face's datasets
-        value = {str(name): value[name] for name in columns} if "text" in columns else list(value)
+        known = text_columns(columns, (task.columns for task in TASKS))
+        value = {str(name): value[name] for name in columns} if known else list(value)
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and not hasattr(value, "__len__"):
         value = list(itertools.islice(value, most))
     if not isinstance(value, Mapping) and hasattr(value, "__len__") and len(value) == 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mlflow_tdeploy.build.verify_data import VerifyData
 from mlflow_tdeploy.core.batching import DEFAULT_TOKEN_BUDGET
 from mlflow_tdeploy.core.errors import InvalidInputError
@@ -22,8 +24,8 @@ _MIXED = (0.1, 0.35, 0.6, 0.85)
 def golden_requests(task: Task, data: VerifyData, reference: Infer) -> tuple[GoldenRequest, ...]:
     """Pick requests and let the reference answer them.
 
-    Text tasks: the shortest, a medium, a long text alone, and a batch of mixed lengths. ``tensors``: the first
-    requests that are small enough to be stored.
+    Text tasks: the shortest, a medium, a long text alone, and a batch of mixed lengths. Image tasks: two small images.
+    ``tensors``: the first requests that are small enough to be stored.
 
     Args:
         task: The task.
@@ -45,11 +47,13 @@ def _request(task: Task, inputs: Any, reference: Infer) -> GoldenRequest:
 
 
 def golden_texts(task: Task, data: VerifyData) -> list[list[Any]]:
-    """Return the items of each golden request of a text task: as many as fit into one run of the graph.
+    """Return the items of each golden request of a task of items: as many as fit into one run of the graph.
 
     Raises:
         InvalidInputError: No item does.
     """
+    if task.input_kind == "image":
+        return _small_images(data)
     encoded = task.encode(task.items(list(data.texts)))
     lengths = [sum(encoded.lengths[row] for row in span) for span in encoded.by_item]
     fitting = [index for index, span in enumerate(encoded.by_item) if len(span) <= task.max_batch]
@@ -67,6 +71,12 @@ def golden_texts(task: Task, data: VerifyData) -> list[list[Any]]:
         if sum(len(encoded.by_item[one]) for one in (*mixed, index)) <= task.max_batch:
             mixed.append(index)
     return [*([one] for one in dict.fromkeys(places)), *([[data.texts[one] for one in mixed]] if task.pads else [])]
+
+
+def _small_images(data: VerifyData) -> list[list[Any]]:
+    """Return the smallest image, alone and beside the next larger one: to the model all are of one size."""
+    small = sorted(data.texts, key=lambda image: image.nbytes if isinstance(image, np.ndarray) else len(image))[:2]
+    return [small[:1], small] if len(small) > 1 else [small]
 
 
 def _pick_arrays(data: VerifyData) -> list[Arrays]:

@@ -16,6 +16,7 @@ import numpy as np
 from mlflow_tdeploy.core.columns import records_of, text_columns
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import DataRecord
+from mlflow_tdeploy.core.images import is_image, made_up_image
 from mlflow_tdeploy.core.tasks import TASKS, Task
 from mlflow_tdeploy.core.tensors import Arrays, At
 
@@ -25,16 +26,19 @@ _ANSWERS = "answers"
 _log = logging.getLogger("mlflow_tdeploy")
 
 #: Fewer texts than these are joined by built-in ones: a variant that is far off on few texts of many shall be found.
-_FEWEST = 200
-_DEFAULT, _GENERATED = "default", "generated from the signature"
+#: An image costs as much as a long text.
+_FEWEST = {"text": 200, "image": 64}
+_DEFAULT, _GENERATED, _PICTURES = "default", "generated from the signature", "made-up pictures"
+#: Least and most height and width of those.
+_SIDES = (32, 480)
 #: Of requests that are made up: so many of each kind.
 _SEEDS = (7, 8, 9)
 _GLOSSES = "glosses.txt"
 #: How many of them are used, taken evenly over the file, which holds short and long ones.
 _TEXTS = 256
 _FORMS = (
-    "Pass a list of texts, or of pairs of them where the task reads such; a table or mapping with 'text', or what else "
-    "the task reads, and optionally 'label'; or, for task 'tensors', a list of mappings from input name to array."
+    "Pass a list of texts or images, or of pairs where the task reads such; a table or mapping with 'text', or what "
+    "else the task reads, and optionally 'label'; or, for task 'tensors', a list of mappings from input name to array."
 )
 
 
@@ -43,7 +47,8 @@ class VerifyData:
     """Items that every variant answers, as the reference did.
 
     Attributes:
-        texts: For text tasks: texts, or what the task's columns hold; records of these until it is known which task.
+        texts: For tasks of items: texts or images, or what the task's columns hold; records of these until it is known
+            which task.
         requests: For ``tensors``: one name → array mapping per request.
         labels: The right answer per item, or None; items that were only added to have enough come last and have none.
         name: Where the data is from, for people.
@@ -64,8 +69,8 @@ class VerifyData:
         """Make verification data from what a user passes.
 
         Args:
-            value: None (256 WordNet definitions, or arrays generated from the signature), a list of texts, a
-                DataFrame or mapping with texts and optional labels, or a list of name → array mappings.
+            value: None (256 WordNet definitions, pictures or arrays that are made up), a list of texts or images, a
+                DataFrame or mapping with such and optional labels, or a list of name → array mappings.
             name: Where it is from.
 
         Raises:
@@ -78,7 +83,7 @@ class VerifyData:
         if hasattr(value, "columns") or isinstance(value, Mapping):
             return _of_table(value, name)
         if hasattr(value, "tolist") and not isinstance(value, (str, bytes)):  # a Series or an array
-            value = value.tolist()
+            value = list(value) if getattr(value, "ndim", 1) == 4 else value.tolist()  # of the first, each is an image
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             raise InvalidInputError(f"Data cannot be of type {type(value).__name__}. {_FORMS}")
         if value and all(isinstance(item, Mapping) for item in value):
@@ -98,32 +103,49 @@ class VerifyData:
         Raises:
             InvalidInputError: The data does not fit the task or the signature.
         """
-        data = self._for_texts(task) if task.input_kind == "text" else self._for_tensors(task, examples)
+        data = self._for_items(task) if task.columns else self._for_tensors(task, examples)
         if data.labels is not None:
             task.check_labels(data.labels, data.texts)
         return data
 
     def items_of(self, task: Task) -> VerifyData:
-        """Return the data with texts as the task's items.
+        """Return the data as the task's items.
 
         Raises:
-            InvalidInputError: They are none that the task reads.
+            InvalidInputError: It is none that the task reads.
         """
+        if self.requests and task.input_kind == "image":  # arrays may be images, which only the task knows
+            return self._of_pixels(task)
+        if not self.texts:
+            raise InvalidInputError(f"A task of {task.input_kind}s takes such, got arrays. {_FORMS}")
         return replace(self, texts=_items(task, self.texts))
 
-    def _for_texts(self, task: Task) -> VerifyData:
-        if self.name == _DEFAULT and not self.texts:
-            return replace(self, texts=_items(task, task.sample(default_texts())), name="WordNet definitions")
-        if not self.texts:
-            raise InvalidInputError(f"A text task is verified on texts, got arrays. {_FORMS}")
-        given = _items(task, self.texts)
-        if len(given) >= _FEWEST:
-            return replace(self, texts=given)
-        built_in = _items(task, task.sample(default_texts(), given[0]))
-        more = tuple(one for one in built_in if one not in given)[: _FEWEST - len(given)]
-        unlabelled = " without labels" if self.labels is not None else ""
-        name = f"{self.name} and {len(more)} WordNet definitions{unlabelled}"
-        return replace(self, texts=(*given, *more), name=name)
+    def _of_pixels(self, task: Task) -> VerifyData:
+        """Return arrays by name as images: records of one each, or a column of them all, with labels or without."""
+        images: list[Any] = []
+        labels: list[Any] = []
+        for request in self.requests:
+            label = next((request[key] for key in _LABEL_KEYS if key in request), None)
+            found = task.items({name: array for name, array in request.items() if name not in _LABEL_KEYS})
+            images += found
+            labels += [] if label is None else np.asarray(label).reshape(-1).tolist()
+        if labels and len(labels) != len(images):
+            raise _uneven(len(images), labels)
+        return replace(self, texts=tuple(images), requests=(), labels=tuple(map(_plain, labels)) or None)
+
+    def _for_items(self, task: Task) -> VerifyData:
+        if self.name == _DEFAULT and not self.items:
+            return _built_in(task)
+        given = self.items_of(task)
+        built_in, fewest = _built_in(task, given.texts[0]), _FEWEST[task.input_kind]
+        if len(given.texts) >= fewest:
+            return given
+        more = [one for one in built_in.texts if not isinstance(one, (str, tuple)) or one not in given.texts]
+        more = more[: fewest - len(given.texts)]
+        unlabelled = " without labels" if given.labels is not None else ""
+        return replace(
+            given, texts=(*given.texts, *more), name=f"{self.name} and {len(more)} {built_in.name}{unlabelled}"
+        )
 
     def _for_tensors(self, task: Task, examples: Sequence[Arrays]) -> VerifyData:
         if self.texts:
@@ -144,17 +166,17 @@ class VerifyData:
     @property
     def real(self) -> Sequence[Any] | None:
         """What somebody gave, to fill shapes with that nobody gave; None where all is made up."""
-        return None if self.name == _GENERATED else self.items
+        return None if self.name in (_GENERATED, _PICTURES) else self.items
 
     @property
     def items(self) -> Sequence[Any]:
-        """Texts, or name → array mappings."""
+        """Texts or images, or name → array mappings."""
         return self.texts or self.requests
 
     @property
     def sha256(self) -> str:
         """Digest of items and labels: equal for equal data, whatever it is called."""
-        digest = hashlib.sha256(json.dumps([self.texts, self.labels], default=str, ensure_ascii=True).encode())
+        digest = hashlib.sha256(json.dumps([self.texts, self.labels], default=_digest, ensure_ascii=True).encode())
         for request in self.requests:
             for name in sorted(request):
                 array = np.ascontiguousarray(request[name])
@@ -175,6 +197,27 @@ def default_texts() -> tuple[str, ...]:
     return tuple(lines[index * len(lines) // _TEXTS] for index in range(_TEXTS))
 
 
+def _built_in(task: Task, like: Any = None) -> VerifyData:
+    """Return what a task of items is verified on when nothing is given.
+
+    Args:
+        task: The task.
+        like: An item that it shall be like.
+    """
+    if task.input_kind == "image":
+        sizes = np.random.default_rng(0).integers(*_SIDES, (_FEWEST["image"], 2))
+        images = (made_up_image(seed, height, width) for seed, (height, width) in enumerate(sizes.tolist()))
+        return VerifyData(texts=tuple(images), name=_PICTURES)
+    return VerifyData(texts=_items(task, task.sample(default_texts(), like)), name="WordNet definitions")
+
+
+def _digest(value: Any) -> str:
+    """Return what stands for a value that JSON does not know: images, by their content."""
+    if isinstance(value, np.ndarray):
+        return f"{value.shape}{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
 def _of_table(value: Any, name: str) -> VerifyData:
     columns = [str(column) for column in (value.columns if hasattr(value, "columns") else value)]
     keys = text_columns(columns, (task.columns for task in TASKS))
@@ -184,7 +227,7 @@ def _of_table(value: Any, name: str) -> VerifyData:
     if not keys:
         if isinstance(value, Mapping) and value:
             return VerifyData(requests=(_arrays(value),), name=name)
-        raise InvalidInputError(f"The verification table has no column of texts, only {columns}. {_FORMS}")
+        raise InvalidInputError(f"The verification table has no column of texts or images, only {columns}. {_FORMS}")
     labels = None if label_key is None else tuple(_plain(label) for label in _listed(value[label_key]))
     table = {name: _listed(value[key]) for name, key in keys.items()}
     if len({len(one) for one in table.values()}) > 1:
@@ -212,7 +255,9 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _is_record(item: Mapping[Any, Any]) -> bool:
-    """Tell whether a mapping holds a text, or a list of them: an array of texts is an input of a graph."""
+    """Tell whether a mapping holds an image, a text, or a list of these: an array of texts is an input of a graph."""
+    if any(is_image(one) and not isinstance(one, np.ndarray) for one in item.values()):
+        return True
     values = (one.item() if isinstance(one, np.ndarray) and one.ndim == 0 else one for one in item.values())
     return any(isinstance(one, str) or (isinstance(one, list) and one and isinstance(one[0], str)) for one in values)
 
@@ -233,7 +278,7 @@ def _items(task: Task, texts: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
         InvalidInputError: It is none that the task reads.
     """
-    if len(task.columns) == 1 and all(isinstance(text, str) for text in texts):
+    if task.input_kind == "text" and len(task.columns) == 1 and all(isinstance(text, str) for text in texts):
         return tuple(texts)
     try:
         return tuple(task.items(list(texts)))
@@ -242,12 +287,12 @@ def _items(task: Task, texts: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _texts(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Return texts, pairs or records; which of them the task reads is checked when it is known."""
+    """Return texts, images, pairs or records; which of them the task reads is checked when it is known."""
     if not values:
         raise InvalidInputError("The data is empty: give at least one item, or None for the default.")
     for index, text in enumerate(values):
-        if not isinstance(text, (str, list, tuple, Mapping)):
-            raise InvalidInputError(f"The data's text {index} must be a string, got {type(text).__name__}.")
+        if not is_image(text) and not isinstance(text, (list, tuple, Mapping)):
+            raise InvalidInputError(f"The data's item {index} must be a text or an image, got {type(text).__name__}.")
     return tuple(values)
 
 

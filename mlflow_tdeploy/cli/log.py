@@ -14,7 +14,8 @@ from mlflow_tdeploy.cli._common import FILE, ShapeRange, clean_errors, data_of, 
 @click.argument("source")
 @click.option(
     "--task",
-    help="text-classification, token-classification, fill-mask, sentence-embedding, feature-extraction or tensors.",
+    help="As transformers' pipelines are called, such as text-classification or image-classification; "
+    "sentence-embedding; or tensors. Told from SOURCE where that says it.",
 )
 @click.option("--name", default="model", show_default=True, help="Name of the logged model.")
 @click.option("--register", help="Register under this name.")
@@ -35,6 +36,7 @@ from mlflow_tdeploy.cli._common import FILE, ShapeRange, clean_errors, data_of, 
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long a recipe looks; 15 by default.")
 @click.option("--trials", type=click.IntRange(min=1), help="After so many graphs, a recipe looks no further.")
 @click.option("--tokenizer", type=click.Path(exists=True, file_okay=False), help="Its folder, where SOURCE has none.")
+@click.option("--image-processor", type=click.Path(exists=True, file_okay=False), help="As --tokenizer, of images.")
 @click.option("--label", "labels", multiple=True, help="Name of a class; several times, in class order.")
 @click.option("--revision", help="Commit of the hub repository; a private one is read with HF_TOKEN.")
 def log(source: str, out: Path | None, register: str | None, alias: str | None, name: str, **given: Any) -> None:

@@ -1,32 +1,35 @@
-"""Requests of texts, in whatever container they come: which columns a task reads, and one item for each row."""
+"""Requests of texts or images, in whatever container they come: a task's columns, and one item for each row."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.images import is_image, read_image
 from mlflow_tdeploy.core.tensors import Array
 
 
 @dataclass(frozen=True)
 class Column:
-    """One text of each item.
+    """One text, or image, of each item.
 
     Attributes:
         name: Its key in records, its column in tables, its tensor on a server.
         others: Other keys under which it is recognized.
         optional: Whether a request may do without; only the last ones are.
         many: Whether it is a list of texts.
+        kind: What it is of. Images are what :func:`mlflow_tdeploy.core.images.read_image` returns.
     """
 
     name: str
     others: tuple[str, ...] = ()
     optional: bool = False
     many: bool = False
+    kind: Literal["text", "image"] = "text"
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -38,8 +41,10 @@ class Column:
 TEXT = Column("text", ("texts", "inputs", "sentence", "sentences", "sentence1", "premise"))
 #: A second one beside it.
 TEXT_PAIR = Column("text_pair", ("sentence2", "hypothesis"), optional=True)
-#: A text, or what several columns of a task hold.
-Item = str | tuple[Any, ...]
+#: An image.
+IMAGE = Column("image", ("images", "inputs", "img"), kind="image")
+#: A text or an image, or what several columns of a task hold.
+Item = str | bytes | Array | tuple[Any, ...]
 
 
 def read_items(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[Any]:
@@ -51,7 +56,8 @@ def read_items(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[
         who: The task, for messages.
 
     Returns:
-        A text for each item that has one column, else a tuple of what its columns hold: texts, or lists of them.
+        A text or an image for each item that has one column, else a tuple of what its columns hold: these, or lists of
+        texts.
 
     Raises:
         InvalidInputError: There are none, or one cannot be used; names its position.
@@ -65,7 +71,7 @@ def read_items(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[
 
 
 def raw_rows(inputs: Any, columns: Sequence[Column], who: str = "it", *, lenient: bool = False) -> list[Any]:
-    """Return the items of a request before anybody has looked whether they are texts, see :func:`checked_row`.
+    """Return the items of a request before anybody has looked whether they can be used, see :func:`checked_row`.
 
     Args:
         inputs: What a user passes.
@@ -110,10 +116,16 @@ def records_of(table: Mapping[str, Sequence[Any]]) -> list[Any]:
 
 
 def texts_in(item: Item) -> list[str]:
-    """Return the texts of an item, as a task's ``items`` returns it, one after the other."""
-    if isinstance(item, str):
-        return [item]
-    return [text for part in item for text in ([part] if isinstance(part, str) else part)]
+    """Return the texts of an item, as a task's ``items`` returns it, one after the other; none of an image."""
+    if not isinstance(item, tuple):
+        return [item] if isinstance(item, str) else []
+    parts = [part for part in item if isinstance(part, (str, tuple))]
+    return [text for part in parts for text in ([part] if isinstance(part, str) else part)]
+
+
+def width_of(item: Item) -> int:
+    """Return how many columns an item has."""
+    return len(item) if isinstance(item, tuple) else 1
 
 
 def _needed(columns: Sequence[Column]) -> list[Column]:
@@ -140,13 +152,14 @@ class _Reader:
         return len(_needed(self.columns)) == 1 and not self.columns[0].many
 
     def rows(self, inputs: Any) -> list[Any]:
-        """Return the values of a request; whether they are texts is checked later."""
-        if isinstance(inputs, str):
+        """Return the values of a request; whether they can be used is checked later."""
+        if isinstance(inputs, str) or (self._alone and _is_one(inputs, self.columns[0])):
             return [inputs]
         if hasattr(inputs, "columns") and hasattr(inputs, "to_numpy"):  # a DataFrame: core has no pandas
             keys = self._keys(list(inputs.columns))
             if len(keys) == len(inputs.columns) == 1 and self._alone:  # no Series on the way
-                return self._wrapped(self._values(inputs.to_numpy(), single=True))
+                cells = inputs.to_numpy(dtype=object) if self._reads_images else inputs.to_numpy()
+                return self._wrapped(self._values(cells, self.columns[0]))
             return self._of_columns({key: list(inputs[key]) for key in keys}, table=True)
         if isinstance(inputs, Mapping):
             return self._of_columns({key: inputs[key] for key in self._keys(list(inputs))})
@@ -155,12 +168,13 @@ class _Reader:
     def _of_columns(self, given: Mapping[Any, Any], *, table: bool = False) -> list[Any]:
         """Return the rows of some columns, in order; besides in a table, one value is every row's."""
         if len(given) == 1 and self._alone:
-            return self._wrapped(self._values(_plain(next(iter(given.values()))), single=True))
+            return self._wrapped(self._values(_plain(next(iter(given.values())), self.columns[0]), self.columns[0]))
         values, lone = [], []
         for column, value in zip(self.columns, given.values(), strict=False):
             only = not table and _is_one(value, column)
             lone.append(only)
-            values.append([_plain(value)] if only else self._values(_plain(value), single=True))
+            plain = _plain(value, column)
+            values.append([plain] if only else self._values(plain, column))
         counts = {len(one) for one, only in zip(values, lone, strict=True) if not only}
         if len(counts) > 1:
             told = ", ".join(f"{len(one)} of {key}" for key, one in zip(given, values, strict=True))
@@ -172,35 +186,48 @@ class _Reader:
         """Return the values of the only column that is there as rows: a tuple among them is no row."""
         return values if len(self.columns) == 1 else [(value,) for value in values]
 
-    def _values(self, inputs: Any, *, single: bool = False) -> list[Any]:
+    def _values(self, inputs: Any, column: Column | None = None) -> list[Any]:
         """Return the values of a column or of a sequence.
 
         Args:
             inputs: The column or sequence.
-            single: Whether it is a column: its values are no records and no pairs.
+            column: Which column it is: its values are no records and no pairs. None for a sequence of items.
         """
-        if isinstance(inputs, str):
+        if isinstance(inputs, str) or (column is not None and column.kind == "image" and is_image(inputs)):
             return [inputs]
         if isinstance(inputs, (bytes, bytearray)):
             raise InvalidInputError(_not_a_text("Text", 0, inputs))
         if isinstance(inputs, np.ndarray):
-            return self._of_array(inputs, single=single)
+            return self._of_array(inputs, column)
         values = inputs.tolist() if hasattr(inputs, "tolist") else inputs  # a Series
         if not isinstance(values, (list, tuple)):
+            what, one = ("images", "an image") if self._reads_images else ("texts", "a string")
             raise InvalidInputError(
-                f"Cannot read texts from {type(inputs).__name__}: pass a string, a list of strings or a table."
+                f"Cannot read {what} from {type(inputs).__name__}: pass {one}, a list of such or a table."
             )
-        return list(values) if single else [self._of_element(value) for value in values]
+        return list(values) if column is not None else [self._of_element(value) for value in values]
 
-    def _of_array(self, array: Array, *, single: bool = False) -> list[Any]:
+    @property
+    def _reads_images(self) -> bool:
+        return self.columns[0].kind == "image"
+
+    def _of_array(self, array: Array, column: Column | None) -> list[Any]:
+        if self._reads_images and array.dtype.kind in "biuf":
+            if array.ndim != 4:
+                raise InvalidInputError(
+                    f"Cannot read images from an array of shape {array.shape}: pass (height, width, channels), or "
+                    f"(images, height, width, channels)."
+                )
+            return list(array)
+        single = column is not None
         width = array.shape[1] if array.ndim == 2 else 1
         if array.ndim <= 1 or array.size == array.shape[0]:
             values = list(array.reshape(-1).tolist())
             return values if single else [self._of_element(value) for value in values]
         if single or array.ndim > 2 or not self._fits(width):
             raise InvalidInputError(
-                f"Cannot read texts from an array of shape {array.shape}: pass one text per row, in one dimension or "
-                f"one column.{self._pairs()}"
+                f"Cannot read {self.columns[0].kind}s from an array of shape {array.shape}: pass one a row, in one "
+                f"dimension or one column.{self._pairs()}"
             )
         return [tuple(row) for row in array.tolist()]
 
@@ -214,13 +241,14 @@ class _Reader:
 
     def _of_any_element(self, value: Any) -> Any:
         """Return what an element of a sequence holds: a text, a record of columns, or their values in order."""
-        if isinstance(value, Mapping):
-            return tuple(_plain(value[key]) for key in self._keys(list(value)))
+        if isinstance(value, Mapping) and not (self._reads_images and is_image(value)):
+            keys = self._keys(list(value))
+            return tuple(_plain(value[key], column) for key, column in zip(keys, self.columns, strict=False))
         if len(self.columns) == 1:
             return (value,) if isinstance(value, tuple) else value
-        value = _plain(value)
+        value = _plain(value, self.columns[0])
         if isinstance(value, (list, tuple)) and self._fits(len(value)):
-            return tuple(_plain(one) for one in value)
+            return tuple(_plain(one, column) for one, column in zip(value, self.columns, strict=False))
         if isinstance(value, (list, tuple)):
             order = ", ".join(one.name for one in self.columns)
             raise InvalidInputError(f"Cannot read {shown(value)} as an item, which has, in order: {order}.")
@@ -253,8 +281,10 @@ class _Reader:
 
     def _untold(self, keys: list[Any]) -> str:
         if self._alone:
+            name, kind = self.columns[0].name, self.columns[0].kind
             return (
-                f"Cannot tell which column holds the texts: got {shown(keys, 200)}. Pass one column, or name it 'text'."
+                f"Cannot tell which column holds the {kind}s: got {shown(keys, 200)}. Pass one column, or name it "
+                f"'{name}'."
             )
         needed = " and ".join(f"'{one.name}'" for one in _needed(self.columns))
         return f"Cannot tell which columns hold what {self.who} reads: got {shown(keys, 200)}. It needs {needed}."
@@ -262,24 +292,30 @@ class _Reader:
     def _pairs(self) -> str:
         if len(self.columns) > 1:
             return f" Columns in order: {', '.join(one.name for one in self.columns)}."
+        if self._reads_images:
+            return ""
         return f" {self.who[:1].upper()}{self.who[1:]} reads no pairs of texts."
 
 
 def _is_one(value: Any, column: Column) -> bool:
     """Tell whether a value is one item's, and not a sequence of several items' values."""
+    if column.kind == "image":
+        return is_image(_plain(value, column))
     if not column.many:
-        return isinstance(_plain(value), str)
-    values = _plain(value)
+        return isinstance(_plain(value, column), str)
+    values = _plain(value, column)
     return isinstance(values, (list, tuple)) and bool(values) and all(isinstance(one, str) for one in values)
 
 
-def _plain(value: Any) -> Any:
-    """Return a value without numpy's arrays: MLflow's server makes arrays of the values of records."""
-    return value.tolist() if isinstance(value, np.ndarray) else value
+def _plain(value: Any, column: Column) -> Any:
+    """Return a value without numpy's arrays, but those of pixels: MLflow's server makes arrays of records' values."""
+    if not isinstance(value, np.ndarray) or (column.kind == "image" and value.dtype.kind in "biuf"):
+        return value
+    return value.tolist()
 
 
 def checked_row(index: int, row: Any, columns: Sequence[Column]) -> Any:
-    """Return an item whose values are texts, or lists of texts where a column is of such.
+    """Return an item whose values are texts or images, or lists of texts where a column is of such.
 
     Args:
         index: Its place in the request, for messages.
@@ -294,13 +330,17 @@ def checked_row(index: int, row: Any, columns: Sequence[Column]) -> Any:
         needed = " and ".join(f"'{one.name}'" for one in _needed(columns))
         raise InvalidInputError(f"Item {index} must have {needed}, got {shown(row)}.")
     found = [_value(index, value, column) for value, column in zip(values, columns, strict=False)]
-    return found[0] if len(found) == 1 and isinstance(found[0], str) else tuple(found)
+    return found[0] if len(found) == 1 and not isinstance(found[0], tuple) else tuple(found)
 
 
 def _value(index: int, value: Any, column: Column) -> Any:
     title = _title(column)
+    if column.kind == "image":
+        if _is_missing(value):
+            raise InvalidInputError(_missing(title, index, value))
+        return read_image(title, index, value)
     if column.many or (isinstance(value, np.ndarray) and value.ndim == 0):
-        value = _plain(value)
+        value = _plain(value, column)
     if not column.many:
         if not isinstance(value, str):
             raise InvalidInputError(_not_a_text(title, index, value))
@@ -321,7 +361,7 @@ def check_alike(items: Sequence[Any], columns: Sequence[Column]) -> None:
     """
     if len(columns) == 1:
         return
-    widths = [1 if isinstance(item, str) else len(item) for item in items]
+    widths = [width_of(item) for item in items]
     if len(set(widths)) > 1:
         most = max(widths)
         lacking, whole = next(index for index, width in enumerate(widths) if width < most), widths.index(most)
@@ -337,10 +377,14 @@ def _title(column: Column) -> str:
 
 def _not_a_text(title: str, index: int, value: Any) -> str:
     if _is_missing(value):
-        return f"{title} {index} is missing ({shown(value)}). Fill or drop missing values first."
+        return _missing(title, index, value)
     if isinstance(value, (bytes, bytearray)):
         return f"{title} {index} is bytes. Decode it first, for example with .decode('utf-8')."
     return f"{title} {index} must be a string, got {type(value).__name__} ({shown(value)})."
+
+
+def _missing(title: str, index: int, value: Any) -> str:
+    return f"{title} {index} is missing ({shown(value)}). Fill or drop missing values first."
 
 
 def _is_missing(value: Any) -> bool:

@@ -89,7 +89,7 @@ class Desk:
 
     def _feeds(self, ask: Ask) -> Arrays:
         self._task.check_params(ask.params)
-        if self._task.input_kind != "text":
+        if not self._task.columns:
             feeds: Arrays = self._task.items(dict(ask.arrays))[0]
             return feeds
         self._task.signature.bind(ask.arrays)

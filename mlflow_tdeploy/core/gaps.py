@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow_tdeploy.core.columns import Column, checked_row, raw_rows, texts_in
+from mlflow_tdeploy.core.columns import Column, checked_row, raw_rows, texts_in, width_of
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import ERRORS, Task
 
@@ -104,13 +104,9 @@ def _one_by_one(rows: Sequence[Any], read: Callable[[int, Any], Any]) -> Usable:
             found[place] = read(place, row)
         except InvalidInputError:
             continue
-    usual = _usual(_width(item) for item in found.values())  # others have lost a side, or have one too many
-    whole = {place: item for place, item in found.items() if _width(item) == usual}
+    usual = _usual(width_of(item) for item in found.values())  # others have lost a side, or have one too many
+    whole = {place: item for place, item in found.items() if width_of(item) == usual}
     return Usable(list(whole.values()), list(whole), len(rows))
-
-
-def _width(item: Any) -> int:
-    return 1 if isinstance(item, str) else len(item)
 
 
 def _usual(widths: Iterable[int]) -> int:

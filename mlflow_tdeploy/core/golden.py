@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow_tdeploy.core.pipeline import Infer
     from mlflow_tdeploy.core.tasks import Task
 
-_KEY = "$array"
+_KEY, _BYTES = "$array", "$bytes"
 #: What the readers of JSON, zip, deflate and the array format raise on damaged content.
 _DAMAGED = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, RuntimeError),
@@ -37,7 +37,7 @@ class GoldenRequest:
     """One request and the reference's answers to it.
 
     Attributes:
-        inputs: What ``predict`` takes: texts, or a name → array mapping for ``tensors``.
+        inputs: What ``predict`` takes: texts or images, or a name → array mapping for ``tensors``.
         feeds: The graph's input arrays for it (one batch).
         outputs: The reference's output arrays for ``feeds``.
         answer: What ``predict`` returned for the reference.
@@ -108,6 +108,10 @@ def _flatten(value: Any, arrays: Arrays) -> Any:
         key = f"a{len(arrays)}"
         arrays[key] = value
         return {_KEY: key, "dtype": str(value.dtype)}
+    if isinstance(value, bytes):  # an image's file
+        key = f"a{len(arrays)}"
+        arrays[key] = np.frombuffer(value, np.uint8)
+        return {_BYTES: key}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -123,6 +127,8 @@ def _restore(value: Any, arrays: Arrays) -> Any:
             array: Array = arrays[value[_KEY]]
             # .npz stores a type that numpy itself lacks, such as bfloat16, as raw bytes
             return array.view(numpy_dtype(value["dtype"])) if array.dtype.kind == "V" else array
+        if _BYTES in value:
+            return arrays[value[_BYTES]].tobytes()
         return {key: _restore(item, arrays) for key, item in value.items()}
     if isinstance(value, list):
         return [_restore(item, arrays) for item in value]

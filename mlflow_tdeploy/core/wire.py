@@ -11,12 +11,13 @@ import numpy as np
 
 from mlflow_tdeploy.core.columns import TEXT, Column
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
+from mlflow_tdeploy.core.images import as_file
 from mlflow_tdeploy.core.tasks import AnswerForm, Task
 from mlflow_tdeploy.core.tensors import Array, Arrays, Signature, numpy_dtype
 
 #: The output that holds a whole answer as JSON.
 ANSWER = "answer"
-#: The dtype of texts, besides those of :data:`mlflow_tdeploy.core.tensors.DTYPES`.
+#: The dtype of texts and of files' bytes, besides those of :data:`mlflow_tdeploy.core.tensors.DTYPES`.
 STRING = "string"
 _COLUMNS = {"string": STRING, "double": "float64", "long": "int64", "boolean": "bool"}
 
@@ -59,15 +60,15 @@ def answer_parts(task: Task) -> tuple[Part, ...]:
 
 
 def asked_of(columns: Sequence[Column], items: Sequence[Any]) -> Arrays:
-    """Return items of texts as tensors, one for each column that they have; a list of texts is JSON.
+    """Return items as tensors, one for each column that they have; a list of texts is JSON, an image a file's bytes.
 
     Raises:
         InvalidInputError: A text is no valid Unicode.
     """
-    rows = [(item,) if isinstance(item, str) else item for item in items]
+    rows = [item if isinstance(item, tuple) else (item,) for item in items]
     found = {}
     for column, values in zip(columns, zip(*rows, strict=True), strict=False):
-        found[column.name] = rows_of([json.dumps(one, ensure_ascii=False) for one in values] if column.many else values)
+        found[column.name] = _sent(column, values)
     return found
 
 
@@ -79,6 +80,10 @@ def asked_in(columns: Sequence[Column], arrays: Arrays, *, lenient: bool = False
         arrays: The tensors.
         lenient: Whether a row that is no text, or no list of such, is None, and no error.
 
+    Returns:
+        A text, or a file's bytes, for each item that has one column, else a tuple of what its columns hold. Nothing was
+        looked at within.
+
     Raises:
         InvalidInputError: A tensor is missing or has more rows than another, a text is no UTF-8, there is more than
             one in a row, or a list is no JSON.
@@ -86,11 +91,29 @@ def asked_in(columns: Sequence[Column], arrays: Arrays, *, lenient: bool = False
     given = [column for column in columns if column.name in arrays]
     if lacking := [one.name for one in columns if not one.optional and one not in given]:
         raise InvalidInputError(f"The request has {', '.join(arrays)}, and no '{lacking[0]}'.")
-    values = [texts_of(arrays[one.name], one.name, many=one.many, lenient=lenient) for one in given]
+    values = [_received(one, arrays[one.name], lenient=lenient) for one in given]
     if len(set(map(len, values))) > 1:
         told = ", ".join(f"{len(some)} of '{one.name}'" for one, some in zip(given, values, strict=True))
         raise InvalidInputError(f"The request's tensors have different numbers of rows: {told}.")
     return values[0] if len(given) == 1 else list(zip(*values, strict=True))
+
+
+def _sent(column: Column, values: Sequence[Any]) -> Array:
+    if column.kind == "image":
+        return _rows([as_file(one) for one in values])
+    return rows_of([json.dumps(one, ensure_ascii=False) for one in values] if column.many else values)
+
+
+def _received(column: Column, array: Array, *, lenient: bool) -> list[Any]:
+    if column.kind == "text":
+        return texts_of(array, column.name, many=column.many, lenient=lenient)
+    _check_rows(array, column.name, column.kind)
+    return [one if isinstance(one, (bytes, str)) else None for one in array.reshape(-1)]
+
+
+def _check_rows(array: Array, name: str, kind: str) -> None:
+    if array.ndim > 1 and array.size != len(array):
+        raise InvalidInputError(f"'{name}' holds one {kind} per row, got shape {array.shape}.")
 
 
 def texts_of(array: Array, name: str = TEXT.name, *, many: bool = False, lenient: bool = False) -> list[Any]:
@@ -105,8 +128,7 @@ def texts_of(array: Array, name: str = TEXT.name, *, many: bool = False, lenient
     Raises:
         InvalidInputError: One is no UTF-8, there is more than one in a row, or a list is no JSON.
     """
-    if array.ndim > 1 and array.size != len(array):
-        raise InvalidInputError(f"'{name}' holds one text per row, got shape {array.shape}.")
+    _check_rows(array, name, "text")
     found: list[Any] = []
     for index, value in enumerate(array.reshape(-1)):
         try:
@@ -145,9 +167,13 @@ def rows_of(texts: Sequence[str]) -> Array:
         InvalidInputError: One is no valid Unicode.
     """
     try:
-        return np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
+        return _rows([text.encode() for text in texts])
     except UnicodeEncodeError as error:
         raise InvalidInputError(f"A text is no valid Unicode and cannot be sent: {error}.") from error
+
+
+def _rows(values: Sequence[bytes]) -> Array:
+    return np.array(values, dtype=object).reshape(-1, 1)
 
 
 def sent(arrays: Arrays, dtypes: Mapping[str, str], *, batched: bool) -> Arrays:

@@ -144,15 +144,17 @@ def _asked(
 def _readable(name: str, columns: Sequence[Column], inputs: Any, params: Mapping[str, Any] | None) -> Usable:
     """Return what can be sent of a request."""
     who = f"'{name}'"
+    if all(column.kind == "text" for column in columns):
+        inputs = _decoded(inputs)
     if leaves_gaps(params):
-        return readable(columns, _decoded(inputs), who)
-    items = read_items(_decoded(inputs), columns, who)
+        return readable(columns, inputs, who)
+    items = read_items(inputs, columns, who)
     return Usable(items, None, len(items))
 
 
 def _columns(own: Mapping[str, str]) -> tuple[Column, ...]:
-    """Return the texts that a deployment reads; none where it takes tensors alone."""
-    if own["takes"] != "text":
+    """Return the columns that a deployment reads; none where it takes tensors alone."""
+    if own["takes"] == "tensors":
         return ()
     if "columns" not in own:  # of an older version, which knew single texts
         return (TEXT,)

@@ -59,7 +59,7 @@ class OverTheNetwork:
         self._golden = what.bundle.golden()
         self._most, self._joins = what.most_rows(options), self._task.batch_dim is not None
         front = front_rows(self._task, options)
-        self._front_most = min(front, self._most) if self._most and self._task.input_kind != "text" else front
+        self._front_most = min(front, self._most) if self._most and not self._task.columns else front
 
     def check_graph(self) -> None:
         """Replay the golden requests on the graph, within the model's budget.
@@ -98,17 +98,17 @@ class OverTheNetwork:
     def _check_one(self, model: str, request: GoldenRequest, place: int) -> None:
         items, params = self._task.items(request.inputs), self._task.check_params(self._task.usual)
         # as many rows at once as the front gets: dynamic ranges are of all rows of a run
-        by_rows = self._task.input_kind != "text" and self._joins
+        by_rows = not self._task.columns and self._joins
         outputs = self._infer(request.feeds, self._front_most if by_rows else self._most)
         encoded = self._task.encode(items, params)
         rows = self._task.decode(outputs, request.feeds, len(encoded.lengths), params)
         finished = self._task.finish(self._task.answers(rows, encoded, params), params)
-        if self._task.input_kind == "text":
+        if self._task.columns:
             expected = pack(self._task, finished)
             got = self._ask(model, asked_of(self._task.columns, items), self._front_most, self._task.usual)
         else:
             expected, got = finished, self._ask(model, sent(items[0], {}, batched=self._joins), self._front_most)
-        exact = self._task.input_kind != "text" or len(encoded.lengths) == 1  # else rows may be in other batches there
+        exact = not self._task.columns or len(encoded.lengths) == 1  # else rows may be in other batches there
         for name, array in expected.items():
             if name not in got or (exact and not _same(name, array, got[name])):
                 raise VerificationError(

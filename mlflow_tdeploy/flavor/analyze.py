@@ -190,7 +190,7 @@ def _workload(
 
 
 def _texts(task: Task, texts: Sequence[str]) -> Sequence[str]:
-    if task.input_kind != "text":
+    if not task.columns:
         raise InvalidInputError(f"Task '{task.name}' is asked with arrays by input name, got texts.")
     task.items(list(texts))
     return texts

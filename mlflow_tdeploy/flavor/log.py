@@ -41,6 +41,7 @@ def log_model(
     artifact_path: str | None = None,
     task: str | None = None,
     tokenizer: Any = None,
+    image_processor: Any = None,
     shapes: Mapping[str, Any] | None = None,
     example: Any = None,
     labels: Any = None,
@@ -95,6 +96,7 @@ def log_model(
         artifact_path: Deprecated: use ``name``.
         task: See :func:`save_model`.
         tokenizer: See :func:`save_model`.
+        image_processor: See :func:`save_model`.
         shapes: See :func:`save_model`.
         example: See :func:`save_model`.
         labels: See :func:`save_model`.
@@ -140,6 +142,7 @@ def log_model(
         request = BundleRequest(
             task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
             token, trust_remote_code, opset, progress, calibrate_with, search_seconds, search_trials,
+        image_processor,
         )  # fmt: skip
         packaging = Packaging(
             signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,

@@ -33,6 +33,7 @@ def save_model(
     *,
     task: str | None = None,
     tokenizer: Any = None,
+    image_processor: Any = None,
     shapes: Mapping[str, Any] | None = None,
     example: Any = None,
     labels: Any = None,
@@ -71,6 +72,7 @@ def save_model(
         path: Folder to write; it must not exist or be empty.
         task: Name of the task, where it cannot be told from the model.
         tokenizer: Tokenizer of a bare model.
+        image_processor: Image processor of a bare model of images, or its folder.
         shapes: Range of each dimension: ``{"batch": (1, 8, 64), "sequence": (1, 128, 512)}``.
         example: Example inputs of a ``torch.nn.Module``: a mapping from parameter to array, or arrays in the order of
             its forward.
@@ -117,6 +119,7 @@ def save_model(
     request = BundleRequest(
         task, tokenizer, shapes, example, labels, precisions, engines, budget, on_budget, verify_with, revision,
         token, trust_remote_code, opset, progress, calibrate_with, search_seconds, search_trials,
+        image_processor,
     )  # fmt: skip
     packaging = Packaging(
         signature, input_example, conda_env, pip_requirements, extra_pip_requirements, code_paths, metadata,

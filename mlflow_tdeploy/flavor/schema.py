@@ -46,7 +46,7 @@ def merge_signature(task: Task, given: ModelSignature | None) -> ModelSignature:
         return own
     if given.inputs is not None:
         _check_inputs(task, given.inputs)
-        if task.input_kind == "text" and not given.inputs.has_input_names():
+        if task.columns and not given.inputs.has_input_names():
             _log.warning(
                 "With the signature %s MLflow hands on nothing but the first column of a table, whatever its name.",
                 given.inputs,
@@ -64,13 +64,13 @@ def merge_signature(task: Task, given: ModelSignature | None) -> ModelSignature:
 
 
 def _inputs(task: Task) -> Schema | None:
-    """Return what goes in; None for texts, so that the task itself sees and checks the whole request.
+    """Return what goes in; None for texts and images, so that the task itself sees and checks the whole request.
 
     MLflow has no schema that fits texts: an unnamed column makes it drop every column but the first, whatever
     their names, before the model sees the table; a named one makes it refuse lists, strings and Series. So inputs are
     stated only where the user's own signature says what will come; an example does not say what else will.
     """
-    if task.input_kind == "text":
+    if task.columns:
         return None
     return _tensor_inputs(task)
 
@@ -118,7 +118,7 @@ def _size(signature: Signature, name: str) -> int:
 
 
 def _check_inputs(task: Task, schema: Schema) -> None:
-    if task.input_kind == "text":
+    if task.columns:
         _check_columns(task, schema)
         return
     if not schema.is_tensor_spec():
@@ -129,14 +129,15 @@ def _check_inputs(task: Task, schema: Schema) -> None:
 def _check_columns(task: Task, schema: Schema) -> None:
     """Make sure that a schema is of a lone column of texts, or of the task's columns by their names."""
     needed = [column.name for column in task.columns if not column.optional]
-    lone = len(needed) == 1 and len(schema.inputs) == 1 and _is_text(schema.input_types()[0])
+    lone = len(needed) == 1 and len(schema.inputs) == 1 and _holds(schema.input_types()[0], task.columns[0])
     others = {key for column in task.columns[1:] for key in column.keys}
     if (lone and not others & set(schema.input_names())) or _names(task, schema):
         return
     wanted = " and ".join(f"'{name}'" for name in needed) if len(needed) > 1 else "one column"
+    what = "strings" if task.input_kind == "text" else "binary (or of strings in base64)"
     hint = ", or pass ModelSignature(inputs=Schema([ColSpec('string')]))" if len(needed) == 1 else ""
     raise InvalidInputError(
-        f"The signature does not fit task '{task.name}', which takes {wanted} of strings; got {schema}. Leave the "
+        f"The signature does not fit task '{task.name}', which takes {wanted} of {what}; got {schema}. Leave the "
         f"signature out{hint}."
     )
 
@@ -153,6 +154,8 @@ def _names(task: Task, schema: Schema) -> bool:
 
 
 def _holds(kind: Any, column: Column) -> bool:
+    if column.kind == "image" and kind == DataType.binary:
+        return True
     return bool(kind == Array(DataType.string)) if column.many else _is_text(kind)
 
 

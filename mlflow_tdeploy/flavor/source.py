@@ -53,6 +53,7 @@ class BundleRequest:
     calibrate_with: Any = None
     search_seconds: float | None = None
     search_trials: int | None = None
+    image_processor: Any = None
 
     def __post_init__(self) -> None:
         if self.on_budget not in ("drop", "raise"):
@@ -124,6 +125,7 @@ class BundleRequest:
             revision=self.revision,
             token=self.token,
             trust_remote_code=self.trust_remote_code,
+            image_processor=self.image_processor,
         )
         return Prepared(source)
 

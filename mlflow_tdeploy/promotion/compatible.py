@@ -45,7 +45,7 @@ class Asked:
 def differences(before: Asked, after: Asked) -> tuple[Difference, ...]:
     """Return what a version takes or answers otherwise than another one; names of dimensions are nobody's business.
 
-    Of a task that takes texts those are what is asked: its graph may take other tensors.
+    Of a task that takes texts or images those are what is asked: its graph may take other tensors.
 
     Args:
         before: The version that serves.
@@ -54,8 +54,8 @@ def differences(before: Asked, after: Asked) -> tuple[Difference, ...]:
     if before.task != after.task:
         return (Difference(f"the task is {after.task}, it was {before.task}", breaking=True),)
     found = [*_labels(before.config, after.config)]
-    texts = TASKS.get(before.task).input_kind == "text"
-    found += [Difference(one.what, one.breaking and not texts) for one in _inputs(before.signature, after.signature)]
+    items = bool(TASKS.get(before.task).columns)
+    found += [Difference(one.what, one.breaking and not items) for one in _inputs(before.signature, after.signature)]
     return (*found, *_outputs(before.signature, after.signature))
 
 

@@ -36,6 +36,7 @@ class Options:
     revision: str | None = None
     token: str | None = field(default=None, repr=False)
     trust_remote_code: bool = False
+    image_processor: Any = None
 
     def __post_init__(self) -> None:
         if self.task is not None:

@@ -2,108 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mlflow_tdeploy.core.errors import BuildError, InvalidInputError, first_line
-from mlflow_tdeploy.core.manifest import SourceRecord
+from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.core.tasks import Head
 from mlflow_tdeploy.core.tensors import Array, Arrays, Dim, Signature, TensorSpec
-from mlflow_tdeploy.runtime.backends._torch_modules import OTHER_FLOATS, run_module, serving_copy, set_attention
-from mlflow_tdeploy.source._progress import no_progress_bars
+from mlflow_tdeploy.runtime.backends._torch_modules import run_module
+from mlflow_tdeploy.source._hugging_face import HuggingFaceSource
 from mlflow_tdeploy.source._tokenizer import write_tokenizer
-from mlflow_tdeploy.source.base import Source
 
 _PROBE_TEXT = "A short text to see what the model returns."
 
 
-class TextModelSource(Source):
+class TextModelSource(HuggingFaceSource):
     """A source that is a torch module with a tokenizer.
 
     Args:
-        record: Where it came from.
-        task: The task's name.
-        task_config: The task's settings.
-        signature: Token ids in, the task's output out.
-        module: The wrapper, as :func:`serving_module` made it.
         tokenizer: The fast tokenizer.
-        save: Writes the original into a folder; raises BuildError where it could not be loaded again.
-        notes: What a reader should know.
+        given: See :class:`HuggingFaceSource`.
     """
 
-    def __init__(
-        self,
-        record: SourceRecord,
-        task: str,
-        task_config: Mapping[str, Any],
-        signature: Signature,
-        module: torch.nn.Module,
-        tokenizer: Any,
-        save: Callable[[Path], None],
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self.record = record
-        self.task = task
-        self.task_config = task_config
-        self.signature = signature
-        self.notes = notes
-        self._modules = {"sdpa": module}
+    def __init__(self, tokenizer: Any, *given: Any) -> None:
+        super().__init__(*given)
         self._tokenizer = tokenizer
-        self._save = save
-
-    def reference(self, feeds: Arrays) -> Arrays:
-        """Run the original in fp32 on the CPU."""
-        return run_module(self._modules["sdpa"], feeds, [spec.name for spec in self.signature.outputs])
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """The wrapper with torch's fused attention."""
-        return self._modules["sdpa"]
-
-    def module_for(self, attn_implementation: str) -> torch.nn.Module:
-        """Return the wrapper with another attention, ``"eager"`` for example, on the same weights."""
-        if attn_implementation not in self._modules:
-            module, _ = serving_copy(self._modules["sdpa"])
-            set_attention(module, attn_implementation)
-            self._modules[attn_implementation] = module
-        return self._modules[attn_implementation]
 
     def write_assets(self, folder: Path) -> None:
         """Write ``tokenizer.json``."""
         write_tokenizer(self._tokenizer, folder)
-
-    def write_source(self, folder: Path) -> bool:
-        """Write the original as safetensors.
-
-        Raises:
-            BuildError: It cannot be written as safetensors, or loading it would need its own code.
-        """
-        with no_progress_bars():
-            try:
-                self._save(folder)
-            except (RuntimeError, ValueError, TypeError) as error:  # such as modules that are used twice
-                raise BuildError(f"it cannot be written as safetensors: {first_line(error)}") from error
-        return True
-
-
-def serving_module(wrapper: torch.nn.Module) -> tuple[torch.nn.Module, tuple[str, ...]]:
-    """Return the wrapper ready to run, with torch's fused attention, and notes on what was converted."""
-    module, note = serving_copy(wrapper, OTHER_FLOATS)
-    set_attention(module, "sdpa")
-    return module, (note,) if note else ()
-
-
-def asked(module: torch.nn.Module) -> Callable[[Signature, Arrays], Arrays]:
-    """Return the module as a function of a signature and its inputs."""
-
-    def run(signature: Signature, feeds: Arrays) -> Arrays:
-        return run_module(module, feeds, [spec.name for spec in signature.outputs])
-
-    return run
 
 
 def probe_signature(

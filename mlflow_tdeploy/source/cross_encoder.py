@@ -49,7 +49,7 @@ def from_model_object(model: Any, options: Options) -> Source:
     Raises:
         InvalidInputError: See :func:`from_folder`; or it runs on something else than torch.
     """
-    options.refuse("a CrossEncoder", "example", "tokenizer")
+    options.refuse("a CrossEncoder", "example", "tokenizer", "image_processor")
     _check_modules([type(module).__name__ for module in model] if hasattr(model, "__iter__") else [_ONLY])
     if (backend := getattr(model, "backend", "torch")) != "torch":
         raise InvalidInputError(

@@ -115,7 +115,7 @@ class OnnxSource(Source):
 
     def set_tensors(self, facts: GraphFacts, options: Options) -> None:
         """Read task and signature for arrays in, arrays out."""
-        options.refuse("task 'tensors'", "tokenizer", "labels")
+        options.refuse("task 'tensors'", "tokenizer", "labels", "image_processor")
         dims = make_dims(default_dims(facts.inputs), options.shapes)
         ranges = {spec.name: facts.tables[spec.name] for spec in facts.inputs if spec.name in facts.tables}
         self.signature = Signature(dims, facts.inputs, self._outputs(facts))
@@ -131,7 +131,7 @@ class OnnxSource(Source):
 
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
         """Read task and signature for a graph that takes token ids."""
-        options.refuse("a text model", "example")
+        options.refuse("a text model", "example", "image_processor")
         head, tokenizer = heads()[task], check_tokenizer(options.tokenizer)
         inputs, renamed = _text_inputs(facts, task)
         found = {spec.name: spec for spec in self._outputs(facts)}

@@ -39,6 +39,7 @@ def resolve(
     revision: str | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
+    image_processor: Any = None,
 ) -> Source:
     """Read a model of any accepted kind. The caller's object is never changed.
 
@@ -63,6 +64,7 @@ def resolve(
         revision: Commit (or branch or tag) of a hub id; the commit it stands for is recorded.
         token: Access token for the hub.
         trust_remote_code: Run the hub repository's code; only with a full commit as revision.
+        image_processor: A transformers image processor or its folder, for models of images that do not bring one.
 
     Raises:
         InvalidInputError: The arguments do not fit the model or each other.
@@ -70,7 +72,7 @@ def resolve(
         ExportError: The tokenizer cannot be reproduced without transformers.
         MissingDependencyError: A package that this kind of model needs is not installed.
     """
-    options = Options(task, tokenizer, shapes, example, labels, revision, token, trust_remote_code)
+    options = Options(task, tokenizer, shapes, example, labels, revision, token, trust_remote_code, image_processor)
     if isinstance(model, (str, os.PathLike)):
         return _from_location(model, options)
     if revision is not None:

@@ -18,15 +18,10 @@ from mlflow_tdeploy.runtime.backends._torch_modules import (
     check_sentence_module,
     load_sentence_transformer,
 )
+from mlflow_tdeploy.source._hugging_face import asked, own_code, record_of, serving_module
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
-from mlflow_tdeploy.source._text_model import (
-    TextModelSource,
-    asked,
-    check_vocabulary,
-    probe_signature,
-    serving_module,
-)
+from mlflow_tdeploy.source._text_model import TextModelSource, check_vocabulary, probe_signature
 from mlflow_tdeploy.source._tokenizer import (
     Encode,
     check_parity,
@@ -37,7 +32,7 @@ from mlflow_tdeploy.source._tokenizer import (
     tokenizer_settings,
 )
 from mlflow_tdeploy.source.base import Source
-from mlflow_tdeploy.source.transformers_model import accepted_inputs, from_model, own_code, position_limit, record_of
+from mlflow_tdeploy.source.transformers_model import accepted_inputs, from_model, position_limit
 
 _log = logging.getLogger("mlflow_tdeploy")
 TASK = "sentence-embedding"
@@ -64,7 +59,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
         ExportError: Its tokenization cannot be reproduced.
     """
     check_chain(model)
-    options.refuse("a SentenceTransformer", "example", "tokenizer")
+    options.refuse("a SentenceTransformer", "example", "tokenizer", "image_processor")
     transformer = model[0].auto_model
     tokenizer = check_tokenizer(model.tokenizer)
     if options.task == "feature-extraction":
@@ -92,7 +87,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
             raise own_code(transformer)
         model.save(str(folder), safe_serialization=True, create_model_card=False)
 
-    source = TextModelSource(record, TASK, config, signature, module, tokenizer, save, notes)
+    source = TextModelSource(tokenizer, record, TASK, config, signature, module, save, notes)
     source.packages = ("sentence-transformers",)
     return source
 

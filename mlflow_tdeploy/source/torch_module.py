@@ -95,7 +95,7 @@ def from_module(module: torch.nn.Module, options: Options) -> Source:
     """
     what = type(module).__name__
     options.pick_task(TASK, (TASK,), f"The torch module {what}")
-    options.refuse("a torch module", "tokenizer", "labels")
+    options.refuse("a torch module", "tokenizer", "labels", "image_processor")
     example = check_example(named_example(module, options.example), what)
     axes = name_axes(example, options.shapes)
     inputs = tuple(TensorSpec(name, str(array.dtype), axes.specs[name]) for name, array in example.items())

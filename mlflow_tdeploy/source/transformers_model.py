@@ -5,25 +5,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
-from mlflow_tdeploy.core.errors import BuildError, InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tasks import TASKS, Head, heads, refuse_arguments
 from mlflow_tdeploy.runtime.backends._torch_modules import TransformersModule, load_transformers
-from mlflow_tdeploy.source._options import Options, plain_name
+from mlflow_tdeploy.source import image_model
+from mlflow_tdeploy.source._hugging_face import asked, record_of, saver, serving_module
+from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
-from mlflow_tdeploy.source._text_model import (
-    TextModelSource,
-    asked,
-    check_vocabulary,
-    probe_signature,
-    serving_module,
-)
+from mlflow_tdeploy.source._text_model import TextModelSource, check_vocabulary, probe_signature
 from mlflow_tdeploy.source._tokenizer import (
     check_parity,
     check_tokenizer,
@@ -50,10 +47,13 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
         InvalidInputError: Its task is not supported, or it has settings that cannot be kept.
     """
     named = _ALIASES.get(pipeline.task, pipeline.task)
+    if (options.task or named) in image_model.image_heads():
+        return image_model.from_pipeline(pipeline, options)
     if options.task is None and named not in _heads():
+        known = ", ".join((*_heads(), *image_model.image_heads()))
         raise InvalidInputError(
-            f"Pipelines for '{pipeline.task}' are not supported. Supported: {', '.join(_heads())}; or log its model "
-            f"with task='tensors' and example inputs."
+            f"Pipelines for '{pipeline.task}' are not supported. Supported: {known}; or log its model with "
+            f"task='tensors' and example inputs."
         )
     options = dataclasses.replace(
         options, task=options.task or named, tokenizer=options.tokenizer or pipeline.tokenizer
@@ -70,8 +70,8 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
 
 
 def _heads() -> dict[str, Head]:
-    """Return what tasks need of transformers' own models, by task."""
-    return {task: head for task, head in heads().items() if head.auto_class}
+    """Return what tasks need of transformers' own models of texts, by task."""
+    return {task: head for task, head in heads().items() if head.auto_class and TASKS.get(task).input_kind == "text"}
 
 
 def from_folder(
@@ -90,6 +90,10 @@ def from_folder(
         InvalidInputError: It has pickled weights only, or its architecture fits no task.
     """
     architecture = _architecture(folder, options)
+    kind = getattr(transformers, architecture, None)
+    if image_model.reads_images(kind, options):
+        return image_model.from_folder(folder, options, name, revision, architecture)
+    options.refuse("a text model", "image_processor")
     task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
     options = dataclasses.replace(options, task=task, tokenizer=check_tokenizer(options.tokenizer or folder))
     model = load_transformers(folder, _heads()[task], trust_remote_code=options.trust_remote_code)
@@ -118,8 +122,11 @@ def from_model(
         InvalidInputError: Task, tokenizer or shapes do not fit the model.
         ExportError: The tokenizer cannot be reproduced.
     """
-    arrays = ", or say task='tensors' if this model takes arrays: images, sound, tokens"
+    if image_model.reads_images(type(model), options):
+        return image_model.from_model(model, options, record=record)
+    arrays = ", or say task='tensors' if this model takes arrays: sound, tokens"
     options.refuse("a text model", "example", otherwise=arrays)
+    options.refuse("a text model", "image_processor")
     architecture = type(model).__name__
     task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
     head, tokenizer = _heads()[task], check_tokenizer(options.tokenizer)
@@ -139,7 +146,7 @@ def from_model(
     signature, config = settle_padding(asked(module), task, config, signature, tokenizer, accepted_inputs(model))
     check_parity(task, config, signature, tokenizer, encode_with(tokenizer, longest))
     record = record or record_of(model, "transformers")
-    return TextModelSource(record, task, config, signature, module, tokenizer, saver(model, tokenizer), notes)
+    return TextModelSource(tokenizer, record, task, config, signature, module, saver(model, tokenizer), notes)
 
 
 def infer_task(architecture: str) -> str:
@@ -196,35 +203,6 @@ def accepted_inputs(model: Any) -> set[str]:
             f"it with task='tensors' and example inputs."
         )
     return names
-
-
-def record_of(model: Any, kind: str) -> SourceRecord:
-    """Return where a model object came from, as far as it knows."""
-    architecture = type(model).__name__
-    name = plain_name(getattr(model.config, "_name_or_path", ""), architecture)
-    return SourceRecord(kind, name, getattr(model.config, "_commit_hash", None), architecture)
-
-
-def saver(model: Any, tokenizer: Any) -> Callable[[Path], None]:
-    """Return what writes a model as safetensors; it raises BuildError where only its own code could load it again."""
-    import transformers
-
-    def save(folder: Path) -> None:
-        if getattr(transformers, type(model).__name__, None) is not type(model):
-            raise own_code(model)
-        model.save_pretrained(str(folder), safe_serialization=True)
-        tokenizer.save_pretrained(str(folder))
-
-    return save
-
-
-def own_code(model: Any) -> BuildError:
-    """Return the error of a model whose class is not the library's."""
-    kind = type(model)
-    return BuildError(
-        f"'{kind.__module__}.{kind.__qualname__}' is no class of transformers: loading it takes its own code, which is "
-        f"not stored"
-    )
 
 
 def _architecture(folder: Path, options: Options) -> str:

@@ -122,9 +122,9 @@ def test_a_number_that_is_none_is_refused(wrong):
 def test_what_the_task_does_not_take_says_so(task):
     texts, arrays = CalibrationData.of(TEXTS), CalibrationData.of(requests(7))
     made_up = VerifyData.of(None).for_task(linear_task())
-    with pytest.raises(InvalidInputError, match="calibrated on texts, got arrays"):
+    with pytest.raises(InvalidInputError, match="texts to calibrate with: A task of texts takes such, got arrays"):
         Calibration.of(task, VerifyData.of(TEXTS), arrays)
-    with pytest.raises(InvalidInputError, match="calibrated on arrays by input name, got texts"):
+    with pytest.raises(InvalidInputError, match="calibrated on arrays by input name, got other data"):
         Calibration.of(linear_task(), made_up, texts)
     with pytest.raises(InvalidInputError, match="Calibration request 1: "):
         Calibration.of(linear_task(), made_up, CalibrationData.of([*requests(1), {"z": np.zeros(3)}]))

@@ -75,7 +75,7 @@ def test_for_task_adds_texts_without_labels_to_few_with_some(minilm_path):
     ("value", "message"),
     [
         ([], "empty"),
-        (["a", None], "text 1 must be a string"),
+        (["a", None], "item 1 must be a text or an image"),
         ("a", "Data cannot be of type str"),
         (7, "Data cannot be of type int"),
         ({"text": ["a"], "label": ["x", "y"]}, "1 items and 2 labels"),
@@ -91,7 +91,7 @@ def test_of_says_what_is_wrong_when_data_cannot_be_used(value, message):
 def test_for_task_refuses_data_of_the_other_kind(minilm_path: Path):
     with pytest.raises(InvalidInputError, match="verified on arrays"):
         VerifyData.of(["text"]).for_task(linear_task())
-    with pytest.raises(InvalidInputError, match="verified on texts"):
+    with pytest.raises(InvalidInputError, match="takes such, got arrays"):
         VerifyData.of([{"x": np.ones(1)}]).for_task(classifier(minilm_path))
 
 

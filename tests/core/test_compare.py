@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as hnp
 
 from mlflow_tdeploy.core.budget import VECTOR_BUDGET
 from mlflow_tdeploy.core.compare import Choices, Rows, same_outputs
-from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison
+from mlflow_tdeploy.core.tasks._classes import ScoreComparison
 
 
 def measure(reference, got):

@@ -67,9 +67,9 @@ class Task(ABC):
     name: ClassVar[str]
     #: What the manifest's ``task_config`` holds: a frozen dataclass.
     settings: ClassVar[type] = NoSettings
-    #: ``text`` (strings) or ``tensors`` (name → array).
-    input_kind: ClassVar[Literal["text", "tensors"]]
-    #: What an item consists of, for tasks of texts.
+    #: ``text`` (strings), ``image`` or ``tensors`` (name → array).
+    input_kind: ClassVar[Literal["text", "image", "tensors"]]
+    #: What an item consists of, for tasks of items: texts or images.
     columns: ClassVar[tuple[Column, ...]] = ()
     #: What it needs of a Hugging Face model; None for tasks that are not about those.
     head: ClassVar[Head | None] = None
@@ -163,7 +163,7 @@ class Task(ABC):
         """
 
     def item(self, index: int, row: Any) -> Any:
-        """Return one item of a request, of a task of texts.
+        """Return one item of a request, of a task of items.
 
         Args:
             index: Its place, for messages.

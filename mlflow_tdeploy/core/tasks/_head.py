@@ -16,6 +16,7 @@ class Head:
         output: An output's key in what the model returns, and its name in the graph.
         axes: Its axes, but for a width after them.
         more: Others of the same axes.
+        optional: Others that a graph has where the model returns them, of whatever axes after the first.
         wide: Whether they have a width.
         architecture: How the names of transformers' classes with this head end; empty for models without a head.
         auto_class: transformers' class that loads such a model; empty where transformers has none.
@@ -25,6 +26,7 @@ class Head:
     output: str
     axes: tuple[str, ...] = ("batch",)
     more: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     wide: bool = True
     architecture: str = ""
     auto_class: str = ""

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from mlflow_tdeploy.core.columns import TEXT, Column, check_alike, raw_rows, texts_in
+from mlflow_tdeploy.core.columns import TEXT, Column, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
-from mlflow_tdeploy.core.tasks._base import Encoded, Task
-from mlflow_tdeploy.core.tasks._forms import ERRORS, Param
+from mlflow_tdeploy.core.tasks._base import Encoded
+from mlflow_tdeploy.core.tasks._items import ItemTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 _ROW_FILE = "tokenizer.json"
@@ -51,7 +51,7 @@ class TextConfig:
                 raise InvalidInputError(f"{name} must be from {least} to 2**31 - 1, got {getattr(self, name)}.")
 
 
-class TextTask(Task):
+class TextTask(ItemTask):
     """A task whose items are texts and whose graph takes token ids; its settings are a :class:`TextConfig`."""
 
     settings: ClassVar[type] = TextConfig
@@ -59,14 +59,8 @@ class TextTask(Task):
     truncation: ClassVar[str] = "longest_first"
     #: Whether answers say where in a text they are from.
     offsets: ClassVar[bool] = False
-    input_kind: ClassVar[Literal["text", "tensors"]] = "text"
+    input_kind: ClassVar[Literal["text", "image", "tensors"]] = "text"
     columns: ClassVar[tuple[Column, ...]] = (TEXT,)
-    params: ClassVar[tuple[Param, ...]] = (ERRORS,)
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        super().__init_subclass__(**keywords)
-        if ERRORS not in cls.params:
-            cls.params = (*cls.params, ERRORS)
 
     def __init__(self, config: Mapping[str, Any], signature: Signature, assets: Path) -> None:
         super().__init__(config, signature, assets)
@@ -112,23 +106,6 @@ class TextTask(Task):
     def prepare(self) -> None:
         """Read the tokenizer."""
         _ = self.tokenizer
-
-    def check_params(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Check ``errors``."""
-        checked = super().check_params(params)
-        if checked[ERRORS.name] not in ("raise", "null"):
-            raise InvalidInputError(f"errors must be 'raise' or 'null', got {shown(checked[ERRORS.name])}.")
-        return checked
-
-    def items(self, inputs: Any) -> list[Any]:
-        """Return the texts of a request: a string, a list, an array, a Series, a table or a mapping.
-
-        An item is a text, or a tuple of what the task's :attr:`columns` hold.
-        """
-        rows = raw_rows(inputs, self.columns, f"task '{self.name}'")
-        items = [self.item(index, row) for index, row in enumerate(rows)]
-        check_alike(items, self.columns)
-        return items
 
     def item(self, index: int, row: Any) -> Any:
         """Return one item of a request."""

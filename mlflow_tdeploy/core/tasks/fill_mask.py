@@ -13,8 +13,8 @@ from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param, refuse_arguments
+from mlflow_tdeploy.core.tasks._classes import ScoreComparison
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
-from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison
 from mlflow_tdeploy.core.tensors import Array, Arrays
 
 OUTPUT = "logits"

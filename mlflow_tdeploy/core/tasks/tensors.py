@@ -54,7 +54,7 @@ class Tensors(Task):
 
     name: ClassVar[str] = "tensors"
     settings: ClassVar[type] = TensorsConfig
-    input_kind: ClassVar[Literal["text", "tensors"]] = "tensors"
+    input_kind: ClassVar[Literal["text", "image", "tensors"]] = "tensors"
     default_budget: ClassVar[Budget] = Budget((*VECTOR_BUDGET.limits, MEAN, PART))
 
     @property

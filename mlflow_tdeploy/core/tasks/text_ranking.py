@@ -15,13 +15,8 @@ from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, ManifestError, shown
 from mlflow_tdeploy.core.quality import RANKED, ranked
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
+from mlflow_tdeploy.core.tasks._classes import OUTPUT, RAW_BUDGET, ScoreComparison, apply_function
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask
-from mlflow_tdeploy.core.tasks.text_classification import (
-    OUTPUT,
-    RAW_BUDGET,
-    ScoreComparison,
-    apply_function,
-)
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 
 _FUNCTIONS = ("sigmoid", "none")

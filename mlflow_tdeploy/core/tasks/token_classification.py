@@ -17,9 +17,9 @@ from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.quality import SPANS, spans_found
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param, refuse_arguments
+from mlflow_tdeploy.core.tasks._classes import ScoreComparison, apply_function, check_classes, class_names
 from mlflow_tdeploy.core.tasks._entities import STRATEGIES, Entity, Token, entities, without_overlaps
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
-from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function, check_classes, class_names
 from mlflow_tdeploy.core.tensors import Arrays, Signature
 
 OUTPUT = "logits"

@@ -17,8 +17,8 @@ from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.quality import CLASSIFIED, classified
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
+from mlflow_tdeploy.core.tasks._classes import ScoreComparison, apply_function
 from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask
-from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, apply_function
 from mlflow_tdeploy.core.tensors import Arrays
 
 OUTPUT = "logits"

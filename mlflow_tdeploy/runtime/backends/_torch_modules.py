@@ -186,7 +186,8 @@ def load_module(folder: Path, signature: Signature, task: str) -> torch.nn.Modul
             width = output.shape[-1] if isinstance(output.shape[-1], int) else None
             module = SentenceTransformerModule(load_sentence_transformer(folder), width)
         else:
-            module = TransformersModule(load_transformers(folder, head), head.outputs)
+            names = [spec.name for spec in signature.outputs]
+            module = TransformersModule(load_transformers(folder, head), names)
     module, _ = serving_copy(module, OTHER_FLOATS)
     set_attention(module, "sdpa")
     return module

@@ -7,7 +7,8 @@ import pytest
 
 from mlflow_tdeploy.core.budget import Budget
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks.text_classification import ScoreComparison, TextClassification, apply_function
+from mlflow_tdeploy.core.tasks._classes import ScoreComparison, apply_function
+from mlflow_tdeploy.core.tasks.text_classification import TextClassification
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source.resolve import resolve
 from tests.core.tasks.token_models import MODELS, entailer

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlflow_tdeploy.core.errors import ExportError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
+from mlflow_tdeploy.source._image_processor import check_image_parity, open_processor, processor_settings
+from mlflow_tdeploy.source.resolve import resolve
+from tests.core.tasks.image_models import model_of, processor_of, written
+from tests.pictures import odd, opened, pictures
+
+#: Processors of transformers that classifiers and backbones of images have.
+KINDS = (
+    *("Beit", "Bit", "CLIP", "ConvNext", "DeiT", "EfficientNet", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT"),
+    *("PoolFormer", "Pvt", "Segformer", "Siglip", "ViT"),
+)
+
+
+def _task(config, task="image-feature-extraction"):
+    height, width = config.get("crop") or config["size"]
+    signature = Signature(
+        (Dim("batch", 1, 8, 64),),
+        (TensorSpec("pixel_values", "float32", ("batch", 3, height, width)),),
+        (TensorSpec("last_hidden_state", "float32", ("batch", 4)),),
+    )
+    return TASKS.get(task)(config, signature, None), signature
+
+
+def _processor(kind, **more):
+    import transformers
+
+    return getattr(transformers, f"{kind}ImageProcessorPil")(**more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_made_ready_as_by_the_processor(kind):
+    from transformers.image_utils import load_image
+
+    processor = _processor(kind)
+    task, signature = _task(processor_settings(processor))
+    check_image_parity(task.name, processor_settings(processor), signature, processor)
+    files = [*pictures(33), *odd()]
+    got = task.encode(task.items(files)).whole()["pixel_values"]
+    for file, mine in zip(files, got, strict=True):
+        wanted = processor(images=load_image(opened(file)), return_tensors="np")
+        np.testing.assert_array_equal(mine, np.asarray(wanted["pixel_values"][0], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("ConvNext", {"size": {"shortest_edge": 224}}),
+        ("ConvNext", {"size": {"shortest_edge": 100}, "crop_pct": 0.5}),
+        ("EfficientNet", {"rescale_offset": True, "do_center_crop": True, "size": {"height": 300, "width": 280}}),
+        ("EfficientNet", {"include_top": False}),
+        ("ViT", {"do_normalize": False}),
+        ("ViT", {"do_rescale": False, "do_normalize": False}),
+        ("ViT", {"do_rescale": False}),
+        ("ViT", {"resample": 0, "size": {"height": 30, "width": 50}}),
+        ("ViT", {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7], "rescale_factor": 0.01}),
+        ("CLIP", {"size": {"shortest_edge": 60}, "crop_size": {"height": 80, "width": 100}}),  # black around
+        ("CLIP", {"crop_size": {"height": 10, "width": 225}}),
+        ("MobileViT", {"do_flip_channel_order": False}),
+        ("PoolFormer", {"size": {"height": 90, "width": 90}, "crop_size": {"height": 90, "width": 90}}),
+    ],
+)
+def test_settings_of_processors_count(kind, more):
+    processor = _processor(kind, **more)
+    config = processor_settings(processor)
+    task, signature = _task(config)
+    check_image_parity(task.name, config, signature, processor)
+    if kind == "CLIP":
+        with pytest.raises(ExportError, match="cannot be reproduced: of an image of"):
+            check_image_parity(task.name, {**config, "resample": 0}, signature, processor)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "why"),
+    [
+        ("Siglip2", {}, "Images must come to one size"),
+        ("CLIP", {"do_center_crop": False}, "Images must come to one size"),
+        ("ViT", {"image_mean": [0.5], "image_std": [0.5]}, "mean must have 3 numbers"),
+    ],
+)
+def test_a_processor_that_cannot_be_reproduced_is_refused(kind, more, why):
+    with pytest.raises(InvalidInputError, match=f"{kind}ImageProcessorPil cannot be reproduced: .*{why}"):
+        processor_settings(_processor(kind, **more))
+
+
+def test_a_processor_of_torchvision_is_replaced_by_that_of_pillow():
+    class ViTImageProcessorFast:
+        """What transformers has where torchvision is installed."""
+
+        backend = "torchvision"
+        image_mean = (0.5, 0.5, 0.5)
+
+        def __call__(self):
+            raise AssertionError("not asked")
+
+        def to_dict(self):
+            return processor_of("vit").to_dict()
+
+    found = open_processor(ViTImageProcessorFast())
+    assert type(found).__name__ == "ViTImageProcessorPil"
+    assert processor_settings(found) == processor_settings(processor_of("vit"))
+
+
+def test_a_model_of_images_is_told_by_its_class_and_folder(tmp_path):
+    folder = written("vit", tmp_path / "classifier")
+    source = resolve(folder)
+    assert source.task == "image-classification"
+    assert source.record.architecture == "ViTForImageClassification"
+    assert [str(spec.name) for spec in source.signature.inputs] == ["pixel_values"]
+    assert source.signature.inputs[0].shape == ("batch", 3, 64, 64)
+    assert resolve(written("resnet", tmp_path / "body", head=False)).task == "image-feature-extraction"
+    assert resolve(model_of("vit"), image_processor=folder).task_config == source.task_config
+
+
+def test_what_a_source_writes_answers_as_before(tmp_path):
+    from mlflow_tdeploy.runtime.backends._torch_modules import load_module, run_module
+
+    for head in (True, False):
+        model, folder = model_of("vit", head=head), tmp_path / str(head)
+        source = resolve(model, image_processor=processor_of("vit"))
+        folder.mkdir()
+        assert source.write_source(folder)
+        names = [spec.name for spec in source.signature.outputs]
+        feeds = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)}
+        got = run_module(load_module(folder, source.signature, source.task), feeds, names)
+        for name, array in source.reference(feeds).items():
+            np.testing.assert_allclose(got[name], array, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "why"),
+    [
+        ({}, InvalidInputError, "needs its image processor: pass image_processor="),
+        ({"image_processor": "/no/such"}, NotFoundError, "there is no such folder"),
+        ({"image_processor": 5}, InvalidInputError, "is a int, and no transformers image processor"),
+        ({"tokenizer": "x"}, InvalidInputError, "tokenizer= means nothing for a model of images"),
+        ({"task": "text-classification"}, InvalidInputError, "image_processor= means nothing|tokenizer"),
+        ({"labels": ["one"]}, InvalidInputError, "labels has 1 names, the model has 7 classes"),
+        ({"shapes": {"sequence": (1, 2, 3)}}, InvalidInputError, "which this model has not"),
+    ],
+)
+def test_arguments_that_do_not_fit_say_so(given, error, why):
+    processor = {} if given in ({},) or "image_processor" in given else {"image_processor": processor_of("vit")}
+    with pytest.raises(error, match=why):
+        resolve(model_of("vit"), **{**processor, **given})
+
+
+def test_a_processor_of_another_size_than_the_model_says_so():
+    from transformers import ViTImageProcessorPil
+
+    with pytest.raises(InvalidInputError, match="cannot be run on pixel_values of two images of 96 x 96"):
+        resolve(model_of("vit"), image_processor=ViTImageProcessorPil(size={"height": 96, "width": 96}))
+
+
+def test_a_folder_without_a_processor_says_so(tmp_path):
+    model_of("vit").save_pretrained(str(tmp_path))
+    with pytest.raises(InvalidInputError, match="has no image processor that can be read"):
+        resolve(tmp_path)
+
+
+def test_a_pipelines_settings_are_kept_or_told(tmp_path, caplog):
+    from transformers import pipeline
+
+    original = pipeline(
+        "image-classification", model=model_of("vit"), image_processor=processor_of("vit"), function_to_apply="sigmoid",
+        top_k=2, device="cpu",
+    )  # fmt: skip
+    assert resolve(original).task_config["function_to_apply"] == "sigmoid"
+    assert "top_k=2 is not kept" in caplog.text
