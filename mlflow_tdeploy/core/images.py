@@ -17,7 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, first_line, shown
+from mlflow_tdeploy.core.errors import (
+    BrokenDependencyError,
+    InvalidInputError,
+    MissingDependencyError,
+    first_line,
+    shown,
+)
 from mlflow_tdeploy.core.tensors import Array
 
 #: An image: a file's bytes, or RGB pixels (height, width, 3) of uint8.
@@ -30,6 +36,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 _DEEP = re.compile(r"I|I;16.*|F")
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*", re.ASCII)
+_WHAT = "Reading images"
 _HINT = "Pass a file's bytes (as they are, or in base64), a PIL image, or an array of uint8."
 
 
@@ -38,13 +45,16 @@ def pillow() -> Any:
 
     Raises:
         MissingDependencyError: It is not installed.
+        BrokenDependencyError: It is one for another Python, or lacks a library.
     """
     try:
         return importlib.import_module("PIL.Image")
-    except ImportError:
-        raise MissingDependencyError(
-            "Pillow", "A model that reads images", "pip install 'mlflow-tdeploy[vision]'"
-        ) from None
+    except ModuleNotFoundError as error:
+        if error.name != "PIL":
+            raise BrokenDependencyError(_WHAT, error) from error
+        raise MissingDependencyError("Pillow", _WHAT, "pip install 'mlflow-tdeploy[vision]'") from None
+    except ImportError as error:
+        raise BrokenDependencyError(_WHAT, error) from error
 
 
 def is_image(value: Any) -> bool:

@@ -119,9 +119,7 @@ class Packaging:
             code=code,
             **_copy_extra_files(self.extra_files, str(path)),
         )
-        write_environment(
-            path, bundle.variants.values(), self.conda_env, self.pip_requirements, self.extra_pip_requirements
-        )
+        write_environment(path, bundle, self.conda_env, self.pip_requirements, self.extra_pip_requirements)
         if size := get_total_file_size(str(path)):
             model.model_size_bytes = size
         model.save(str(path / MLMODEL_FILE_NAME))

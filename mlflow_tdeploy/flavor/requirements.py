@@ -23,6 +23,7 @@ from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES
+from mlflow_tdeploy.store.bundle import Bundle
 
 _log = logging.getLogger("mlflow_tdeploy")
 
@@ -37,22 +38,23 @@ _WHEELS = "wheels"
 _EXTRAS = {"onnxruntime": "[cpu]", "onnxruntime-gpu": "[gpu]"}
 
 
-def get_default_pip_requirements(variants: Iterable[Variant] | None = None) -> list[str]:
+def get_default_pip_requirements(variants: Iterable[Variant] | None = None, packages: Iterable[str] = ()) -> list[str]:
     """Return the requirements of a model that is logged without any of its own.
 
     Args:
         variants: The model's variants; torch and transformers are added when only ``hf`` can serve.
+        packages: What its task needs besides, such as Pillow.
 
     Returns:
-        Pinned requirement lines: MLflow, this package, ONNX Runtime, numpy, tokenizers.
+        Pinned requirement lines: MLflow, this package, ONNX Runtime, numpy, tokenizers, and these.
     """
     providers = RUNTIMES.get("ort-cpu").distributions
     runtime = next((name for name in providers if installed_version(name)), providers[0])
-    names = ["mlflow", f"mlflow-tdeploy{_EXTRAS.get(runtime, '')}", runtime, "numpy", "tokenizers"]
+    names = ["mlflow", f"mlflow-tdeploy{_EXTRAS.get(runtime, '')}", runtime, "numpy", "tokenizers", *packages]
     kept = [variant for variant in variants or () if not variant.dropped]
     if variants is not None and all(variant.format == "hf" for variant in kept):
-        packages = [name for variant in kept for name in variant.requires]
-        names = [*(name for name in names if name != runtime), "torch", "transformers", "safetensors", *packages]
+        own = [name for variant in kept for name in variant.requires]
+        names = [*(name for name in names if name != runtime), "torch", "transformers", "safetensors", *own]
     return [_get_pinned_requirement(name) if installed_version(name.split("[")[0]) else name for name in names]
 
 
@@ -77,13 +79,14 @@ def check_environment(conda_env: Any, pip_requirements: Any, extra_pip_requireme
 
 
 def write_environment(
-    path: Path, variants: Iterable[Variant], conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any
+    path: Path, bundle: Bundle, conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any
 ) -> None:
     """Write the environment files of a model directory, as MLflow's own flavors do."""
     import yaml
 
     if conda_env is None:
-        defaults = None if pip_requirements is not None else _bundle_wheel(path, get_default_pip_requirements(variants))
+        own = get_default_pip_requirements(bundle.variants.values(), bundle.task().packages)
+        defaults = None if pip_requirements is not None else _bundle_wheel(path, own)
         conda_env, lines, constraints = _process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
     else:
         conda_env, lines, constraints = _process_conda_env(conda_env)

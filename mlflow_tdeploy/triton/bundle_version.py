@@ -114,7 +114,7 @@ class BundleVersion(Deployable):
 
     def write_front(self, folder: Path, options: TritonOptions) -> None:
         """Write this package's core, the model's assets and what the front needs to know."""
-        lib = library()
+        lib = library(self.bundle.task().packages)
         for source in sorted(path for path in lib.rglob("*") if path.is_file()):
             target = folder / lib.name / source.relative_to(lib)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,11 +17,16 @@ from mlflow_tdeploy.store.staging import staged_directory
 
 
 @functools.cache
-def library() -> Path:
+def library(packages: tuple[str, ...] = ()) -> Path:
     """Return a folder with the library, whose name says its content; put together once per host and version.
+
+    Args:
+        packages: What the task needs besides. Pillow lies in a folder of its own, for servers that have none: it is
+            for this Python's version.
 
     Raises:
         SessionError: This host's tokenizer library runs on no Triton server.
+        MissingDependencyError: A package is not installed here.
         StorageError: The disk is full or refuses.
     """
     if sys.platform != "linux":
@@ -29,7 +34,7 @@ def library() -> Path:
             f"Triton runs on Linux, and the tokenizer library of this host is for {platform.system()}: it cannot be "
             f"handed to a server. Render and deploy on Linux."
         )
-    files = dict(_files())
+    files = dict(_files() + (_pillow() if "pillow" in packages else []))
     digest = hashlib.sha256()
     for name, source in sorted(files.items()):
         digest.update(f"{name}\0{hashlib.sha256(source.read_bytes()).hexdigest()}\n".encode())
@@ -43,12 +48,25 @@ def library() -> Path:
 def _files() -> list[tuple[str, Path]]:
     core = Path(__file__).parent.parent / "core"
     found = [(f"mlflow_tdeploy/core/{path.relative_to(core).as_posix()}", path) for path in sorted(core.rglob("*.py"))]
-    tokenizers = importlib.util.find_spec("tokenizers")
-    if tokenizers is None or not tokenizers.submodule_search_locations:
-        raise MissingDependencyError("tokenizers", "A front for Triton", "pip install tokenizers")
-    home = Path(next(iter(tokenizers.submodule_search_locations)))
-    there = [path for path in sorted(home.rglob("*")) if path.suffix in (".py", ".so")]
-    return found + [(f"tokenizers/{path.relative_to(home).as_posix()}", path) for path in there]
+    return found + _below("tokenizers", _home("tokenizers", "tokenizers"))
+
+
+def _pillow() -> list[tuple[str, Path]]:
+    """Return Pillow and the libraries that its wheel brings, which lie beside it."""
+    home = _home("PIL", "pillow")
+    return _below("pillow/PIL", home) + _below("pillow/pillow.libs", home.parent / "pillow.libs")
+
+
+def _home(module: str, distribution: str) -> Path:
+    found = importlib.util.find_spec(module)
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependencyError(distribution, "A front for Triton", f"pip install {distribution}")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _below(name: str, folder: Path) -> list[tuple[str, Path]]:
+    there = [path for path in sorted(folder.rglob("*")) if path.suffix == ".py" or ".so" in path.suffixes]
+    return [(f"{name}/{path.relative_to(folder).as_posix()}", path) for path in there]
 
 
 def _write(files: dict[str, Path], folder: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+
+import numpy as np
 import pytest
 from mlflow.deployments import get_deploy_client
 from mlflow.exceptions import MlflowException
 
 import mlflow_tdeploy
+from tests.core.tasks.image_models import written
 from tests.core.tasks.token_models import asker, entailer, filler, ranker, tagger
+from tests.pictures import opened, pictures
 from tests.served import close_to
 
 ASKED = {
@@ -55,3 +60,27 @@ def test_what_cannot_be_used_is_answered_by_none_through_the_client_too(client, 
     expected = mlflow_tdeploy.load_model(str(tmp_path / "model")).predict(given, {"errors": "null"})
     assert [one is None for one in expected] == [False, False, True, True, True, False]
     assert found == close_to(expected)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_model_of_images_is_deployed_and_answers_as_the_loader_does(client, running, tmp_path, head):
+    source = written("vit", tmp_path / "source", head=head)
+    mlflow_tdeploy.save_model(source, tmp_path / "model", precisions=["fp32"], shapes={"batch": (1, 4, 8)})
+    client.create_deployment("m", str(tmp_path / "model"), config={"device": "cpu"})
+    loaded, files = mlflow_tdeploy.load_model(str(tmp_path / "model")), pictures(10)
+    params = {"top_k": 3} if head else {"pool": True}
+    expected = loaded.predict(files, params)
+    coded = [base64.b64encode(file) for file in files]
+    for target in (f"tdeploy://127.0.0.1:{running[0].http}", f"tdeploy://127.0.0.1:{running[0].grpc}?protocol=grpc"):
+        asked = get_deploy_client(target)
+        for given in (files, {"image": files}, [opened(file) for file in files], coded):
+            found = asked.predict("m", given, params=params)["predictions"]
+            if head:
+                assert found == close_to(expected)
+            else:
+                np.testing.assert_allclose(found, expected, atol=1e-5)
+    cut = files[1][: len(files[1]) // 2]
+    with pytest.raises(MlflowException, match="Image 1 cannot be decoded"):
+        client.predict("m", [files[0], cut])
+    found = client.predict("m", [files[0], cut, "x", None, files[2]], params={"errors": "null"})["predictions"]
+    assert [one is None for one in found] == [False, True, True, True, False]

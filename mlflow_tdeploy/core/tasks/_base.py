@@ -71,6 +71,8 @@ class Task(ABC):
     input_kind: ClassVar[Literal["text", "image", "tensors"]]
     #: What an item consists of, for tasks of items: texts or images.
     columns: ClassVar[tuple[Column, ...]] = ()
+    #: Distributions that serving takes besides MLflow, numpy and a runtime.
+    packages: ClassVar[tuple[str, ...]] = ()
     #: What it needs of a Hugging Face model; None for tasks that are not about those.
     head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()

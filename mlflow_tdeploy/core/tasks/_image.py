@@ -96,6 +96,7 @@ class ImageTask(ItemTask):
     settings: ClassVar[type] = ImageConfig
     input_kind: ClassVar[Literal["text", "image", "tensors"]] = "image"
     columns: ClassVar[tuple[Column, ...]] = (IMAGE,)
+    packages: ClassVar[tuple[str, ...]] = ("pillow",)
 
     def prepare(self) -> None:
         """Import Pillow."""

@@ -28,7 +28,11 @@ class TritonPythonModel:
         with open(os.path.join(folder, "front.json"), encoding="utf-8") as file:
             front = json.load(file)
         sys.dont_write_bytecode = True  # the repository is not the server's to write to
-        sys.path.insert(0, os.path.join(args["model_repository"], front["library"]))
+        library = os.path.join(args["model_repository"], front["library"])
+        sys.path.insert(0, library)
+        sys.path.append(
+            os.path.join(library, "pillow")
+        )  # the last: the server's own, where it has one, is for its Python
         from mlflow_tdeploy.core import wire
         from mlflow_tdeploy.core.desk import Ask, Desk
         from mlflow_tdeploy.core.errors import InvalidInputError
