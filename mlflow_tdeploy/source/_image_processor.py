@@ -12,7 +12,7 @@ import numpy as np
 from mlflow_tdeploy.core.errors import ExportError, InvalidInputError, NotFoundError, TDeployError, first_line
 from mlflow_tdeploy.core.images import made_up_image, pillow
 from mlflow_tdeploy.core.records import from_plain
-from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tasks import TASKS, Head, heads
 from mlflow_tdeploy.core.tasks._image import INPUT, ImageConfig, ImageTask
 from mlflow_tdeploy.core.tensors import Array, Signature
 
@@ -22,6 +22,11 @@ _PROOF = ((48, 64), (64, 48), (300, 300), (480, 333), (7, 31), (1, 1), (700, 100
 _CONVNEXT_WARPS = 384
 #: How far values may be: both are computed in float32, in one order.
 _CLOSE = 1e-6
+
+
+def image_heads() -> dict[str, Head]:
+    """Return what tasks need of models of images, by task."""
+    return {task: head for task, head in heads().items() if TASKS.get(task).input_kind == "image"}
 
 
 def open_processor(given: Any) -> Any:

@@ -12,12 +12,12 @@ import torch
 
 from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
-from mlflow_tdeploy.core.tasks import TASKS, Head, heads
+from mlflow_tdeploy.core.tasks import TASKS, Head
 from mlflow_tdeploy.core.tasks._image import INPUT
 from mlflow_tdeploy.core.tensors import Array, Dim, Signature, TensorSpec
 from mlflow_tdeploy.runtime.backends._torch_modules import TransformersModule, load_transformers, run_module
 from mlflow_tdeploy.source._hugging_face import HuggingFaceSource, record_of, saver, serving_module
-from mlflow_tdeploy.source._image_processor import check_image_parity, open_processor, processor_settings
+from mlflow_tdeploy.source._image_processor import check_image_parity, image_heads, open_processor, processor_settings
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._shapes import BATCH, make_dims
 from mlflow_tdeploy.source.base import Source
@@ -25,11 +25,6 @@ from mlflow_tdeploy.source.base import Source
 _log = logging.getLogger("mlflow_tdeploy")
 #: Arguments of a pipeline that change nothing of an answer.
 _HARMLESS = {"timeout", "return_tensors"}
-
-
-def image_heads() -> dict[str, Head]:
-    """Return what tasks need of models of images, by task."""
-    return {task: head for task, head in heads().items() if TASKS.get(task).input_kind == "image"}
 
 
 def reads_images(kind: type | None, options: Options) -> bool:

@@ -15,8 +15,11 @@ import numpy as np
 from mlflow_tdeploy.core.errors import InvalidInputError, MissingDependencyError, TDeployError, first_line
 from mlflow_tdeploy.core.manifest import SourceRecord
 from mlflow_tdeploy.core.tasks import TASKS, heads
+from mlflow_tdeploy.core.tasks._image import INPUT
 from mlflow_tdeploy.core.tensors import Arrays, Dim, Signature, TensorSpec
 from mlflow_tdeploy.core.variant import check_variant_id
+from mlflow_tdeploy.source._image_graph import image_signature
+from mlflow_tdeploy.source._image_processor import check_image_parity, image_heads, open_processor, processor_settings
 from mlflow_tdeploy.source._onnx_signature import (
     PRECISIONS,
     GraphFacts,
@@ -129,6 +132,27 @@ class OnnxSource(Source):
             self.task_config |= integer_positions(self.signature, example, self.reference, ranges)
             self.task_config |= missing_values(example)
 
+    def set_images(self, facts: GraphFacts, options: Options, task: str) -> None:
+        """Read task and signature for a graph that takes the pixels of images."""
+        options.refuse("a model of images", "example", "tokenizer")
+        processor = open_processor(options.image_processor)
+        self.task, self.task_config = task, processor_settings(processor)
+        shape = tuple(self.task_config.get("crop") or self.task_config["size"])
+        outputs = {spec.name: spec for spec in self._outputs(facts)}
+        self.signature = image_signature(task, facts.inputs, outputs, shape, options)
+        rows = self.signature.dims[0].min if self.signature.dims else int(facts.inputs[0].shape[0])
+        got = self._probe({INPUT: np.zeros((rows, 3, *shape), np.float32)})
+        self.signature = dataclasses.replace(
+            self.signature,
+            outputs=tuple(
+                dataclasses.replace(one, shape=(one.shape[0], *map(int, got[one.name].shape[1:])))
+                for one in self.signature.outputs
+            ),
+        )
+        width = int(got[heads()[task].output].shape[-1])
+        self.task_config |= TASKS.get(task).settings_of({}, width, options.labels, {})
+        check_image_parity(task, self.task_config, self.signature, processor)
+
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
         """Read task and signature for a graph that takes token ids."""
         options.refuse("a text model", "example", "image_processor")
@@ -205,7 +229,9 @@ def from_graphs(model: Any, options: Options) -> OnnxSource:
         source = OnnxSource(SourceRecord("onnx", stem, None, ""), graphs, reference_id, temporary)
         source._repositories = folders
         task = options.task or _infer_task(facts, options)
-        if task in heads():
+        if task in image_heads():
+            source.set_images(facts, options, task)
+        elif task in heads():
             source.set_text(facts, options, task)
         else:
             source.set_tensors(facts, options)

@@ -18,6 +18,7 @@ from mlflow_tdeploy.core.tasks import TASKS, Head, heads, refuse_arguments
 from mlflow_tdeploy.runtime.backends._torch_modules import TransformersModule, load_transformers
 from mlflow_tdeploy.source import image_model
 from mlflow_tdeploy.source._hugging_face import asked, record_of, saver, serving_module
+from mlflow_tdeploy.source._image_processor import image_heads
 from mlflow_tdeploy.source._options import Options
 from mlflow_tdeploy.source._padding import settle_padding
 from mlflow_tdeploy.source._text_model import TextModelSource, check_vocabulary, probe_signature
@@ -47,10 +48,10 @@ def from_pipeline(pipeline: Any, options: Options) -> Source:
         InvalidInputError: Its task is not supported, or it has settings that cannot be kept.
     """
     named = _ALIASES.get(pipeline.task, pipeline.task)
-    if (options.task or named) in image_model.image_heads():
+    if (options.task or named) in image_heads():
         return image_model.from_pipeline(pipeline, options)
     if options.task is None and named not in _heads():
-        known = ", ".join((*_heads(), *image_model.image_heads()))
+        known = ", ".join((*_heads(), *image_heads()))
         raise InvalidInputError(
             f"Pipelines for '{pipeline.task}' are not supported. Supported: {known}; or log its model with "
             f"task='tensors' and example inputs."

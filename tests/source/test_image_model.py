@@ -8,8 +8,9 @@ from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source._image_processor import check_image_parity, open_processor, processor_settings
 from mlflow_tdeploy.source.resolve import resolve
-from tests.core.tasks.image_models import model_of, processor_of, written
+from tests.core.tasks.image_models import LABELS, model_of, processor_of, written
 from tests.pictures import odd, opened, pictures
+from tests.served import close_to, pipeline_of
 
 #: Processors of transformers that classifiers and backbones of images have.
 KINDS = (
@@ -173,3 +174,59 @@ def test_a_pipelines_settings_are_kept_or_told(tmp_path, caplog):
     )  # fmt: skip
     assert resolve(original).task_config["function_to_apply"] == "sigmoid"
     assert "top_k=2 is not kept" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A classifier as a graph that somebody else exported, with a free and with a fixed number of images."""
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model_of("vit")
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values).logits
+
+    found = {}
+    for rows in ("free", 2):
+        path = tmp_path_factory.mktemp("graph") / "model.onnx"
+        free = {"dynamic_shapes": ({0: torch.export.Dim("n")},)} if rows == "free" else {}
+        torch.onnx.export(
+            Logits(), (torch.zeros(2, 3, 64, 64),), path, input_names=["pixel_values"], output_names=["logits"],
+            dynamo=True, verbose=False, **free,
+        )  # fmt: skip
+        found[rows] = path
+    return found
+
+
+@pytest.mark.parametrize("rows", ["free", 2])
+def test_a_graph_answers_as_the_pipeline_of_its_model(exported, rows, tmp_path):
+    from transformers import pipeline
+
+    original = pipeline(
+        "image-classification", model=model_of("vit"), image_processor=processor_of("vit"), device="cpu"
+    )
+    source = resolve(exported[rows], task="image-classification", image_processor=processor_of("vit"), labels=LABELS)
+    files = pictures(11)
+    got = pipeline_of(source, tmp_path)(files)
+    assert got == close_to(original([opened(file) for file in files]))
+
+
+def test_a_graph_that_takes_something_else_says_so(exported):
+    with pytest.raises(InvalidInputError, match=r"only input is pixel_values of float32 \[batch, 3, 32, 32\]"):
+        resolve(
+            exported["free"],
+            task="image-classification",
+            image_processor=_processor("ViT", size={"height": 32, "width": 32}),
+        )
+    with pytest.raises(InvalidInputError, match="needs a graph output named 'last_hidden_state'"):
+        resolve(exported["free"], task="image-feature-extraction", image_processor=processor_of("vit"))
+    with pytest.raises(InvalidInputError, match="shapes names 'batch', which is fixed"):
+        resolve(
+            exported[2], task="image-classification", image_processor=processor_of("vit"), labels=LABELS,
+            shapes={"batch": (1, 2)},
+        )  # fmt: skip
+    with pytest.raises(InvalidInputError, match="needs its image processor"):
+        resolve(exported["free"], task="image-classification")

@@ -24,6 +24,7 @@ from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.repository import render
 from tests.bundles import WEIGHTS, make_bundle
 from tests.flavor.text_bundles import make_text_bundle
+from tests.pictures import opened, picture
 from tests.triton.deployables import deployable
 
 
@@ -61,6 +62,28 @@ def test_weights_of_the_cache_take_no_room_of_their_own_and_those_of_a_user_are_
     monkeypatch.setenv("TDEPLOY_CACHE_DIR", str(tmp_path))
     render(deployable(texts), tmp_path / "linked")
     assert os.path.samefile(tmp_path / "linked/m.v7/7/model.onnx", texts.path("files/onnx-fp32/model.onnx"))
+
+
+def test_a_front_of_images_brings_pillow_for_servers_without(tmp_path):
+    lib = library(("pillow",))
+    assert not (library() / "pillow").exists()
+    numpy = Path(np.__file__).parents[1]
+    code = (
+        f"import sys; sys.path[:] = [{str(lib)!r}, *[one for one in sys.path if 'site-packages' not in one]]\n"
+        f"sys.path.append({str(lib / 'pillow')!r}); sys.path.append({str(tmp_path)!r})\n"
+        "import PIL; from mlflow_tdeploy.core.images import pixels\n"
+        "print(PIL.__file__); print(pixels(open(sys.argv[1], 'rb').read()).size)"
+    )
+    for name in ("numpy", "numpy.libs"):
+        if (numpy / name).is_dir():
+            (tmp_path / name).symlink_to(numpy / name)
+    (tmp_path / "file").write_bytes(picture(3, ("JPEG", "RGB", {})))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(tmp_path / "file")], capture_output=True, text=True, check=False
+    )
+    where, size = done.stdout.splitlines() or [done.stderr, ""]
+    assert where.startswith(str(lib / "pillow"))
+    assert size == str(opened(picture(3, ("JPEG", "RGB", {}))).size)
 
 
 def test_golden_requests_become_warmup(tmp_path):

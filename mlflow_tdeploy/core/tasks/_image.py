@@ -98,6 +98,15 @@ class ImageTask(ItemTask):
     columns: ClassVar[tuple[Column, ...]] = (IMAGE,)
     packages: ClassVar[tuple[str, ...]] = ("pillow",)
 
+    @property
+    def max_batch(self) -> int:
+        """Most images that one run of the graph can take, its fixed number of rows included."""
+        return self._rows("max")
+
+    def _rows(self, at: At) -> int:
+        size = self.signature.inputs[0].shape[0]
+        return size if isinstance(size, int) else self.signature.dim(size).at(at)
+
     def prepare(self) -> None:
         """Import Pillow."""
         pillow()
@@ -124,8 +133,7 @@ class ImageTask(ItemTask):
 
     def collate(self, images: Sequence[Array]) -> Arrays:
         """Return the graph's input for images (height, width, 3); filler repeats the first one."""
-        least = self.signature.dim("batch").min if self.signature.has_dim("batch") else len(images)
-        rows = [*images, *[images[0]] * (least - len(images))]
+        rows = [*images, *[images[0]] * (self._rows("min") - len(images))]
         table, order = self.config.table, (2, 1, 0) if self.config.bgr else (0, 1, 2)
         found: Array = np.empty((len(rows), 3, *self.config.shape), np.float32)
         for row, image in enumerate(rows):
@@ -146,7 +154,7 @@ class ImageTask(ItemTask):
         """Return as many of the images in ``items``, from a random one on, or made-up ones; all are of one size."""
         del ragged
         random = np.random.default_rng(seed)
-        count = (sizes or {}).get("batch") or (self.signature.dim("batch").at(at) if self.signature.dims else 1)
+        count = (sizes or {}).get("batch") or self._rows(at)
         if items:
             first = int(random.integers(len(items)))
             wanted = [items[(first + index) % len(items)] for index in range(min(count, len(items)))]
