@@ -2,12 +2,14 @@
 
 Exporters spell a padding mask as arithmetic: a (batch, heads, query, key) array that is 0 where a token counts and very
 negative where it does not. ONNX Runtime's ``Attention`` takes the mask as it is, which drops that arithmetic, and only
-so can it be quantized: ``QAttention`` has no bias input, and the quantizer leaves a node with one in fp32.
+so can it be quantized: ``QAttention`` has no bias input, and the quantizer leaves a node with one in fp32. Where
+nothing is ever padded (images), the same arithmetic comes to a bias of zeros, which is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,36 +21,79 @@ _BIAS_AT, _MASK_AT = 5, 3
 _GONE = -1e4
 #: (batch, sequence) of the masks that a bias is tried on; both sizes differ, so that axes cannot be mixed up.
 _SHAPES = ((1, 7), (3, 5), (4, 9))
+#: Of every size that is free, where a bias may be nothing.
+_SIZES = (1, 2, 5)
 
 
 def take_mask_input(model: ir.Model) -> int:
     """Feed the graph's padding mask to packed attention where its bias is exactly that mask; in place.
 
-    Whether it is, is found out by computing the bias for several masks: a causal or relative bias stays as it is.
+    Whether it is, is found out by computing the bias for several masks: a causal or relative bias stays as it is. One
+    that is zero whatever the inputs are goes.
 
     Args:
         model: A graph with fused attention.
 
     Returns:
-        How many attention nodes take the mask now.
+        How many attention nodes have no bias any more.
     """
     mask = next((value for value in model.graph.inputs if value.name == _MASK), None)
     nodes = [node for node in model.graph if node.op_type == "Attention" and node.domain == "com.microsoft"]
-    if mask is None or mask.dtype is None:
-        return 0
-    verdicts: dict[ir.Value, bool] = {}
-    changed: list[ir.Node] = []
+    verdicts: dict[ir.Value, str] = {}
+    changed: dict[str, list[ir.Node]] = {"mask": [], "nothing": [], "": []}
     for node in nodes:
         bias = node.inputs[_BIAS_AT] if len(node.inputs) > _BIAS_AT else None
         if bias is None or node.inputs[_MASK_AT] is not None:
             continue
         if bias not in verdicts:
-            verdicts[bias] = _is_padding(model, bias, mask.dtype)
-        if verdicts[bias]:
-            changed.append(node)
-    if changed:
-        _rewire(model, mask, changed)
-    return len(changed)
+            verdicts[bias] = _verdict(model, bias, mask)
+        changed[verdicts[bias]].append(node)
+    if mask is not None and changed["mask"]:
+        _rewire(model, mask, changed["mask"])
+    for node in changed["nothing"]:
+        node.replace_input_with(_BIAS_AT, None)
+        _drop_equal_sizes(node)
+    return len(changed["mask"]) + len(changed["nothing"])
+
+
+def _verdict(model: ir.Model, bias: ir.Value, mask: ir.Value | None) -> str:
+    """Return what a bias comes to: the padding mask, nothing, or something that has to stay (empty)."""
+    if mask is not None and mask.dtype is not None and _is_padding(model, bias, mask.dtype):
+        return "mask"
+    return "nothing" if _is_nothing(model, bias) else ""
+
+
+def _is_nothing(model: ir.Model, bias: ir.Value) -> bool:
+    """Tell whether a bias is zero everywhere: it takes no more of the inputs than their sizes, and is so at several."""
+    cone = _cone(model, bias)
+    if cone is None:
+        return False
+    proto, inputs = cone
+    if any(set(node.input) & set(inputs) and node.op_type != "Shape" for node in proto.graph.node):
+        return False
+    specs = {value.name: value.type.tensor_type for value in proto.graph.input}
+    try:
+        session = _session(proto)
+        for size in _SIZES:
+            feeds = {name: _zeros(spec, size) for name, spec in specs.items()}
+            if np.any(session.run(None, feeds)[0]):
+                return False
+    except Exception:  # see _is_padding
+        return False
+    return True
+
+
+def _zeros(spec: onnx.TypeProto.Tensor, size: int) -> np.ndarray:
+    shape = [one.dim_value or size for one in spec.shape.dim]
+    return np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(spec.elem_type))
+
+
+def _session(proto: onnx.ModelProto) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _rewire(model: ir.Model, mask: ir.Value, nodes: Sequence[ir.Node]) -> None:
@@ -77,21 +122,17 @@ def _is_padding(model: ir.Model, bias: ir.Value, mask_type: ir.DataType) -> bool
     proto, inputs = cone
     if _MASK not in inputs:
         return False
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = _session(proto)
         return all(_follows(session, inputs, mask) for mask in _masks(mask_type.numpy()))
     except Exception:  # onnxruntime's classes share no base; a bias that cannot be computed alone stays
         return False
 
 
-def _follows(session: object, inputs: Sequence[str], mask: np.ndarray) -> bool:
+def _follows(session: Any, inputs: Sequence[str], mask: np.ndarray) -> bool:
     # The other inputs give their shapes only: ones and zeros are valid token ids and positions.
     feeds = {name: mask if name == _MASK else np.ones_like(mask) for name in inputs}
-    (bias,) = session.run(None, feeds)  # type: ignore[attr-defined]
+    (bias,) = session.run(None, feeds)
     batch, length = mask.shape
     if bias.ndim != 4 or bias.shape[0] not in (1, batch) or bias.shape[3] != length:
         return False

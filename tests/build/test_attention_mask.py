@@ -94,3 +94,64 @@ def test_take_mask_input_changes_nothing_when_no_input_is_a_mask(fused):
     model = fused(tiny_bert("sdpa"))
     next(value for value in model.graph.inputs if value.name == "attention_mask").name = "keep"
     assert take_mask_input(model) == 0
+
+
+_MADE_UP = {
+    "zeros": (["bias = ConstantOfShape <value = float[1] {0}> (size)"], True),
+    "ones": (["bias = ConstantOfShape <value = float[1] {1}> (size)"], False),
+    "of the rows": (
+        [
+            "zeros = ConstantOfShape <value = float[1] {0}> (size)",
+            "rows = Shape <start = 0, end = 1> (x)",
+            "one = Constant <value = int64[1] {1}> ()",
+            "more = Sub (rows, one)",
+            "some = Cast <to = 1> (more)",
+            "bias = Add (zeros, some)",
+        ],
+        False,
+    ),
+    "of what is asked": (
+        ["zeros = ConstantOfShape <value = float[1] {0}> (size)", "sum = ReduceSum <keepdims = 0> (x)",
+         "bias = Mul (zeros, sum)"],
+        False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _MADE_UP)
+def test_a_bias_that_is_zero_at_every_size_goes_and_no_other(kind):
+    nodes, goes = _MADE_UP[kind]
+    weights, zeros = ", ".join(["0.1"] * 192), ", ".join(["0"] * 24)
+    newline = "\n"
+    text = f"""
+        <ir_version: 8, opset_import: ["": 18, "com.microsoft": 1]>
+        attends (float[n, 4, 8] x) => (float[n, 4, 8] y)
+        <float[8, 24] w = {{{weights}}}, float[24] b = {{{zeros}}}>
+        {{
+            batch = Shape <start = 0, end = 1> (x)
+            rest = Constant <value = int64[3] {{2, 4, 4}}> ()
+            size = Concat <axis = 0> (batch, rest)
+            {newline.join(nodes)}
+            y = com.microsoft.Attention <num_heads = 2, qkv_hidden_sizes = [8, 8, 8]> (x, w, b, "", "", bias)
+        }}
+    """
+    model = ir.from_onnx_text(text)
+    assert take_mask_input(model) == int(goes)
+    (node,) = attention(model)
+    assert (node.inputs[5] is None) == goes
+    assert ("qkv_hidden_sizes" in node.attributes) != goes
+
+
+def test_a_model_of_images_has_attention_without_a_bias_in_eight_bits(tmp_path):
+    from mlflow_tdeploy.source.resolve import resolve
+    from tests.core.tasks.image_models import model_of, processor_of
+
+    source = resolve(model_of("vit"), image_processor=processor_of("vit"))
+    feeds = {"pixel_values": np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)}
+    export_module(source.module, feeds, source.signature, tmp_path / "model.onnx", exporter="dynamo")
+    graphs.fuse_for_ort(tmp_path / "model.onnx", tmp_path / "fused.onnx")
+    assert [len([one for one in node.inputs if one]) for node in attention(ir.load(tmp_path / "fused.onnx"))] == [3] * 3
+    quantize_dynamic_int8(tmp_path / "fused.onnx", tmp_path / "int8.onnx")
+    assert graphs.op_counts(tmp_path / "int8.onnx")["com.microsoft.QAttention"] == 3
+    session = ort.InferenceSession(tmp_path / "fused.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, feeds)[0], source.reference(feeds)["logits"], atol=1e-5)
