@@ -52,3 +52,24 @@ def _text(pool: Sequence[str], words: int, rng: np.random.Generator) -> str:
     while len(got) < words:
         got += pool[int(rng.integers(len(pool)))].split()
     return " ".join(got[:words])
+
+
+def photographs(count: int) -> list[bytes]:
+    """Return parts of 500 x 375 pixels of scikit-learn's two photographs, as JPEG files."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    random, found = np.random.default_rng(0), []
+    wholes = load_sample_images().images
+    for index in range(count):
+        whole = wholes[index % len(wholes)]
+        top, left = (
+            int(random.integers(0, have - size)) for have, size in zip(whole.shape[:2], (375, 500), strict=True)
+        )
+        buffer = io.BytesIO()
+        Image.fromarray(whole[top : top + 375, left : left + 500]).save(buffer, "JPEG", quality=85)
+        found.append(buffer.getvalue())
+    return found

@@ -1,7 +1,8 @@
-"""What ``benchmarks.tasks`` measures: models of MiniLM's size, their requests, and who else answers them."""
+"""What ``benchmarks.tasks`` measures: models of MiniLM's size, or ViT-S, their requests, and who else answers them."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ MAX_LENGTH = 256
 LABELS = ("news", "science", "sport")
 #: Documents of a query.
 DOCUMENTS = 4
+#: Of ViT-S, with 16 x 16 pixels a token: 197 tokens.
+_VIT = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 _TEMPLATE = "This example is {}."
 Items = Callable[[Sequence[str]], list[Any]]
 
@@ -30,6 +33,7 @@ class Case:
         params: Parameters of the request.
         theirs: From a model's folder to what answers items, as a user of transformers writes it; None for none.
         config: Settings of the model.
+        images: Whether its items are images.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Case:
     params: Mapping[str, Any] = field(default_factory=dict)
     theirs: Callable[[Path], Callable[[list[Any]], Any]] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    images: bool = False
 
 
 def write_model(case: Case, folder: Path) -> Path:
@@ -50,6 +55,11 @@ def write_model(case: Case, folder: Path) -> Path:
     if not case.auto:
         return peers.MODEL
     torch.manual_seed(0)
+    if case.images:
+        config = transformers.ViTConfig(**_VIT, **case.config)
+        getattr(transformers, case.auto).from_config(config).eval().save_pretrained(folder)
+        transformers.ViTImageProcessorPil().save_pretrained(folder)
+        return folder
     tokenizer = transformers.AutoTokenizer.from_pretrained(peers.MODEL, model_max_length=MAX_LENGTH)
     model = getattr(transformers, case.auto).from_pretrained(peers.MODEL, **case.config)
     model.eval().save_pretrained(folder)
@@ -63,6 +73,17 @@ def _pipeline(task: str, **more: Any) -> Callable[[Path], Callable[[list[Any]], 
 
         asks = pipeline(task, model=str(folder), device="cpu", **more)
         return lambda items: asks(items)
+
+    return make
+
+
+def _pictures(task: str) -> Callable[[Path], Callable[[list[Any]], Any]]:
+    def make(folder: Path) -> Callable[[list[Any]], Any]:
+        from PIL import Image
+        from transformers import pipeline
+
+        asks = pipeline(task, model=str(folder), device="cpu")
+        return lambda files: asks([Image.open(io.BytesIO(file)) for file in files])
 
     return make
 
@@ -147,6 +168,14 @@ CASES = (
         config={"num_labels": 1},
     ),
     Case("sentence-embedding", "sentence-embedding", "", _as_they_are, _as_they_are, theirs=_embedding),
+    Case(
+        "image-classification", "image-classification", "AutoModelForImageClassification", _as_they_are, _as_they_are,
+        theirs=_pictures("image-classification"), config={"num_labels": 1000}, images=True,
+    ),
+    Case(
+        "image-feature-extraction", "image-feature-extraction", "AutoModel", _as_they_are, _as_they_are,
+        theirs=_pictures("image-feature-extraction"), images=True,
+    ),
     Case(
         "feature-extraction", "feature-extraction", "AutoModel", _as_they_are, _as_they_are,
         theirs=_pipeline("feature-extraction"),

@@ -1,17 +1,19 @@
-"""Every task of texts, request in and answer out, beside transformers' pipeline and the floor of the same graph.
+"""Every task of texts or images, request in and answer out, beside transformers' pipeline and its graph's floor.
 
 ``python -m benchmarks.tasks`` prints a table and writes JSON. The floor is what an able engineer reaches with ONNX
-Runtime and ``tokenizers`` alone on the same fp32 graph: batches sorted by length, threads and batch size searched, no
-answers made of the outputs. All in one process, in turn; the ratios are what means something.
+Runtime and ``tokenizers`` (or Pillow) alone on the same fp32 graph: batches sorted by length, threads and batch size
+searched, no answers made of the outputs. All in one process, in turn; the ratios are what means something.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer
 
 from benchmarks import peers
-from benchmarks.data import glosses
+from benchmarks.data import glosses, photographs
 from benchmarks.floor import BATCH_SIZES, THREADS
 from benchmarks.report import Figure, Results, finish, say, summarize
 from benchmarks.task_cases import CASES, MAX_LENGTH, Case, write_model
@@ -74,7 +77,7 @@ def measure(case: Case, work: Path, *, quick: bool) -> tuple[list[Figure], dict[
     # what is measured is speed, of weights that are partly random: whatever closeness they have
     mlflow_tdeploy.save_model(
         str(source), work / "model", task=case.task, precisions=["fp32"], budget="worst_cosine >= 0",
-        shapes={"sequence": (5, 32, MAX_LENGTH)},
+        shapes=None if case.images else {"sequence": (5, 32, MAX_LENGTH)},
     )  # fmt: skip
     ours = mlflow.pyfunc.load_model(str(work / "model"), model_config={"variant": VARIANT}).predict
     theirs = case.theirs(source) if case.theirs else None
@@ -82,11 +85,13 @@ def measure(case: Case, work: Path, *, quick: bool) -> tuple[list[Figure], dict[
     details: dict[str, Any] = {}
     for count in COUNTS:
         say(f"{case.name}: {count} at once")
-        texts = list(glosses()[:count] if count > 1 else glosses()[40:41])
-        more, details[f"{count} at once"] = _at_once(case, work / "model", ours, theirs, texts, quick=quick)
+        texts: list[Any] = glosses()[:count] if count > 1 else glosses()[40:41]
+        given = photographs(count) if case.images else list(texts)
+        more, details[f"{count} at once"] = _at_once(case, work / "model", ours, theirs, given, quick=quick)
         figures += more
-    say(f"{case.name}: tokenization")
-    figures.append(_tokenization(case, work / "model", ours, rounds=3 if quick else 15))
+    if not case.images:
+        say(f"{case.name}: tokenization")
+        figures.append(_tokenization(case, work / "model", ours, rounds=3 if quick else 15))
     return figures, details
 
 
@@ -160,7 +165,8 @@ def _floors(case: Case, model: Path, items: list[Any], *, rounds: int) -> tuple[
     for threads in THREADS:
         session = _session(model, threads)
         for size in BATCH_SIZES if len(rows) > 1 else (1,):
-            candidates[threads, size] = _bare(model, session, rows, size)
+            bare = _bare_images if case.images else _bare
+            candidates[threads, size] = bare(model, session, rows, size)
     named = {f"{threads}/{size}": call for (threads, size), call in candidates.items()}
     samples = interleave(named, rounds=rounds, warmup=1, pause=_PAUSE)
     found, sizes = dict[str, Ask](), dict[str, int]()
@@ -191,6 +197,23 @@ def _bare(model: Path, session: Any, rows: Sequence[Any], size: int) -> Ask:
                     feeds[name][index, : len(one.ids)] = whole[name]
             session.run(None, feeds)
 
+    return run
+
+
+def _bare_images(model: Path, session: Any, files: Sequence[bytes], size: int) -> Ask:
+    del model
+    height, width = session.get_inputs()[0].shape[2:]
+
+    def ready(file: bytes) -> Any:
+        image = Image.open(io.BytesIO(file)).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        return (np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 127.5) - 1.0
+
+    def run() -> None:
+        images = list(pool.map(ready, files)) if len(files) > 1 else [ready(files[0])]
+        for begin in range(0, len(images), size):
+            session.run(None, {"pixel_values": np.stack(images[begin : begin + size])})
+
+    pool = ThreadPoolExecutor(max(THREADS))
     return run
 
 

@@ -169,6 +169,22 @@ def test_pictures_to_check_with_come_in_any_form(data, classifier):
     assert found.sha256 == VerifyData.of(data(images, arrays)).for_task(task).sha256
 
 
+def test_each_size_of_batch_is_asked_once(classifier, tmp_path):
+    from mlflow_tdeploy.build.reference import ReferenceAnswers
+    from mlflow_tdeploy.build.verify_data import VerifyData
+
+    task = Bundle.open(classifier[1]).task()
+    sizes = []
+
+    def reference(feeds):
+        sizes.append(len(feeds["pixel_values"]))
+        return {"logits": feeds["pixel_values"].reshape(sizes[-1], -1)[:, : len(LABELS)]}
+
+    found = ReferenceAnswers(task, VerifyData.of(None).for_task(task), reference, tmp_path)
+    assert [case.shape for case in found.cases if case.part == "corners"] == ["batch=1", "batch=8", "batch=64"]
+    assert sizes[:3] == [1, 8, 64]
+
+
 def test_few_pictures_are_joined_by_made_up_ones(classifier):
     from mlflow_tdeploy.build.verify_data import VerifyData
 
