@@ -321,3 +321,28 @@ def test_quantize_takes_a_calibrator_what_to_keep_and_how_much_to_calibrate_with
     other = CliRunner().invoke(main, ["quantize", str(tmp_path / "model"), "ort-cpu-int8-mixed", "--calibrator", "max"])
     assert other.exit_code == 1
     assert "it has no calibrators to choose from" in other.output
+
+
+def test_images_go_through_the_commands(tmp_path, caplog):
+    """Logged with folders as classes, looked at, measured, verified on a folder without."""
+    from tests.core.tasks.image_models import LABELS, written
+    from tests.pictures import pictures
+
+    source, out = written("vit", tmp_path / "source"), tmp_path / "out"
+    for index, file in enumerate(pictures(24)):
+        folder = tmp_path / "data" / LABELS[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.png").write_bytes(file)
+    data = str(tmp_path / "data")
+    logged = run("log", source, "--out", out, "--precision", "fp32", "--data", data, "--image-processor", source)
+    assert "reference answers" in logged
+    assert "image-classification" in run("inspect", out)
+    assert "accuracy" in run("inspect", out, "--json")
+    analyzed = run("analyze", out, "--data", data, "--variant", "ort-cpu-fp32", "--batch", "1")
+    assert "24 items" in analyzed
+    assert " MiB" in analyzed
+    assert "not known" not in caplog.text
+    assert "64 items (given and 40 made-up pictures)" in run("verify", out, "--texts", data)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no images in it" in run("verify", out, "--texts", empty, ok=False)

@@ -42,6 +42,8 @@ class ShapeRange(click.ParamType):
 
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+#: A file of texts, or a folder of images.
+ITEMS = click.Path(exists=True, path_type=Path)
 
 
 def parse_bytes(text: str) -> int:
@@ -73,7 +75,7 @@ def read_lines(path: Path, option: str = "--texts") -> list[str]:
 
 
 def data_of(texts: Path | None, data: Path | None) -> Any:
-    """Return what to ask a model: the texts of ``--texts`` or the table of ``--data``; None for neither.
+    """Return what to ask a model: ``--texts``, or the table of ``--data``; None for neither.
 
     Raises:
         UsageError: Both are given.
@@ -81,7 +83,22 @@ def data_of(texts: Path | None, data: Path | None) -> Any:
     """
     if texts and data:
         raise click.UsageError("--texts and --data both say what to ask: leave one of them out.")
-    return read_lines(texts) if texts else read_table(data) if data else None
+    return read_items(texts) if texts else read_table(data) if data else None
+
+
+def read_items(path: Path, option: str = "--texts") -> list[Any]:
+    """Return the lines of a file, or the images of a folder.
+
+    Raises:
+        BadParameter: The file is not UTF-8, or the folder has no images.
+    """
+    from mlflow_tdeploy.core.labelled import image_files
+
+    if not path.is_dir():
+        return list(read_lines(path, option))
+    if not (found := image_files(path)):
+        raise click.BadParameter(f"'{path}' has no images in it.", param_hint=option)
+    return list(found)
 
 
 def show_step(step: Step) -> None:

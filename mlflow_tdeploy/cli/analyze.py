@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from mlflow_tdeploy.cli._common import FILE, clean_errors, data_of
+from mlflow_tdeploy.cli._common import ITEMS, clean_errors, data_of
 from mlflow_tdeploy.core.errors import MissingDependencyError
 
 OUT = click.Path(dir_okay=False, path_type=Path)
@@ -15,8 +15,8 @@ OUT = click.Path(dir_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("uri")
-@click.option("--data", type=FILE, help="Texts and labels: .csv or .tsv with the columns text and label, JSON lines.")
-@click.option("--texts", type=FILE, help="Texts without labels, one a line.")
+@click.option("--data", type=ITEMS, help="Texts and labels, or images: see tdeploy quantize.")
+@click.option("--texts", type=ITEMS, help="Texts without labels, one a line, or a folder of images.")
 @click.option("--variant", "variants", multiple=True, help="Id of a variant; several times. All by default.")
 @click.option(
     "--batch", "batches", multiple=True, default=(1, 32), show_default=True, type=click.IntRange(min=1),

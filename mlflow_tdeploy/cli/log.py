@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import FILE, ShapeRange, clean_errors, data_of, read_lines, show_step
+from mlflow_tdeploy.cli._common import ITEMS, ShapeRange, clean_errors, data_of, read_items, show_step
 
 
 @click.command()
@@ -30,9 +30,9 @@ from mlflow_tdeploy.cli._common import FILE, ShapeRange, clean_errors, data_of, 
 @click.option("--shape", "shapes", multiple=True, type=ShapeRange(), help="Range of a dimension; several times.")
 @click.option("--budget", help="For example 'worst_cosine >= 0.98'. The task's own by default.")
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
-@click.option("--texts", type=FILE, help="Texts to verify on, one a line.")
-@click.option("--data", type=FILE, help="Texts and labels to verify on, see tdeploy quantize.")
-@click.option("--calibrate", type=FILE, help="Texts to find ranges on, one a line; those to verify on by default.")
+@click.option("--texts", type=ITEMS, help="Texts to verify on, one a line, or a folder of images.")
+@click.option("--data", type=ITEMS, help="What to verify on, with labels, see tdeploy quantize.")
+@click.option("--calibrate", type=ITEMS, help="Texts or images to find ranges on; those to verify on by default.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long a recipe looks; 15 by default.")
 @click.option("--trials", type=click.IntRange(min=1), help="After so many graphs, a recipe looks no further.")
 @click.option("--tokenizer", type=click.Path(exists=True, file_okay=False), help="Its folder, where SOURCE has none.")
@@ -53,7 +53,7 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         "shapes": dict(given["shapes"]) or None,
         "labels": list(given["labels"]) or None,
         "verify_with": data_of(texts, data),
-        "calibrate_with": read_lines(calibrate, "--calibrate") if calibrate else None,
+        "calibrate_with": read_items(calibrate, "--calibrate") if calibrate else None,
         "search_seconds": 60 * minutes if minutes else None,
         "search_trials": trials,
         "progress": show_step,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import FILE, clean_errors, data_of, read_lines, show_step
+from mlflow_tdeploy.cli._common import ITEMS, clean_errors, data_of, read_items, show_step
 
 
 @click.command()
@@ -15,7 +15,11 @@ from mlflow_tdeploy.cli._common import FILE, clean_errors, data_of, read_lines, 
 @click.argument("recipe", default="ort-cpu-int8-mixed")
 @click.option("--budget", help="A stricter one than the model's own: 'worst_cosine >= 0.995'.")
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
-@click.option("--calibrate", type=FILE, help="Texts to find ranges on, one a line; those to check on by default.")
+@click.option(
+    "--calibrate",
+    type=ITEMS,
+    help="Texts to find ranges on, one a line, or a folder of images; those to check on by default.",
+)
 @click.option("--calibrate-most", type=click.IntRange(min=1), help="How many of them are drawn; 256 by default.")
 @click.option("--calibrate-seed", type=click.IntRange(min=0), help="Of the drawing; 0 by default.")
 @click.option("--calibrator", help="How ranges are found: max, percentile, mse or entropy; the closest by default.")
@@ -25,9 +29,12 @@ from mlflow_tdeploy.cli._common import FILE, clean_errors, data_of, read_lines, 
     metavar="NAME",
     help="What stays in fp32: a product as 'tdeploy inspect --products' names it, or a regular expression; repeatable.",
 )
-@click.option("--texts", type=FILE, help="Texts to check on, one a line.")
+@click.option("--texts", type=ITEMS, help="Texts to check on, one a line, or a folder of images.")
 @click.option(
-    "--data", type=FILE, help="Texts and labels to check on: .csv or .tsv with the columns text and label, JSON lines."
+    "--data",
+    type=ITEMS,
+    help="What to check on, with labels: .csv, .tsv or .jsonl with text (or image, the path of a file there) and "
+    "label; or a folder that has a folder of images for each class.",
 )
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to look; 15 by default.")
 @click.option("--trials", type=click.IntRange(min=1), help="After so many graphs, look no further.")
@@ -50,7 +57,7 @@ def quantize(
     from mlflow_tdeploy.build.calibration import MOST
 
     with clean_errors():
-        lines = read_lines(calibrate, "--calibrate") if calibrate else None
+        lines = read_items(calibrate, "--calibrate") if calibrate else None
         _check_bounds(recipe, minutes, trials)
         found = extend_model(
             uri,

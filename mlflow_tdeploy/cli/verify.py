@@ -6,14 +6,16 @@ from pathlib import Path
 
 import click
 
-from mlflow_tdeploy.cli._common import clean_errors, read_lines, show_step
+from mlflow_tdeploy.cli._common import ITEMS, clean_errors, read_items, show_step
 
 
 @click.command()
 @click.argument("uri")
 @click.option("--variant", "variants", multiple=True, help="Several times; all that this host can open by default.")
 @click.option(
-    "--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Texts to verify on, one a line."
+    "--texts",
+    type=ITEMS,
+    help="Texts to verify on, one a line, or a folder of images.",
 )
 def verify(uri: str, variants: tuple[str, ...], texts: Path | None) -> None:
     """Check variants against the model's original on this host, and add the verdicts to the model.
@@ -24,7 +26,7 @@ def verify(uri: str, variants: tuple[str, ...], texts: Path | None) -> None:
 
     with clean_errors():
         found = verify_model(
-            uri, variants or None, verify_with=read_lines(texts) if texts else None, progress=show_step
+            uri, variants or None, verify_with=read_items(texts) if texts else None, progress=show_step
         )
     if failed := [name for name, record in found.items() if not record.passed]:
         raise click.ClickException(f"Over the model's budget here: {', '.join(failed)}.")

@@ -1,4 +1,4 @@
-"""Texts with the right answers, from a file."""
+"""Texts or images with the right answers, from a file or a folder."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError, first_l
 from mlflow_tdeploy.core.tasks import TASKS
 
 _LABEL = "label"
+#: Of files that are images.
+IMAGE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
 #: Forms of tables, by the file's ending.
 _TABLES: Mapping[str, Mapping[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
@@ -23,10 +25,10 @@ _TABLES: Mapping[str, Mapping[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts with the right answers.
+    """Texts or images with the right answers.
 
     Attributes:
-        texts: The texts; records where there are several columns of them.
+        texts: The texts; records where there are several columns of them, or images.
         labels: Names or class indices.
     """
 
@@ -35,10 +37,11 @@ class Labelled:
 
     @classmethod
     def read(cls, path: Path) -> Labelled:
-        """Read a file: CSV or TSV with the columns ``text`` and ``label``, or JSON lines with these keys.
+        """Read a file: CSV or TSV with the columns ``text`` and ``label``, or JSON lines with these keys; or a folder.
 
         Instead of ``text`` there may be what else a task reads, such as ``question`` and ``context``. A list, such as
-        of documents, is JSON in a table.
+        of documents, is JSON in a table; an ``image`` is the path of a file, beside the table or in a folder there. Of
+        a folder, each folder in it is called as the class of the images in it.
 
         A column of nothing but whole numbers is one of class indices; of a model whose labels are numbers, of those.
 
@@ -46,6 +49,8 @@ class Labelled:
             NotFoundError: There is no such file.
             InvalidInputError: It is not of that form, or empty.
         """
+        if path.is_dir():
+            return cls._of_folders(path)
         form = _TABLES.get(path.suffix.lower())
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:  # Excel begins a table with a mark
@@ -58,6 +63,7 @@ class Labelled:
             labels = tuple(row[_LABEL] for row in rows)
             if None in labels:
                 raise ValueError(f"row {labels.index(None)} has no label")
+            texts = tuple(_with_files(path.parent, one) for one in texts)
             if form is not None:  # a table has no lists
                 texts, labels = tuple(map(_with_lists, texts)), tuple(map(_list_in, labels))
             if form is not None and all(isinstance(one, str) and _WHOLE.fullmatch(one) for one in labels):
@@ -72,6 +78,37 @@ class Labelled:
         if not texts or not all(isinstance(one, (str, dict)) for one in texts):
             raise InvalidInputError(f"'{path}' holds no texts.")
         return cls(texts, labels)
+
+    @classmethod
+    def _of_folders(cls, path: Path) -> Labelled:
+        found = [(file, one.name) for one in sorted(path.iterdir()) if one.is_dir() for file in image_files(one)]
+        if not found:
+            raise InvalidInputError(f"'{path}' has no folders with images in them: each is to be called as a class.")
+        return cls(tuple({"image": file} for file, _ in found), tuple(name for _, name in found))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images in a folder and those in it, by their names."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+
+
+def _with_files(folder: Path, text: Any) -> Any:
+    """Return a row with its images as files of a folder.
+
+    Raises:
+        ValueError: One is none, or none of that folder.
+    """
+    if not isinstance(text, dict):
+        return text
+    images = {column.name for task in TASKS for column in task.columns if column.kind == "image"}
+    return {name: _file(folder, one) if name in images else one for name, one in text.items()}
+
+
+def _file(folder: Path, name: Any) -> Path:
+    found = folder / str(name)
+    if not found.is_file() or not found.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"there is no image '{name}' in the table's folder")
+    return found
 
 
 def _with_lists(text: Any) -> Any:

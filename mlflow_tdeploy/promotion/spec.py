@@ -284,12 +284,12 @@ def _check_rule(document: Document, spec: Spec, rule: Rule, where: Where) -> Non
 
 
 def _with_file(document: Document, rule: Rule, where: Where) -> Rule:
-    """Return a rule whose file of labelled texts is named from the root."""
+    """Return a rule whose file of labelled texts, or folder of images, is named from the root."""
     metric = rule.gates.metric
     if metric is None:
         return rule
     path = Path(document.name).parent.absolute() / metric.data
-    if not path.is_file():
+    if not path.exists():
         raise document.error((*where, "gates", "metric", "data"), f"there is no file '{path}'.")
     gates = rule.gates.model_copy(update={"metric": metric.model_copy(update={"data": str(path)})})
     return rule.model_copy(update={"gates": gates})

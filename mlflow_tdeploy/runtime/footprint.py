@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mlflow_tdeploy.core.errors import SessionError
+from mlflow_tdeploy.core.golden import GoldenRequest, dump, load
 from mlflow_tdeploy.runtime.decision import Candidate
 from mlflow_tdeploy.runtime.model import open_model
 from mlflow_tdeploy.runtime.policy import Policy
@@ -21,6 +18,7 @@ from mlflow_tdeploy.store.bundle import Bundle
 _TIMEOUT = 600.0
 #: Arenas and thread pools have what they need after the first few.
 _REQUESTS = 3
+_TEXT, _ARRAYS = "request.json", "request.npz"
 _STATUS = Path("/proc/self/status")
 _SCRIPT = """
 import sys
@@ -35,7 +33,7 @@ def footprint(bundle: Bundle, candidate: Candidate, request: Any) -> float | Non
     Args:
         bundle: The model, with the variant's files.
         candidate: The variant, and what opens it.
-        request: Texts, or arrays by input name.
+        request: Texts or images, or arrays by input name.
 
     Returns:
         Resident memory at its peak; None on hosts that do not tell (other than Linux).
@@ -46,10 +44,9 @@ def footprint(bundle: Bundle, candidate: Candidate, request: Any) -> float | Non
     if not _STATUS.exists():
         return None
     with tempfile.TemporaryDirectory(prefix="tdeploy-memory-") as folder:
-        if isinstance(request, Mapping):
-            np.savez(Path(folder) / "request.npz", **request)
-        else:
-            (Path(folder) / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        text, arrays = dump((GoldenRequest(request, {}, {}, None),))  # nobody's answer: that form takes any request
+        (Path(folder) / _TEXT).write_text(text, encoding="utf-8")
+        (Path(folder) / _ARRAYS).write_bytes(arrays)
         place = (str(bundle.root), candidate.variant, candidate.runtime)
         done = run_child(_SCRIPT, *place, folder, timeout=_TIMEOUT)
     if not done.ok:
@@ -63,15 +60,8 @@ def serve_alone(root: str, variant: str, runtime: str, folder: str) -> None:
     ``VmHWM`` and not ``ru_maxrss``, which a child begins with as its parent's.
     """
     with open_model(root, policy=Policy(variant, runtime, True)) as model:
-        request = _request(Path(folder))
+        (whole,) = load((Path(folder) / _TEXT).read_text("utf-8"), (Path(folder) / _ARRAYS).read_bytes())
         for _ in range(_REQUESTS):
-            model.predict(request, model.task.usual)
+            model.predict(whole.inputs, model.task.usual)
     lines = _STATUS.read_text(encoding="ascii").splitlines()
     print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))  # noqa: T201 - what the child says
-
-
-def _request(folder: Path) -> Any:
-    if (folder / "request.json").is_file():
-        return json.loads((folder / "request.json").read_text(encoding="utf-8"))
-    with np.load(folder / "request.npz", allow_pickle=False) as arrays:
-        return dict(arrays)

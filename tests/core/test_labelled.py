@@ -54,3 +54,38 @@ def test_a_row_that_is_too_short_is_told(tmp_path):
     (tmp_path / "a.csv").write_text("label,text\npos,good\nneg\n")
     with pytest.raises(InvalidInputError, match="holds no texts"):
         Labelled.read(tmp_path / "a.csv")
+
+
+def test_images_are_files_beside_a_table(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "in/b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("image,label\na.png,cat\nin/b.jpg,dog\n")
+    found = Labelled.read(tmp_path / "t.csv")
+    assert found == Labelled(({"image": tmp_path / "a.png"}, {"image": tmp_path / "in/b.jpg"}), ("cat", "dog"))
+    (tmp_path / "t.jsonl").write_text('{"image": "a.png", "label": 1}\n')
+    assert Labelled.read(tmp_path / "t.jsonl").texts == ({"image": tmp_path / "a.png"},)
+
+
+@pytest.mark.parametrize("name", ["none.png", "../outside.png", "/etc/hostname", "link.png", ""])
+def test_an_image_that_is_not_in_the_tables_folder_is_refused(tmp_path, name):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "outside.png").write_bytes(b"x")
+    (inside / "link.png").symlink_to(tmp_path / "outside.png")
+    (inside / "t.csv").write_text(f"image,label\n{name},cat\n")
+    with pytest.raises(InvalidInputError, match="there is no image '.*' in the table's folder"):
+        Labelled.read(inside / "t.csv")
+
+
+def test_folders_are_classes_of_the_images_in_them(tmp_path):
+    for name in ("dog/2.JPG", "cat/1.png", "cat/more/3.webp", "cat/notes.txt", "0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = Labelled.read(tmp_path)
+    names = [str(one["image"].relative_to(tmp_path)) for one in found.texts]
+    assert list(zip(names, found.labels, strict=True)) == [
+        ("cat/1.png", "cat"), ("cat/more/3.webp", "cat"), ("dog/2.JPG", "dog"),
+    ]  # fmt: skip
+    with pytest.raises(InvalidInputError, match="no folders with images"):
+        Labelled.read(tmp_path / "dog")
