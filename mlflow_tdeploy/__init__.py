@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow_tdeploy.flavor.load import load_model
     from mlflow_tdeploy.flavor.log import log_model
     from mlflow_tdeploy.flavor.pyfunc import _load_pyfunc
+    from mlflow_tdeploy.flavor.report_model import report_model
     from mlflow_tdeploy.flavor.requirements import get_default_conda_env, get_default_pip_requirements
     from mlflow_tdeploy.flavor.save import save_model
     from mlflow_tdeploy.flavor.verify import verify_model
@@ -40,6 +41,7 @@ _HOMES = {
     "analyze_model": "flavor.analyze",
     "download_variant": "flavor.download",
     "extend_model": "flavor.extend",
+    "report_model": "flavor.report_model",
     "verify_model": "flavor.verify",
     "get_default_pip_requirements": "flavor.requirements",
     "get_default_conda_env": "flavor.requirements",
@@ -67,6 +69,7 @@ __all__ = [
     "log_model",
     "plan",
     "promote",
+    "report_model",
     "rollback",
     "save_model",
     "status",

@@ -16,6 +16,7 @@ from mlflow_tdeploy.cli.plan import plan
 from mlflow_tdeploy.cli.promote import history, promote, rollback, status
 from mlflow_tdeploy.cli.quantize import quantize
 from mlflow_tdeploy.cli.render import render
+from mlflow_tdeploy.cli.report import report
 from mlflow_tdeploy.cli.show import explain, inspect
 from mlflow_tdeploy.cli.triton import triton
 from mlflow_tdeploy.cli.verify import verify
@@ -29,7 +30,7 @@ def main() -> None:
 
 
 for _command in (
-    log, inspect, explain, doctor, bench, analyze, quantize, engine, verify, download, render, plan, apply, promote,
-    rollback, status, history, watch, cache, triton,
+    log, inspect, explain, doctor, bench, analyze, report, quantize, engine, verify, download, render, plan, apply,
+    promote, rollback, status, history, watch, cache, triton,
 ):  # fmt: skip
     main.add_command(_command)

@@ -17,6 +17,9 @@ from mlflow_tdeploy.core.variant import Variant, check_variant_id
 EVIDENCE_SCHEMA = 1
 #: Kind of evidence: what a variant tells once it is open, such as the layers of an engine; in its settings.
 OPENED = "opened"
+#: Kinds of evidence: a variant as it serves, from requests to answers, by what ``analyze_model`` measures; and medians
+#: of its graph over sizes, in its settings' ``rows``.
+SERVED, SWEEP = "served", "sweep"
 #: Size of every named dimension.
 Shape = dict[str, int]
 _SHORT: Shape = {"batch": 1, "sequence": 16}
@@ -43,8 +46,8 @@ class Evidence:
 
     Attributes:
         variant: Id of the variant measured.
-        kind: ``accuracy`` (against the reference), ``latency``, ``opened`` (what it tells about itself), or what only
-            newer versions measure.
+        kind: ``accuracy`` (against the reference), ``latency``, ``opened`` (what it tells about itself), ``served`` and
+            ``sweep`` (what it costs), or what only newer versions measure.
         metrics: Finite numbers by name; latencies in milliseconds.
         data: What it was measured on.
         host: The host it was measured on.

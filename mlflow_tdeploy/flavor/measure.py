@@ -1,15 +1,18 @@
-"""Latency of a model's variants on this host, recorded with the model: other hosts of this kind rank by it."""
+"""What a model's variants cost on this host, recorded with the model: other hosts of this kind rank by latency."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
-from mlflow_tdeploy.core.evidence import Evidence, after, recorded_shapes
+from mlflow_tdeploy.core.evidence import SERVED, SWEEP, Evidence, after, recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
+from mlflow_tdeploy.flavor.analyze import Analysis, analyze_model
 from mlflow_tdeploy.flavor.extend import update_tags
 from mlflow_tdeploy.registry_io import append_evidence, locate, mlflow_errors, open_records
 from mlflow_tdeploy.runtime import probe
-from mlflow_tdeploy.runtime.bench import BenchRow, contenders, time_contenders
+from mlflow_tdeploy.runtime.bench import BenchRow, contenders, sweep, time_contenders
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.latency import Contender, latency_evidence
 from mlflow_tdeploy.runtime.select import decide_bundle
@@ -45,6 +48,72 @@ def record_latency(model_uri: str, *, rounds: int = 20, seconds: float = 3.0) ->
     append_evidence(location, _records(bundle, taking_part, rows, decision.host))
     update_tags(location)
     return decision, rows
+
+
+@mlflow_errors()
+def record_service(
+    model_uri: str,
+    data: Any = None,
+    *,
+    batches: Iterable[int] = (1, 32),
+    rounds: int = 40,
+    seconds: float = 3.0,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[Evidence]:
+    """Measure every variant that this host can open as it serves, and its graph over sizes, and add that to the model.
+
+    Args:
+        model_uri: The model, see :func:`extend_model`; a local one or one behind a server.
+        data: What to ask, see :func:`analyze_model`.
+        batches: How many items requests have.
+        rounds: Most timed requests of each size and variant.
+        seconds: Most time for those of one size and variant.
+        progress: Called with each step and how long it took.
+
+    Returns:
+        The new records.
+
+    Raises:
+        MlflowException: There is no such model, or none of its variants can serve here.
+    """
+    sizes = tuple(batches)
+    analysis = analyze_model(model_uri, data, batches=sizes, rounds=rounds, seconds=seconds, progress=progress)
+    location = locate(model_uri)
+    bundle, fetch = open_records(location)
+    decision = decide_bundle(bundle, probe.host())
+    rows = sweep(bundle, decision.openable, rounds=rounds, seconds=seconds / 2, fetch=fetch)
+    found = [*_served(analysis), *_swept(rows, analysis.host)]
+    found = [
+        replace(one, files=bundle.variants[one.variant].digest or None, created=after(bundle.evidence(one.variant)))
+        for one in found
+    ]
+    append_evidence(location, found)
+    return found
+
+
+def _served(analysis: Analysis) -> list[Evidence]:
+    return [
+        Evidence(
+            variant=one.variant,
+            kind=SERVED,
+            metrics=one.metrics(),
+            data=analysis.data,
+            host=analysis.host,
+            settings={"runtime": one.runtime, "batches": [speed.items for speed in one.speed]},
+        )
+        for one in analysis.variants
+    ]
+
+
+def _swept(rows: Iterable[BenchRow], host: Fingerprint) -> list[Evidence]:
+    by: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        figures = {"p50_ms": row.timing.p50_ms, "p95_ms": row.timing.p95_ms, "items_per_s": row.throughput}
+        by.setdefault((row.variant, row.runtime), []).append({"shape": dict(row.shape), **figures})
+    return [
+        Evidence(variant=variant, kind=SWEEP, metrics={}, host=host, settings={"runtime": runtime, "rows": found})
+        for (variant, runtime), found in by.items()
+    ]
 
 
 def _records(bundle: Bundle, taking_part: list[Contender], rows: list[BenchRow], host: Fingerprint) -> list[Evidence]:

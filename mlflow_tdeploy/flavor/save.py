@@ -12,6 +12,7 @@ from mlflow.models import ModelSignature
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.flavor.package import Packaging
+from mlflow_tdeploy.flavor.report_model import write_report
 from mlflow_tdeploy.flavor.source import BundleRequest, OnBudget, Prepared, Progress
 from mlflow_tdeploy.registry_io import mlflow_errors
 from mlflow_tdeploy.runtime.base import RUNTIMES
@@ -171,5 +172,6 @@ def write_model(
         bundle = Bundle.open(staged)
         _check_servable(bundle, forced)
         write_pack(staged / ROOT)
+        write_report(bundle, staged)
         packaging.write(staged, bundle, mlflow_model or MlflowModel())
     return Bundle.open(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlflow_tdeploy.core.records import to_json
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.registry_io.location import Location, locate
 from mlflow_tdeploy.store.bundle import Bundle
+from mlflow_tdeploy.store.disk import storage_errors
 from mlflow_tdeploy.store.hashing import verify_file
 from mlflow_tdeploy.store.layout import ADDED, EVIDENCE, FILES, PACK, ROOT, VARIANTS, safe_path
 from mlflow_tdeploy.store.pack import write_sign
@@ -74,6 +76,29 @@ def append_evidence(location: Location, evidence: Sequence[Evidence]) -> None:
             _upload(location, written, f"{EVIDENCE}/{item.variant}")
 
 
+def put_beside(location: Location, folder: Path) -> str:
+    """Put files into a logged or registered model, beside its bundle; those of their names are replaced.
+
+    Args:
+        location: The model.
+        folder: Holds them, and folders with more of them.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        InvalidInputError: The model's store cannot be written to.
+        StorageError: The disk is full or refuses.
+    """
+    if location.local is not None:
+        with storage_errors(f"write '{location.local}'"):
+            shutil.copytree(folder, location.local, dirs_exist_ok=True)
+        return str(location.local)
+    for path in sorted(folder.iterdir()):
+        _send(location, path, path.name if path.is_dir() else "")
+    return location.uri
+
+
 def _append_remote(location: Location, variant: Variant, staged: Path | None, evidence: Sequence[Evidence]) -> Variant:
     _refuse_existing(location, variant.id)
     own = own_files(variant.id)
@@ -131,10 +156,14 @@ def _write_record(folder: Path, relative: str, record: Any) -> Path:
 
 
 def _upload(location: Location, path: Path, target: str) -> None:
+    _send(location, path, f"{ROOT}/{target}".rstrip("/"))
+
+
+def _send(location: Location, path: Path, target: str) -> None:
     repository = location.repository
     try:
         send = repository.log_artifacts if path.is_dir() else repository.log_artifact
-        send(str(path), f"{ROOT}/{target}".rstrip("/"))
+        send(str(path), target or None)
     except ValueError as error:  # what MLflow raises for registries that are read-only
         raise InvalidInputError(
             f"The artifact store of '{location.uri}' takes no further files ({error}). Log a new version instead."
