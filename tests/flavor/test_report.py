@@ -148,7 +148,7 @@ def test_a_report_is_among_the_artifacts_of_a_logged_model_and_made_again_there(
     assert "report.html" in listed
     result = CliRunner().invoke(main, ["report", f"models:/linear-{store}/1", "--price-per-hour", "1", "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.output)["report"].endswith("report.html")
+    assert json.loads(result.stdout)["report"].endswith("report.html")
     where = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(tmp_path / "down"))
     assert f"models:/linear-{store}/1" in (Path(where) / "report.html").read_text()
 
