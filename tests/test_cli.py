@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,3 +347,38 @@ def test_images_go_through_the_commands(tmp_path, caplog):
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "has no images in it" in run("verify", out, "--texts", empty, ok=False)
+
+
+def test_one_command_logs_measures_and_tells_what_variants_cost(tmp_path):
+    linear_graph(tmp_path / "graph.onnx", np.asarray(WEIGHTS))
+    told = run(
+        "log", tmp_path / "graph.onnx", "--task", "tensors", "--shapes", "batch=1,2,8", "--out", tmp_path / "out",
+        "--precisions", "fp32, onnx-fp16", "--bench", "--price-per-hour", "2", "--currency", "EUR",
+    )  # fmt: skip
+    assert "make onnx-fp16" in told
+    assert "as served" in told
+    assert "EUR per million in bulk" in told
+    assert f"Report: {tmp_path / 'out' / 'report.html'}" in told
+    again = json.loads(run("report", tmp_path / "out", "--json"))
+    assert {card["measured"] for card in again["cards"]} == {"as served"}
+    assert again["price"] is None
+    for wrong, why in (
+        (["log", "x", "--price-per-hour", "2"], "add --bench"),
+        (["report", tmp_path / "out", "--data", tmp_path / "graph.onnx"], "add --measure"),
+        (["report", tmp_path / "none"], "No model at"),
+    ):
+        assert why in run(*wrong, ok=False)
+    refused = run("log", tmp_path / "graph.onnx", "--engines", "fp32,fp5", "--out", tmp_path / "o", ok=False)
+    assert "fp5" in refused
+
+
+def test_the_table_beside_convert_model_names_options_that_there_are():
+    page = (Path(__file__).parents[1] / "docs" / "convert_model.md").read_text()
+    ours = [row.split("|")[2] for row in page.splitlines() if row.startswith("| `")]
+    assert len(ours) == 21
+    known = {name for command in main.commands.values() for option in command.params for name in option.opts}
+    named = {name for cell in ours for name in re.findall(r"(?<![\w-])(--?[a-zA-Z][a-z-]*)", cell)}
+    assert {"--shape", "--precisions", "--bench", "-C"} <= named
+    assert named <= known
+    commands = {name for cell in ours for name in re.findall(r"tdeploy ([a-z]+)", cell)}
+    assert commands <= set(main.commands)

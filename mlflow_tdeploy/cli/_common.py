@@ -41,6 +41,12 @@ class ShapeRange(click.ParamType):
         return name.strip(), sizes[0] if len(sizes) == 1 else sizes
 
 
+def listed(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    """Return what an option says that is given several times, or with commas between."""
+    del ctx, param
+    return [one.strip() for text in given for one in text.split(",") if one.strip()]
+
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 #: A file of texts, or a folder of images.
 ITEMS = click.Path(exists=True, path_type=Path)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mlflow_tdeploy.cli._common import ITEMS, ShapeRange, clean_errors, data_of, read_items, show_step
+from mlflow_tdeploy.cli._common import ITEMS, ShapeRange, clean_errors, data_of, listed, read_items, show_step
 
 
 @click.command()
@@ -23,11 +24,19 @@ from mlflow_tdeploy.cli._common import ITEMS, ShapeRange, clean_errors, data_of,
 @click.option("--out", type=click.Path(path_type=Path), help="Write the bundle to this folder instead of MLflow.")
 @click.option(
     "--precision",
+    "--precisions",
     "precisions",
     multiple=True,
-    help="fp32, int8, fp16, auto (the fastest within the budget) or a variant id; several times.",
+    callback=listed,
+    help="fp32, int8, fp16, auto (the fastest within the budget) or a variant id; several times, or with commas.",
 )
-@click.option("--shape", "shapes", multiple=True, type=ShapeRange(), help="Range of a dimension; several times.")
+@click.option(
+    "--engine", "--engines", "engines", multiple=True, callback=listed,
+    help="Precision of a graph to build a TensorRT engine from, such as fp16; several times, or with commas.",
+)  # fmt: skip
+@click.option(
+    "--shape", "--shapes", "shapes", multiple=True, type=ShapeRange(), help="Range of a dimension; several times."
+)
 @click.option("--budget", help="For example 'worst_cosine >= 0.98'. The task's own by default.")
 @click.option("--on-budget", type=click.Choice(["drop", "raise"]), default="drop", show_default=True)
 @click.option("--texts", type=ITEMS, help="Texts to verify on, one a line, or a folder of images.")
@@ -38,6 +47,9 @@ from mlflow_tdeploy.cli._common import ITEMS, ShapeRange, clean_errors, data_of,
 @click.option("--tokenizer", type=click.Path(exists=True, file_okay=False), help="Its folder, where SOURCE has none.")
 @click.option("--image-processor", type=click.Path(exists=True, file_okay=False), help="As --tokenizer, of images.")
 @click.option("--label", "labels", multiple=True, help="Name of a class; several times, in class order.")
+@click.option("--bench", is_flag=True, help="Measure what variants cost on this host, too: see tdeploy report.")
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="With --bench: of such a host, for prices.")
+@click.option("--currency", default="USD", show_default=True, help="Of that price.")
 @click.option("--revision", help="Commit of the hub repository; a private one is read with HF_TOKEN.")
 def log(source: str, out: Path | None, register: str | None, alias: str | None, name: str, **given: Any) -> None:
     """Turn SOURCE (a folder, a hub id or an .onnx file) into a bundle, in MLflow or in a folder."""
@@ -45,11 +57,15 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         raise click.UsageError("--out writes a folder without MLflow: --register and --alias need MLflow.")
     if alias and not register:
         raise click.UsageError("--alias needs --register: an alias belongs to a registered version.")
+    bench = Bench(*(given.pop(name) for name in ("bench", "price_per_hour", "currency")))
+    if bench.price_per_hour is not None and not bench.wanted:
+        raise click.UsageError("--price-per-hour is of what is measured: add --bench.")
     names = ("texts", "data", "calibrate", "minutes", "trials")
     texts, data, calibrate, minutes, trials = (given.pop(name) for name in names)
     arguments = {
         **given,
         "precisions": given["precisions"] or None,
+        "engines": given["engines"] or None,
         "shapes": dict(given["shapes"]) or None,
         "labels": list(given["labels"]) or None,
         "verify_with": data_of(texts, data),
@@ -59,17 +75,42 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
         "progress": show_step,
     }
     with clean_errors():
-        _log_to_folder(source, out, arguments) if out else _log_to_mlflow(source, name, register, alias, arguments)
+        if out:
+            uri = _log_to_folder(source, out, arguments)
+        else:
+            uri = _log_to_mlflow(source, name, register, alias, arguments)
+        if bench.wanted:
+            bench.measure(uri, arguments["verify_with"])
 
 
-def _log_to_folder(source: str, out: Path, arguments: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Bench:
+    """Whether to measure what was logged, and what an hour of this host costs."""
+
+    wanted: bool
+    price_per_hour: float | None
+    currency: str
+
+    def measure(self, uri: str, data: Any) -> None:
+        """Measure a model, make its report again, and print its cost cards."""
+        from mlflow_tdeploy import report_model
+
+        found = report_model(
+            uri, measure=True, data=data, price_per_hour=self.price_per_hour, currency=self.currency,
+            progress=lambda what, seconds: click.echo(f"{what:<40}{seconds:7.1f} s", err=True),
+        )  # fmt: skip
+        click.echo(f"\n{found.table()}\n\nReport: {found.place}")
+
+
+def _log_to_folder(source: str, out: Path, arguments: dict[str, Any]) -> str:
     from mlflow_tdeploy import save_model
 
     save_model(source, out, **arguments)
     click.echo(f"Wrote {out}")
+    return str(out)
 
 
-def _log_to_mlflow(source: str, name: str, register: str | None, alias: str | None, arguments: dict[str, Any]) -> None:
+def _log_to_mlflow(source: str, name: str, register: str | None, alias: str | None, arguments: dict[str, Any]) -> str:
     import mlflow
 
     from mlflow_tdeploy import log_model
@@ -81,3 +122,4 @@ def _log_to_mlflow(source: str, name: str, register: str | None, alias: str | No
     if register and alias:
         mlflow.MlflowClient().set_registered_model_alias(register, alias, str(info.registered_model_version))
         click.echo(f"Alias models:/{register}@{alias}")
+    return str(info.model_uri)

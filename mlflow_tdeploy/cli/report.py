@@ -30,9 +30,9 @@ def report(
     """Make the report of the model at URI again: one HTML page, pictures, and a cost card for each variant."""
     from mlflow_tdeploy import report_model
 
-    asked = data_of(texts, data)
-    if asked is not None and not measure:
+    if (texts or data) and not measure:
         raise click.UsageError("--data and --texts say what to measure with: add --measure.")
+    asked = data_of(texts, data)
     with clean_errors():
         found = report_model(
             uri, out=out, measure=measure, data=asked, price_per_hour=price_per_hour, currency=currency,
