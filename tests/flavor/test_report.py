@@ -164,7 +164,7 @@ def test_texts_and_arrays_of_golden_requests_are_shown_short_and_as_text(tmp_pat
     shown = _golden(GoldenRequest(["<b>" + "a" * 900, ["q", "c"]], {}, {}, [np.arange(9.0), {"score": 0.123456789}]))
     assert shown.asked[0] == "<b>" + "a" * 317 + "…"
     assert shown.asked[1] == '["q", "c"]'
-    assert shown.answered == ('"float64 9: 0, 1, 2, 3, …"', '{"score": 0.123457}')
+    assert shown.answered == ("float64 9: 0, 1, 2, 3, …", '{"score": 0.123457}')
 
 
 def test_names_from_outside_are_text_in_the_page(measured, tmp_path):

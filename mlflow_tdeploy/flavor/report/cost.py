@@ -151,7 +151,7 @@ def cost_table(cards: Iterable[CostCard], price: Price | None = None) -> str:
 
 def head(price: Price | None) -> tuple[str, ...]:
     """Return the names of a card's cells; see :func:`cells`."""
-    money = (f"{price.currency} per million alone", f"{price.currency} per million in bulk") if price else ()
+    money = (f"{price.currency} a million, alone", f"{price.currency} a million, in bulk") if price else ()
     return ("variant", "runtime", "measured", "one: p50 ms", "p95", "items/s in bulk", "of", "memory MiB", "MB", *money)
 
 
