@@ -20,7 +20,7 @@ unexport TOKENIZERS_PARALLELISM
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion bench-precision bench-tasks support clean
+.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion bench-precision bench-tasks support architectures clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -67,6 +67,9 @@ bench-precision: $(STAMP) ## Measures int8 within a budget beside fp32 and naive
 
 bench-tasks: $(STAMP) ## Measures every task of texts beside transformers' pipeline and its graph's floor
 	$(RUN) -m benchmarks.tasks $(ARGS)
+
+architectures: $(STAMP) ## Logs every task of 23 architectures, and writes docs/architectures.md
+	$(RUN) -m benchmarks.architectures
 
 support: $(STAMP) ## Tries every recipe on ten architectures, and writes docs/support.md
 	$(RUN) -m benchmarks.support

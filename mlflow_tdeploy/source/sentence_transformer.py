@@ -67,7 +67,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
     options.refuse(f"task '{TASK}'", "labels")
     options.pick_task(TASK, (TASK, "feature-extraction"), "A SentenceTransformer")
     check_vocabulary(transformer, tokenizer)
-    check_prompts(getattr(model, "prompts", None), getattr(model, "default_prompt_name", None))
+    prompts = _prompts(model)
     limit = position_limit(transformer)
     longest = token_limit(tokenizer, limit, model.max_seq_length)
     module, notes = serving_module(SentenceTransformerModule(model, model.truncate_dim))
@@ -79,7 +79,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
         asked(module), TASK, padding, signature, tokenizer, accepted_inputs(transformer)
     )
     config = _matching_settings(model, tokenizer, longest, signature, str(settled["padding_side"]))
-    config |= {"pads": settled.get("pads", True)}
+    config |= {"pads": settled.get("pads", True), **prompts}
     record = record or record_of(transformer, "sentence-transformers")
 
     def save(folder: Path) -> None:
@@ -114,7 +114,24 @@ def check_chain(model: Any) -> None:
         )
 
 
-def check_prompts(prompts: Mapping[str, str] | None, chosen: str | None, who: str = "SentenceTransformer") -> None:
+def _prompts(model: Any) -> dict[str, Any]:
+    """Return a SentenceTransformer's prompts as settings.
+
+    Raises:
+        InvalidInputError: Its pooling leaves out their tokens, which a graph does not know.
+    """
+    prompts = {
+        str(name): str(text) for name, text in (getattr(model, "prompts", None) or {}).items() if text is not None
+    }
+    if any(prompts.values()) and any(getattr(module, "include_prompt", True) is False for module in model):
+        raise InvalidInputError(
+            "The SentenceTransformer leaves the tokens of its prompts out when it pools (include_prompt=False), and a "
+            "graph does not know which those are. Set model.prompts = {} and log it without them."
+        )
+    return {"prompts": prompts, "default_prompt": getattr(model, "default_prompt_name", None) or ""} if prompts else {}
+
+
+def check_prompts(prompts: Mapping[str, str] | None, chosen: str | None, who: str) -> None:
     """Refuse a prompt that a model would put before every text; warn of those it puts only when told.
 
     Args:

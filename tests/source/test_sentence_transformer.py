@@ -10,7 +10,7 @@ import torch
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.runtime.backends._torch_modules import load_module, run_module
 from mlflow_tdeploy.source.resolve import resolve
-from tests.served import pipeline_of, task_of
+from tests.served import pipeline_of, task_of, texts
 
 
 @pytest.fixture
@@ -94,13 +94,27 @@ def test_resolve_lower_cases_when_the_model_does(small, encoder, tmp_path):
     assert task.encode(["HELLO World"]).collate([0])["input_ids"].tolist() == [[2, 3]]
 
 
-def test_resolve_refuses_a_default_prompt_and_warns_of_others(chain, caplog):
-    model = chain(_pooling(), prompts={"query": "query: "}, default_prompt_name="query")
-    with pytest.raises(InvalidInputError, match="default prompt 'query: '.*default_prompt_name = None"):
+@pytest.mark.parametrize("default", [None, "query"])
+def test_prompts_come_before_texts_as_in_encode(chain, default, tmp_path):
+    prompts = {"query": "query: ", "passage": "passage: ", "nothing": ""}
+    model = chain(_pooling(), prompts=prompts, default_prompt_name=default)
+    ours, some = pipeline_of(resolve(model), tmp_path), texts(20)
+    for asked in ({}, {"prompt_name": "query"}, {"prompt_name": "passage"}, {"prompt_name": "nothing"}, {"prompt": ""},
+                  {"prompt": "about "}, {"prompt": "about ", "prompt_name": "query"}):  # fmt: skip
+        np.testing.assert_allclose(ours(some, asked), model.encode(some, **asked), atol=1e-5)
+    np.testing.assert_allclose(ours(some, {"prompt_name": "query"}), model.encode_query(some), atol=1e-5)
+    assert not np.allclose(ours(some, {"prompt_name": "query"}), ours(some, {"prompt": ""}), atol=1e-3)
+    with pytest.raises(InvalidInputError, match="prompt_name is 'other', and the model's prompts are: .*passage"):
+        ours(some, {"prompt_name": "other"})
+
+
+def test_prompts_that_are_left_out_of_pooling_are_refused(chain):
+    model = chain(_pooling(), prompts={"query": "query: "})
+    model.set_pooling_include_prompt(False)
+    with pytest.raises(InvalidInputError, match="include_prompt=False.*model.prompts = {}"):
         resolve(model)
-    model.default_prompt_name = None
-    resolve(model)
-    assert "prompts of the SentenceTransformer (query) are not applied" in caplog.text
+    model.prompts = {}
+    assert "prompts" not in resolve(model).task_config
 
 
 def test_resolve_refuses_a_module_when_it_cannot_be_exported(chain, minilm_path, tmp_path):
