@@ -42,7 +42,14 @@ def test_mlflow_signature_leaves_inputs_to_the_task_when_it_is_about_texts(task)
     signature = mlflow_signature(task("sentence-embedding"))
     assert signature.inputs is None
     assert signature.outputs == Schema([TensorSpec(np.dtype("float32"), (-1, 4))])
-    assert [spec.name for spec in signature.params.params] == ["errors", "variant", "runtime", "strict"]
+    assert [spec.name for spec in signature.params.params] == [
+        "prompt_name",
+        "prompt",
+        "errors",
+        "variant",
+        "runtime",
+        "strict",
+    ]
 
 
 def test_mlflow_signature_names_label_and_score_when_the_task_classifies(task):
@@ -126,7 +133,7 @@ def test_merge_signature_refuses_what_is_not_one_column_of_texts(task, inputs):
 
 def test_merge_signature_refuses_a_parameter_that_the_task_does_not_take(task):
     params = ParamSchema([ParamSpec("temperature", "double", 1.0)])
-    with pytest.raises(InvalidInputError, match="'temperature'.*Known: errors, variant, runtime"):
+    with pytest.raises(InvalidInputError, match="'temperature'.*Known: prompt_name, prompt, errors, variant, runtime"):
         merge_signature(task("sentence-embedding"), ModelSignature(inputs=Schema([ColSpec("string")]), params=params))
 
 
