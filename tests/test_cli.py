@@ -357,7 +357,7 @@ def test_one_command_logs_measures_and_tells_what_variants_cost(tmp_path):
     )  # fmt: skip
     assert "make onnx-fp16" in told
     assert "as served" in told
-    assert "EUR a million, in bulk" in told
+    assert "EUR per million" in told
     assert f"Report: {tmp_path / 'out' / 'report.html'}" in told
     again = json.loads(run("report", tmp_path / "out", "--json"))
     assert {card["measured"] for card in again["cards"]} == {"as served"}

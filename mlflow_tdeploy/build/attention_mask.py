@@ -21,7 +21,7 @@ _BIAS_AT, _MASK_AT = 5, 3
 _GONE = -1e4
 #: (batch, sequence) of the masks that a bias is tried on; both sizes differ, so that axes cannot be mixed up.
 _SHAPES = ((1, 7), (3, 5), (4, 9))
-#: Of every size that is free, where a bias may be nothing.
+#: Of rows, where a bias may be nothing.
 _SIZES = (1, 2, 5)
 
 
@@ -29,7 +29,7 @@ def take_mask_input(model: ir.Model) -> int:
     """Feed the graph's padding mask to packed attention where its bias is exactly that mask; in place.
 
     Whether it is, is found out by computing the bias for several masks: a causal or relative bias stays as it is. One
-    that is zero whatever the inputs are goes.
+    that is zero whatever the inputs are, and however many rows they have, goes.
 
     Args:
         model: A graph with fused attention.
@@ -64,14 +64,20 @@ def _verdict(model: ir.Model, bias: ir.Value, mask: ir.Value | None) -> str:
 
 
 def _is_nothing(model: ir.Model, bias: ir.Value) -> bool:
-    """Tell whether a bias is zero everywhere: it takes no more of the inputs than their sizes, and is so at several."""
+    """Tell whether a bias is zero whatever is asked.
+
+    It takes no more of the inputs than their sizes, of which none is free but the number of rows, and is zero for
+    several numbers of these: of a sequence that may be longer than any that is tried, nothing is known (a window).
+    """
     cone = _cone(model, bias)
-    if cone is None:
+    if cone is None or bias.producer() is None:
         return False
     proto, inputs = cone
     if any(set(node.input) & set(inputs) and node.op_type != "Shape" for node in proto.graph.node):
         return False
     specs = {value.name: value.type.tensor_type for value in proto.graph.input}
+    if any(not one.dim_value for spec in specs.values() for one in spec.shape.dim[1:]):
+        return False
     try:
         session = _session(proto)
         for size in _SIZES:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.build.reference import corner_sizes, never
-from mlflow_tdeploy.build.verify_data import VerifyData
-from mlflow_tdeploy.core.columns import text_columns
+from mlflow_tdeploy.build.verify_data import VerifyData, holds_items
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.pipeline import Pipeline
-from mlflow_tdeploy.core.tasks import TASKS, Task
+from mlflow_tdeploy.core.tasks import Task
 from mlflow_tdeploy.core.tensors import Arrays
 
 #: Most items, and most elements (tokens, for text) of the batch at the usual sizes.
@@ -167,7 +166,7 @@ def _read(value: Any, most: int) -> VerifyData:
     if callable(reader := getattr(value, "get_next", None)):
         value = list(itertools.islice(iter(reader, None), most))
     elif (columns := getattr(value, "column_names", None)) is not None:  # of Hugging Face's datasets
-        known = text_columns(columns, (task.columns for task in TASKS))
+        known = "text" in columns or (len(value) > 0 and holds_items(value[0]))
         value = {str(name): value[name] for name in columns} if known else list(value)
     elif isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) and not hasattr(value, "__len__"):
         value = list(itertools.islice(value, most))

@@ -88,7 +88,7 @@ class VerifyData:
             raise InvalidInputError(f"Data cannot be of type {type(value).__name__}. {_FORMS}")
         if value and all(isinstance(item, Mapping) for item in value):
             table = _columns(value)
-            if any(_is_record(item) for item in value) and text_columns(table, (task.columns for task in TASKS)):
+            if any(holds_items(item) for item in value):
                 return _of_table(table, name)
             return cls(requests=tuple(_arrays(item) for item in value), name=name)
         return cls(texts=_texts(value), name=name)
@@ -137,9 +137,9 @@ class VerifyData:
         if self.name == _DEFAULT and not self.items:
             return _built_in(task)
         given = self.items_of(task)
-        built_in, fewest = _built_in(task, given.texts[0]), _FEWEST[task.input_kind]
-        if len(given.texts) >= fewest:
+        if len(given.texts) >= (fewest := _FEWEST[task.input_kind]):
             return given
+        built_in = _built_in(task, given.texts[0])
         more = [one for one in built_in.texts if not isinstance(one, (str, tuple)) or one not in given.texts]
         more = more[: fewest - len(given.texts)]
         unlabelled = " without labels" if given.labels is not None else ""
@@ -221,7 +221,7 @@ def _digest(value: Any) -> str:
 def _of_table(value: Any, name: str) -> VerifyData:
     columns = [str(column) for column in (value.columns if hasattr(value, "columns") else value)]
     keys = text_columns(columns, (task.columns for task in TASKS))
-    keys = {name: key for name, key in keys.items() if not _is_numeric(value[key])}  # a number of its query, say
+    keys = {name: key for name, key in keys.items() if _holds(name, value[key])}
     label_keys = (*_LABEL_KEYS, *([_ANSWERS] if "question" in keys else []))
     label_key = next((key for key in label_keys if key in columns), None)
     if not keys:
@@ -244,8 +244,18 @@ def _uneven(count: int, labels: Sequence[Any]) -> InvalidInputError:
     )
 
 
-def _is_numeric(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+def _holds(name: str, cells: Any) -> bool:
+    """Tell whether a column holds what its name says: a graph may have an input of that name, a table a number so."""
+    if isinstance(cells, np.ndarray) and cells.dtype.kind in "biuf":
+        return False
+    images = {column.name for task in TASKS for column in task.columns if column.kind == "image"}
+    values = [cells] if is_image(cells) else _listed(cells)
+    return name not in images or not values or any(is_image(one) for one in values)
+
+
+def holds_items(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row of a dataset is an item of texts or images, and not the arrays of a request."""
+    return bool(text_columns(row, (task.columns for task in TASKS))) and _is_record(row)
 
 
 def _listed(value: Any) -> list[Any]:

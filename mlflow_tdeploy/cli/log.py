@@ -85,11 +85,18 @@ def log(source: str, out: Path | None, register: str | None, alias: str | None, 
 
 @dataclass(frozen=True)
 class Bench:
-    """Whether to measure what was logged, and what an hour of this host costs."""
+    """Whether to measure what was logged, and what an hour of this host costs; refused before minutes are spent."""
 
     wanted: bool
     price_per_hour: float | None
     currency: str
+
+    def __post_init__(self) -> None:
+        from mlflow_tdeploy.flavor.report.cost import Price
+
+        if self.price_per_hour is not None:
+            with clean_errors():
+                Price(self.price_per_hour, self.currency)
 
     def measure(self, uri: str, data: Any) -> None:
         """Measure a model, make its report again, and print its cost cards."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
-from mlflow_tdeploy.core.images import is_image, read_image
+from mlflow_tdeploy.core.images import is_image, pixels_in, read_image
 from mlflow_tdeploy.core.tensors import Array
 
 
@@ -205,6 +205,8 @@ class _Reader:
             raise InvalidInputError(
                 f"Cannot read {what} from {type(inputs).__name__}: pass {one}, a list of such or a table."
             )
+        if self._reads_images and (array := pixels_in(values)) is not None:
+            return self._of_array(array, column) if array.ndim == 4 else [array]
         return list(values) if column is not None else [self._of_element(value) for value in values]
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlflow_tdeploy.core.columns import Column, checked_row, raw_rows, texts_in, width_of
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.tasks import ERRORS, Task
+from mlflow_tdeploy.core.tasks import ERRORS, Encoded, Task
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Usable:
         items: The items that can.
         places: Where in the request each is; None where all can.
         count: How many items the request has.
+        encoded: What :meth:`Task.encode` makes of the items, where that had to be known.
     """
 
     items: list[Any]
     places: Sequence[int] | None
     count: int
+    encoded: Encoded | None = None
 
     def filled(self, answers: Any) -> Any:
         """Return what was made of the items' answers, with None for every item that was left out."""
@@ -59,11 +61,11 @@ def usable(task: Task, inputs: Any, params: Mapping[str, Any]) -> Usable:
     task.check_encoding(params)
     try:
         items = task.items(inputs)
-        task.encode(items, params)
+        encoded = task.encode(items, params)
     except InvalidInputError:
         pass
     else:
-        return Usable(items, None, len(items))
+        return Usable(items, None, len(items), encoded)
 
     def one(index: int, row: Any) -> Any:
         item = task.item(index, row)

@@ -34,7 +34,7 @@ MOST_PIXELS = 89_478_485
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 #: Modes of more than eight bits a channel: Pillow would cut off what is above 255, and the picture be white.
 _DEEP = re.compile(r"I|I;16.*|F")
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+(;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*", re.ASCII)
 _WHAT = "Reading images"
 _HINT = "Pass a file's bytes (as they are, or in base64), a PIL image, or an array of uint8."
@@ -64,6 +64,17 @@ def is_image(value: Any) -> bool:
     if isinstance(value, Mapping):  # of Hugging Face's datasets
         return isinstance(value.get("bytes"), (bytes, bytearray))
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.ndim in (2, 3)
+
+
+def pixels_in(values: Any) -> Array | None:
+    """Return nested lists as an array of one image, or of several of one size; None where they are something else."""
+    if not values or not all(isinstance(one, (list, tuple)) for one in values):
+        return None
+    try:
+        found = np.asarray(values)
+    except ValueError:  # of several sizes
+        return None
+    return found if found.dtype.kind in "biuf" and found.ndim in (2, 3, 4) else None
 
 
 def read_image(title: str, index: int, value: Any) -> Image:
@@ -96,6 +107,14 @@ def pixels(image: Image) -> Any:
     if isinstance(image, np.ndarray):
         return library.fromarray(image)
     return _loaded(_opened(image))
+
+
+def pixel_count(image: Image) -> int:
+    """Return how many pixels an image has, by its header."""
+    if isinstance(image, np.ndarray):
+        return int(image.shape[0] * image.shape[1])
+    width, height = _opened(image).size
+    return int(width * height)
 
 
 def as_file(image: Image) -> bytes:
@@ -189,7 +208,7 @@ def _decoded(text: str) -> bytes:
         return base64.b64decode("".join(text[found.end() if found else 0 :].split()), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidInputError(
-            f"is no image but the string {shown(text)}. Paths and addresses are not opened. {_HINT}"
+            f"is no image but the string {shown(text)}, which is no base64. Paths and addresses are not opened. {_HINT}"
         ) from None
 
 
@@ -243,6 +262,8 @@ def _loaded(image: Any) -> Any:
     try:
         turned = ImageOps.exif_transpose(image)
         return turned if turned.mode == "RGB" else turned.convert("RGB")
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a decoder meets in damaged bytes
         why = f"cannot be decoded: {first_line(error)}. The file is damaged or incomplete."
         raise InvalidInputError(why) from error
@@ -259,7 +280,7 @@ def _of_array(array: Array) -> Array:
         )
     check_size(*array.shape[:2])
     if array.dtype.kind not in "iu" or (array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255)):
-        kind = "floats" if array.dtype.kind == "f" else f"{array.dtype} beyond 0 to 255"
+        kind = f"{array.dtype} beyond 0 to 255" if array.dtype.kind in "iu" else f"{array.dtype}"
         raise InvalidInputError(f"holds {kind}; its numbers must be whole, from 0 to 255.")
     colours = array.astype(np.uint8, copy=False)[:, :, :3]
     return np.ascontiguousarray(np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours)

@@ -81,15 +81,17 @@ class Labelled:
 
     @classmethod
     def _of_folders(cls, path: Path) -> Labelled:
-        found = [(file, one.name) for one in sorted(path.iterdir()) if one.is_dir() for file in image_files(one)]
+        classes = [one for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith(".")]
+        found = [(file, one.name) for one in classes for file in image_files(one)]
         if not found:
             raise InvalidInputError(f"'{path}' has no folders with images in them: each is to be called as a class.")
         return cls(tuple({"image": file} for file, _ in found), tuple(name for _, name in found))
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return the images in a folder and those in it, by their names."""
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    """Return the images in a folder and those in it, by their names; hidden ones are none."""
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    return sorted(file for file in found if not any(one.startswith(".") for one in file.relative_to(folder).parts))
 
 
 def _with_files(folder: Path, text: Any) -> Any:
@@ -101,14 +103,17 @@ def _with_files(folder: Path, text: Any) -> Any:
     if not isinstance(text, dict):
         return text
     images = {column.name for task in TASKS for column in task.columns if column.kind == "image"}
-    return {name: _file(folder, one) if name in images else one for name, one in text.items()}
+    lenient = bool(set(text) - images)  # where there are texts, too, the images may be none that anybody asks for
+    return {name: _file(folder, one, lenient=lenient) if name in images else one for name, one in text.items()}
 
 
-def _file(folder: Path, name: Any) -> Path:
+def _file(folder: Path, name: Any, *, lenient: bool) -> Any:
     found = folder / str(name)
-    if not found.is_file() or not found.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"there is no image '{name}' in the table's folder")
-    return found
+    if found.is_file() and found.resolve().is_relative_to(folder.resolve()):
+        return found
+    if lenient:
+        return name
+    raise ValueError(f"there is no image '{name}' in the table's folder")
 
 
 def _with_lists(text: Any) -> Any:

@@ -54,7 +54,7 @@ class Pipeline:
         found = usable(self.task, inputs, checked)
         if not found.items:
             return found.filled([])
-        encoded = self.task.encode(found.items, checked)
+        encoded = found.encoded or self.task.encode(found.items, checked)
         rows = self._run(encoded, checked)
         return found.filled(self.task.finish(self.task.answers(rows, encoded, checked), checked))
 

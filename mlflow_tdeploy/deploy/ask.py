@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from mlflow_tdeploy.triton.config import DTYPE_OF, ours
 
 #: Texts in one request to a deployment whose requests are not joined.
 _ROWS = 256
+#: Most bytes of texts or images in one: Triton's HTTP server takes 64 MiB by default.
+_BYTES = 32 << 20
 #: So many versions may come while one call is answered.
 _SWITCHES = 4
 
@@ -128,8 +130,8 @@ def _asked(
         if not found.items:
             return found.filled([])
         parts = [
-            client.infer(name, asked_of(columns, found.items[begin : begin + most]), version=version, params=params)
-            for begin in range(0, len(found.items), most)
+            client.infer(name, asked, version=version, params=params)
+            for asked in _parts(asked_of(columns, found.items), most)
         ]
         # an answer with a gap has no column for each of its fields
         common = [one for one in parts[0] if all(one in part for part in parts)]
@@ -139,6 +141,18 @@ def _asked(
     outputs = {entry["name"]: _Tensor.of(entry, rows) for entry in config["output"]}
     got = client.infer(name, arrays, version=version, params=params)
     return {one: outputs[one].received(array) for one, array in got.items()}
+
+
+def _parts(arrays: Arrays, most: int) -> Iterator[Arrays]:
+    """Yield requests of at most so many rows, and of no more bytes than a server takes, unless one row has them."""
+    sizes = [sum(len(one) for one in row) for row in zip(*(array.ravel() for array in arrays.values()), strict=True)]
+    begin, held = 0, 0
+    for row, size in enumerate(sizes):
+        if row > begin and (row - begin == most or held + size > _BYTES):
+            yield {name: array[begin:row] for name, array in arrays.items()}
+            begin, held = row, 0
+        held += size
+    yield {name: array[begin:] for name, array in arrays.items()}
 
 
 def _readable(name: str, columns: Sequence[Column], inputs: Any, params: Mapping[str, Any] | None) -> Usable:

@@ -153,8 +153,22 @@ def analyze_model(
     location = locate(model_uri)
     if record and location.model_id is None:
         raise InvalidInputError(f"'{model_uri}' is a folder outside MLflow, so there is nothing to record with.")
+    analysis = analyze_at(location, data, variants, tuple(batches), rounds, seconds, progress)
+    return _recorded(analysis, location) if record else analysis
+
+
+def analyze_at(
+    location: Location,
+    data: Any,
+    variants: Iterable[str] | None,
+    batches: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    progress: Callable[[str, float], None] | None,
+) -> Analysis:
+    """Measure variants of a model that was located; see :func:`analyze_model`."""
     bundle, fetch = open_records(location)
-    work, what = _workload(bundle, data, tuple(batches), rounds, seconds)
+    work, what = _workload(bundle, data, batches, rounds, seconds)
     host = probe.host()
     candidates = _candidates(bundle, host, variants)
     by, why = meters(probe.gpu_uuid() if host.gpu else None)
@@ -165,8 +179,7 @@ def analyze_model(
         for meter in by:
             meter.close()
     labels = len(work.labels) if work.labels is not None else 0
-    analysis = Analysis(host, what, labels, tuple(found), why)
-    return _recorded(analysis, location) if record else analysis
+    return Analysis(host, what, labels, tuple(found), why)
 
 
 def _workload(

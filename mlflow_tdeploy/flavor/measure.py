@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from mlflow_tdeploy.core.errors import first_line
 from mlflow_tdeploy.core.evidence import SERVED, SWEEP, Evidence, after, recorded_shapes
 from mlflow_tdeploy.core.hardware import Fingerprint
-from mlflow_tdeploy.flavor.analyze import Analysis, analyze_model
+from mlflow_tdeploy.flavor.analyze import Analysis, analyze_at
 from mlflow_tdeploy.flavor.extend import update_tags
-from mlflow_tdeploy.registry_io import append_evidence, locate, mlflow_errors, open_records
+from mlflow_tdeploy.registry_io import Location, append_evidence, locate, mlflow_errors, open_records
 from mlflow_tdeploy.runtime import probe
 from mlflow_tdeploy.runtime.bench import BenchRow, contenders, sweep, time_contenders
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.runtime.latency import Contender, latency_evidence
 from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.store.bundle import Bundle
+
+_log = logging.getLogger("mlflow_tdeploy")
 
 
 @mlflow_errors()
@@ -50,9 +54,8 @@ def record_latency(model_uri: str, *, rounds: int = 20, seconds: float = 3.0) ->
     return decision, rows
 
 
-@mlflow_errors()
 def record_service(
-    model_uri: str,
+    location: Location,
     data: Any = None,
     *,
     batches: Iterable[int] = (1, 32),
@@ -63,7 +66,7 @@ def record_service(
     """Measure every variant that this host can open as it serves, and its graph over sizes, and add that to the model.
 
     Args:
-        model_uri: The model, see :func:`extend_model`; a local one or one behind a server.
+        location: The model; an alias may point elsewhere when this has ended.
         data: What to ask, see :func:`analyze_model`.
         batches: How many items requests have.
         rounds: Most timed requests of each size and variant.
@@ -71,14 +74,12 @@ def record_service(
         progress: Called with each step and how long it took.
 
     Returns:
-        The new records.
+        The new records. Where the model's store takes none, a warning says what was measured.
 
     Raises:
-        MlflowException: There is no such model, or none of its variants can serve here.
+        TDeployError: There is no such model, or none of its variants can serve here.
     """
-    sizes = tuple(batches)
-    analysis = analyze_model(model_uri, data, batches=sizes, rounds=rounds, seconds=seconds, progress=progress)
-    location = locate(model_uri)
+    analysis = analyze_at(location, data, None, tuple(batches), rounds, seconds, progress)
     bundle, fetch = open_records(location)
     decision = decide_bundle(bundle, probe.host())
     rows = sweep(bundle, decision.openable, rounds=rounds, seconds=seconds / 2, fetch=fetch)
@@ -87,7 +88,10 @@ def record_service(
         replace(one, files=bundle.variants[one.variant].digest or None, created=after(bundle.evidence(one.variant)))
         for one in found
     ]
-    append_evidence(location, found)
+    try:
+        append_evidence(location, found)
+    except Exception as error:  # minutes of measuring are not lost for it
+        _log.warning("'%s' takes no measurements: %s\n%s", location.uri, first_line(error), analysis.table())
     return found
 
 

@@ -71,7 +71,8 @@ def report_model(
             memory), and its graph over batch and length. That is added to the model's evidence.
         data: What to ask then, see :func:`analyze_model`.
         batches: How many items requests have then.
-        price_per_hour: What an hour of such a host costs, for prices of a million requests.
+        price_per_hour: What an hour of a host like this one costs, for prices of a million requests; those of other
+            kinds of hosts get none.
         currency: Of the price.
         progress: Called with each step of measuring and how long it took.
 
@@ -81,10 +82,10 @@ def report_model(
     Raises:
         MlflowException: There is no such model, its store takes no files, or the price is none.
     """
-    price = None if price_per_hour is None else Price(price_per_hour, currency)
-    if measure:
-        record_service(model_uri, data, batches=batches, progress=progress)
+    price = None if price_per_hour is None else Price(price_per_hour, currency, probe.host().kind)
     location = locate(model_uri)
+    if measure:
+        record_service(location, data, batches=batches, progress=progress)
     bundle, _ = open_records(location)
     made = _page(bundle, location.uri if location.model_id else "", price)  # a folder of this host is nobody else's
     cards = tuple(cost_cards(bundle, price))

@@ -77,7 +77,7 @@ def append_evidence(location: Location, evidence: Sequence[Evidence]) -> None:
 
 
 def put_beside(location: Location, folder: Path) -> str:
-    """Put files into a logged or registered model, beside its bundle; those of their names are replaced.
+    """Put files into a logged or registered model, beside its bundle; files and folders of their names are replaced.
 
     Args:
         location: The model.
@@ -91,10 +91,17 @@ def put_beside(location: Location, folder: Path) -> str:
         StorageError: The disk is full or refuses.
     """
     if location.local is not None:
-        with storage_errors(f"write '{location.local}'"):
-            shutil.copytree(folder, location.local, dirs_exist_ok=True)
-        return str(location.local)
+        root = Bundle.open(location.local).root.parent
+        with storage_errors(f"write '{root}'"):
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(root / path.name, ignore_errors=True)
+            shutil.copytree(folder, root, dirs_exist_ok=True)
+        return str(root)
     for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            with contextlib.suppress(Exception):  # what cannot be removed is only old
+                location.repository.delete_artifacts(path.name)
         _send(location, path, path.name if path.is_dir() else "")
     return location.uri
 

@@ -31,6 +31,8 @@ from mlflow_tdeploy.store.prune import used, views_home
 #: How often a view is fetched that is pruned as soon as it is there.
 _ATTEMPTS = 3
 _WORKERS, _RECORD_WORKERS = 4, 8
+#: Beside the bundle, for people: no host takes it to serve.
+REPORT = ("report.html", "report")
 #: Begins the name of the file that says which model a folder is being filled with.
 _MARK = ".tdeploy-model-"
 #: What to do where a cache has no room.
@@ -89,7 +91,7 @@ def fetch_records(location: Location, into: Path, *, packaging: bool = True) -> 
     with tempfile.TemporaryDirectory(dir=into, prefix=".tdeploy-") as folder:  # MLflow writes files piece by piece
         wanted = _beside_the_pack(location, found, Path(folder))
         if packaging or not _came(location, MLMODEL_FILE_NAME, folder):
-            beside = [entry.path for entry in repository.list_artifacts(None) if entry.path != ROOT]
+            beside = [entry.path for entry in repository.list_artifacts(None) if entry.path not in (ROOT, *REPORT)]
             wanted += [path for path in beside if packaging or path == MLMODEL_FILE_NAME]
         with ThreadPoolExecutor(_RECORD_WORKERS, thread_name_prefix="tdeploy-records") as pool:  # small files, far away
             list(pool.map(lambda path: repository.download_artifacts(path, folder), wanted))

@@ -47,7 +47,7 @@ def open_processor(given: Any) -> Any:
         if not Path(given).is_dir():
             raise NotFoundError(f"image_processor= is '{given}', and there is no such folder.")
         try:
-            given = AutoImageProcessor.from_pretrained(str(given), local_files_only=True)
+            given = AutoImageProcessor.from_pretrained(str(given), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever it meets
             raise InvalidInputError(
                 f"'{Path(given).name}' has no image processor that can be read: {first_line(error)}. Save it there, or "
@@ -78,10 +78,21 @@ def processor_settings(processor: Any) -> dict[str, Any]:
     Raises:
         InvalidInputError: Its images do not come to one size, or it does something that no task does.
     """
-    asked: dict[str, Any] = {name: getattr(processor, name, None) for name in _NAMES}
+    try:
+        found = _settings({name: getattr(processor, name, None) for name in _NAMES}, type(processor).__name__)
+        from_plain(ImageConfig, found, "settings of images")
+    except (TDeployError, KeyError) as error:
+        raise InvalidInputError(
+            f"{type(processor).__name__} cannot be reproduced: {error} Log the model with task='tensors' and example "
+            f"inputs, and make images ready yourself."
+        ) from error
+    return found
+
+
+def _settings(asked: Mapping[str, Any], kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {"resample": int(asked["resample"] if asked["resample"] is not None else 2)}
     if asked["do_resize"]:
-        found |= _resized(type(processor).__name__, _sizes(asked["size"]), asked["crop_pct"])
+        found |= _resized(kind, _sizes(asked["size"]), asked["crop_pct"])
     if asked["do_center_crop"]:
         found["crop"] = _pair(_sizes(asked["crop_size"]))
     if asked["do_rescale"]:
@@ -91,13 +102,6 @@ def processor_settings(processor: Any) -> dict[str, Any]:
         found |= {"mean": _channels(asked["image_mean"]), "std": _channels(asked["image_std"])}
         found["again"] = bool(asked["include_top"])
     found["bgr"] = bool(asked["do_flip_channel_order"])
-    try:
-        from_plain(ImageConfig, found, "settings of images")
-    except TDeployError as error:
-        raise InvalidInputError(
-            f"{type(processor).__name__} cannot be reproduced: {error} Log the model with task='tensors' and example "
-            f"inputs, and make images ready yourself."
-        ) from error
     return found
 
 
@@ -138,6 +142,8 @@ def _resized(kind: str, sizes: Mapping[str, int], crop_share: float | None) -> d
 
 
 def _channels(value: Any) -> list[float]:
+    if value is None:
+        raise InvalidInputError("It normalizes by numbers of each image, or has none.")
     return [float(value)] * 3 if isinstance(value, (int, float)) else [float(one) for one in value]
 
 

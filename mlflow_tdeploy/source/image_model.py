@@ -76,7 +76,10 @@ def from_folder(folder: Path, options: Options, name: str, revision: str | None,
     task = _task(architecture, options)
     processor = open_processor(options.image_processor or folder)
     options = dataclasses.replace(options, task=task, image_processor=processor)
-    model = load_transformers(folder, image_heads()[task], trust_remote_code=options.trust_remote_code)
+    head = image_heads()[task]
+    # the body of a classifier is that of the whole: loaded by itself, it would have a pooler that nobody trained
+    whole = next((one for one in image_heads().values() if not head.of(architecture) and one.of(architecture)), head)
+    model = load_transformers(folder, whole, trust_remote_code=options.trust_remote_code)
     record = SourceRecord("transformers", name, revision, type(model).__name__)
     return from_model(model, options, record=record)
 
@@ -97,7 +100,7 @@ def from_model(model: Any, options: Options, *, record: SourceRecord | None = No
     options.refuse("a model of images", "example", "tokenizer")
     task = _task(type(model).__name__, options)
     head, processor = image_heads()[task], open_processor(options.image_processor)
-    if not head.architecture and not type(model).__name__.endswith(("Model", "Encoder")):
+    if not head.architecture and not head.of(type(model).__name__):
         model = model.base_model  # as AutoModel, and so the pipeline, would load it
     config = processor_settings(processor)
     shape = tuple(config.get("crop") or config["size"])
@@ -113,18 +116,13 @@ def from_model(model: Any, options: Options, *, record: SourceRecord | None = No
 
 
 def _task(architecture: str, options: Options) -> str:
-    inferred = next((task for task, head in image_heads().items() if _fits(architecture, head)), "")
+    inferred = next((task for task, head in image_heads().items() if head.of(architecture)), "")
     if options.task is None and not inferred:
         raise InvalidInputError(
             f"No task is known for {architecture or 'a model without architecture'}, which reads images. Pass task=: "
             f"{', '.join(image_heads())}, or task='tensors' with example inputs."
         )
     return options.pick_task(inferred, tuple(image_heads()), architecture)
-
-
-def _fits(architecture: str, head: Head) -> bool:
-    ends = (head.architecture,) if head.architecture else ("Model", "Encoder")
-    return architecture.endswith(ends)
 
 
 def _probed(
@@ -137,11 +135,11 @@ def _probed(
     """
     feeds = {INPUT: np.zeros((2, 3, *shape), np.float32)}
     module, notes = serving_module(TransformersModule(model, head.outputs))
-    served: Any = module.model
+    whole: Any = module
     try:
         run_module(module, feeds, head.outputs)
         with torch.inference_mode():
-            returned = served(**{INPUT: torch.from_numpy(feeds[INPUT])})
+            returned = whole.returned(**{INPUT: torch.from_numpy(feeds[INPUT])})
     except InvalidInputError:
         raise
     except Exception as error:  # whatever a model's own code meets
@@ -151,7 +149,7 @@ def _probed(
             f"{first_line(error)}. Check that model and image processor belong together."
         ) from error
     names = (*head.outputs, *(name for name in head.optional if isinstance(returned.get(name), torch.Tensor)))
-    module = TransformersModule(served, names)
+    module = TransformersModule(whole.model, names)
     arrays = run_module(module, feeds, names)
     outputs = tuple(_output(head, name, array, len(feeds[INPUT])) for name, array in arrays.items())
     return module, notes, Signature(dims, (TensorSpec(INPUT, "float32", ("batch", 3, *shape)),), outputs)

@@ -131,7 +131,7 @@ def from_model(
     architecture = type(model).__name__
     task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
     head, tokenizer = _heads()[task], check_tokenizer(options.tokenizer)
-    if not head.architecture and not _is_bare(architecture):
+    if not head.architecture and not head.of(architecture):
         model = model.base_model  # as AutoModel, and so the pipeline, would load it
     check_vocabulary(model, tokenizer)
     limit = position_limit(model)
@@ -157,18 +157,11 @@ def infer_task(architecture: str) -> str:
         InvalidInputError: It tells none.
     """
     for task, head in _heads().items():
-        if architecture.endswith(head.architecture) if head.architecture else _is_bare(architecture):
+        if head.of(architecture):
             return task
     raise InvalidInputError(
         f"No task is known for the architecture {architecture or 'without a name'}. Pass task=: "
         f"{', '.join(heads())}, or task='tensors' with example inputs."
-    )
-
-
-def _is_bare(architecture: str) -> bool:
-    """Tell whether a class is a model without a head, by its name."""
-    return architecture.endswith(("Model", "Encoder")) and not architecture.endswith(
-        ("LMHeadModel", "DoubleHeadsModel")
     )
 
 

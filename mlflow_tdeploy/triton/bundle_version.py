@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mlflow_tdeploy.core.columns import Column
 from mlflow_tdeploy.core.errors import NoVariantError
 from mlflow_tdeploy.core.hardware import Fingerprint, host_cpu
 from mlflow_tdeploy.core.manifest import MANIFEST
@@ -162,8 +164,15 @@ def triton_runtime(variant: Variant) -> type[Runtime]:
 
 def _about(task: Task) -> dict[str, str]:
     """Return what a client has to know of a task to ask it as the loader is asked."""
-    reads = {"columns": json.dumps([to_plain(column) for column in task.columns])} if task.columns else {}
+    columns = [_as_told(column) for column in task.columns]
+    reads = {"columns": json.dumps(columns)} if columns else {}
     return {"task": task.name, "takes": task.input_kind, "answers": task.answer_form().kind, **reads}
+
+
+def _as_told(column: Column) -> dict[str, Any]:
+    """Return a column without what is as usual: older clients refuse keys that they do not know."""
+    usual = {one.name: one.default for one in fields(Column)}
+    return {name: value for name, value in to_plain(column).items() if value != to_plain(usual[name])}
 
 
 def _backend(what: BundleVersion) -> TritonBackend:

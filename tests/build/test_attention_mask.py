@@ -119,7 +119,7 @@ _MADE_UP = {
 
 
 @pytest.mark.parametrize("kind", _MADE_UP)
-def test_a_bias_that_is_zero_at_every_size_goes_and_no_other(kind):
+def test_a_bias_that_is_zero_for_any_rows_goes_and_no_other(kind):
     nodes, goes = _MADE_UP[kind]
     weights, zeros = ", ".join(["0.1"] * 192), ", ".join(["0"] * 24)
     newline = "\n"
@@ -140,6 +140,49 @@ def test_a_bias_that_is_zero_at_every_size_goes_and_no_other(kind):
     (node,) = attention(model)
     assert (node.inputs[5] is None) == goes
     assert ("qkv_hidden_sizes" in node.attributes) != goes
+
+
+@pytest.mark.parametrize("bias", ["of the user", "of a window"])
+def test_a_bias_that_is_zero_at_small_sizes_or_in_an_example_stays(bias):
+    weights, zeros = ", ".join(["0.1"] * 192), ", ".join(["0"] * 24)
+    inputs, nodes = {
+        "of the user": (", float[n, 2, s, s] bias", ""),
+        "of a window": (
+            "",
+            """
+            length = Shape <start = 1, end = 2> (x)
+            one = Constant <value_int = 1> ()
+            zero = Constant <value_int = 0> ()
+            size = Squeeze (length)
+            places = Range (zero, size, one)
+            last = Sub (size, one)
+            axis = Constant <value = int64[1] {0}> ()
+            other = Constant <value = int64[1] {1}> ()
+            row = Unsqueeze (places, axis)
+            column = Unsqueeze (places, other)
+            apart = Sub (row, column)
+            far = Constant <value_int = 8> ()
+            hidden = Greater (apart, far)
+            number = Cast <to = 1> (hidden)
+            scale = Constant <value_float = -10000.0> ()
+            flat = Mul (number, scale)
+            front = Constant <value = int64[2] {0, 1}> ()
+            bias = Unsqueeze (flat, front)
+            """,
+        ),
+    }[bias]
+    text = f"""
+        <ir_version: 8, opset_import: ["": 18, "com.microsoft": 1]>
+        attends (float[n, s, 8] x{inputs}) => (float[n, s, 8] y)
+        <float[8, 24] w = {{{weights}}}, float[24] b = {{{zeros}}}>
+        {{
+            {nodes}
+            y = com.microsoft.Attention <num_heads = 2> (x, w, b, "", "", bias)
+        }}
+    """
+    model = ir.from_onnx_text(text)
+    assert take_mask_input(model) == 0
+    assert attention(model)[0].inputs[5] is not None
 
 
 def test_a_model_of_images_has_attention_without_a_bias_in_eight_bits(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -67,3 +68,22 @@ def test_made_up_images_are_the_same_everywhere_and_differ_by_seed():
     assert int(image.sum()) == 647639
     assert not np.array_equal(image, made_up_image(6, 64, 48))
     assert image.std() > 20  # neither grey nor noise
+
+
+def test_no_memory_is_no_damaged_file(monkeypatch):
+    from PIL import ImageOps
+
+    def full(image):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", full)
+    with pytest.raises(MemoryError):
+        pixels(picture(0))
+
+
+@pytest.mark.parametrize("head", ["DATA:image/png;base64,", "data:image/png;charset=utf-8;base64,"])
+def test_forms_of_data_urls(head):
+    file = picture(0)
+    assert read_image("Image", 0, head + base64.b64encode(file).decode()) == file
+    with pytest.raises(InvalidInputError, match="holds bool"):
+        read_image("Image", 0, np.zeros((3, 3), bool))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_tdeploy.core.columns import TEXT, read_items
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.labelled import Labelled
 
@@ -79,7 +80,7 @@ def test_an_image_that_is_not_in_the_tables_folder_is_refused(tmp_path, name):
 
 
 def test_folders_are_classes_of_the_images_in_them(tmp_path):
-    for name in ("dog/2.JPG", "cat/1.png", "cat/more/3.webp", "cat/notes.txt", "0.png"):
+    for name in ("dog/2.JPG", "cat/1.png", "cat/more/3.webp", "cat/notes.txt", "0.png", "cat/._1.png", ".old/4.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     found = Labelled.read(tmp_path)
@@ -89,3 +90,12 @@ def test_folders_are_classes_of_the_images_in_them(tmp_path):
     ]  # fmt: skip
     with pytest.raises(InvalidInputError, match="no folders with images"):
         Labelled.read(tmp_path / "dog")
+
+
+def test_images_beside_texts_are_left_to_whoever_reads_them(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("text,image,label\nfine,http://x/y.jpg,1\ngood,,0\nbest,a.png,1\n")
+    found = Labelled.read(tmp_path / "t.csv")
+    assert [one["text"] for one in found.texts] == ["fine", "good", "best"]
+    assert [one["image"] for one in found.texts] == ["http://x/y.jpg", "", tmp_path / "a.png"]
+    assert read_items(list(found.texts), (TEXT,)) == ["fine", "good", "best"]

@@ -84,3 +84,24 @@ def test_a_model_of_images_is_deployed_and_answers_as_the_loader_does(client, ru
         client.predict("m", [files[0], cut])
     found = client.predict("m", [files[0], cut, "x", None, files[2]], params={"errors": "null"})["predictions"]
     assert [one is None for one in found] == [False, True, True, True, False]
+
+
+def test_requests_have_no_more_bytes_than_servers_take(monkeypatch):
+    from mlflow_tdeploy.deploy import ask
+
+    rows = [b"a" * 10, b"b" * 10, b"c" * 30, b"d", b"e"]
+    array = np.array(rows, object).reshape(-1, 1)
+    monkeypatch.setattr(ask, "_BYTES", 20)
+    parts = [list(part["image"].ravel()) for part in ask._parts({"image": array}, 3)]
+    assert parts == [rows[:2], rows[2:3], rows[3:]]
+    monkeypatch.setattr(ask, "_BYTES", 10**9)
+    assert [len(part["image"]) for part in ask._parts({"image": array}, 2)] == [2, 2, 1]
+
+
+def test_columns_are_told_without_what_is_as_usual():
+    from mlflow_tdeploy.core.tasks import TASKS
+    from mlflow_tdeploy.triton.bundle_version import _as_told
+
+    told = {name: [_as_told(column) for column in TASKS.get(name).columns] for name in TASKS.names()}
+    assert all("kind" not in column for name, some in told.items() if "image" not in name for column in some)
+    assert told["image-classification"] == [{"name": "image", "others": ["images", "inputs", "img"], "kind": "image"}]

@@ -210,3 +210,28 @@ def test_ranges_are_found_on_pictures_that_are_given(tmp_path):
     )
     variant = Bundle.open(tmp_path / "m").variants["onnx-int8"]
     assert variant.precision.settings["calibration"]["items"] == 41
+
+
+def test_a_graph_whose_input_is_called_images_is_verified_and_calibrated_on_arrays(tmp_path):
+    from mlflow_tdeploy.build.calibration import CalibrationData
+    from mlflow_tdeploy.build.verify_data import VerifyData
+
+    rows = [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]]
+
+    class Dataset(list):
+        column_names = ("images",)
+
+    given = Dataset({"images": row} for row in rows)
+    assert len(CalibrationData.of(given).data.requests) == 2
+    assert len(VerifyData.of({"images": rows}).requests) == 1
+    assert VerifyData.of({"text": ["a", "b"], "image": [1.5, 2.5], "label": [0, 1]}).texts == ("a", "b")
+    files = pictures(3)
+
+    class Pictures(dict):
+        column_names = ("image", "label")
+
+        def __getitem__(self, key):
+            return {"image": {"bytes": files[key]}, "label": 1} if isinstance(key, int) else super().__getitem__(key)
+
+    found = CalibrationData.of(Pictures(image=[{"bytes": one} for one in files], label=[1, 1, 1])).data
+    assert len(found.texts) == 3

@@ -112,14 +112,14 @@ def test_measuring_adds_what_variants_cost(measured):
     assert set(cards) == {"hf", "onnx-fp32", "ort-cpu-fp32"}
     card = cards["ort-cpu-fp32"]
     assert card.measured == "as served"
-    assert (card.bulk, card.runtime, card.precision) == (8, "ort-cpu", "fp32")
+    assert (card.large, card.runtime, card.precision) == (8, "ort-cpu", "fp32")
     assert card.memory_mib > 20
-    assert card.lone_ms > 0
+    assert card.small_ms > 0
     assert card.per_second > 1
     # 3.6 an hour is a thousandth a second
-    assert card.lone_per_million == pytest.approx(1e6 * card.lone_ms / 1e3 * 1e-3)
-    assert card.bulk_per_million == pytest.approx(1e6 / card.per_second * 1e-3)
-    for figure in (f"{card.lone_ms:.2f}", f"{card.lone_per_million:.3g}", f"{card.memory_mib:.0f}"):
+    assert card.small_per_million == pytest.approx(1e6 * card.small_ms / 1e3 * 1e-3)
+    assert card.large_per_million == pytest.approx(1e6 / card.per_second * 1e-3)
+    for figure in (f"{card.small_ms:.2f}", f"{card.small_per_million:.3g}", f"{card.memory_mib:.0f}"):
         assert figure in page
         assert figure in report.table()
     kinds = {record.kind for record in Bundle.open(folder).evidence("ort-cpu-fp32")}
@@ -203,8 +203,8 @@ def test_cards_of_several_hosts_are_beside_each_other_and_the_newest_counts(meas
         append_evidence(bundle.root, one)
     cards = [card for card in cost_cards(Bundle.open(folder)) if card.variant == "onnx-fp32"]
     assert len({card.host for card in cards}) == len(cards) == 2
-    assert sorted(card.lone_ms for card in cards) == sorted([0.5, served.metrics["p50_ms_of_1"]])
-    assert all(card.lone_per_million is None for card in cards)
+    assert sorted(card.small_ms for card in cards) == sorted([0.5, served.metrics["p50_ms_of_1"]])
+    assert all(card.small_per_million is None for card in cards)
 
 
 def test_a_model_is_logged_without_its_report_where_that_fails(tmp_path, monkeypatch, caplog):
@@ -252,3 +252,85 @@ def test_a_browser_shows_it_without_anything_beyond_its_width(measured, tmp_path
     assert found["drawn"] == [True] * 3
     assert found["pictures"] == [True] * 3
     assert found["title"] == "source"
+
+
+def _with(folder, tmp_path, *records):
+    """A copy of a model that has more evidence."""
+    from mlflow_tdeploy.store.writer import append_evidence
+
+    shutil.copytree(folder, tmp_path / "model")
+    for one in records:
+        append_evidence(Bundle.open(tmp_path / "model").root, one)
+    return Bundle.open(tmp_path / "model")
+
+
+def _kind(bundle, variant, kind):
+    return next(one for one in bundle.evidence(variant) if one.kind == kind)
+
+
+def test_pictures_and_prices_are_of_one_kind_of_host(measured, tmp_path):
+    from dataclasses import replace
+
+    from mlflow_tdeploy.flavor.report.plots import plots
+
+    bundle = Bundle.open(measured[0])
+    elsewhere = replace(_kind(bundle, "onnx-fp32", "sweep").host, cpu="Another")
+    records = [
+        replace(_kind(bundle, "ort-cpu-fp32", kind), host=elsewhere, created="2999-01-01")
+        for kind in ("sweep", "served", "latency")
+    ]
+    bundle = _with(measured[0], tmp_path, *records)
+    drawn = {one.name: one for one in plots(bundle)}
+    assert "Another" in drawn["sizes"].title
+    assert "Another" in drawn["speed"].title
+    assert "onnx-fp32" not in drawn["sizes"].told
+    assert "onnx-fp32" not in drawn["speed"].told
+    report = mlflow_tdeploy.report_model(str(tmp_path / "model"), out=tmp_path / "out", price_per_hour=1)
+    assert {card.host == elsewhere.kind: card.small_per_million is None for card in report.cards} == {
+        True: True, False: False,
+    }  # fmt: skip
+
+
+def test_cards_say_of_how_many_items_they_are(measured, tmp_path):
+    from dataclasses import replace
+
+    bundle = Bundle.open(measured[0])
+    served = _kind(bundle, "hf", "served")
+    metrics = {"p50_ms_of_4": 8.0, "items_per_s_of_16": 500.0}
+    broken = replace(served, metrics={"p50_ms_of_1": 1.0}, created="2999-01-02")
+    of_four = replace(served, metrics=metrics, settings={"runtime": "torch", "batches": [4, 16]}, created="2999-01-01")
+    cards = cost_cards(_with(measured[0], tmp_path, of_four, broken), Price(3.6))
+    card = next(one for one in cards if one.variant == "hf")
+    assert (card.small, card.small_ms, card.large, card.per_second) == (4, 8.0, 16, 500.0)
+    assert card.small_per_million == pytest.approx(1e6 * 8e-3 / 4 * 1e-3)
+
+
+def test_a_report_of_a_task_of_a_newer_version_is_made(measured, tmp_path):
+    bundle = _with(measured[0], tmp_path)
+    path = bundle.root / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "task": "smelling"}))
+    mlflow_tdeploy.report_model(str(tmp_path / "model"), out=tmp_path / "out")
+    assert "smelling" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_goes_beside_the_bundle_whichever_folder_is_named_and_old_pictures_go(measured, tmp_path):
+    _with(measured[0], tmp_path)
+    (tmp_path / "model" / "report" / "old.png").write_bytes(b"x")
+    before = (tmp_path / "model" / "report.html").read_text()
+    mlflow_tdeploy.report_model(str(tmp_path / "model" / "tdeploy"))
+    assert (tmp_path / "model" / "report.html").read_text() != before
+    assert not (tmp_path / "model" / "tdeploy" / "report.html").exists()
+    assert not (tmp_path / "model" / "report" / "old.png").exists()
+
+
+def test_measurements_that_a_store_does_not_take_are_told(measured, tmp_path, monkeypatch, caplog):
+    from mlflow_tdeploy.flavor import measure
+
+    def refuse(location, found):
+        raise InvalidInputError("read-only")
+
+    monkeypatch.setattr(measure, "append_evidence", refuse)
+    mlflow_tdeploy.report_model(str(measured[0]), measure=True, batches=[1], out=tmp_path)
+    assert "takes no measurements: read-only" in caplog.text
+    assert "items/s" in caplog.text
+    assert (tmp_path / "report.html").is_file()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -230,3 +232,64 @@ def test_a_graph_that_takes_something_else_says_so(exported):
         )  # fmt: skip
     with pytest.raises(InvalidInputError, match="needs its image processor"):
         resolve(exported["free"], task="image-classification")
+
+
+def test_a_distilled_classifier_is_one(tmp_path):
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, DeiTImageProcessorPil
+
+    own = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    config = DeiTConfig(**own, image_size=64, patch_size=16, num_labels=7)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(str(tmp_path))
+    size = {"height": 64, "width": 64}
+    DeiTImageProcessorPil(size=size, crop_size=size).save_pretrained(str(tmp_path))
+    source = resolve(tmp_path)
+    assert source.task == "image-classification"
+    assert source.reference({"pixel_values": np.zeros((1, 3, 64, 64), np.float32)})["logits"].shape == (1, 7)
+
+
+def test_the_body_of_a_classifiers_folder_has_no_pooler_that_nobody_trained(tmp_path):
+    folder = written("vit", tmp_path / "classifier")
+    source = resolve(folder, task="image-feature-extraction")
+    assert [spec.name for spec in source.signature.outputs] == ["last_hidden_state"]
+    model = model_of("vit").base_model
+    wanted = resolve(model, task="image-feature-extraction", image_processor=folder)
+    feeds = {"pixel_values": np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)}
+    np.testing.assert_allclose(
+        source.reference(feeds)["last_hidden_state"], wanted.reference(feeds)["last_hidden_state"], atol=1e-5
+    )
+
+
+def test_a_model_that_returns_tuples_by_its_config_is_read(tmp_path):
+    model = model_of("vit", head=False)
+    model.config.return_dict = False
+    names = [spec.name for spec in resolve(model, image_processor=processor_of("vit")).signature.outputs]
+    assert names == ["last_hidden_state", "pooler_output"]
+
+
+def test_code_beside_an_image_processor_never_runs(tmp_path, monkeypatch):
+    written("vit", tmp_path)
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\nfrom transformers import ViTImageProcessorPil as Own\n"
+    )
+    path = tmp_path / "preprocessor_config.json"
+    said = {
+        **json.loads(path.read_text()),
+        "image_processor_type": "Own",
+        "auto_map": {"AutoImageProcessor": "own.Own"},
+    }
+    path.write_text(json.dumps(said))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(InvalidInputError, match="has no image processor that can be read"):
+        resolve(tmp_path)
+    assert not ran.exists()
+
+
+def test_a_processor_without_means_is_refused_in_words():
+    class Odd(type(processor_of("vit"))):
+        """Normalizes by each image's own numbers."""
+
+    processor = Odd(size={"height": 64, "width": 64})
+    processor.image_mean = None
+    with pytest.raises(InvalidInputError, match="Odd cannot be reproduced: It normalizes by numbers of each image"):
+        processor_settings(processor)

@@ -32,6 +32,19 @@ class Head:
     auto_class: str = ""
     told: bool = True
 
+    def of(self, architecture: str) -> bool:
+        """Tell whether a class of transformers has this head, or is a model without one where that is asked for.
+
+        Args:
+            architecture: The name of the class; ``WithTeacher`` is a classifier that was distilled, ``Simple`` XLNet's
+                usual head for questions.
+        """
+        if not self.architecture:
+            return architecture.endswith(("Model", "Encoder")) and not architecture.endswith(
+                ("LMHeadModel", "DoubleHeadsModel")
+            )
+        return architecture.endswith(tuple(f"{self.architecture}{more}" for more in ("", "WithTeacher", "Simple")))
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """All of them."""

@@ -7,8 +7,10 @@ channel's 256 values, which is kept as a table.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.columns import IMAGE, Column
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.images import Image, check_size, made_up_image, pillow, pixels
+from mlflow_tdeploy.core.images import Image, check_size, made_up_image, pillow, pixel_count, pixels
 from mlflow_tdeploy.core.tasks._base import Encoded
 from mlflow_tdeploy.core.tasks._items import ItemTask
 from mlflow_tdeploy.core.tensors import Array, Arrays, At
@@ -28,6 +30,8 @@ INPUT = "pixel_values"
 _PATCH = 16
 #: Fewer images than these are made ready one after the other: threads cost more than they save.
 _FEW = 3
+#: Threads at most, and pixels of an image that is made ready by one alone: decoded it takes three bytes for each.
+_MOST_THREADS, _LARGE = 8, 16_000_000
 
 
 @dataclass(frozen=True)
@@ -208,8 +212,15 @@ def _cropped(image: Array, crop: Sequence[int]) -> Array:
 
 def _at_once(ready: Callable[[int, Any], Array], items: Sequence[Any]) -> list[Array]:
     """Return what is made of each item, in threads where there are several: Pillow lets go of Python meanwhile."""
-    workers = min(len(items), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(len(items), cores, _MOST_THREADS)
     if len(items) < _FEW or workers == 1:
         return [ready(index, item) for index, item in enumerate(items)]
+    lock = threading.Lock()
+
+    def one(index: int, item: Any) -> Array:
+        with lock if pixel_count(item) > _LARGE else contextlib.nullcontext():
+            return ready(index, item)
+
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(ready, range(len(items)), items))
+        return list(pool.map(one, range(len(items)), items))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
-from mlflow_tdeploy.core.evidence import SERVED, Evidence
+from mlflow_tdeploy.core.evidence import SERVED, Evidence, recorded_shapes
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.decision import align
 from mlflow_tdeploy.store.bundle import Bundle
@@ -25,6 +25,7 @@ class Price:
     Attributes:
         per_hour: The price.
         currency: Of what.
+        host: The kind of host that it is of; empty for every one.
 
     Raises:
         InvalidInputError: It is no price.
@@ -32,6 +33,7 @@ class Price:
 
     per_hour: float
     currency: str = "USD"
+    host: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.per_hour, bool) or not isinstance(self.per_hour, (int, float)):
@@ -54,15 +56,16 @@ class CostCard:
         precision: Of the variant.
         host: The kind of host.
         measured: ``as served``: from a request to its answer; ``graph``: the graph alone, as a build measures it.
-        lone_ms: Median of a request of one item, one after the other.
-        lone_p95_ms: Of twenty such, the slowest takes about so long; None where fewer were timed.
-        bulk: Items of a large request.
+        small: Items of a small request: the fewest that were measured.
+        small_ms: Median of such a request, one after the other.
+        small_p95_ms: Of twenty such, the slowest takes about so long; None where fewer were timed.
+        large: Items of a large request: the most that were measured.
         per_second: Items per second of such requests, one after the other.
         memory_mib: Most memory of the host in a process that serves it alone; None where not measured.
         megabytes: Of its files.
         created: When that was measured, UTC in ISO format.
-        lone_per_million: What a million requests of one item cost; None without a price.
-        bulk_per_million: What a million items in large requests cost; None without a price.
+        small_per_million: What a million items cost in small requests; None without a price for this kind of host.
+        large_per_million: What a million items cost in large requests; None without a price for this kind of host.
     """
 
     variant: str
@@ -70,15 +73,16 @@ class CostCard:
     precision: str
     host: str
     measured: str
-    lone_ms: float
-    lone_p95_ms: float | None
-    bulk: int
+    small: int
+    small_ms: float
+    small_p95_ms: float | None
+    large: int
     per_second: float
     memory_mib: float | None
     megabytes: float
     created: str = ""
-    lone_per_million: float | None = None
-    bulk_per_million: float | None = None
+    small_per_million: float | None = None
+    large_per_million: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -100,7 +104,7 @@ def cost_cards(bundle: Bundle, price: Price | None = None) -> list[CostCard]:
         for record in records:
             if (card := _card(variant, record, bundle)) is not None:
                 found[card.host, variant.id, card.runtime] = _priced(card, price)
-    return sorted(found.values(), key=lambda one: (one.host, one.lone_ms))
+    return sorted(found.values(), key=lambda one: (one.host, one.small_ms))
 
 
 def _card(variant: Variant, record: Evidence, bundle: Bundle) -> CostCard | None:
@@ -109,36 +113,35 @@ def _card(variant: Variant, record: Evidence, bundle: Bundle) -> CostCard | None
     host, size = record.host.kind if record.host else "", variant.size / 1e6
     if record.kind == SERVED:
         sizes = [int(one) for one in record.settings.get("batches", ())]
-        if not sizes or f"p50_ms_of_{min(sizes)}" not in figures:
+        if not sizes or not {f"p50_ms_of_{min(sizes)}", f"items_per_s_of_{max(sizes)}"} <= set(figures):
             return None
         small, large = min(sizes), max(sizes)
         return CostCard(
-            *known, host, "as served", figures[f"p50_ms_of_{small}"], figures.get(f"p95_ms_of_{small}"), large,
+            *known, host, "as served", small, figures[f"p50_ms_of_{small}"], figures.get(f"p95_ms_of_{small}"), large,
             figures[f"items_per_s_of_{large}"], figures.get("memory_mib"), size, record.created,
         )  # fmt: skip
     if record.kind != "latency" or not {"short_p50_ms", "mean_ms"} <= set(figures):
         return None
-    rows = _rows(bundle)
+    small, large = (_rows(bundle, shape) for shape in recorded_shapes(bundle.manifest.signature))
     return CostCard(
-        *known, host, "graph", figures["short_p50_ms"], figures.get("short_p95_ms"), rows,
-        rows * 1e3 / figures["mean_ms"], None, size, record.created,
+        *known, host, "graph", small, figures["short_p50_ms"], figures.get("short_p95_ms"), large,
+        large * 1e3 / figures["mean_ms"], None, size, record.created,
     )  # fmt: skip
 
 
-def _rows(bundle: Bundle) -> int:
-    """Return how many items a graph was timed with at the usual sizes."""
-    signature = bundle.manifest.signature
-    axes = signature.inputs[0].shape
+def _rows(bundle: Bundle, shape: Mapping[str, int]) -> int:
+    """Return how many items a graph was timed with at a shape."""
+    axes = bundle.manifest.signature.inputs[0].shape
     if not axes:
         return 1
-    return axes[0] if isinstance(axes[0], int) else signature.dim(axes[0]).opt
+    return axes[0] if isinstance(axes[0], int) else shape[axes[0]]
 
 
 def _priced(card: CostCard, price: Price | None) -> CostCard:
-    if price is None:
+    if price is None or price.host not in ("", card.host):
         return card
-    lone, bulk = price.per_million(1e3 / card.lone_ms), price.per_million(card.per_second)
-    return CostCard(**{**asdict(card), "lone_per_million": lone, "bulk_per_million": bulk})
+    small, large = price.per_million(card.small * 1e3 / card.small_ms), price.per_million(card.per_second)
+    return replace(card, small_per_million=small, large_per_million=large)
 
 
 def cost_table(cards: Iterable[CostCard], price: Price | None = None) -> str:
@@ -146,21 +149,24 @@ def cost_table(cards: Iterable[CostCard], price: Price | None = None) -> str:
     by_host: dict[str, list[CostCard]] = {}
     for card in cards:
         by_host.setdefault(card.host, []).append(card)
-    return "\n\n".join(f"{host}\n{align([head(price), *map(cells, some)])}" for host, some in by_host.items())
+    return "\n\n".join(f"{host}\n{align([head(some, price), *map(cells, some)])}" for host, some in by_host.items())
 
 
-def head(price: Price | None) -> tuple[str, ...]:
-    """Return the names of a card's cells; see :func:`cells`."""
-    money = (f"{price.currency} a million, alone", f"{price.currency} a million, in bulk") if price else ()
-    return ("variant", "runtime", "measured", "one: p50 ms", "p95", "items/s in bulk", "of", "memory MiB", "MB", *money)
+def head(cards: Sequence[CostCard], price: Price | None) -> tuple[str, ...]:
+    """Return the names of cards' cells; see :func:`cells`."""
+    priced = price is not None and any(card.small_per_million is not None for card in cards)
+    money = f"{price.currency} per million" if price and priced else ""
+    found = ("variant", "runtime", "measured", "items", "p50 ms", "p95", money, "items", "items/s", money)
+    return tuple(name for name in (*found, "memory MiB", "MB") if name)
 
 
 def cells(card: CostCard) -> tuple[str, ...]:
     """Return a card as text."""
-    money = [f"{one:.3g}" for one in (card.lone_per_million, card.bulk_per_million) if one is not None]
+    small, large = ([] if one is None else [f"{one:.3g}"] for one in (card.small_per_million, card.large_per_million))
     return (
-        card.variant, card.runtime, card.measured, f"{card.lone_ms:.2f}", _known(card.lone_p95_ms, ".2f"),
-        f"{card.per_second:.0f}", str(card.bulk), _known(card.memory_mib, ".0f"), f"{card.megabytes:.1f}", *money,
+        card.variant, card.runtime, card.measured, str(card.small), f"{card.small_ms:.2f}",
+        _known(card.small_p95_ms, ".2f"), *small, str(card.large), f"{card.per_second:.0f}", *large,
+        _known(card.memory_mib, ".0f"), f"{card.megabytes:.1f}",
     )  # fmt: skip
 
 

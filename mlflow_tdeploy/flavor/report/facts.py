@@ -169,7 +169,7 @@ def costs(bundle: Bundle, price: Price | None) -> list[Table]:
     by: dict[str, list[CostCard]] = {}
     for card in cost_cards(bundle, price):
         by.setdefault(card.host, []).append(card)
-    return [Table(host, head(price), tuple(cells(card) for card in cards)) for host, cards in by.items()]
+    return [Table(host, head(cards, price), tuple(cells(card) for card in cards)) for host, cards in by.items()]
 
 
 def decision(found: Decision) -> Table:
@@ -187,9 +187,10 @@ def _candidate(found: Decision, one: Candidate) -> tuple[str, ...]:
 def golden(bundle: Bundle) -> list[Golden]:
     """Return golden requests as people read them; none where they cannot be read."""
     try:
-        return [_golden(one) for one in bundle.golden()]
+        requests = bundle.golden()
     except TDeployError:
         return []
+    return [_golden(one) for one in requests]
 
 
 def _golden(request: GoldenRequest) -> Golden:
@@ -197,10 +198,11 @@ def _golden(request: GoldenRequest) -> Golden:
     if isinstance(asked, Mapping):
         return Golden(_each(asked), (), _each(answer) if isinstance(answer, Mapping) else (_short(answer),))
     items = list(asked)[:_MOST_ITEMS] if isinstance(asked, (list, tuple)) else [asked]
-    found = [answer[index] for index in range(min(len(items), len(answer)))]
+    answers = answer if isinstance(answer, (list, tuple, np.ndarray)) else [answer]
+    found = list(answers)[: len(items)]
     pictures = [one for one in items if isinstance(one, (bytes, np.ndarray))]
     texts = [one for one in items if not isinstance(one, (bytes, np.ndarray))]
-    return Golden(tuple(map(_short, texts)), tuple(map(_picture, pictures)), tuple(map(_short, found)))
+    return Golden(tuple(map(_short, texts)), tuple(filter(None, map(_picture, pictures))), tuple(map(_short, found)))
 
 
 def _each(arrays: Mapping[str, Any]) -> tuple[str, ...]:
@@ -229,7 +231,10 @@ def _plain(value: Any) -> Any:
 
 def _picture(image: Any) -> str:
     """Return a small picture as a ``data:`` URL."""
-    small = pixels(image)
+    try:
+        small = pixels(image)
+    except TDeployError:  # nothing of the rest is lost for it
+        return ""
     small.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")

@@ -11,11 +11,12 @@ from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.flavor.report import facts
 from mlflow_tdeploy.flavor.report.cost import Price
 from mlflow_tdeploy.flavor.report.plots import Plot, plots
+from mlflow_tdeploy.registry_io.fetch import REPORT
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.store.bundle import Bundle
 
 #: Names in a model's directory.
-PAGE, FOLDER = "report.html", "report"
+PAGE, FOLDER = REPORT
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Page:
     def write(self, folder: Path) -> Path:
         """Write the page to a folder, and its pictures to one in it; return the page's path."""
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+        for old in (folder / FOLDER).glob("*.png"):
+            old.unlink()
         for name, content in self.pictures.items():
             (folder / FOLDER / name).write_bytes(content)
         (folder / PAGE).write_text(self.html, encoding="utf-8")

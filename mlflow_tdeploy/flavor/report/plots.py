@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,34 +105,54 @@ def _closeness(bundle: Bundle) -> Plot | None:
 def _trade(bundle: Bundle) -> Plot | None:
     """Draw accuracy, or what the budget limits first, against the time of a batch at the usual sizes."""
     manifest = bundle.manifest
-    wanted = [*TASKS.get(manifest.task).quality, *(limit.metric for limit in manifest.budget.limits), "worst_cosine"]
+    quality = TASKS.get(manifest.task).quality if manifest.task in TASKS else ()
+    wanted = [*quality, *(limit.metric for limit in manifest.budget.limits), "worst_cosine"]
     accuracy = {name: latest_accuracy(bundle.evidence(name)) for name in bundle.variants}
     metric = next(
         (one for one in wanted if any(record and one in record.metrics for record in accuracy.values())), None
     )
-    points = []
+    latencies = {name: [one for one in bundle.evidence(name) if _is_timed(one)] for name in bundle.variants}
+    newest = max((one for some in latencies.values() for one in some), key=lambda one: one.created, default=None)
+    if metric is None or newest is None or newest.host is None:
+        return None
+    host, points = newest.host.kind, []
     for name, record in accuracy.items():
-        times = [one for one in bundle.evidence(name) if one.kind == "latency" and "p50_ms" in one.metrics]
-        if metric is None or not times or record is None or metric not in record.metrics:
-            continue
-        newest = max(times, key=lambda one: one.created)
-        points.append(Point(name, newest.metrics["p50_ms"], record.metrics[metric], good=record.passed is True))
-    if not points or metric is None:
+        times = [one for one in latencies[name] if one.host is not None and one.host.kind == host]
+        if times and record is not None and metric in record.metrics:
+            time = max(times, key=lambda one: one.created).metrics["p50_ms"]
+            points.append(Point(name, time, record.metrics[metric], good=record.passed is True))
+    if not points:
         return None
     better = "" if not is_metric(metric) else " (up is better)" if higher_is_better(metric) else " (down is better)"
     limit = next((one for one in manifest.budget.limits if one.metric == metric), None)
-    figure = draw(points, x="ms for a batch of the usual size, median of the newest measurement", y=f"{metric}{better}",
+    figure = draw(points, x="ms for a batch of the usual size, median", y=f"{metric}{better}",
                   limit=limit, named=True)  # fmt: skip
     told = "; ".join(f"{one.name}: {one.x:.2f} ms, {one.y:.6g}" for one in points)
-    return Plot("speed", f"{metric} against speed", f"{told}.", figure)
+    return Plot("speed", f"{metric} against speed, on {host}", f"{told}.", figure)
+
+
+def _is_timed(record: Evidence) -> bool:
+    return record.kind == "latency" and "p50_ms" in record.metrics
 
 
 def _sizes(bundle: Bundle) -> Plot | None:
-    """Draw the newest medians of each variant over length, a panel for each batch; over the batch where that is all."""
-    swept = [found for name in bundle.variants if (found := _newest_sweep(bundle.evidence(name))) is not None]
-    if not swept:
+    """Draw the newest medians of each variant over length, a panel for each batch; over the batch where that is all.
+
+    Of one host: that of the newest measurement.
+    """
+    every = [one for name in bundle.variants for one in bundle.evidence(name) if _is_sweep(one)]
+    if not every:
         return None
-    rows = [(one.variant, row["shape"], float(row["p50_ms"])) for one in swept for row in one.settings["rows"]]
+    host = max(every, key=lambda one: one.created).host
+    mine = sorted(
+        (one for one in every if one.host and host and one.host.kind == host.kind), key=lambda one: one.created
+    )
+    newest = {(one.variant, str(one.settings.get("runtime", ""))): one for one in mine}
+    runtimes = Counter(variant for variant, _ in newest)
+    names = {key: key[0] if runtimes[key[0]] == 1 else " on ".join(key) for key in newest}
+    rows = [
+        (names[key], row["shape"], float(row["p50_ms"])) for key, one in newest.items() for row in one.settings["rows"]
+    ]
     over = "sequence" if any("sequence" in shape for _, shape, _ in rows) else "batch"
     panels = sorted({shape.get("batch", 0) for _, shape, _ in rows})[:_PANELS] if over == "sequence" else [None]
     from matplotlib.figure import Figure
@@ -144,9 +165,8 @@ def _sizes(bundle: Bundle) -> Plot | None:
         axis.set_xlabel("tokens" if over == "sequence" else "batch", fontsize=8)
     axes[0].set_ylabel("ms, median", fontsize=8)
     axes[-1].legend(fontsize=7, frameon=False, loc="best")
-    host = swept[0].host.kind if swept[0].host else "a host"
     told = "; ".join(f"{name} at {_said(shape)}: {ms:.2f} ms" for name, shape, ms in rows)
-    return Plot("sizes", f"Time over sizes, on {host}", f"{told}.", figure)
+    return Plot("sizes", f"Time over sizes, on {host.kind if host else 'a host'}", f"{told}.", figure)
 
 
 def _panel(axis: Any, rows: Sequence[tuple[str, Mapping[str, int], float]], over: str) -> None:
@@ -163,9 +183,8 @@ def _panel(axis: Any, rows: Sequence[tuple[str, Mapping[str, int], float]], over
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _newest_sweep(evidence: Sequence[Evidence]) -> Evidence | None:
-    found = [one for one in evidence if one.kind == SWEEP and one.settings.get("rows")]
-    return max(found, key=lambda one: one.created, default=None)
+def _is_sweep(record: Evidence) -> bool:
+    return record.kind == SWEEP and bool(record.settings.get("rows"))
 
 
 def _said(shape: Mapping[str, int]) -> str:

@@ -55,18 +55,23 @@ class TransformersModule(torch.nn.Module):
 
     def forward(self, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the outputs, in order."""
-        outputs = self.model(**inputs, **self._fixed)
-        if not isinstance(outputs, Mapping):
-            raise InvalidInputError(
-                f"{type(self.model).__name__}.forward returns {type(outputs).__name__}, not outputs by name as "
-                f"transformers' models do. Return a ModelOutput, or log it with task='tensors' and example inputs."
-            )
+        outputs = self.returned(**inputs)
         if lacking := [name for name in self._outputs if name not in outputs]:
             raise InvalidInputError(
                 f"{type(self.model).__name__} returns {', '.join(outputs)}, and not '{lacking[0]}', which its task "
                 f"needs. Choose another task, or log it with task='tensors' and example inputs."
             )
         return tuple(outputs[name] for name in self._outputs)
+
+    def returned(self, **inputs: torch.Tensor) -> Mapping[str, Any]:
+        """Return all outputs, by name."""
+        outputs = self.model(**inputs, **self._fixed)
+        if not isinstance(outputs, Mapping):
+            raise InvalidInputError(
+                f"{type(self.model).__name__}.forward returns {type(outputs).__name__}, not outputs by name as "
+                f"transformers' models do. Return a ModelOutput, or log it with task='tensors' and example inputs."
+            )
+        return outputs
 
 
 class SentenceTransformerModule(torch.nn.Module):
@@ -374,7 +379,7 @@ def _model_class(folder: Path, head: Head, trust_remote_code: bool) -> Any:
     )
     name = next(iter(config.architectures or []), "")
     if head.architecture:
-        if not name.endswith(head.architecture):
+        if not head.of(name):
             raise InvalidInputError(
                 f"'{folder.name}' holds {name or 'a model without architecture'}, which is no '…{head.architecture}': "
                 f"the head that the task needs would be random. Fine-tune it as one, or choose another task."

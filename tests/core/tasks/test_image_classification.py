@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import time
 
 import numpy as np
 import pandas as pd
@@ -133,13 +134,16 @@ def test_answers_are_scored_by_labels_of_either_kind(vit):
     [
         (None, "Image 1 is missing"),
         (float("nan"), "Image 1 is missing"),
-        ("cat.jpg", "Image 1 is no image but the string 'cat.jpg'. Paths and addresses are not opened"),
+        (
+            "cat.jpg",
+            "Image 1 is no image but the string 'cat.jpg', which is no base64. Paths and addresses are not opened",
+        ),
         ("http://127.0.0.1/cat.jpg", "Paths and addresses are not opened"),
         (b"%!PS-Adobe-3.0", "Image 1 is no image that can be read"),
         (b"", "Image 1 is no image that can be read"),
         (3, "Image 1 cannot be of type int"),
         (np.zeros((3, 40, 30), np.uint8), r"Image 1 has the shape \(3, 40, 30\).*Channels come last"),
-        (np.zeros((40, 30, 3)), "Image 1 holds floats"),
+        (np.zeros((40, 30, 3)), "Image 1 holds float64"),
         (np.full((40, 30, 3), 256), "Image 1 holds int64 beyond 0 to 255"),
         (np.zeros((0, 30, 3), np.uint8), "Image 1 has no pixels"),
         ([[1, 2], [3]], "Image 1 has rows of different lengths"),
@@ -168,3 +172,40 @@ def test_a_request_without_pictures_says_so(vit):
             vit(empty)
     with pytest.raises(InvalidInputError, match="which column holds the images"):
         vit([{"a": b"", "b": b""}])
+
+
+def test_nested_lists_are_one_picture_or_as_many_as_they_hold(vit):
+    array = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
+    wanted = vit([array])
+    assert vit(array.tolist()) == vit({"image": array.tolist()}) == vit([{"image": array.tolist()}]) == wanted
+    assert vit([array.tolist()] * 3) == close_to(wanted * 3)
+    assert vit([array.tolist(), array[:10].tolist()]) == close_to([wanted[0], vit([array[:10]])[0]])
+    assert vit(array[:, :, 0].tolist()) == close_to(vit([array[:, :, 0]]))
+
+
+def test_large_pictures_are_made_ready_one_after_the_other(vit, monkeypatch):
+    from mlflow_tdeploy.core.tasks import _image
+
+    busy, most, pixels = [], [], _image.pixels
+
+    def slow(item):
+        busy.append(1)
+        most.append(len(busy))
+        time.sleep(0.02)
+        busy.pop()
+        return pixels(item)
+
+    files = pictures(8)
+    monkeypatch.setattr(_image, "pixels", slow)
+    monkeypatch.setattr(_image, "_LARGE", 0)
+    vit.task.encode(files)
+    assert max(most) == 1
+
+
+def test_asking_for_gaps_makes_a_good_request_ready_once(vit, monkeypatch):
+    from mlflow_tdeploy.core.tasks import _image
+
+    made, pixels = [], _image.pixels
+    monkeypatch.setattr(_image, "pixels", lambda item: made.append(1) or pixels(item))
+    vit(pictures(4), {"errors": "null"})
+    assert len(made) == 4
