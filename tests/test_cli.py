@@ -344,6 +344,7 @@ def test_images_go_through_the_commands(tmp_path, caplog):
     assert " MiB" in analyzed
     assert "not known" not in caplog.text
     assert "64 items (given and 40 made-up pictures)" in run("verify", out, "--texts", data)
+    assert "ort-cpu-fp32: within budget" in run("verify", out, "--data", data)
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "has no images in it" in run("verify", out, "--texts", empty, ok=False)

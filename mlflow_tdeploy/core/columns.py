@@ -63,7 +63,7 @@ def read_items(inputs: Any, columns: Sequence[Column], who: str = "it") -> list[
         InvalidInputError: There are none, or one cannot be used; names its position.
     """
     rows = raw_rows(inputs, columns, who)
-    if len(columns) == 1 and all(isinstance(row, str) for row in rows) and not columns[0].many:
+    if len(columns) == 1 and columns[0] == TEXT and all(isinstance(row, str) for row in rows):
         return rows
     found = [checked_row(index, row, columns) for index, row in enumerate(rows)]
     check_alike(found, columns)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import importlib
 import io
 import os
@@ -62,7 +63,7 @@ def is_image(value: Any) -> bool:
     if isinstance(value, (str, bytes, bytearray, memoryview, os.PathLike)) or _is_pil(value):
         return True
     if isinstance(value, Mapping):  # of Hugging Face's datasets
-        return isinstance(value.get("bytes"), (bytes, bytearray))
+        return "bytes" in value and set(value) <= {"bytes", "path"}
     return isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.ndim in (2, 3)
 
 
@@ -166,8 +167,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, Mapping):
-        if not isinstance(value.get("bytes"), (bytes, bytearray)):
-            raise InvalidInputError(f"has no bytes, only {shown(list(value))}. {_HINT}")
+        if not isinstance(value.get("bytes"), (str, bytes, bytearray)):
+            raise InvalidInputError(
+                f"is a record with {' and '.join(map(str, value))}, and without bytes: paths in records are not "
+                f"opened. {_HINT}"
+            )
         return value["bytes"]
     return _file(value) if isinstance(value, os.PathLike) else value
 
@@ -198,7 +202,8 @@ def _of_bytes(content: bytes) -> bytes:
     except InvalidInputError:
         head = content[:256].decode("latin-1")
         if _DATA_URL.match(head) or _BASE64.fullmatch(head):
-            return _checked(_decoded(content.decode("latin-1")))
+            with contextlib.suppress(InvalidInputError):
+                return _checked(_decoded(content.decode("latin-1")))
         raise
 
 

@@ -16,7 +16,7 @@ from mlflow.models import Model as MlflowModel
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
 from mlflow.protos.databricks_pb2 import ErrorCode
-from mlflow.utils.validation import _validate_model_name
+from mlflow.utils.validation import _validate_logged_model_name, _validate_model_name
 
 from mlflow_tdeploy import FLAVOR_NAME
 from mlflow_tdeploy.core.errors import InvalidInputError, StorageError
@@ -150,6 +150,7 @@ def log_model(
         )  # fmt: skip
         request.check()
         packaging.check()
+        _validate_logged_model_name(name)
         if registered_model_name is not None:
             _validate_model_name(registered_model_name)
         step = _whole(step)

@@ -85,7 +85,7 @@ class Decision:
         for candidate in self._worth_showing():
             latency = f"{candidate.latency_ms:.2f}" if candidate.latency_ms is not None else "-"
             mark = "serves" if candidate == self.chosen else candidate.fit.value
-            why = candidate.reason + self._behind(candidate)
+            why = self.why(candidate)
             rows.append((candidate.variant, candidate.runtime or "-", mark, latency, why))
         if all(candidate.latency_ms is None for candidate in self.candidates):
             return align(rows)
@@ -105,6 +105,10 @@ class Decision:
                 key = (candidate.variant, "", candidate.reason)
                 shown[key] = replace(candidate, runtime="") if key in shown else candidate
         return list(shown.values())
+
+    def why(self, candidate: Candidate) -> str:
+        """Return why a candidate serves, cannot, or comes behind the one that serves."""
+        return candidate.reason + self._behind(candidate)
 
     def _behind(self, candidate: Candidate) -> str:
         """Say why a candidate that could serve does not."""

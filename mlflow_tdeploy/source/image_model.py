@@ -36,7 +36,22 @@ def reads_images(kind: type | None, options: Options) -> bool:
     """
     if options.task is not None:
         return options.task in image_heads()
-    return getattr(kind, "main_input_name", "") == INPUT
+    return getattr(kind, "main_input_name", "") == INPUT or options.image_processor is not None
+
+
+def refuse_both(model: Any) -> None:
+    """Refuse a model of texts and images: a graph is one of its halves.
+
+    Raises:
+        InvalidInputError: It is one.
+    """
+    if hasattr(model, "vision_model") and hasattr(model, "text_model"):
+        name = type(model).__name__.removesuffix("Model")
+        raise InvalidInputError(
+            f"{type(model).__name__} reads texts and images, and a graph is one of its halves: log "
+            f"transformers.{name}VisionModel (or {name}VisionModelWithProjection).from_pretrained(…) with "
+            f"image_processor=, or {name}TextModel.from_pretrained(…) with tokenizer=."
+        )
 
 
 def from_pipeline(pipeline: Any, options: Options) -> Source:
@@ -97,10 +112,13 @@ def from_model(model: Any, options: Options, *, record: SourceRecord | None = No
         InvalidInputError: Task, image processor or shapes do not fit the model.
         ExportError: The image processor cannot be reproduced.
     """
+    refuse_both(model)
     options.refuse("a model of images", "example", "tokenizer")
     task = _task(type(model).__name__, options)
     head, processor = image_heads()[task], open_processor(options.image_processor)
-    if not head.architecture and not head.of(type(model).__name__):
+    if any(one.architecture and one.of(type(model).__name__) for one in image_heads().values()) > bool(
+        head.architecture
+    ):
         model = model.base_model  # as AutoModel, and so the pipeline, would load it
     config = processor_settings(processor)
     shape = tuple(config.get("crop") or config["size"])
@@ -134,10 +152,9 @@ def _probed(
         InvalidInputError: It cannot be run on images of that size, or returns something of another form.
     """
     feeds = {INPUT: np.zeros((2, 3, *shape), np.float32)}
-    module, notes = serving_module(TransformersModule(model, head.outputs))
+    module, notes = serving_module(TransformersModule(model, head.outputs if head.architecture else ()))
     whole: Any = module
     try:
-        run_module(module, feeds, head.outputs)
         with torch.inference_mode():
             returned = whole.returned(**{INPUT: torch.from_numpy(feeds[INPUT])})
     except InvalidInputError:
@@ -148,7 +165,9 @@ def _probed(
             f"The model cannot be run on {INPUT} of two images of {width} x {height}: {type(error).__name__}: "
             f"{first_line(error)}. Check that model and image processor belong together."
         ) from error
-    names = (*head.outputs, *(name for name in head.optional if isinstance(returned.get(name), torch.Tensor)))
+    found = [name for name, value in returned.items() if isinstance(value, torch.Tensor)]
+    first = head.outputs if head.architecture else found[:1]  # what the pipeline takes
+    names = (*first, *(name for name in head.optional if name in found and name not in first))
     module = TransformersModule(whole.model, names)
     arrays = run_module(module, feeds, names)
     outputs = tuple(_output(head, name, array, len(feeds[INPUT])) for name, array in arrays.items())

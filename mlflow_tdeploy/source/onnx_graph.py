@@ -281,6 +281,15 @@ def _read_one(name: str, graph: Any, temporary: Path) -> GraphFacts:
 
 
 def _infer_task(facts: GraphFacts, options: Options) -> str:
+    if options.image_processor is not None:
+        names = {spec.name for spec in facts.outputs} | {name for name, _ in facts.shapeless}
+        fitting = [task for task, head in image_heads().items() if head.output in names]
+        if not fitting:
+            raise InvalidInputError(
+                f"No task is known for a graph of images with the outputs {', '.join(sorted(names))}: "
+                f"{', '.join(f'{task} has {head.output}' for task, head in image_heads().items())}. Rename it."
+            )
+        return fitting[0]
     if options.tokenizer is None:
         return TASK
     ranks = {spec.name: len(spec.shape) for spec in facts.outputs} | {name: None for name, _ in facts.shapeless}

@@ -125,6 +125,7 @@ def from_model(
     """
     if image_model.reads_images(type(model), options):
         return image_model.from_model(model, options, record=record)
+    image_model.refuse_both(model)
     arrays = ", or say task='tensors' if this model takes arrays: sound, tokens"
     options.refuse("a text model", "example", otherwise=arrays)
     options.refuse("a text model", "image_processor")

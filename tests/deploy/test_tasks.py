@@ -71,9 +71,10 @@ def test_a_model_of_images_is_deployed_and_answers_as_the_loader_does(client, ru
     params = {"top_k": 3} if head else {"pool": True}
     expected = loaded.predict(files, params)
     coded = [base64.b64encode(file) for file in files]
+    texts = [one.decode() for one in coded]
     for target in (f"tdeploy://127.0.0.1:{running[0].http}", f"tdeploy://127.0.0.1:{running[0].grpc}?protocol=grpc"):
         asked = get_deploy_client(target)
-        for given in (files, {"image": files}, [opened(file) for file in files], coded):
+        for given in (files, {"image": files}, [opened(file) for file in files], coded, texts):
             found = asked.predict("m", given, params=params)["predictions"]
             if head:
                 assert found == close_to(expected)

@@ -84,6 +84,8 @@ def test_a_logged_model_has_its_report_beside_the_bundle(measured):
     assert "input pixel_values float32 batch × 3 × 64 × 64" in text
     assert "The host that made this page serves ort-cpu-fp32 on ort-cpu." in text
     assert "64 items: given" in text
+    assert "7: temple, flower" in text
+    assert "brought to 64 x 64, mean [0.5, 0.5, 0.5]" in text
     assert page.count('alt="a golden picture"') == 3
     assert f"torch {bundle.manifest.made_with['torch']}" in text
     assert (folder / "report" / "closeness.png").read_bytes().startswith(b"\x89PNG")

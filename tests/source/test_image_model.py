@@ -293,3 +293,38 @@ def test_a_processor_without_means_is_refused_in_words():
     processor.image_mean = None
     with pytest.raises(InvalidInputError, match="Odd cannot be reproduced: It normalizes by numbers of each image"):
         processor_settings(processor)
+
+
+def test_clips_embedding_is_what_comes_first_as_for_the_pipeline(tmp_path):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, pipeline
+
+    own = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(**own, image_size=64, patch_size=16, projection_dim=16)
+    ).eval()
+    original = pipeline("image-feature-extraction", model=model, image_processor=processor_of("vit"), device="cpu")
+    source = resolve(original)
+    assert source.signature.outputs[0].name == "image_embeds"
+    files = pictures(3)
+    wanted = original([opened(file) for file in files])
+    np.testing.assert_allclose(pipeline_of(source, tmp_path)(files), np.asarray(wanted), atol=1e-5)
+    (tmp_path / "kept").mkdir()
+    assert source.write_source(tmp_path / "kept")
+    from mlflow_tdeploy.runtime.backends._torch_modules import load_module
+
+    assert load_module(tmp_path / "kept", source.signature, source.task) is not None
+
+
+def test_a_model_of_texts_and_images_names_its_halves():
+    from transformers import CLIPConfig, CLIPModel
+
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    model = CLIPModel(CLIPConfig(text_config=small, vision_config={**small, "image_size": 64, "patch_size": 16}))
+    for more in ({"task": "image-feature-extraction", "image_processor": processor_of("vit")}, {}):
+        with pytest.raises(InvalidInputError, match="CLIPVisionModel.*from_pretrained.* with image_processor="):
+            resolve(model, **more)
+
+
+def test_a_graph_of_images_tells_its_task_by_its_output(exported):
+    source = resolve(exported["free"], image_processor=processor_of("vit"), labels=LABELS)
+    assert source.task == "image-classification"

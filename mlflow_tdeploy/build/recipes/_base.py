@@ -123,7 +123,8 @@ class RecipeContext:
         if self.calibration is None:
             raise BuildError(
                 f"'{recipe}' takes its ranges from data, and there is none: what it takes would be made up. Give "
-                f"verify_with=… or example=…."
+                f"calibrate_with=… or verify_with=… (on the command line --calibrate or --data), or for a torch module "
+                f"example=…."
             )
         self.calibration.warn_of_few()
         return self.calibration

@@ -301,13 +301,14 @@ class Task(ABC):
         Raises:
             InvalidInputError: A limit is on something else.
         """
-        known = set(self.comparison().metrics())
+        known, column = set(self.comparison().metrics()), self.columns[0].name if self.columns else "text"
         scored = {name for one in (*self.quality, *self.quality_of_scores) for name in (one, loss_of(one))}
         for limit in budget.limits:
             if limit.metric in scored and not labels:
                 raise InvalidInputError(
                     f"The budget limits {limit.metric}, which needs the right answers: give verification data with "
-                    f"labels (verify_with= a table with the columns text and label), or leave '{limit}' out."
+                    f"labels (verify_with= a table with the columns {column} and label, or --data), or leave "
+                    f"'{limit}' out."
                 )
             if limit.metric not in known | scored:
                 can = ", ".join(sorted(known - {"rows"}) + sorted(scored))

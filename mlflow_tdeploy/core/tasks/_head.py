@@ -40,7 +40,7 @@ class Head:
                 usual head for questions.
         """
         if not self.architecture:
-            return architecture.endswith(("Model", "Encoder")) and not architecture.endswith(
+            return architecture.endswith(("Model", "Encoder", "ModelWithProjection")) and not architecture.endswith(
                 ("LMHeadModel", "DoubleHeadsModel")
             )
         return architecture.endswith(tuple(f"{self.architecture}{more}" for more in ("", "WithTeacher", "Simple")))

@@ -19,7 +19,8 @@ OUTPUT, POOLED = "last_hidden_state", "pooler_output"
 class ImageFeatureExtraction(ImageTask):
     """Returns one array per image: (1, tokens, width) of a transformer, (1, channels, height, width) of a ConvNet.
 
-    With ``pool`` it is what the model's pooler makes of them.
+    What comes first in the model's answer, as for the pipeline: of CLIP with its projection that is the embedding
+    (1, width). With ``pool`` it is what the model's pooler makes of the states.
     """
 
     name: ClassVar[str] = "image-feature-extraction"
@@ -38,7 +39,7 @@ class ImageFeatureExtraction(ImageTask):
 
     def decode(self, outputs: Arrays, feeds: Arrays, count: int, params: Mapping[str, Any]) -> Sequence[Any]:
         """Return each image's hidden states, or what was pooled of them."""
-        states = outputs[POOLED if params["pool"] else OUTPUT]
+        states = outputs[POOLED if params["pool"] else self.signature.outputs[0].name]
         return [states[index : index + 1] for index in range(count)]
 
     def finish(self, answers: list[Any], params: Mapping[str, Any]) -> list[Array]:

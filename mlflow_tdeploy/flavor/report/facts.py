@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_tdeploy.core.errors import TDeployError
-from mlflow_tdeploy.core.evidence import Evidence, latest_accuracy
+from mlflow_tdeploy.core.evidence import SERVED, Evidence, latest_accuracy
 from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.images import pixels
 from mlflow_tdeploy.core.tasks import TASKS
@@ -25,6 +25,8 @@ from mlflow_tdeploy.store.bundle import Bundle
 _MOST_TEXT, _MOST_ITEMS = 320, 4
 #: Side of a golden picture.
 _SIDE = 96
+#: Names of classes that are told.
+_MOST_CLASSES = 8
 #: Numbers of an array.
 _MOST_NUMBERS = 4
 
@@ -92,10 +94,31 @@ def about(bundle: Bundle, uri: str = "") -> list[Told]:
         ("task", manifest.task),
         ("source", f"{source.kind} {where}".strip()),
         ("architecture", source.architecture),
+        ("classes", _classes(manifest.task_config.get("labels"))),
+        ("images", _prepared(manifest.task_config)),
         ("budget", f"{manifest.budget}, against {manifest.reference}"),
         ("logged", f"{manifest.created[:19].replace('T', ' ')} UTC" if manifest.created else ""),
     ]
     return [Told(name, value) for name, value in found if value]
+
+
+def _classes(labels: Any) -> str:
+    """Return how many classes there are, and the first of them."""
+    if not isinstance(labels, (list, tuple)) or not labels:
+        return ""
+    more = ", …" if len(labels) > _MOST_CLASSES else ""
+    return f"{len(labels)}: {', '.join(map(str, labels[:_MOST_CLASSES]))}{more}"
+
+
+def _prepared(config: Mapping[str, Any]) -> str:
+    """Return in words how images are made ready; empty for other models."""
+    if "resample" not in config:
+        return ""
+    size, crop, edge = config.get("size"), config.get("crop"), config.get("shortest_edge")
+    told = [f"brought to {size[0]} x {size[1]}"] if size else [f"shorter side brought to {edge}"] if edge else []
+    told += [f"the middle {crop[0]} x {crop[1]}"] if crop else []
+    told += [f"mean {config['mean']}, std {config['std']}"] if config.get("std") else []
+    return ", ".join(told)
 
 
 def signature(bundle: Bundle) -> list[Table]:
@@ -124,7 +147,7 @@ def _line(bundle: Bundle, variant: Variant) -> VariantLine:
         ("size", f"{variant.size / 1e6:.1f} MB" if variant.files else "not kept"),
         ("made from", variant.parent or ""),
     ]
-    known = _figures(bundle, record)
+    known = [*_figures(bundle, record), *_served_quality(bundle, variant)]
     return VariantLine(
         variant.id, state, verdict, tuple(known), tuple(Told(*one) for one in facts if one[1]), _how(variant)
     )
@@ -150,7 +173,17 @@ def _figures(bundle: Bundle, record: Evidence | None) -> Iterator[Told]:
         if name in record.metrics:
             yield Told(name, f"{record.metrics[name]:.6g}")
     if record.data is not None:
-        yield Told("checked on", f"{record.data.count} items: {record.data.name}")
+        yield Told("checked on", f"{record.data.count} item{'s' * (record.data.count != 1)}: {record.data.name}")
+
+
+def _served_quality(bundle: Bundle, variant: Variant) -> Iterator[Told]:
+    """Yield what the newest measurement as it serves says of labels, where it had some."""
+    served = [one for one in bundle.evidence(variant.id) if one.kind == SERVED]
+    newest = max(served, key=lambda one: one.created, default=None)
+    task = bundle.manifest.task
+    for name in TASKS.get(task).quality if newest is not None and task in TASKS else ():
+        if newest is not None and name in newest.metrics:
+            yield Told(f"{name}, as served", f"{newest.metrics[name]:.6g}")
 
 
 def _how(variant: Variant) -> str:
@@ -175,13 +208,14 @@ def costs(bundle: Bundle, price: Price | None) -> list[Table]:
 def decision(found: Decision) -> Table:
     """Return what a host chose, and why not each other one."""
     rows = tuple(_candidate(found, one) for one in found.candidates if one.can_open or one.lacking or not one.runtime)
-    return Table(found.host.kind, ("variant", "runtime", "", "p50 ms", "why"), rows)
+    measured = f"p50 ms of the graph at {found.measured_at}" if found.measured_at else "p50 ms"
+    return Table(found.host.kind, ("variant", "runtime", "", measured, "why"), rows)
 
 
 def _candidate(found: Decision, one: Candidate) -> tuple[str, ...]:
     mark = "serves" if one == found.chosen else one.fit.value
     latency = "-" if one.latency_ms is None else f"{one.latency_ms:.2f}"
-    return one.variant, one.runtime or "-", mark, latency, one.reason
+    return one.variant, one.runtime or "-", mark, latency, found.why(one)
 
 
 def golden(bundle: Bundle) -> list[Golden]:

@@ -385,5 +385,5 @@ def _model_class(folder: Path, head: Head, trust_remote_code: bool) -> Any:
                 f"the head that the task needs would be random. Fine-tune it as one, or choose another task."
             )
         return getattr(transformers, head.auto_class)
-    own = getattr(transformers, name, None) if name.endswith(("Model", "Encoder")) else None
+    own = getattr(transformers, name, None) if head.of(name) else None
     return own if isinstance(own, type) and issubclass(own, transformers.PreTrainedModel) else transformers.AutoModel

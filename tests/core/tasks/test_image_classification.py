@@ -92,6 +92,7 @@ def test_a_picture_is_the_same_in_whatever_form_it_comes(vit, tmp_path):
         [{"image": one} for one in files],
         [{"bytes": one, "path": None} for one in files],
         [{"image": {"bytes": one, "path": None}} for one in files],
+        [{"bytes": one, "path": "a.png"} for one in coded],
         {"image": files},
         {"images": images},
         pd.DataFrame({"image": files}),
@@ -147,7 +148,11 @@ def test_answers_are_scored_by_labels_of_either_kind(vit):
         (np.full((40, 30, 3), 256), "Image 1 holds int64 beyond 0 to 255"),
         (np.zeros((0, 30, 3), np.uint8), "Image 1 has no pixels"),
         ([[1, 2], [3]], "Image 1 has rows of different lengths"),
-        ({"bytes": None, "path": "cat.jpg"}, "which column holds the images"),
+        (
+            {"bytes": None, "path": "cat.jpg"},
+            "Image 1 is a record with bytes and path, .*paths in records are not opened",
+        ),
+        (b"junk", "Image 1 is no image that can be read .4 bytes"),
     ],
 )
 def test_what_is_no_picture_is_told_with_its_place(vit, bad, why):
