@@ -166,7 +166,11 @@ ARCHITECTURES: Mapping[str, tuple[Made, Sequence[str]]] = {
     "Longformer": (_text("longformer", attention_window=[16, 16]), _TEXTS),
     "BigBird": (_text("big_bird", attention_type="original_full"), _TEXTS),
     "ViT": (_image("vit", **_SMALL, image_size=_SIDE, patch_size=16), tuple(_IMAGE_TASKS)),
-    "DeiT": (_image("deit", **_SMALL, image_size=_SIDE, patch_size=16), tuple(_IMAGE_TASKS)),
+    "DeiT": (
+        # transformers has two classifiers of it, and asks the config which
+        _image("deit", **_SMALL, image_size=_SIDE, patch_size=16, architectures=["DeiTForImageClassification"]),
+        tuple(_IMAGE_TASKS),
+    ),
     "DINOv2": (_image("dinov2", **_SMALL, image_size=_SIDE, patch_size=16), tuple(_IMAGE_TASKS)),
     "Swin": (
         _image("swin", image_size=_SIDE, patch_size=4, embed_dim=24, depths=[1, 1], num_heads=[2, 4], window_size=4),
