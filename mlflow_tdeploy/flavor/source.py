@@ -22,6 +22,7 @@ from mlflow_tdeploy.store.writer import BundleDraft
 if TYPE_CHECKING:
     from mlflow_tdeploy.build.engine_options import Engine
     from mlflow_tdeploy.build.options import BuildOptions, Precisions
+    from mlflow_tdeploy.build.report import BuildReport
     from mlflow_tdeploy.source.base import Source
 
 _log = logging.getLogger("mlflow_tdeploy")
@@ -152,7 +153,7 @@ class BundleRequest:
         for variant_id, why in report.skipped.items():
             _log.warning("The model is logged without variant '%s': %s", variant_id, why)
         if all(one.dropped for one in report.variants if one.id != HF):
-            _log.warning("No variant but the original is kept: serving needs torch. State a wider budget=….")
+            _log.warning("No variant but the original is kept: serving needs torch. %s", _advice(report))
 
     def _copy(self, bundle: Bundle, root: Path) -> None:
         """Take a finished bundle as it is, after checking every file of it."""
@@ -183,6 +184,19 @@ class Prepared:
     def __exit__(self, *_: object) -> None:
         if not isinstance(self.model, Bundle):
             self.model.close()
+
+
+def _advice(report: BuildReport) -> str:
+    """Return what to do where nothing but the original is within the budget."""
+    from mlflow_tdeploy.build.plan import PORTABLE
+
+    if any(one.dropped and one.id == PORTABLE for one in report.variants):
+        return (
+            "Its exported graph answers otherwise than it does, in the same precision: unless the budget is narrower "
+            "than rounding, a wider one would only hide that. Export it yourself and log the graph, or serve the "
+            "original."
+        )
+    return "State a wider budget=…."
 
 
 def _require_packages() -> None:

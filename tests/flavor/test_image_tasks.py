@@ -235,3 +235,26 @@ def test_a_graph_whose_input_is_called_images_is_verified_and_calibrated_on_arra
 
     found = CalibrationData.of(Pictures(image=[{"bytes": one} for one in files], label=[1, 1, 1])).data
     assert len(found.texts) == 3
+
+
+def test_an_export_that_computes_something_else_is_not_said_to_want_a_wider_budget(tmp_path, monkeypatch, caplog):
+    from mlflow_tdeploy.build import export
+
+    whole = export.export_module
+
+    def wrong(module, feeds, signature, path, **more):
+        """An exporter that loses a factor."""
+        import onnx
+
+        found = whole(module, feeds, signature, path, **more)
+        model = onnx.load(path)
+        (node,) = [one for one in model.graph.node if "logits" in one.output]
+        node.output[0] = "right"
+        model.graph.node.append(onnx.helper.make_node("Neg", ["right"], ["logits"]))
+        onnx.save(model, path)
+        return found
+
+    monkeypatch.setattr("mlflow_tdeploy.build.recipes.onnx_fp32.export_module", wrong)
+    mlflow_tdeploy.save_model(written("convnext", tmp_path / "s"), tmp_path / "m", precisions=["onnx-fp32"])
+    assert [name for name, one in Bundle.open(tmp_path / "m").variants.items() if not one.dropped] == ["hf"]
+    assert "would only hide that" in caplog.text
