@@ -50,9 +50,10 @@ _HEAD = """# Architectures and tasks
 Made by `make architectures`: models of two layers with random weights, made from transformers' configs, logged for
 every task that they have a head for, on a machine without a GPU. *Verified*: the exported graph answers as the
 module does within the task's budget, at every corner of the shapes. *Fused*: blocks of attention that ONNX Runtime
-runs as one operator, of those in the exported graph. *int8*: dynamic int8 of such weights within the same budget,
-and its worst cosine; trained weights lose something else. How fast a variant is, `tdeploy bench` says: models as
-small as these would say what lies around a graph."""
+runs as one operator, of those in the exported graph; the faster of several graphs is kept, which of models as small
+as these may be one that is not fused. *int8*: dynamic int8 of such weights within the same budget, and its worst
+cosine; trained weights lose something else. How fast a variant is, `tdeploy bench` says: models as small as these
+would say what lies around a graph."""
 #: Dynamic int8 is of matrix products: here are convolutions alone.
 _NOTHING_TO_QUANTIZE = (("ResNet", "image-feature-extraction"),)
 Made = Callable[[str], Mapping[str, Any]]
