@@ -93,7 +93,7 @@ def from_folder(folder: Path, options: Options, name: str, revision: str | None,
     options = dataclasses.replace(options, task=task, image_processor=processor)
     head = image_heads()[task]
     # the body of a classifier is that of the whole: loaded by itself, it would have a pooler that nobody trained
-    whole = next((one for one in image_heads().values() if not head.of(architecture) and one.of(architecture)), head)
+    whole = head if head.architecture or head.of(architecture) else _head_of(architecture) or head
     model = load_transformers(folder, whole, trust_remote_code=options.trust_remote_code)
     record = SourceRecord("transformers", name, revision, type(model).__name__)
     return from_model(model, options, record=record)
@@ -131,6 +131,10 @@ def from_model(model: Any, options: Options, *, record: SourceRecord | None = No
     check_image_parity(task, config, signature, processor)
     record = record or record_of(model, "transformers")
     return HuggingFaceSource(record, task, config, signature, module, saver(model, processor), notes)
+
+
+def _head_of(architecture: str) -> Head | None:
+    return next((one for one in image_heads().values() if one.of(architecture)), None)
 
 
 def _task(architecture: str, options: Options) -> str:

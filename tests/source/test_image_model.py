@@ -328,3 +328,9 @@ def test_a_model_of_texts_and_images_names_its_halves():
 def test_a_graph_of_images_tells_its_task_by_its_output(exported):
     source = resolve(exported["free"], image_processor=processor_of("vit"), labels=LABELS)
     assert source.task == "image-classification"
+
+
+def test_a_body_is_no_classifier(tmp_path):
+    folder = written("vit", tmp_path, head=False)
+    with pytest.raises(InvalidInputError, match="the head that the task needs would be random"):
+        resolve(folder, task="image-classification")
