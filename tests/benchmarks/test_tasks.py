@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import tasks
-from benchmarks.data import glosses
+from benchmarks.data import glosses, photographs
 from benchmarks.task_cases import CASES
 from mlflow_tdeploy.core.columns import read_items
 from mlflow_tdeploy.core.tasks import TASKS
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [one for one in CASES if not one.images], ids=lambda case: case.name)
 def test_the_floor_gets_the_texts_of_each_item(case):
     texts = list(glosses()[:5])
     items = read_items(case.items(texts), TASKS.get(case.task).columns)
@@ -23,6 +23,13 @@ def test_the_floor_gets_the_texts_of_each_item(case):
         whole = item if isinstance(item, str) else " ".join(item[0:1])
         for row in rows[index * each : (index + 1) * each]:
             assert whole in (row if isinstance(row, str) else row[0])
+
+
+@pytest.mark.parametrize("case", [one for one in CASES if one.images], ids=lambda case: case.name)
+def test_the_floor_gets_the_images_of_a_request(case):
+    files = photographs(3)
+    assert read_items(case.items(files), TASKS.get(case.task).columns) == case.rows(files) == files
+    assert len(set(files)) == 3
 
 
 @pytest.mark.slow
