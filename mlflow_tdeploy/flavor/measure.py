@@ -62,8 +62,10 @@ def record_service(
     rounds: int = 40,
     seconds: float = 3.0,
     progress: Callable[[str, float], None] | None = None,
-) -> list[Evidence]:
+) -> None:
     """Measure every variant that this host can open as it serves, and its graph over sizes, and add that to the model.
+
+    Where the model's store takes nothing more, a warning says what was measured.
 
     Args:
         location: The model; an alias may point elsewhere when this has ended.
@@ -72,9 +74,6 @@ def record_service(
         rounds: Most timed requests of each size and variant.
         seconds: Most time for those of one size and variant.
         progress: Called with each step and how long it took.
-
-    Returns:
-        The new records. Where the model's store takes none, a warning says what was measured.
 
     Raises:
         TDeployError: There is no such model, or none of its variants can serve here.
@@ -92,7 +91,6 @@ def record_service(
         append_evidence(location, found)
     except Exception as error:  # minutes of measuring are not lost for it
         _log.warning("'%s' takes no measurements: %s\n%s", location.uri, first_line(error), analysis.table())
-    return found
 
 
 def _served(analysis: Analysis) -> list[Evidence]:

@@ -93,7 +93,7 @@ def from_folder(folder: Path, options: Options, name: str, revision: str | None,
     options = dataclasses.replace(options, task=task, image_processor=processor)
     head = image_heads()[task]
     # the body of a classifier is that of the whole: loaded by itself, it would have a pooler that nobody trained
-    whole = head if head.architecture or head.of(architecture) else _head_of(architecture) or head
+    whole = head if head.architecture else _head_of(architecture) or head
     model = load_transformers(folder, whole, trust_remote_code=options.trust_remote_code)
     record = SourceRecord("transformers", name, revision, type(model).__name__)
     return from_model(model, options, record=record)
@@ -116,9 +116,8 @@ def from_model(model: Any, options: Options, *, record: SourceRecord | None = No
     options.refuse("a model of images", "example", "tokenizer")
     task = _task(type(model).__name__, options)
     head, processor = image_heads()[task], open_processor(options.image_processor)
-    if any(one.architecture and one.of(type(model).__name__) for one in image_heads().values()) > bool(
-        head.architecture
-    ):
+    whole = _head_of(type(model).__name__)
+    if not head.architecture and whole is not None and whole.architecture:
         model = model.base_model  # as AutoModel, and so the pipeline, would load it
     config = processor_settings(processor)
     shape = tuple(config.get("crop") or config["size"])
@@ -133,12 +132,17 @@ def from_model(model: Any, options: Options, *, record: SourceRecord | None = No
     return HuggingFaceSource(record, task, config, signature, module, saver(model, processor), notes)
 
 
+def _told_by(architecture: str) -> str:
+    """Return the task that an architecture's name tells; empty for none."""
+    return next((task for task, head in image_heads().items() if head.of(architecture)), "")
+
+
 def _head_of(architecture: str) -> Head | None:
-    return next((one for one in image_heads().values() if one.of(architecture)), None)
+    return image_heads().get(_told_by(architecture))
 
 
 def _task(architecture: str, options: Options) -> str:
-    inferred = next((task for task, head in image_heads().items() if head.of(architecture)), "")
+    inferred = _told_by(architecture)
     if options.task is None and not inferred:
         raise InvalidInputError(
             f"No task is known for {architecture or 'a model without architecture'}, which reads images. Pass task=: "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import numpy as np
 
 from mlflow_tdeploy.core.columns import IMAGE, Column
 from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.hardware import usable_cores
 from mlflow_tdeploy.core.images import Image, check_size, made_up_image, pillow, pixel_count, pixels
 from mlflow_tdeploy.core.tasks._base import Encoded
 from mlflow_tdeploy.core.tasks._items import ItemTask
@@ -212,8 +212,7 @@ def _cropped(image: Array, crop: Sequence[int]) -> Array:
 
 def _at_once(ready: Callable[[int, Any], Array], items: Sequence[Any]) -> list[Array]:
     """Return what is made of each item, in threads where there are several: Pillow lets go of Python meanwhile."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(len(items), cores, _MOST_THREADS)
+    workers = min(len(items), usable_cores(), _MOST_THREADS)
     if len(items) < _FEW or workers == 1:
         return [ready(index, item) for index, item in enumerate(items)]
     lock = threading.Lock()

@@ -146,10 +146,16 @@ def _priced(card: CostCard, price: Price | None) -> CostCard:
 
 def cost_table(cards: Iterable[CostCard], price: Price | None = None) -> str:
     """Return cards as text, a table for each kind of host."""
-    by_host: dict[str, list[CostCard]] = {}
+    found = by_host(cards).items()
+    return "\n\n".join(f"{host}\n{align([head(some, price), *map(cells, some)])}" for host, some in found)
+
+
+def by_host(cards: Iterable[CostCard]) -> dict[str, list[CostCard]]:
+    """Return cards by the kind of host that they are of."""
+    found: dict[str, list[CostCard]] = {}
     for card in cards:
-        by_host.setdefault(card.host, []).append(card)
-    return "\n\n".join(f"{host}\n{align([head(some, price), *map(cells, some)])}" for host, some in by_host.items())
+        found.setdefault(card.host, []).append(card)
+    return found
 
 
 def head(cards: Sequence[CostCard], price: Price | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from mlflow_tdeploy.core.golden import GoldenRequest
 from mlflow_tdeploy.core.images import pixels
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.variant import Variant
-from mlflow_tdeploy.flavor.report.cost import CostCard, Price, cells, cost_cards, head
+from mlflow_tdeploy.flavor.report.cost import Price, by_host, cells, cost_cards, head
 from mlflow_tdeploy.runtime.decision import Candidate, Decision
 from mlflow_tdeploy.store.bundle import Bundle
 
@@ -199,9 +199,7 @@ def _how(variant: Variant) -> str:
 
 def costs(bundle: Bundle, price: Price | None) -> list[Table]:
     """Return the cost cards, a table for each kind of host."""
-    by: dict[str, list[CostCard]] = {}
-    for card in cost_cards(bundle, price):
-        by.setdefault(card.host, []).append(card)
+    by = by_host(cost_cards(bundle, price))
     return [Table(host, head(cards, price), tuple(cells(card) for card in cards)) for host, cards in by.items()]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mlflow_tdeploy.core.evidence import now
 from mlflow_tdeploy.flavor.report import facts
 from mlflow_tdeploy.flavor.report.cost import Price
-from mlflow_tdeploy.flavor.report.plots import Plot, plots
+from mlflow_tdeploy.flavor.report.plots import plots
 from mlflow_tdeploy.registry_io.fetch import REPORT
 from mlflow_tdeploy.runtime.decision import Decision
 from mlflow_tdeploy.store.bundle import Bundle
@@ -78,6 +78,3 @@ def _template() -> Any:
     text = (resources.files(__package__) / "page.html").read_text(encoding="utf-8")
     kind = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     return kind.from_string(text)
-
-
-__all__ = ["FOLDER", "PAGE", "Page", "Plot", "page"]
