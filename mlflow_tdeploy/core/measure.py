@@ -41,6 +41,7 @@ def interleave(
     warmup: int = 2,
     seconds: float | None = None,
     pause: float = 0.0,
+    lead: int = 0,
 ) -> dict[str, list[float]]:
     """Time several calls in turn (A B C A B C …), so that a drift of the machine's speed hits all alike.
 
@@ -52,6 +53,8 @@ def interleave(
             calls take no more than as much again, but for one of each.
         pause: Seconds of rest before each timed call: threads of the call before, which some libraries let spin for
             a while, are asleep by then.
+        lead: Uncounted calls right before each timed one, as of a client that asks again as soon as it is answered.
+            Without them a call after a rest is timed, whose code and weights have left the processor's caches.
 
     Returns:
         Durations in seconds per name.
@@ -71,6 +74,8 @@ def interleave(
         for name, call in calls.items():
             if pause:
                 time.sleep(pause)
+            for _ in range(lead):
+                call()
             begin = time.perf_counter()
             call()
             samples[name].append(time.perf_counter() - begin)

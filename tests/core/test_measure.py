@@ -23,6 +23,14 @@ def test_interleave_does_three_rounds_when_the_time_is_up():
     assert len(interleave({"a": lambda: None}, rounds=50, seconds=0.0)["a"]) == 3
 
 
+def test_a_lead_of_uncounted_calls_comes_before_each_timed_one() -> None:
+    order: list[str] = []
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    samples = interleave(calls, rounds=2, warmup=0, lead=2)
+    assert "".join(order) == "aaabbbaaabbb"
+    assert len(samples["a"]) == len(samples["b"]) == 2
+
+
 def test_warming_up_is_bounded_too():
     calls = []
     interleave({"a": lambda: calls.append(1) or time.sleep(0.02)}, rounds=3, warmup=50, seconds=0.05)

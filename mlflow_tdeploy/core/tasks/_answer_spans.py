@@ -74,8 +74,8 @@ def _softmax(logits: Array) -> Array:
 def _best(first: Array, last: Array, wanted: Spans) -> Iterator[tuple[float, int, int]]:
     """Yield the best spans, (score, first token, last token): products of a band, not of all pairs of tokens."""
     width = min(wanted.longest, len(first))
-    band = first[:, None] * np.lib.stride_tricks.sliding_window_view(np.pad(last, (0, width - 1)), width)
-    flat = band.reshape(-1)
+    padded = np.concatenate([last, np.zeros(width - 1)])
+    flat = (first[:, None] * padded[np.arange(len(first))[:, None] + np.arange(width)]).reshape(-1)
     keep = min(wanted.keep, len(flat))
     order = np.argpartition(-flat, keep - 1)[:keep]
     for place in order[np.argsort(-flat[order], kind="stable")].tolist():
