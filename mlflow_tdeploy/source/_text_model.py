@@ -23,7 +23,7 @@ class TextModelSource(HuggingFaceSource):
     """A source that is a torch module with a tokenizer.
 
     Args:
-        tokenizer: The fast tokenizer.
+        tokenizer: The tokenizer.
         given: See :class:`HuggingFaceSource`.
     """
 
@@ -32,7 +32,7 @@ class TextModelSource(HuggingFaceSource):
         self._tokenizer = tokenizer
 
     def write_assets(self, folder: Path) -> None:
-        """Write ``tokenizer.json``."""
+        """Write the tokenizer."""
         write_tokenizer(self._tokenizer, folder)
 
 

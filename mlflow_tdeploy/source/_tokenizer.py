@@ -13,6 +13,7 @@ from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tasks._text import TextTask
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, make_dims
+from mlflow_tdeploy.source._slow_tokenizer import check_slow, slow_settings, write_slow
 
 #: Tokens a text may have where neither tokenizer nor model says.
 UNKNOWN_LENGTH = 512
@@ -39,11 +40,15 @@ PARITY_TEXTS = (
 Encode = Callable[..., Mapping[str, Sequence[int]]]
 
 
-def check_tokenizer(tokenizer: Any) -> Any:
-    """Return a fast tokenizer, loading it from a folder where a path is given.
+def check_tokenizer(tokenizer: Any, task: str) -> Any:
+    """Return a tokenizer, loading it from a folder where a path is given.
+
+    Args:
+        tokenizer: The tokenizer, or its folder.
+        task: The task that it is for.
 
     Raises:
-        InvalidInputError: There is none, or it has no fast form.
+        InvalidInputError: There is none, or it has no fast form and the task needs one, or it is not transformers' own.
     """
     if tokenizer is None:
         raise InvalidInputError(
@@ -71,10 +76,7 @@ def check_tokenizer(tokenizer: Any) -> Any:
             f"Save the tokenizer there with tokenizer.save_pretrained(folder), or pass it as tokenizer=."
         )
     if not tokenizer.is_fast:
-        raise InvalidInputError(
-            f"{type(tokenizer).__name__} is a slow tokenizer without a fast form: serving needs its tokenizer.json. "
-            f"Use the fast class, or convert it with transformers.convert_slow_tokenizer."
-        )
+        check_slow(tokenizer, task)
     return tokenizer
 
 
@@ -93,6 +95,7 @@ def tokenizer_settings(tokenizer: Any, max_length: int, *, strip: bool = False) 
         "padding_side": str(tokenizer.padding_side),
         "truncation_side": str(tokenizer.truncation_side),
         "strip": strip,
+        **slow_settings(tokenizer),
     }
 
 
@@ -115,6 +118,7 @@ def task_tokens(task: str, tokenizer: Any) -> dict[str, Any]:
         "unk_id": -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id,
         # of BPE, transformers ignores it
         "tidy": bool(tokenizer.clean_up_tokenization_spaces)
+        and tokenizer.is_fast  # others tidy up themselves
         and type(tokenizer.backend_tokenizer.model).__name__ != "BPE",
     }
     return {name: value for name, value in found.items() if name in asked}
@@ -170,8 +174,11 @@ def text_dims(tokenizer: Any, max_length: int, limit: int | None, shapes: Shapes
 
 
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write ``tokenizer.json``, the only thing that serving needs of a tokenizer."""
+    """Write ``tokenizer.json``, the only thing that serving needs of a tokenizer; the files of one without it."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not tokenizer.is_fast:
+        write_slow(tokenizer, folder)
+        return
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
 
 

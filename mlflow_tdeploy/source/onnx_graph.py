@@ -107,7 +107,7 @@ class OnnxSource(Source):
         return self._shaken(feeds, seed)
 
     def write_assets(self, folder: Path) -> None:
-        """Write ``tokenizer.json`` for a text task."""
+        """Write the tokenizer of a text task."""
         if self._tokenizer is not None:
             write_tokenizer(self._tokenizer, folder)
 
@@ -156,7 +156,7 @@ class OnnxSource(Source):
     def set_text(self, facts: GraphFacts, options: Options, task: str) -> None:
         """Read task and signature for a graph that takes token ids."""
         options.refuse("a text model", "example", "image_processor")
-        head, tokenizer = heads()[task], check_tokenizer(options.tokenizer)
+        head, tokenizer = heads()[task], check_tokenizer(options.tokenizer, task)
         inputs, renamed = _text_inputs(facts, task)
         found = {spec.name: spec for spec in self._outputs(facts)}
         if lacking := [name for name in head.outputs if name not in found]:

@@ -61,7 +61,7 @@ def from_model_object(model: Any, options: Options, *, record: SourceRecord | No
     check_chain(model)
     options.refuse("a SentenceTransformer", "example", "tokenizer", "image_processor")
     transformer = model[0].auto_model
-    tokenizer = check_tokenizer(model.tokenizer)
+    tokenizer = check_tokenizer(model.tokenizer, options.task or TASK)
     if options.task == "feature-extraction":
         return from_model(transformer, dataclasses.replace(options, tokenizer=tokenizer), record=record)
     options.refuse(f"task '{TASK}'", "labels")

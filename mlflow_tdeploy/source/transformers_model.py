@@ -96,7 +96,7 @@ def from_folder(
         return image_model.from_folder(folder, options, name, revision, architecture)
     options.refuse("a text model", "image_processor")
     task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
-    options = dataclasses.replace(options, task=task, tokenizer=check_tokenizer(options.tokenizer or folder))
+    options = dataclasses.replace(options, task=task, tokenizer=check_tokenizer(options.tokenizer or folder, task))
     model = load_transformers(folder, _heads()[task], trust_remote_code=options.trust_remote_code)
     record = SourceRecord("transformers", name, revision, type(model).__name__)
     return from_model(model, options, record=record, pipeline=pipeline)
@@ -131,7 +131,7 @@ def from_model(
     options.refuse("a text model", "image_processor")
     architecture = type(model).__name__
     task = options.pick_task(options.task or infer_task(architecture), tuple(_heads()), architecture)
-    head, tokenizer = _heads()[task], check_tokenizer(options.tokenizer)
+    head, tokenizer = _heads()[task], check_tokenizer(options.tokenizer, task)
     if not head.architecture and not head.of(architecture):
         model = model.base_model  # as AutoModel, and so the pipeline, would load it
     check_vocabulary(model, tokenizer)

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from mlflow_tdeploy.core.errors import ConflictError, MissingDependencyError, SessionError
+from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, MissingDependencyError, SessionError
 from mlflow_tdeploy.store.disk import own_folder, storage_errors
 from mlflow_tdeploy.store.staging import staged_directory
 
@@ -26,6 +26,7 @@ def library(packages: tuple[str, ...] = ()) -> Path:
 
     Raises:
         SessionError: This host's tokenizer library runs on no Triton server.
+        InvalidInputError: The task takes more than a server has and a front can carry.
         MissingDependencyError: A package is not installed here.
         StorageError: The disk is full or refuses.
     """
@@ -33,6 +34,11 @@ def library(packages: tuple[str, ...] = ()) -> Path:
         raise SessionError(
             f"Triton runs on Linux, and the tokenizer library of this host is for {platform.system()}: it cannot be "
             f"handed to a server. Render and deploy on Linux."
+        )
+    if "transformers" in packages:
+        raise InvalidInputError(
+            "The model's tokenizer has no fast form and takes transformers, and Triton's Python has none. Serve it "
+            "with mlflow models serve, or log it with task='tensors' and tokenize in the client."
         )
     files = dict(_files() + (_pillow() if "pillow" in packages else []))
     digest = hashlib.sha256()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import mlflow_tdeploy
 from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.runtime.backends._torch_modules import load_module, run_module
 from mlflow_tdeploy.source.resolve import resolve
@@ -73,6 +74,27 @@ def test_reference_equals_encode_after_reloading_when_the_chain_is_long_and_cut(
     feeds = task_of(source, tmp_path / "assets").encode(texts).collate([0, 1, 2])
     again = run_module(load_module(tmp_path / "source", source.signature, source.task), feeds, ["sentence_embedding"])
     np.testing.assert_allclose(again["sentence_embedding"], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["layers", "words"])
+def test_answers_are_those_of_encode_when_layers_or_words_have_weights(chain, tokenizer, kind, tmp_path):
+    from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling, WordWeights
+
+    if kind == "layers":
+        weights = torch.nn.Parameter(torch.tensor([0.2, 1.5]))
+        model = chain(WeightedLayerPooling(32, 2, layer_start=1, layer_weights=weights), _pooling())
+        model[0].auto_model.config.output_hidden_states = True
+    else:
+        words = [word for word, _ in sorted(tokenizer.get_vocab().items(), key=lambda one: one[1])]
+        model = chain(WordWeights(words, {"word": 3.0, "third": 0.2}), _pooling("mean"))
+    texts = ["one", "two word and a third text", "three more words of a text that is longer"]
+    want, plain = model.encode(texts), chain(_pooling()).encode(texts)
+    assert np.abs(want - plain).max() > 1e-3  # they do something
+    mlflow_tdeploy.save_model(model, tmp_path / "model", precisions=["fp32"], shapes={"sequence": (3, 16, 64)})
+    with mlflow_tdeploy.load_model(str(tmp_path / "model")) as loaded:
+        assert loaded.decision.chosen.variant == "ort-cpu-fp32"
+        np.testing.assert_allclose(loaded.predict(texts), want, atol=1e-5)
+        np.testing.assert_allclose(loaded.predict(texts, variant="source"), want, atol=1e-5)
 
 
 def test_resolve_lower_cases_when_the_model_does(small, encoder, tmp_path):

@@ -39,13 +39,6 @@ def test_resolve_asks_for_the_tokenizer_when_a_text_model_comes_without(encoder)
         resolve(encoder)
 
 
-def test_resolve_refuses_a_tokenizer_when_it_has_no_fast_form(encoder):
-    from transformers import CanineTokenizer
-
-    with pytest.raises(InvalidInputError, match="slow tokenizer without a fast form"):
-        resolve(encoder, tokenizer=CanineTokenizer())
-
-
 def test_resolve_refuses_a_tokenizer_when_it_belongs_to_another_model(small, tokenizer):
     from transformers import BertConfig, BertModel
 

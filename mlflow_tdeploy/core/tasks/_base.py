@@ -71,8 +71,6 @@ class Task(ABC):
     input_kind: ClassVar[Literal["text", "image", "tensors"]]
     #: What an item consists of, for tasks of items: texts or images.
     columns: ClassVar[tuple[Column, ...]] = ()
-    #: Distributions that serving takes besides MLflow, numpy and a runtime.
-    packages: ClassVar[tuple[str, ...]] = ()
     #: What it needs of a Hugging Face model; None for tasks that are not about those.
     head: ClassVar[Head | None] = None
     params: ClassVar[tuple[Param, ...]] = ()
@@ -112,6 +110,11 @@ class Task(ABC):
     def usual_budget(self) -> Budget:
         """Return the budget of a model whose user states none: the task's default, where its settings say no other."""
         return self.default_budget
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions that serving takes besides MLflow, numpy, tokenizers and a runtime; none by default."""
+        return ()
 
     @property
     def usual(self) -> Mapping[str, Any]:

@@ -100,7 +100,11 @@ class ImageTask(ItemTask):
     settings: ClassVar[type] = ImageConfig
     input_kind: ClassVar[Literal["text", "image", "tensors"]] = "image"
     columns: ClassVar[tuple[Column, ...]] = (IMAGE,)
-    packages: ClassVar[tuple[str, ...]] = ("pillow",)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What reads images."""
+        return ("pillow",)
 
     @property
     def max_batch(self) -> int:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -16,6 +16,7 @@ from mlflow_tdeploy.core.columns import TEXT, Column, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
 from mlflow_tdeploy.core.tasks._base import Encoded
 from mlflow_tdeploy.core.tasks._items import ItemTask
+from mlflow_tdeploy.core.tasks._slow_tokenizer import FOLDER, SlowTokenizer
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 _ROW_FILE = "tokenizer.json"
@@ -35,6 +36,8 @@ class TextConfig:
         truncation_side: Where long texts are cut.
         strip: Whether surrounding white space is removed, as sentence-transformers does.
         pads: Whether texts of different lengths may be padded to one batch; not where that changes answers.
+        tokenizer_packages: Distributions that a tokenizer without a fast form takes, transformers first; none for one
+            that is a ``tokenizer.json``.
     """
 
     max_length: int
@@ -44,6 +47,7 @@ class TextConfig:
     truncation_side: Literal["left", "right"] = "right"
     strip: bool = False
     pads: bool = True
+    tokenizer_packages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("max_length", 1), ("pad_id", 0), ("pad_type_id", 0)):
@@ -77,6 +81,12 @@ class TextTask(ItemTask):
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, truncating at the model's length and never padding."""
+        if self.slow:
+            slow = SlowTokenizer.from_folder(
+                self.assets / FOLDER, self.longest, strategy=self.truncation, direction=self.config.truncation_side,
+                needs=self.packages,
+            )  # fmt: skip
+            return cast(Tokenizer, slow)  # all of it that tasks without offsets use
         path = self.assets / _ROW_FILE
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -87,6 +97,16 @@ class TextTask(ItemTask):
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.longest, strategy=self.truncation, direction=self.config.truncation_side)
         return tokenizer
+
+    @property
+    def slow(self) -> bool:
+        """Whether the tokenizer is one that transformers has in Python only."""
+        return bool(self.config.tokenizer_packages)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Those of such a tokenizer."""
+        return tuple(self.config.tokenizer_packages)
 
     @functools.cached_property
     def longest(self) -> int:

@@ -32,7 +32,9 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 MODULES_FILE = "modules.json"
 #: Modules of sentence-transformers that compute the same in a graph, whatever the text.
-SENTENCE_MODULES = ("Transformer", "Pooling", "Dense", "Normalize", "LayerNorm", "Dropout")
+SENTENCE_MODULES = (
+    "Transformer", "Pooling", "WeightedLayerPooling", "WordWeights", "Dense", "Normalize", "LayerNorm", "Dropout",
+)  # fmt: skip
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.h5", "*.msgpack")
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _HALF = (torch.float16, torch.bfloat16)
