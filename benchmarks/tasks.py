@@ -120,8 +120,9 @@ def _at_once(
         calls["theirs"] = lambda: theirs(items)
     calls["ours"](), calls["ours"]()  # the second session for lone requests is opened beside the first few
     rounds, limit = (3, 5) if quick else (30, 40)
-    samples = interleave(calls, rounds=rounds, warmup=8, seconds=limit, pause=_PAUSE, lead=_LEAD)
-    answered = seconds[-(_LEAD + 1) * len(samples["ours"]) :][_LEAD :: _LEAD + 1]
+    lead = _LEAD if len(texts) == 1 else 0
+    samples = interleave(calls, rounds=rounds, warmup=8, seconds=limit, pause=_PAUSE, lead=lead)
+    answered = seconds[-(lead + 1) * len(samples["ours"]) :][lead :: lead + 1]
     floor = min(floors, key=lambda one: float(np.median(samples[one])))
     share = float(np.median(answered)) / float(np.median(samples["ours"]))
     name = f"{case.name}, {len(texts)} at once"
