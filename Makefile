@@ -20,7 +20,7 @@ unexport TOKENIZERS_PARALLELISM
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion bench-precision bench-tasks support architectures clean
+.PHONY: help install quickstart test test-all lint types contracts bench bench-engine bench-gpu bench-triton bench-promotion bench-precision bench-tasks bench-attention support architectures clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -65,8 +65,11 @@ bench-gpu: $(STAMP) ## Measures PyTorch, ONNX Runtime and TensorRT on this machi
 bench-precision: $(STAMP) ## Measures int8 within a budget beside fp32 and naive int8, on this machine
 	$(RUN) -m benchmarks.precision
 
-bench-tasks: $(STAMP) ## Measures every task of texts beside transformers' pipeline and its graph's floor
+bench-tasks: $(STAMP) ## Measures every task of texts or images beside transformers' pipeline and its graph's floor
 	$(RUN) -m benchmarks.tasks $(ARGS)
+
+bench-attention: $(STAMP) ## Measures attention with relative positions as one operator beside its parts
+	$(RUN) -m benchmarks.attention $(ARGS)
 
 architectures: $(STAMP) ## Logs every task of 23 architectures, and writes docs/architectures.md
 	$(RUN) -m benchmarks.architectures

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from mlflow_tdeploy.core.budget import Limit
 
+#: So many names find room beside their points; more are listed, by number.
+_BESIDE = 5
 _GOOD, _BAD, _CHOSEN = "#2a7f9e", "#b9bec6", "#d1495b"
 
 
@@ -47,26 +49,31 @@ def draw(points: Sequence[Point], *, x: str, y: str, limit: Limit | None = None,
         x: What their x is.
         y: What their y is.
         limit: Of the budget, drawn as a line.
-        named: Whether each has its name beside it; else the chosen one alone.
+        named: Whether each has its name beside it, or, of many, its number; else the chosen one alone.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
     named_points = [one for one in points if named or one.chosen]
-    for one in points:
+    numbered = len(named_points) > _BESIDE
+    for number, one in enumerate(points, start=1):
         color = _CHOSEN if one.chosen else _GOOD if one.good else _BAD
-        axis.plot([one.x], [one.y], "o", color=color, markersize=8 if one.chosen else 6)
-    for one, lines in zip(named_points, _stacked(named_points), strict=True):
-        axis.annotate(one.name, (one.x, one.y), (6, 5 + 10 * lines), textcoords="offset points", fontsize=8)
+        size = 8 if one.chosen else 6
+        axis.plot([one.x], [one.y], "o", color=color, markersize=size, label=f"{number}  {one.name}")
+    for number, (one, lines) in enumerate(zip(named_points, _stacked(named_points), strict=True), start=1):
+        name = str(number) if numbered else one.name
+        axis.annotate(name, (one.x, one.y), (6, 5 + 10 * lines), textcoords="offset points", fontsize=8)
+    if numbered:
+        axis.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if limit is not None:
         axis.axhline(limit.bound, color="#555555", linewidth=0.8, linestyle="--")
         axis.annotate(
             f"budget: {limit}", (0, limit.bound), (4, 3), xycoords=("axes fraction", "data"),
             textcoords="offset points", fontsize=8, color="#555555",
         )  # fmt: skip
-    axis.set_xlim(left=0)
-    axis.margins(x=0.2, y=0.2)
+    axis.margins(y=0.2)
+    axis.set_xlim(0, 1.2 * max(one.x for one in points) or None)
     axis.set_xlabel(x, fontsize=8)
     axis.set_ylabel(y)
     axis.spines[["top", "right"]].set_visible(False)

@@ -18,17 +18,23 @@ def test_every_task_is_tried():
 
 def test_the_page_says_what_was_refused_and_why():
     good = {
-        "verified": True, "worst_cosine": 0.9999, "blocks": 2, "fused": 1, "int8": False, "int8_cosine": 0.5,
-        "skipped": {"onnx-fp16": "no such thing"},
+        "verified": True, "worst_cosine": 0.9999, "blocks": 2, "fused": 1, "could_be_fused": 2, "int8": False,
+        "int8_cosine": 0.5, "skipped": {"onnx-fp16": "no such thing"},
     }  # fmt: skip
-    page = architectures.table({"A": {"tensors": good}, "B": {"fill-mask": {"why": "it has no head"}}})
-    assert "| A | `tensors` | yes | 0.999900 | 1 of 2 | over budget (0.5000) |" in page
+    page = architectures.table(
+        {"A": {"tensors": good}, "B": {"fill-mask": {"why": "it has no head"}}},
+        {"A": {"source": {"1": 2.0, "8": 12.0}, "ort-cpu-fp32": {"1": 1.0, "8": 3.0}}, "B": {"why": "no model"}},
+    )
+    assert "| A | `tensors` | yes | 0.999900 | 1 (2) of 2 | over budget (0.5000) |" in page
     assert "| B | `fill-mask` | refused | - | - | - |" in page
     assert "- A, `tensors`: onnx-fp16: no such thing" in page
     assert "- B, `fill-mask`: it has no head" in page
+    assert "| A | 12.00 | - | 4.00 x | - | 2.00 | 2.00 x | - |" in page
+    assert "- B, speeds: no model" in page
 
 
 def test_the_page_in_the_repository_is_that_of_the_results():
-    found = json.loads(architectures.RESULTS.read_text("utf-8"))["architectures"]["details"]
-    assert [*found] == [*architectures.ARCHITECTURES]
-    assert architectures.PAGE.read_text("utf-8") == architectures.table(found)
+    results = json.loads(architectures.RESULTS.read_text("utf-8"))
+    found, times = (results[part]["details"] for part in ("architectures", "speeds"))
+    assert [*found] == [*times] == [*architectures.ARCHITECTURES]
+    assert architectures.PAGE.read_text("utf-8") == architectures.table(found, times)
