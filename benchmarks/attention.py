@@ -1,13 +1,15 @@
 """Attention with relative positions as one operator of ONNX Runtime, beside the operators apart: does it pay?
 
-``python -m benchmarks.attention`` prints and writes JSON. MPNet, DeBERTa-v2, XLNet and Swin add a bias of each pair of
-tokens to their scores, which ``com.microsoft.MultiHeadAttention`` takes as ``attention_bias``. Where that is no faster
-than MatMul, Mul, Add, Softmax and MatMul, a fusion of them has nothing to give on a CPU.
+``python -m benchmarks.attention`` prints and writes JSON. Scores have a bias of each pair of tokens: the same for every
+text (MPNet, Swin), or each text's own (DeBERTa-v2, XLNet). ``com.microsoft.MultiHeadAttention`` takes it as
+``attention_bias``. Where that is no faster than MatMul, Mul, Add, Softmax and MatMul, a fusion of them has nothing to
+give on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,29 +37,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     figures: list[Figure] = []
     details: dict[str, Any] = {}
-    for threads in sorted({1, usable_cores()}):
-        for shape in _SHAPES:
-            samples = measure(shape, threads, rounds=3 if options.quick else 60)
-            name = f"{' x '.join(map(str, shape))}, {threads} thread{'s' * (threads > 1)}"
-            figures.append(Figure(f"{name}: apart beside one operator", ratio(samples, "apart", "one"), "x"))
-            details[name] = summarize(samples)
+    for threads, own, shape in itertools.product(sorted({1, usable_cores()}), (False, True), _SHAPES):
+        samples = measure(shape, threads, own=own, rounds=3 if options.quick else 60)
+        bias = "a bias of each text" if own else "one bias"
+        name = f"{' x '.join(map(str, shape))}, {bias}, {threads} thread{'s' * (threads > 1)}"
+        figures.append(Figure(f"{name}: apart beside one operator", ratio(samples, "apart", "one"), "x"))
+        details[name] = summarize(samples)
     results = Results()
     results.add("attention", figures, details)
     return finish(results, options.out, quick=options.quick)
 
 
-def measure(shape: tuple[int, int, int, int], threads: int, *, rounds: int) -> dict[str, list[float]]:
+def measure(shape: tuple[int, int, int, int], threads: int, *, own: bool, rounds: int) -> dict[str, list[float]]:
     """Return seconds of both ways, whose answers are the same.
 
     Args:
         shape: Rows, tokens, heads, and units of each head.
         threads: Of each session.
+        own: Whether each row has a bias of its own.
         rounds: Calls of each.
     """
     batch, tokens, heads, width = shape
     random = np.random.default_rng(0)
     feeds = {name: random.normal(size=(batch, tokens, heads * width)).astype(np.float32) for name in "qkv"}
-    feeds["relative"] = random.normal(size=(1, heads, tokens, tokens)).astype(np.float32)
+    feeds["relative"] = random.normal(size=(batch if own else 1, heads, tokens, tokens)).astype(np.float32)
     feeds["mask"] = np.zeros((batch, 1, 1, tokens), np.float32)
     sessions = {"apart": _session(_apart(heads, width), threads), "one": _session(_one(heads), threads)}
     answers = [session.run(None, feeds)[0] for session in sessions.values()]

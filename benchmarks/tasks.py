@@ -145,13 +145,11 @@ def _at_once(
     if len(texts) == 1:
         asked = {"params": params} if params else {}
         calls = {"ours": calls["ours"], "pyfunc": lambda: served.predict(items, **asked), **floors}
-        more = {"through mlflow.pyfunc": _LEAD, "after a rest": 0}
-        for name, lead in more.items():
+        more = {"through mlflow.pyfunc": ("pyfunc", _LEAD), "after a rest": ("ours", 0)}
+        for name, (of, lead) in more.items():
             samples = interleave(calls, rounds=rounds, seconds=limit, pause=_PAUSE, lead=lead)
             floor = min(floors, key=lambda one: float(np.median(samples[one])))
-            figures.append(
-                Figure(f"  {name}, beside the floor", ratio(samples, "pyfunc" if lead else "ours", floor), "x")
-            )
+            figures.append(Figure(f"  {name}, beside the floor", ratio(samples, of, floor), "x"))
             details[name] = summarize(samples)
     return figures, details
 

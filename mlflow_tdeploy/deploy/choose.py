@@ -23,6 +23,7 @@ from mlflow_tdeploy.runtime.select import decide_bundle
 from mlflow_tdeploy.runtime.sessions import check_encoding
 from mlflow_tdeploy.store.hashing import HashCache
 from mlflow_tdeploy.triton.bundle_version import BundleVersion
+from mlflow_tdeploy.triton.library import check_packages
 from mlflow_tdeploy.triton.names import check_name, check_version
 from mlflow_tdeploy.triton.options import TritonOptions
 from mlflow_tdeploy.triton.ready_version import ReadyVersion
@@ -97,13 +98,12 @@ def _of_bundle(
     chosen = decision.chosen
     if chosen is None:
         raise decision.none_left()
-    variant = bundle.variants[chosen.variant]
+    variant, task = bundle.variants[chosen.variant], bundle.task(HashCache())
+    check_packages(task.packages)
     if found.fetch is not None:
         found.fetch(variant)
-    if look:
-        bundle.verify_assets(HashCache())
-    else:
-        check_encoding(bundle.task(HashCache()), bundle.golden())
+    if not look:
+        check_encoding(task, bundle.golden())
     more = {"variant": variant.id, "decision": _brief(decision), "host": json.dumps(to_plain(host))}
     cores = host.cores if settings.cores or reported else 0  # else they are those of whoever deploys
     return BundleVersion(name, number, {**about, **more}, bundle, variant, RUNTIMES.get(chosen.runtime), host, cores)

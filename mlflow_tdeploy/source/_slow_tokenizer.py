@@ -6,6 +6,7 @@ import ast
 import importlib.metadata
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,35 +14,48 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import InvalidInputError
 from mlflow_tdeploy.core.tasks import TASKS
-from mlflow_tdeploy.core.tasks._slow_tokenizer import FOLDER
+from mlflow_tdeploy.core.tasks._slow_tokenizer import CONFIG, FOLDER, OWN, PACKAGES, names_a_place
 from mlflow_tdeploy.core.tasks._text import TextTask
 
-_OWN = "transformers.models."
+_SENTENCEPIECE = "transformers.tokenization_utils_sentencepiece"
 #: What names the machine that a tokenizer was made on, and what would have other code run where it is loaded.
 _LEFT_OUT = ("name_or_path", "auto_map")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle")
+_OTHERWISE = "log it with task='tensors' and tokenize in the client"
 
 
 def check_slow(tokenizer: Any, task: str) -> None:
     """Make sure that a tokenizer without a fast form can be served.
 
     Raises:
-        InvalidInputError: Its code is not transformers', or the task's answers are places in texts, which such
-            tokenizers do not know.
+        InvalidInputError: Its code is not transformers', the task's answers are places in texts, which such
+            tokenizers do not know, or it makes other tokens than of texts.
     """
     name, kind = type(tokenizer).__name__, TASKS.get(task)
-    if not type(tokenizer).__module__.startswith(_OWN):
+    if not type(tokenizer).__module__.startswith(OWN):
         raise InvalidInputError(
             f"{name} is a slow tokenizer of {type(tokenizer).__module__}, not of transformers: a serving host would "
-            f"have to run its code. Convert it to a fast one (transformers.convert_slow_tokenizer), or log the model "
-            f"with task='tensors' and tokenize in the client."
+            f"have to run its code. Use a model with a tokenizer of transformers', or {_OTHERWISE}."
         )
     if issubclass(kind, TextTask) and kind.offsets:
         raise InvalidInputError(
             f"{name} is a slow tokenizer without a fast form, which does not know where in a text its tokens are, and "
-            f"the answers of '{task}' say where they are from. Use a model with a fast tokenizer, or convert this one "
-            f"with transformers.convert_slow_tokenizer."
+            f"the answers of '{task}' say where they are from. Use a model with a fast tokenizer, or {_OTHERWISE}."
         )
+    if not all(isinstance(one, int) for values in _tokens(tokenizer).values() for one in values):
+        raise InvalidInputError(
+            f"{name} makes something else than a number of each token (of tables, or of sound): no task of texts "
+            f"takes it. You can {_OTHERWISE}."
+        )
+
+
+def _tokens(tokenizer: Any) -> dict[str, list[Any]]:
+    try:
+        return {name: list(values) for name, values in tokenizer("a").items()}
+    except Exception as error:  # whatever a tokenizer of something else than texts says of one
+        raise InvalidInputError(
+            f"{type(tokenizer).__name__} makes no tokens of a text ({type(error).__name__}: {error}). You can "
+            f"{_OTHERWISE}."
+        ) from error
 
 
 def slow_settings(tokenizer: Any) -> dict[str, Any]:
@@ -53,30 +67,33 @@ def write_slow(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer's own files below a folder.
 
     Raises:
-        InvalidInputError: One of them would run code where it is read.
+        InvalidInputError: One of its settings names a place of this machine.
     """
     target = folder / FOLDER
     tokenizer.save_pretrained(str(target))
-    if pickles := sorted(path.name for path in target.iterdir() if path.suffix in _PICKLES):
-        raise InvalidInputError(
-            f"{type(tokenizer).__name__} keeps its vocabulary in '{pickles[0]}': loading such files can run code. "
-            f"Log the model with task='tensors' and tokenize in the client."
-        )
-    path = target / "tokenizer_config.json"
+    path = target / CONFIG
     said = {name: value for name, value in json.loads(path.read_text("utf-8")).items() if name not in _LEFT_OUT}
+    if place := names_a_place(said):
+        raise InvalidInputError(
+            f"{type(tokenizer).__name__} reads a dictionary of this machine ({place}), which a serving host has not. "
+            f"Use one that is a Python package (unidic-lite, ipadic), or {_OTHERWISE}."
+        )
     path.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _packages(kind: type) -> list[str]:
-    """Return the distributions whose modules a tokenizer's code imports and that are here, transformers first."""
+    """Return the distributions whose modules a tokenizer's code imports and that are here, transformers first.
+
+    SudachiPy finds its dictionary by name: those that are here come with it.
+    """
     modules = {cls.__module__ for cls in kind.__mro__}
-    read = [
-        name for name in sorted(modules) if name.startswith(_OWN) or name.endswith("tokenization_utils_sentencepiece")
-    ]
+    read = sorted(name for name in modules if name.startswith(OWN) or name == _SENTENCEPIECE)
     imported = {one for name in read for one in _imports(inspect.getsource(sys.modules[name]))}
     owners = importlib.metadata.packages_distributions()
-    found = {owner for name in imported for owner in owners.get(name, ())} - {"torch", "transformers", "numpy"}
-    return ["transformers", *sorted(found)]
+    if "sudachipy" in imported:
+        imported |= {name for name in owners if name.startswith("sudachidict")}
+    found = {re.sub(r"[-_.]+", "-", owner).lower() for name in imported for owner in owners.get(name, ())}
+    return ["transformers", *(name for name in PACKAGES[1:] if name in found)]
 
 
 def _imports(source: str) -> Iterator[str]:

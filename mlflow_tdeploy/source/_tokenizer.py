@@ -130,9 +130,18 @@ def text_inputs(tokenizer: Any, accepted: set[str] | None) -> tuple[TensorSpec, 
     Args:
         tokenizer: The tokenizer.
         accepted: Names of the model's parameters; None for any.
+
+    Raises:
+        InvalidInputError: The model takes more of what the tokenizer makes.
     """
     made = set(tokenizer("a")) | {"attention_mask"}
-    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in made]
+    known = ("input_ids", "attention_mask", "token_type_ids")
+    if more := sorted((made & (accepted or set())) - {*known}):
+        raise InvalidInputError(
+            f"{type(tokenizer).__name__} also makes '{more[0]}', which the model takes and no task of texts fills. Log "
+            f"it with task='tensors' and example inputs."
+        )
+    names = [name for name in known if name in made]
     return tuple(
         TensorSpec(name, "int64", ("batch", "sequence")) for name in names if accepted is None or name in accepted
     )
@@ -244,7 +253,7 @@ def _compare(
 
 def _not_reproduced(text: str, name: str, got: list[int], wanted: Mapping[str, Any]) -> ExportError:
     return ExportError(
-        f"The tokenizer cannot be reproduced without transformers: {text[:60]!r} gives {name} {got[:12]} from "
-        f"tokenizer.json and {list(wanted[name])[:12]} from the original. Log the model with task='tensors' and "
+        f"The tokenizer cannot be reproduced from its saved files: {text[:60]!r} gives {name} {got[:12]} from them "
+        f"and {list(wanted[name])[:12]} from the original. Log the model with task='tensors' and "
         f"tokenize in the client."
     )

@@ -242,9 +242,17 @@ class Bundle:
         """Check the tokenizer and the other assets.
 
         Raises:
-            IntegrityError: One is missing, truncated or changed.
+            IntegrityError: One is missing, truncated or changed, or a file lies in a folder of theirs that is none.
         """
         self._verify_files(self.manifest.assets, cache)
+        recorded = {record.path for record in self.manifest.assets}
+        # as of variants: a tokenizer of several files is read by whoever opens its folder
+        for folder in sorted({path.rpartition("/")[0] for path in recorded} - {ASSETS}):
+            planted = [path for path in list_tree(self.root, folder) if path not in recorded and not _is_hidden(path)]
+            if planted:
+                raise IntegrityError(
+                    f"'{planted[0]}' lies among the model's assets and is not recorded. Remove the file."
+                )
 
     def task(self, cache: HashCache | None = None) -> Task:
         """Return the model's task, as its settings and assets say.

@@ -9,6 +9,7 @@ import importlib.util
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow_tdeploy.core.errors import ConflictError, InvalidInputError, MissingDependencyError, SessionError
@@ -35,11 +36,7 @@ def library(packages: tuple[str, ...] = ()) -> Path:
             f"Triton runs on Linux, and the tokenizer library of this host is for {platform.system()}: it cannot be "
             f"handed to a server. Render and deploy on Linux."
         )
-    if "transformers" in packages:
-        raise InvalidInputError(
-            "The model's tokenizer has no fast form and takes transformers, and Triton's Python has none. Serve it "
-            "with mlflow models serve, or log it with task='tensors' and tokenize in the client."
-        )
+    check_packages(packages)
     files = dict(_files() + (_pillow() if "pillow" in packages else []))
     digest = hashlib.sha256()
     for name, source in sorted(files.items()):
@@ -49,6 +46,19 @@ def library(packages: tuple[str, ...] = ()) -> Path:
         with contextlib.suppress(ConflictError), staged_directory(target) as fresh:  # another process may be as far
             _write(files, fresh)
     return target
+
+
+def check_packages(packages: Sequence[str]) -> None:
+    """Make sure that a server has, or a front can carry, what a task needs besides.
+
+    Raises:
+        InvalidInputError: It takes transformers.
+    """
+    if "transformers" in packages:
+        raise InvalidInputError(
+            "The model's tokenizer has no fast form and takes transformers, and Triton's Python has none. Serve it "
+            "with mlflow models serve, or log it with task='tensors' and tokenize in the client."
+        )
 
 
 def _files() -> list[tuple[str, Path]]:

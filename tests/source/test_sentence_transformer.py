@@ -94,7 +94,7 @@ def test_answers_are_those_of_encode_when_layers_or_words_have_weights(chain, to
     with mlflow_tdeploy.load_model(str(tmp_path / "model")) as loaded:
         assert loaded.decision.chosen.variant == "ort-cpu-fp32"
         np.testing.assert_allclose(loaded.predict(texts), want, atol=1e-5)
-        np.testing.assert_allclose(loaded.predict(texts, variant="source"), want, atol=1e-5)
+        np.testing.assert_allclose(loaded.predict(texts, variant="hf"), want, atol=1e-5)
 
 
 def test_resolve_lower_cases_when_the_model_does(small, encoder, tmp_path):

@@ -87,8 +87,10 @@ class Classifier(Task):
         """Return the best labels of each row, each with its score."""
         scores = apply_function(outputs[OUTPUT][:count], params["function_to_apply"])
         keep = params["top_k"] or scores.shape[1]
-        # the first of several that are best, either way
-        best = scores.argmax(axis=1)[:, None] if keep == 1 else np.argsort(-scores, axis=1, kind="stable")[:, :keep]
+        if keep == 1 and not np.isnan(scores).any():  # the first of several that are best, as below
+            best = scores.argmax(axis=1)[:, None]
+        else:
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
         return [
             [{"label": self._labels[index], "score": float(row[index])} for index in order]
             for row, order in zip(scores, best.tolist(), strict=True)

@@ -6,24 +6,56 @@ Such a model, and no other, is served with transformers. The tokenizer's files l
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import IntegrityError, MissingDependencyError
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError, first_line
 from mlflow_tdeploy.core.thread_lock import ThreadLock
 
 #: Where its files lie among a model's assets.
 FOLDER = "tokenizer"
-#: Each may be written in Python that is no more thread-safe than what it calls: MeCab, an lru_cache, a C library.
-_lock = ThreadLock()
+CONFIG = "tokenizer_config.json"
+#: Packages below which a class is transformers' own.
+OWN = "transformers.models."
+#: What those classes import: a model that is handed on can make nothing else a requirement.
+PACKAGES = (
+    "transformers", "emoji", "fugashi", "ipadic", "mykytea", "protobuf", "pythainlp", "regex", "rhoknp", "rjieba",
+    "sacremoses", "sentencepiece", "sudachidict-core", "sudachidict-full", "sudachidict-small", "sudachipy", "unidic",
+    "unidic-lite",
+)  # fmt: skip
+#: Files by which transformers would choose another class, or run code, and which ``save_pretrained`` does not write.
+_NEVER = ("config.json", "tokenizer.json")
+#: Words whose pieces a tokenizer may remember; those of transformers forget none.
+_REMEMBERED = 50_000
+#: By class: each is written in Python that is no more thread-safe than what it calls (MeCab, a dict, a C library).
+_locks: defaultdict[str, ThreadLock] = defaultdict(ThreadLock)
+_within = threading.local()
+
+
+class UnreadableTextError(InvalidInputError):
+    """A tokenizer's own code fails at a text.
+
+    Attributes:
+        row: Which one of those that it was given.
+    """
+
+    def __init__(self, row: int, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {first_line(error)}")
+        self.row = row
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    """Leave out what is said of every pair of texts that is cut: that what was cut off is not returned."""
-    return "overflowing tokens are not returned" not in record.getMessage()
+    """Leave out what is said of every pair of texts that this module cuts: that what was cut off is not returned."""
+    return not (getattr(_within, "here", False) and "overflowing tokens are not returned" in record.getMessage())
 
 
 @dataclass(frozen=True)
@@ -55,9 +87,11 @@ class SlowTokenizer:
 
     def __init__(self, tokenizer: Any, longest: int, strategy: str) -> None:
         self._tokenizer = tokenizer
-        self._vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self._lock = _locks[type(tokenizer).__name__]
         self._cut = {"truncation": strategy, "max_length": longest}
-        self._specials = frozenset(tokenizer.all_special_ids)
+        remembered = getattr(tokenizer, "cache", None)
+        self._cache = remembered if isinstance(remembered, dict) else {}
+        self._first = dict(self._cache)
 
     @classmethod
     def from_folder(
@@ -74,21 +108,23 @@ class SlowTokenizer:
 
         Raises:
             MissingDependencyError: One of them is not installed.
-            IntegrityError: The files cannot be read.
+            IntegrityError: The files cannot be read, or would have other code run than transformers' own.
         """
         try:
-            from transformers import AutoTokenizer
-
-            found = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            found = _class_of(folder).from_pretrained(str(folder), local_files_only=True)
+            found.truncation_side = direction
+            logging.getLogger("transformers.tokenization_python").addFilter(_says_something)
+            return cls(found, longest, strategy)
+        except IntegrityError:
+            raise
         except ImportError as error:
             raise MissingDependencyError(
                 ", ".join(needs), "The model's tokenizer, which has no fast form,", f"pip install {' '.join(needs)}"
             ) from error
         except Exception as error:  # whatever a tokenizer's own code meets in a damaged file
-            raise IntegrityError(f"Cannot read the tokenizer's files: {error}. Log the model again.") from error
-        found.truncation_side = direction
-        logging.getLogger("transformers.tokenization_python").addFilter(_says_something)
-        return cls(found, longest, strategy)
+            raise IntegrityError(
+                f"Cannot read the tokenizer's files: {first_line(error)}. Log the model again."
+            ) from error
 
     def encode_batch(
         self, texts: Sequence[str | tuple[str, str]], *, add_special_tokens: bool = True
@@ -97,38 +133,48 @@ class SlowTokenizer:
 
         Raises:
             TypeError: One is no Unicode, as the fast ones have it.
+            UnreadableTextError: The tokenizer fails at one.
         """
-        pairs = ((text, None) if isinstance(text, str) else text for text in texts)
-        return [self.encode(*pair, add_special_tokens=add_special_tokens) for pair in pairs]
+        pairs: list[tuple[str, str | None]] = [(text, None) if isinstance(text, str) else text for text in texts]
+        return [self._encoded(row, *pair, add_special_tokens) for row, pair in enumerate(pairs)]
 
     encode_batch_fast = encode_batch
 
     def encode(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> SlowEncoding:
-        """Return the tokens of a text, or of two.
+        """Return the tokens of a text, or of two; raises as :meth:`encode_batch` does."""
+        return self._encoded(0, text, pair, add_special_tokens)
 
-        Raises:
-            TypeError: One is no Unicode, as the fast ones have it.
-        """
+    def _encoded(self, row: int, text: str, pair: str | None, add_special_tokens: bool) -> SlowEncoding:
         for one in (text, pair or ""):
             try:
                 one.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise TypeError(str(error)) from error
-        with _lock.held():
-            found: Mapping[str, list[int]] = self._tokenizer(
-                text,
-                pair,
-                add_special_tokens=add_special_tokens,
-                return_token_type_ids=True,
-                verbose=False,
-                **self._cut,
-            )
-        ids = found["input_ids"]
-        return SlowEncoding(ids, found["token_type_ids"], [int(token in self._specials) for token in ids])
+        try:
+            with self._alone():
+                found: Mapping[str, list[int]] = self._tokenizer(
+                    text, pair, add_special_tokens=add_special_tokens, return_token_type_ids=True,
+                    return_special_tokens_mask=True, verbose=False, **self._cut,
+                )  # fmt: skip
+            return SlowEncoding(found["input_ids"], found["token_type_ids"], found["special_tokens_mask"])
+        except Exception as error:  # a tokenizer's own code: a word too long for a library, a character it cannot take
+            raise UnreadableTextError(row, error) from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock.held():
+            _within.here = True
+            try:
+                yield
+            finally:
+                _within.here = False
+                if len(self._cache) > _REMEMBERED + len(self._first):
+                    self._cache.clear()
+                    self._cache.update(self._first)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return tokens as text."""
-        with _lock.held():
+        with self._alone():
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def id_to_token(self, token: int) -> str | None:
@@ -139,6 +185,10 @@ class SlowTokenizer:
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a word that is a token."""
         return self._vocabulary.get(token)
+
+    @functools.cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return dict(self._tokenizer.get_vocab())
 
     def num_special_tokens_to_add(self, is_pair: bool) -> int:
         """Return how many tokens a row has besides those of its text, or of its two texts."""
@@ -152,3 +202,43 @@ class SlowTokenizer:
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
         """Return how many tokens there are."""
         return len(self._tokenizer) if with_added_tokens else int(self._tokenizer.vocab_size)
+
+
+def names_a_place(config: Mapping[str, Any]) -> str:
+    """Return the setting of a tokenizer that names a place of a machine, such as a dictionary's; empty for none.
+
+    It is among the arguments of the library below (``mecab_kwargs``), which are handed to it as they are.
+    """
+    nested = {name: value for name, value in config.items() if isinstance(value, Mapping) and name.endswith("_kwargs")}
+    for name, given in nested.items():
+        for key, value in given.items():
+            if isinstance(value, str) and (os.sep in value or "\\" in value or "~" in value):
+                return f"{name}.{key}"
+    return ""
+
+
+def _class_of(folder: Path) -> Any:
+    """Return the class that a tokenizer's settings name, where it is transformers' own.
+
+    ``AutoTokenizer`` would load any class of transformers that they name, and code that such a class finds beside it.
+
+    Raises:
+        IntegrityError: The settings are not those of a tokenizer that this package has written.
+    """
+    said = json.loads((folder / CONFIG).read_text("utf-8"))
+    if planted := [path.name for path in folder.iterdir() if path.name in _NEVER or path.suffix == ".py"]:
+        raise IntegrityError(f"'{planted[0]}' lies among the tokenizer's files, and is none of them. Remove the file.")
+    if "auto_map" in said or (place := names_a_place(said)):
+        what = "auto_map (code of its own)" if "auto_map" in said else f"{place} (a place of a machine)"
+        raise IntegrityError(f"The tokenizer's {CONFIG} has {what}, which is never written here. Log the model again.")
+    import transformers
+
+    name = str(said.get("tokenizer_class"))
+    found = getattr(transformers, name, None) if name.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
+            and found.__module__.startswith(OWN)):  # fmt: skip
+        raise IntegrityError(
+            f"The tokenizer's {CONFIG} names the class {name!r}, which is no tokenizer of this transformers "
+            f"({transformers.__version__}). Install the version of the model's requirements.txt."
+        )
+    return found

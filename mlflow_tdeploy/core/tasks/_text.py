@@ -16,7 +16,7 @@ from mlflow_tdeploy.core.columns import TEXT, Column, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
 from mlflow_tdeploy.core.tasks._base import Encoded
 from mlflow_tdeploy.core.tasks._items import ItemTask
-from mlflow_tdeploy.core.tasks._slow_tokenizer import FOLDER, SlowTokenizer
+from mlflow_tdeploy.core.tasks._slow_tokenizer import FOLDER, PACKAGES, SlowTokenizer, UnreadableTextError
 from mlflow_tdeploy.core.tensors import Array, Arrays, At, Signature
 
 _ROW_FILE = "tokenizer.json"
@@ -53,6 +53,13 @@ class TextConfig:
         for name, least in (("max_length", 1), ("pad_id", 0), ("pad_type_id", 0)):
             if not least <= getattr(self, name) < 2**31:
                 raise InvalidInputError(f"{name} must be from {least} to 2**31 - 1, got {getattr(self, name)}.")
+        if self.tokenizer_packages and (
+            self.tokenizer_packages[0] != PACKAGES[0] or set(self.tokenizer_packages) - {*PACKAGES}
+        ):
+            raise InvalidInputError(
+                f"tokenizer_packages must be {PACKAGES[0]} and others of {', '.join(PACKAGES[1:])}, got "
+                f"{shown(list(self.tokenizer_packages))}."
+            )
 
 
 class TextTask(ItemTask):
@@ -71,6 +78,11 @@ class TextTask(ItemTask):
         self._names = tuple(spec.name for spec in signature.inputs)
         self._dtypes = {spec.name: np.dtype(spec.dtype) for spec in signature.inputs}
         self._left = self.config.padding_side == "left"
+        if self.offsets and self.slow:
+            raise InvalidInputError(
+                f"Task '{self.name}' says where in a text its answers are, which a tokenizer without a fast form does "
+                f"not know. Log the model again."
+            )
         self._pads = {"input_ids": self.config.pad_id, "token_type_ids": self.config.pad_type_id}
         if unknown := set(self._names) - {"input_ids", "attention_mask", "token_type_ids", "position_ids"}:
             raise InvalidInputError(
@@ -159,6 +171,11 @@ class TextTask(ItemTask):
                 return list(many(items))
             only = items[0]
             return [tokenizer.encode(only) if isinstance(only, str) else tokenizer.encode(*only)]
+        except UnreadableTextError as error:
+            item = error.row if spans is None else next(at for at, span in enumerate(spans) if error.row in span)
+            raise InvalidInputError(
+                f"The model's tokenizer cannot read text {item} ({error}): {shown(items[error.row])}. Leave it out."
+            ) from error
         except TypeError as error:  # a lone surrogate is str for Python and not text for the tokenizer
             bad = next((row for row, item in enumerate(items) if not is_unicode("".join(item))), None)
             if bad is None:

@@ -117,8 +117,10 @@ class FillMask(TextTask):
 
     def _masked(self, text: str, place: int) -> str:
         """Return a text with a mask instead of a word that is not cut off: of a long one, from its middle."""
-        if self.slow:  # which does not say where its tokens are: as many characters are not cut off
-            kept = [match.start() for match in re.finditer(r"\S+", text[: self.longest // 2])]
+        if self.slow:  # which does not say where its tokens are: so many characters, of whatever bytes, are not cut off
+            few = self.longest // 4
+            begin = max(0, len(text) - few) if self.config.truncation_side == "left" else 0
+            kept = [begin + match.start() for match in re.finditer(r"\S+", text[begin : begin + few])]
         else:
             encoding = self.tokenizer.encode(text)
             kept = [begin for special, (begin, _) in zip(encoding.special_tokens_mask, encoding.offsets, strict=True)
