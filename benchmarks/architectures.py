@@ -55,7 +55,7 @@ Models of two layers and 384 units (Swin, ConvNeXt and ResNet of their own sizes
 each architecture, one after the other with nothing beside them, on as many threads as the machine has processors.
 Medians of 16 texts of 32 tokens, or of 16 images (four sounds), as bulk work is served: PyTorch's in ms, and how many
 times faster the variants are: the exported graph as it is, the one that is kept for ONNX Runtime on CPUs
-(`ort-cpu-fp32`), dynamic int8. The last three columns are of one row."""
+(`ort-cpu-fp32`), dynamic int8."""
 #: Dynamic int8 is of matrix products: here are convolutions alone.
 _NOTHING_TO_QUANTIZE = (("ResNet", "image-feature-extraction"),)
 
@@ -147,7 +147,7 @@ def _fusible(bundle: Bundle) -> int:
 
 
 def speeds(name: str) -> dict[str, Any]:
-    """Return how long the variants of a wide model take, in ms: of several rows, of one; ``why`` where none does."""
+    """Return how long the variants of a wide model take, in ms; ``why`` where none is held against the module."""
     import torch
 
     import mlflow_tdeploy
@@ -166,17 +166,17 @@ def speeds(name: str) -> dict[str, Any]:
 
 
 def _timed(bundle: Bundle) -> dict[str, Any]:
-    """Return medians in ms by variant and rows: of as many as there may be, side by side, and of one; or ``why``."""
+    """Return medians in ms by variant, of as many rows as there may be; or ``why``."""
     there = [one for one in _TIMED if one in bundle.variants and bundle.variants[one].files]
     if _TORCH not in there or _FAST not in there:
         return {"why": f"kept are {', '.join(there) or 'no variants'} only: nothing is held against the module"}
     candidates = [Candidate(one, _TIMED[one], Fit.OPTIMAL, "") for one in there]
-    found: dict[str, dict[str, float]] = {one: {} for one in there}
-    lone = SessionOptions(intra_op_threads=usable_cores())
-    for rows, options in ((bundle.manifest.signature.dim("batch").max, None), (1, lone)):
-        for one in sweep(bundle, candidates, shapes=[{"batch": rows}], rounds=30, seconds=2.0, options=options):
-            found[one.variant][str(rows)] = one.timing.p50_ms
-    return found
+    signature = bundle.manifest.signature
+    # texts are split into batches for all processors; of others a request is one batch, which takes them all
+    options = None if signature.has_dim("sequence") else SessionOptions(intra_op_threads=usable_cores())
+    shape = {"batch": signature.dim("batch").max}
+    rows = sweep(bundle, candidates, shapes=[shape], rounds=30, seconds=2.0, options=options)
+    return {row.variant: row.timing.p50_ms for row in rows}
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], times: Mapping[str, Mapping[str, Any]]) -> str:
@@ -214,22 +214,11 @@ def _cells(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _speed_lines(times: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = [
-        "| architecture | PyTorch, ms | exported | fp32 | int8 | PyTorch, one row, ms | fp32 | int8 |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| architecture | PyTorch, ms | exported | fp32 | int8 |", "|---|---|---|---|---|"]
     for name, of in times.items():
-        if _TORCH not in of:
-            continue
-        rows = sorted(of[_TORCH], key=int)
-        one, several = rows[0], rows[-1]
-
-        def faster(variant: str, rows: str, of: Mapping[str, Any] = of) -> str:
-            return f"{of[_TORCH][rows] / of[variant][rows]:.2f} x" if rows in of.get(variant, {}) else "-"
-
-        cells = [f"{of[_TORCH][several]:.2f}", *(faster(variant, several) for variant in ("onnx-fp32", _FAST, _INT8))]
-        cells += [f"{of[_TORCH][one]:.2f}", faster(_FAST, one), faster(_INT8, one)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        if _TORCH in of:
+            faster = (f"{of[_TORCH] / of[one]:.2f} x" if one in of else "-" for one in ("onnx-fp32", _FAST, _INT8))
+            lines.append(f"| {name} | {of[_TORCH]:.2f} | {' | '.join(faster)} |")
     return lines
 
 

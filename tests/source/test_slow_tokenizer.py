@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,12 +13,29 @@ import pytest
 import torch
 import transformers
 from mlflow.exceptions import MlflowException
-from transformers import BertConfig, BertJapaneseTokenizer, CanineTokenizer, EsmConfig, EsmForMaskedLM, EsmTokenizer
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Pooling, Transformer
+from transformers import (
+    BertConfig,
+    BertJapaneseTokenizer,
+    CanineTokenizer,
+    EsmConfig,
+    EsmForMaskedLM,
+    EsmTokenizer,
+    PhobertTokenizer,
+    RoCBertConfig,
+    RoCBertModel,
+    RoCBertTokenizer,
+)
 
 import mlflow_tdeploy
-from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, ManifestError, MissingDependencyError
+from mlflow_tdeploy.core.tasks import _slow_tokenizer
+from mlflow_tdeploy.core.tasks._slow_tokenizer import SlowTokenizer
+from mlflow_tdeploy.deploy.choose import choose
+from mlflow_tdeploy.deploy.settings import DeploySettings
+from mlflow_tdeploy.flavor.requirements import get_default_pip_requirements
 from mlflow_tdeploy.source.resolve import resolve
-from mlflow_tdeploy.triton.library import library
 from tests.served import close_to, pipeline_of, task_of, texts
 
 PROTEINS = ["MKTVRQERLKSIVRILERSKEPVSGAQ<mask>AEELSV", "MKT<mask>RQ", "<mask>", "M" * 90 + "<mask>"]
@@ -90,19 +109,160 @@ def test_proteins_are_filled_as_the_pipeline_fills_them(tmp_path):
     assert ours(PROTEINS) == [close_to(pipe(text)) for text in PROTEINS]
 
 
-def test_transformers_becomes_a_requirement_of_that_model_only(japanese, small, tmp_path):
+@pytest.fixture(scope="module")
+def logged(japanese, small, tmp_path_factory):
+    """Return the folder of a logged classifier, and what it answers."""
+    folder = tmp_path_factory.mktemp("logged") / "model"
     model = _model(small, "AutoModelForSequenceClassification")
-    mlflow_tdeploy.save_model(model, tmp_path / "model", tokenizer=japanese, shapes={"sequence": (3, 16, 64)})
-    lines = (tmp_path / "model" / "requirements.txt").read_text().splitlines()
+    mlflow_tdeploy.save_model(model, folder, tokenizer=japanese, shapes={"sequence": (3, 16, 64)})
+    return folder
+
+
+@pytest.fixture
+def copied(logged, tmp_path):
+    shutil.copytree(logged, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_transformers_becomes_a_requirement_of_that_model_only(logged, tokenizer, small, tmp_path):
+    lines = (logged / "requirements.txt").read_text().splitlines()
     assert f"transformers=={transformers.__version__}" in lines
     assert not any(line.startswith("torch") for line in lines)
-    with mlflow_tdeploy.load_model(str(tmp_path / "model")) as loaded:
+    other = _model(small, "AutoModelForSequenceClassification")
+    mlflow_tdeploy.save_model(other, tmp_path / "other", tokenizer=tokenizer, precisions=["fp32"])
+    assert "transformers" not in (tmp_path / "other" / "requirements.txt").read_text()
+
+
+def test_many_threads_are_answered_as_one_is(logged):
+    with mlflow_tdeploy.load_model(str(logged)) as loaded:
         alone = loaded.predict(texts(64))
         assert not loaded.decision.failures
         with ThreadPoolExecutor(8) as pool:
             assert all(answer == close_to(alone) for answer in pool.map(loaded.predict, [texts(64)] * 8))
+
+
+def test_a_host_without_torch_answers_the_same(logged):
+    with mlflow_tdeploy.load_model(str(logged)) as loaded:
+        here = loaded.predict(["a film", "and more"])
+    code = (
+        "import json, sys; sys.modules['torch'] = None; import mlflow_tdeploy; "
+        f"print(json.dumps(mlflow_tdeploy.load_model({str(logged)!r}).predict(['a film', 'and more'])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == close_to(here)
+
+
+def test_texts_that_it_cannot_read_are_named_and_can_be_left_out(logged, monkeypatch):
+    real = BertJapaneseTokenizer._tokenize
+
+    def failing(self, text, *more, **keywords):
+        if "shark" in text:
+            raise RuntimeError("input is too long")
+        return real(self, text, *more, **keywords)
+
+    monkeypatch.setattr(BertJapaneseTokenizer, "_tokenize", failing)
+    with mlflow_tdeploy.load_model(str(logged)) as loaded:
+        with pytest.raises(MlflowException, match="cannot read text 1 .RuntimeError: input is too long.: 'a shark'"):
+            loaded.predict(["a film", "a shark"])
         with pytest.raises(MlflowException, match="Text 1 is not valid Unicode"):
             loaded.predict(["fine", "\ud800"])
+        found = loaded.predict(["a film", "a shark"], errors="null")
+        assert found == [close_to(loaded.predict(["a film"])[0]), None]
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "told"),
+    [
+        ({"tokenizer_class": "AutoConfig"}, {}, "'AutoConfig', which is no tokenizer"),
+        ({"tokenizer_class": "GenerationConfig"}, {}, "'GenerationConfig', which is no tokenizer"),
+        ({"tokenizer_class": "os.system"}, {}, "'os.system', which is no tokenizer"),
+        ({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, {}, "has auto_map"),
+        ({"mecab_kwargs": {"mecab_option": "-d /tmp/evil"}}, {}, "has mecab_kwargs.mecab_option"),
+        ({}, {"config.json": '{"model_type": "qwen2"}'}, "'config.json' lies among"),
+        ({}, {"evil.py": "raise SystemExit"}, "'evil.py' lies among"),
+    ],
+)
+def test_files_that_somebody_else_has_made_run_no_code_of_theirs(japanese, small, tmp_path, said, more, told):
+    task = task_of(resolve(_model(small, "AutoModel"), task="feature-extraction", tokenizer=japanese), tmp_path)
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **said}))
+    for name, content in more.items():
+        (tmp_path / "tokenizer" / name).write_text(content)
+    with pytest.raises(IntegrityError, match=told):
+        task.prepare()
+
+
+def test_a_file_that_is_none_of_the_tokenizers_is_refused_with_the_model(copied):
+    (copied / "tdeploy" / "assets" / "tokenizer" / "merges.txt").write_text("a b")
+    with pytest.raises(MlflowException, match=r"merges.txt' lies among the model's assets"):
+        mlflow_tdeploy.load_model(str(copied))
+
+
+@pytest.mark.parametrize("packages", [["evil"], ["transformers", "evil @ https://evil.example/x.whl"], ["sacremoses"]])
+def test_records_cannot_make_anything_else_a_requirement(japanese, small, tmp_path, packages):
+    source = resolve(_model(small, "AutoModel"), task="feature-extraction", tokenizer=japanese)
+    source.task_config["tokenizer_packages"] = packages
+    with pytest.raises(ManifestError, match="tokenizer_packages must be transformers and others of"):
+        task_of(source, tmp_path)
+    with pytest.raises(IntegrityError, match="no name of a package"):
+        get_default_pip_requirements(packages=["--extra-index-url https://evil.example"])
+
+
+def test_records_of_a_task_about_places_are_refused(japanese, tokenizer, small, tmp_path):
+    source = resolve(_model(small, "AutoModelForTokenClassification"), tokenizer=tokenizer)
+    source.task_config["tokenizer_packages"] = ["transformers"]
+    with pytest.raises(InvalidInputError, match="says where in a text its answers are"):
+        task_of(source, tmp_path)
+
+
+def test_a_model_that_takes_more_of_what_it_makes_is_refused(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    for name in ("shape", "pronunciation"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    tokenizer = RoCBertTokenizer(
+        str(tmp_path / "vocab.txt"), str(tmp_path / "shape.json"), str(tmp_path / "pronunciation.json")
+    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = RoCBertModel(RoCBertConfig(vocab_size=20, pronunciation_vocab_size=20, shape_vocab_size=20, **sizes))
+    with pytest.raises(InvalidInputError, match="also makes 'input_pronunciation_ids', which the model takes"):
+        resolve(model, task="feature-extraction", tokenizer=tokenizer)
+
+
+def test_what_words_became_is_not_remembered_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(_slow_tokenizer, "_REMEMBERED", 5)
+    (tmp_path / "vocab.txt").write_text("\n".join(f"{letter} 1" for letter in "abcdefgh"))
+    (tmp_path / "bpe.codes").write_text("a b 5\n")
+    theirs = PhobertTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    ours = SlowTokenizer(theirs, 16, "longest_first")
+    for word in ("ab", "bc", "cd", "de", "ef", "fg", "gh", "ha", "hb", "hc"):
+        assert ours.encode(word).ids == theirs(word)["input_ids"]
+    assert len(theirs.cache) <= 6
+
+
+def test_an_unknown_word_is_no_special_token(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "<mask>", "M"]))
+    ours = SlowTokenizer(EsmTokenizer(str(tmp_path / "vocab.txt")), 16, "longest_first")
+    assert ours.encode("a").special_tokens_mask == [1, 0, 1]
+
+
+def test_sentences_and_graphs_have_it_too(japanese, small, tmp_path):
+    model = _model(small, "AutoModel")
+    model.save_pretrained(tmp_path / "tiny")
+    japanese.save_pretrained(tmp_path / "tiny")
+    sentences = SentenceTransformer(modules=[Transformer(str(tmp_path / "tiny")), Pooling(32)], device="cpu")
+    given = ["one", "two words", "and a third text"]
+    got = pipeline_of(resolve(sentences), tmp_path / "sentences")(given)
+    np.testing.assert_allclose(got, sentences.encode(given), atol=1e-5)
+    mlflow_tdeploy.save_model(
+        model, tmp_path / "model", task="feature-extraction", tokenizer=japanese, precisions=["fp32"]
+    )
+    graph = next((tmp_path / "model" / "tdeploy").rglob("onnx-fp32/*.onnx"))
+    source = resolve(graph, task="feature-extraction", tokenizer=japanese)
+    with mlflow_tdeploy.load_model(str(tmp_path / "model")) as loaded:
+        for mine, theirs in zip(pipeline_of(source, tmp_path / "graph")(given), loaded.predict(given), strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    source.close()
 
 
 def test_what_is_kept_of_it_names_no_place_of_this_machine(japanese, small, tmp_path):
@@ -147,6 +307,15 @@ def test_damaged_files_are_told_of(japanese, small, tmp_path):
         task.prepare()
 
 
-def test_triton_is_refused():
-    with pytest.raises(InvalidInputError, match="Triton's Python has none"):
-        library(("transformers",))
+def test_triton_is_refused_before_anything_is_brought_there(logged):
+    for look in (True, False):
+        with pytest.raises(InvalidInputError, match="Triton's Python has none"):
+            choose(str(logged), DeploySettings(), name="mine", look=look)
+
+
+def test_a_dictionary_of_this_machine_is_refused(japanese, small, tmp_path):
+    japanese.save_pretrained(tmp_path)
+    there = {"mecab_option": "-d /usr/lib/mecab/dic/neologd"}
+    other = BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), mecab_kwargs=there)
+    with pytest.raises(InvalidInputError, match=r"reads a dictionary of this machine \(mecab_kwargs.mecab_option\)"):
+        resolve(_model(small, "AutoModel"), task="feature-extraction", tokenizer=other)
