@@ -8,6 +8,7 @@ architecture and nothing beside it, how fast the variants are.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import multiprocessing
@@ -19,16 +20,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.architecture_models import ARCHITECTURES
+from benchmarks.data import glosses, photographs
 from benchmarks.report import Figure, Results, finish, say
 from mlflow_tdeploy.build.graphs import fuse_for_ort, op_counts
 from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.core.evidence import latest_accuracy
-from mlflow_tdeploy.core.hardware import usable_cores
-from mlflow_tdeploy.runtime.base import Fit
-from mlflow_tdeploy.runtime.bench import sweep
-from mlflow_tdeploy.runtime.decision import Candidate
-from mlflow_tdeploy.runtime.options import SessionOptions
+from mlflow_tdeploy.core.measure import interleave
 from mlflow_tdeploy.store.bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "architectures.json"
@@ -39,8 +39,7 @@ _FUSED = tuple(f"com.microsoft.{name}" for name in ("Attention", "MultiHeadAtten
 #: Variants that are asked for, the fused one, and the quantized one.
 _WANTED, _FAST, _INT8 = ("fp32", "ort-cpu-int8"), "ort-cpu-fp32", "ort-cpu-int8"
 _TORCH = HF
-#: Variants that are timed, and what runs them.
-_TIMED = {_TORCH: "torch", "onnx-fp32": "ort-cpu", _FAST: "ort-cpu", _INT8: "ort-cpu"}
+_TIMED = (_TORCH, "onnx-fp32", _FAST, _INT8)
 _HEAD = """# Architectures and tasks
 
 Made by `make architectures`: models of two layers with random weights, made from transformers' configs, logged for
@@ -52,10 +51,12 @@ dynamic int8 of such weights within the same budget, and its worst cosine; train
 _SPEED = """## Speeds
 
 Models of two layers and 384 units (Swin, ConvNeXt and ResNet of their own sizes; images of 224 pixels a side), one of
-each architecture, one after the other with nothing beside them, on as many threads as the machine has processors.
-Medians of 16 texts of 32 tokens, or of 16 images (four sounds), as bulk work is served: PyTorch's in ms, and how many
-times faster the variants are: the exported graph as it is, the one that is kept for ONNX Runtime on CPUs
-(`ort-cpu-fp32`), dynamic int8."""
+each architecture, one after the other with nothing beside them: from a request for 16 definitions of WordNet, or for
+16 photographs as JPEG files, to its answers (hidden states), medians. PyTorch's in ms, each on all processors; and how
+many times faster the same model answers by the exported graph as it is, by the one that is kept for ONNX Runtime on
+CPUs (`ort-cpu-fp32`), by dynamic int8. Decoding of images is in all of them."""
+#: Items of a request that is timed.
+_ITEMS = 16
 #: Dynamic int8 is of matrix products: here are convolutions alone.
 _NOTHING_TO_QUANTIZE = (("ResNet", "image-feature-extraction"),)
 
@@ -162,21 +163,23 @@ def speeds(name: str) -> dict[str, Any]:
             mlflow_tdeploy.save_model(settings.pop("model"), Path(folder) / "model", precisions=_WANTED, **settings)
         except Exception as error:
             return {"why": " ".join(str(error).split())[:300]}
-        return _timed(Bundle.open(Path(folder) / "model"))
+        return _timed(Path(folder) / "model")
 
 
-def _timed(bundle: Bundle) -> dict[str, Any]:
-    """Return medians in ms by variant, of as many rows as there may be; or ``why``."""
+def _timed(model: Path) -> dict[str, Any]:
+    """Return medians in ms by variant, from a request for sixteen items to its answers; or ``why``."""
+    import mlflow_tdeploy
+
+    bundle = Bundle.open(model)
+    task = bundle.task()
     there = [one for one in _TIMED if one in bundle.variants and bundle.variants[one].files]
-    if _TORCH not in there or _FAST not in there:
-        return {"why": f"kept are {', '.join(there) or 'no variants'} only: nothing is held against the module"}
-    candidates = [Candidate(one, _TIMED[one], Fit.OPTIMAL, "") for one in there]
-    signature = bundle.manifest.signature
-    # texts are split into batches for all processors; of others a request is one batch, which takes them all
-    options = None if signature.has_dim("sequence") else SessionOptions(intra_op_threads=usable_cores())
-    shape = {"batch": signature.dim("batch").max}
-    rows = sweep(bundle, candidates, shapes=[shape], rounds=30, seconds=2.0, options=options)
-    return {row.variant: row.timing.p50_ms for row in rows}
+    if _TORCH not in there or _FAST not in there or not task.columns:
+        return {"why": f"kept are {', '.join(there) or 'no variants'}: nothing is held against the module"}
+    items: list[Any] = photographs(_ITEMS) if task.input_kind == "image" else list(glosses()[:_ITEMS])
+    with mlflow_tdeploy.load_model(str(model)) as loaded:
+        calls = {one: functools.partial(loaded.predict, items, variant=one) for one in there}
+        samples = interleave(calls, rounds=20, warmup=3, seconds=20, pause=0.02)
+    return {one: 1e3 * float(np.median(seconds)) for one, seconds in samples.items()}
 
 
 def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]], times: Mapping[str, Mapping[str, Any]]) -> str:

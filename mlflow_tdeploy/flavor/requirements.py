@@ -20,14 +20,14 @@ from mlflow.utils.environment import (
 )
 from mlflow.utils.requirements_utils import _get_pinned_requirement
 
-from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, NotFoundError
+from mlflow_tdeploy.core.errors import InvalidInputError, NotFoundError
 from mlflow_tdeploy.core.hardware import installed_version
 from mlflow_tdeploy.core.variant import Variant
 from mlflow_tdeploy.runtime.base import RUNTIMES
 from mlflow_tdeploy.store.bundle import Bundle
 
 #: A distribution, with extras.
-_PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:\[[a-z,-]+\])?")
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:\[[A-Za-z0-9._,-]+\])?")
 _log = logging.getLogger("mlflow_tdeploy")
 
 CONDA_FILE = "conda.yaml"
@@ -59,7 +59,7 @@ def get_default_pip_requirements(variants: Iterable[Variant] | None = None, pack
         own = [name for variant in kept for name in variant.requires]
         names = [*(name for name in names if name != runtime), "torch", "transformers", "safetensors", *own]
     if odd := [name for name in names if not _PLAIN.fullmatch(name)]:  # of a bundle that somebody else wrote
-        raise IntegrityError(f"The model's records say that it needs {odd[0]!r}, which is no name of a package.")
+        raise InvalidInputError(f"A model can need packages by their names; {odd[0]!r} is none.")
     return [_get_pinned_requirement(name) if installed_version(name.split("[")[0]) else name for name in names]
 
 

@@ -57,8 +57,9 @@ def draw(points: Sequence[Point], *, x: str, y: str, limit: Limit | None = None,
     axis = figure.subplots()
     named_points = [one for one in points if named or one.chosen]
     numbered = len(named_points) > _BESIDE
+    numbers = {id(one): number for number, one in enumerate(named_points, start=1)}
     for one in points:
-        label = f"{named_points.index(one) + 1}  {one.name}" if numbered and one in named_points else None
+        label = f"{numbers[id(one)]}  {one.name}" if numbered and id(one) in numbers else None
         color = _CHOSEN if one.chosen else _GOOD if one.good else _BAD
         axis.plot([one.x], [one.y], "o", color=color, markersize=8 if one.chosen else 6, label=label)
     for number, (one, lines) in enumerate(zip(named_points, _stacked(named_points), strict=True), start=1):

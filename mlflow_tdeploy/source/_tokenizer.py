@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow_tdeploy.core.errors import ExportError, InvalidInputError, first_line
 from mlflow_tdeploy.core.tasks import TASKS
+from mlflow_tdeploy.core.tasks._slow_tokenizer import UnreadableTextError
 from mlflow_tdeploy.core.tasks._text import TextTask
 from mlflow_tdeploy.core.tensors import Dim, Signature, TensorSpec
 from mlflow_tdeploy.source._shapes import BATCH, Shapes, make_dims
@@ -219,6 +220,10 @@ def check_parity(task: str, config: Mapping[str, Any], signature: Signature, tok
             try:
                 stripped = [item.strip() if ours.config.strip and isinstance(item, str) else item]
                 encoded = ours.encoded(stripped, ours.tokenized(ours.tokenizer, stripped))
+            except UnreadableTextError as error:
+                raise ExportError(
+                    f"The tokenizer cannot read what others can, from its saved files: {text[:60]!r} ({error.why})."
+                ) from error
             except InvalidInputError as error:  # no tokens
                 if wanted["input_ids"]:
                     raise _not_reproduced(text, "input_ids", [], wanted) from error

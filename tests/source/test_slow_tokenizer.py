@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,9 +34,11 @@ from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, Manife
 from mlflow_tdeploy.core.tasks import _slow_tokenizer
 from mlflow_tdeploy.core.tasks._slow_tokenizer import SlowTokenizer
 from mlflow_tdeploy.deploy.choose import choose
+from mlflow_tdeploy.deploy.found import LoggedBundle
 from mlflow_tdeploy.deploy.settings import DeploySettings
 from mlflow_tdeploy.flavor.requirements import get_default_pip_requirements
 from mlflow_tdeploy.source.resolve import resolve
+from mlflow_tdeploy.store.bundle import Bundle
 from tests.served import close_to, pipeline_of, task_of, texts
 
 PROTEINS = ["MKTVRQERLKSIVRILERSKEPVSGAQ<mask>AEELSV", "MKT<mask>RQ", "<mask>", "M" * 90 + "<mask>"]
@@ -152,6 +155,45 @@ def test_a_host_without_torch_answers_the_same(logged):
     assert json.loads(done.stdout.splitlines()[-1]) == close_to(here)
 
 
+def test_one_thread_at_a_time_is_within_the_tokenizer(tmp_path, monkeypatch):
+    (tmp_path / "vocab.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "<mask>", "M"]))
+    theirs, within, most = EsmTokenizer(str(tmp_path / "vocab.txt")), [], []
+    real = EsmTokenizer.tokenize
+
+    def slowly(self, text, *more, **keywords):
+        within.append(text)
+        most.append(len(within))
+        time.sleep(0.002)
+        within.pop()
+        return real(self, text, *more, **keywords)
+
+    monkeypatch.setattr(EsmTokenizer, "tokenize", slowly)
+    both = [SlowTokenizer(theirs, 16, "longest_first"), SlowTokenizer(theirs, 16, "longest_first")]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda place: both[place % 2].encode("MM"), range(40)))
+    assert set(most) == {1}
+
+
+def test_what_the_host_lacks_is_not_the_texts_fault(logged, monkeypatch):
+    def gone(self, text, *more, **keywords):
+        raise OSError("the analyser has died")
+
+    with mlflow_tdeploy.load_model(str(logged)) as loaded:
+        monkeypatch.setattr(BertJapaneseTokenizer, "_tokenize", gone)
+        with pytest.raises(OSError, match="has died"):
+            loaded.predict(["a film"], errors="null")
+
+
+def test_a_class_whose_library_is_not_here_is_asked_for(japanese, small, tmp_path, monkeypatch):
+    class Placeholder:
+        _backends = ("sentencepiece",)
+
+    task = task_of(resolve(_model(small, "AutoModel"), task="feature-extraction", tokenizer=japanese), tmp_path)
+    monkeypatch.setattr(transformers, "BertJapaneseTokenizer", Placeholder)
+    with pytest.raises(MissingDependencyError, match="pip install transformers"):
+        task.prepare()
+
+
 def test_texts_that_it_cannot_read_are_named_and_can_be_left_out(logged, monkeypatch):
     real = BertJapaneseTokenizer._tokenize
 
@@ -176,6 +218,13 @@ def test_texts_that_it_cannot_read_are_named_and_can_be_left_out(logged, monkeyp
         ({"tokenizer_class": "AutoConfig"}, {}, "'AutoConfig', which is no tokenizer"),
         ({"tokenizer_class": "GenerationConfig"}, {}, "'GenerationConfig', which is no tokenizer"),
         ({"tokenizer_class": "os.system"}, {}, "'os.system', which is no tokenizer"),
+        ({"tokenizer_class": "BertTokenizer"}, {}, "'BertTokenizer', which is no tokenizer"),
+        ({"tokenizer_class": "PreTrainedTokenizer"}, {}, "'PreTrainedTokenizer', which is no tokenizer"),
+        ({"vocab": "/etc/passwd"}, {}, r"has vocab \("),
+        ({"gguf_file": "/etc/passwd"}, {}, "has gguf_file"),
+        ({"fast_tokenizer_files": ["../tokenizer.4.0.0.json"]}, {}, "has fast_tokenizer_files"),
+        ({"mecab_kwargs": {"mecab_dic": None}}, {}, "has mecab_kwargs.mecab_dic"),
+        ({"sudachi_kwargs": {"sudachi_config_path": "sudachi.json"}}, {}, "has sudachi_kwargs.sudachi_config_path"),
         ({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, {}, "has auto_map"),
         ({"mecab_kwargs": {"mecab_option": "-d /tmp/evil"}}, {}, "has mecab_kwargs.mecab_option"),
         ({}, {"config.json": '{"model_type": "qwen2"}'}, "'config.json' lies among"),
@@ -204,7 +253,7 @@ def test_records_cannot_make_anything_else_a_requirement(japanese, small, tmp_pa
     source.task_config["tokenizer_packages"] = packages
     with pytest.raises(ManifestError, match="tokenizer_packages must be transformers and others of"):
         task_of(source, tmp_path)
-    with pytest.raises(IntegrityError, match="no name of a package"):
+    with pytest.raises(InvalidInputError, match="packages by their names"):
         get_default_pip_requirements(packages=["--extra-index-url https://evil.example"])
 
 
@@ -308,9 +357,13 @@ def test_damaged_files_are_told_of(japanese, small, tmp_path):
 
 
 def test_triton_is_refused_before_anything_is_brought_there(logged):
+    def fetch(variant):
+        raise AssertionError("files were fetched")
+
+    known = LoggedBundle("tdeploy", Bundle.open(logged), fetch)
     for look in (True, False):
         with pytest.raises(InvalidInputError, match="Triton's Python has none"):
-            choose(str(logged), DeploySettings(), name="mine", look=look)
+            choose("models:/mine/1", DeploySettings(), name="mine", version=1, known=known, look=look)
 
 
 def test_a_dictionary_of_this_machine_is_refused(japanese, small, tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError, first_line
+from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError, first_line, shown
 from mlflow_tdeploy.core.thread_lock import ThreadLock
 
 #: Where its files lie among a model's assets.
@@ -36,9 +35,22 @@ PACKAGES = (
 _NEVER = ("config.json", "tokenizer.json")
 #: Words whose pieces a tokenizer may remember; those of transformers forget none.
 _REMEMBERED = 50_000
+#: Settings that a tokenizer hands to the library below, with the values that mean the same on every machine.
+_EVERYWHERE = {
+    "mecab_kwargs": {"mecab_dic": ("ipadic", "unidic", "unidic_lite"), "mecab_option": (None, "")},
+    "sudachi_kwargs": {
+        "sudachi_split_mode": ("A", "B", "C", None), "sudachi_dict_type": ("small", "core", "full", None),
+        "sudachi_config_path": (None,), "sudachi_resource_dir": (None,), "sudachi_projection": (None,),
+    },
+}  # fmt: skip
+#: Settings by which other files would be read than those that lie beside.
+_FILES = ("fast_tokenizer_files", "gguf_file", "vocab", "merges")
 #: By class: each is written in Python that is no more thread-safe than what it calls (MeCab, a dict, a C library).
 _locks: defaultdict[str, ThreadLock] = defaultdict(ThreadLock)
 _within = threading.local()
+
+
+_making = threading.Lock()
 
 
 class UnreadableTextError(InvalidInputError):
@@ -46,11 +58,12 @@ class UnreadableTextError(InvalidInputError):
 
     Attributes:
         row: Which one of those that it was given.
+        why: What it said.
     """
 
-    def __init__(self, row: int, error: Exception) -> None:
-        super().__init__(f"{type(error).__name__}: {first_line(error)}")
-        self.row = row
+    def __init__(self, row: int, text: str, error: Exception) -> None:
+        self.row, self.why = row, f"{type(error).__name__}: {first_line(error)}"
+        super().__init__(f"The model's tokenizer cannot read {shown(text)} ({self.why}). Leave it out.")
 
 
 def _says_something(record: logging.LogRecord) -> bool:
@@ -87,7 +100,8 @@ class SlowTokenizer:
 
     def __init__(self, tokenizer: Any, longest: int, strategy: str) -> None:
         self._tokenizer = tokenizer
-        self._lock = _locks[type(tokenizer).__name__]
+        with _making:
+            self._lock = _locks[type(tokenizer).__name__]
         self._cut = {"truncation": strategy, "max_length": longest}
         remembered = getattr(tokenizer, "cache", None)
         self._cache = remembered if isinstance(remembered, dict) else {}
@@ -157,8 +171,10 @@ class SlowTokenizer:
                     return_special_tokens_mask=True, verbose=False, **self._cut,
                 )  # fmt: skip
             return SlowEncoding(found["input_ids"], found["token_type_ids"], found["special_tokens_mask"])
+        except (ImportError, OSError, MemoryError):  # the host's fault, whatever the text
+            raise
         except Exception as error:  # a tokenizer's own code: a word too long for a library, a character it cannot take
-            raise UnreadableTextError(row, error) from error
+            raise UnreadableTextError(row, text if pair is None else f"{text} | {pair}", error) from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -207,13 +223,17 @@ class SlowTokenizer:
 def names_a_place(config: Mapping[str, Any]) -> str:
     """Return the setting of a tokenizer that names a place of a machine, such as a dictionary's; empty for none.
 
-    It is among the arguments of the library below (``mecab_kwargs``), which are handed to it as they are.
+    Places are among the arguments of the library below (``mecab_kwargs``), which are handed to it as they are, and
+    where a tokenizer of another kind would be told of its files.
     """
-    nested = {name: value for name, value in config.items() if isinstance(value, Mapping) and name.endswith("_kwargs")}
-    for name, given in nested.items():
-        for key, value in given.items():
-            if isinstance(value, str) and (os.sep in value or "\\" in value or "~" in value):
-                return f"{name}.{key}"
+    for name, value in config.items():
+        if value is not None and (name in _FILES or name.endswith("_file")):
+            return name
+        if isinstance(value, Mapping) and name.endswith("_kwargs"):
+            known = _EVERYWHERE.get(name, {})
+            for key, given in value.items():
+                if given not in known.get(key, ()) and isinstance(given, (str, type(None))):
+                    return f"{name}.{key}"
     return ""
 
 
@@ -235,7 +255,10 @@ def _class_of(folder: Path) -> Any:
 
     name = str(said.get("tokenizer_class"))
     found = getattr(transformers, name, None) if name.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
+    if lacking := getattr(found, "_backends", None):  # what stands for a class whose library is not here
+        raise ImportError(f"{name} takes {', '.join(lacking)}")
+    # those in Python alone: others are told where their files are by their settings
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizer)
             and found.__module__.startswith(OWN)):  # fmt: skip
         raise IntegrityError(
             f"The tokenizer's {CONFIG} names the class {name!r}, which is no tokenizer of this transformers "

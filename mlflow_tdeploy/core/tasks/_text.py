@@ -174,7 +174,7 @@ class TextTask(ItemTask):
         except UnreadableTextError as error:
             item = error.row if spans is None else next(at for at, span in enumerate(spans) if error.row in span)
             raise InvalidInputError(
-                f"The model's tokenizer cannot read text {item} ({error}): {shown(items[error.row])}. Leave it out."
+                f"The model's tokenizer cannot read text {item} ({error.why}): {shown(items[error.row])}. Leave it out."
             ) from error
         except TypeError as error:  # a lone surrogate is str for Python and not text for the tokenizer
             bad = next((row for row, item in enumerate(items) if not is_unicode("".join(item))), None)
