@@ -115,7 +115,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         return _expect(value, value in typing.get_args(hint), where, f"one of {list(typing.get_args(hint))}")
     if origin is tuple:
-        _expect(value, isinstance(value, list), where, "a list")
+        _expect(value, isinstance(value, (list, tuple)), where, "a list")  # JSON has the one, a record the other
         item = typing.get_args(hint)[0]
         return tuple(_convert(item, entry, f"{where}[{index}]") for index, entry in enumerate(value))
     if origin in (dict, Mapping) or hint is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):

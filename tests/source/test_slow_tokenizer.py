@@ -189,7 +189,7 @@ def test_a_class_whose_library_is_not_here_is_asked_for(japanese, small, tmp_pat
         _backends = ("sentencepiece",)
 
     task = task_of(resolve(_model(small, "AutoModel"), task="feature-extraction", tokenizer=japanese), tmp_path)
-    monkeypatch.setattr(transformers, "BertJapaneseTokenizer", Placeholder)
+    monkeypatch.setattr(sys.modules["transformers"], "BertJapaneseTokenizer", Placeholder)
     with pytest.raises(MissingDependencyError, match="pip install transformers"):
         task.prepare()
 
