@@ -23,6 +23,9 @@ from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.local import launch
 from tests.promotion.one_server import answers, there
 
+# many ends of a server, each a quarter of a minute: what happens once in a while is in test_apply and test_watch
+pytestmark = pytest.mark.slow
+
 
 def loses_all(client):
     """As a server that ends and is there again at once, with nothing."""
