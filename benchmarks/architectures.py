@@ -51,12 +51,12 @@ dynamic int8 of such weights within the same budget, and its worst cosine; train
 _SPEED = """## Speeds
 
 Models of two layers and 384 units (Swin, ConvNeXt and ResNet of their own sizes; images of 224 pixels a side), one of
-each architecture, one after the other with nothing beside them: from a request for 16 definitions of WordNet, or for
+each architecture, one after the other with nothing beside them: from a request for 64 definitions of WordNet, or for
 16 photographs as JPEG files, to its answers (hidden states), medians. PyTorch's in ms, each on all processors; and how
 many times faster the same model answers by the exported graph as it is, by the one that is kept for ONNX Runtime on
 CPUs (`ort-cpu-fp32`), by dynamic int8. Decoding of images is in all of them."""
 #: Items of a request that is timed.
-_ITEMS = 16
+_TEXTS, _IMAGES = 64, 16
 #: Dynamic int8 is of matrix products: here are convolutions alone.
 _NOTHING_TO_QUANTIZE = (("ResNet", "image-feature-extraction"),)
 
@@ -167,7 +167,7 @@ def speeds(name: str) -> dict[str, Any]:
 
 
 def _timed(model: Path) -> dict[str, Any]:
-    """Return medians in ms by variant, from a request for sixteen items to its answers; or ``why``."""
+    """Return medians in ms by variant, from a request to its answers; or ``why``."""
     import mlflow_tdeploy
 
     bundle = Bundle.open(model)
@@ -175,10 +175,10 @@ def _timed(model: Path) -> dict[str, Any]:
     there = [one for one in _TIMED if one in bundle.variants and bundle.variants[one].files]
     if _TORCH not in there or _FAST not in there or not task.columns:
         return {"why": f"kept are {', '.join(there) or 'no variants'}: nothing is held against the module"}
-    items: list[Any] = photographs(_ITEMS) if task.input_kind == "image" else list(glosses()[:_ITEMS])
+    items: list[Any] = photographs(_IMAGES) if task.input_kind == "image" else list(glosses()[:_TEXTS])
     with mlflow_tdeploy.load_model(str(model)) as loaded:
         calls = {one: functools.partial(loaded.predict, items, variant=one) for one in there}
-        samples = interleave(calls, rounds=20, warmup=3, seconds=20, pause=0.02)
+        samples = interleave(calls, rounds=20, warmup=3, seconds=20, pause=0.02, lead=1)
     return {one: 1e3 * float(np.median(seconds)) for one, seconds in samples.items()}
 
 
