@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.architecture_models import ARCHITECTURES
 from benchmarks.data import glosses, photographs
 from benchmarks.report import Figure, Results, finish, say
-from mlflow_tdeploy.build.graphs import fuse_for_ort, op_counts
+from mlflow_tdeploy.build.graphs import FUSED_OPS, fuse_for_ort, op_counts
 from mlflow_tdeploy.build.plan import HF
 from mlflow_tdeploy.core.evidence import latest_accuracy
 from mlflow_tdeploy.core.measure import interleave
@@ -35,11 +35,9 @@ RESULTS = Path(__file__).parent / "results" / "architectures.json"
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 #: Much of what takes time is done by one thread.
 _AT_ONCE = 2
-_FUSED = tuple(f"com.microsoft.{name}" for name in ("Attention", "MultiHeadAttention", "GroupQueryAttention"))
 #: Variants that are asked for, the fused one, and the quantized one.
 _WANTED, _FAST, _INT8 = ("fp32", "ort-cpu-int8"), "ort-cpu-fp32", "ort-cpu-int8"
-_TORCH = HF
-_TIMED = (_TORCH, "onnx-fp32", _FAST, _INT8)
+_TIMED = (HF, "onnx-fp32", _FAST, _INT8)
 _HEAD = """# Architectures and tasks
 
 Made by `make architectures`: models of two layers with random weights, made from transformers' configs, logged for
@@ -131,7 +129,7 @@ def _state(bundle: Bundle) -> dict[str, Any]:
         "verified": bool(portable and portable.passed),
         "worst_cosine": fast.metrics.get("worst_cosine") if fast else None,
         "blocks": counts.get("onnx-fp32", {}).get("Softmax", 0),
-        "fused": sum(counts.get(_FAST, {}).get(one, 0) for one in _FUSED),
+        "fused": sum(counts.get(_FAST, {}).get(one, 0) for one in FUSED_OPS["attention"]),
         "could_be_fused": _fusible(bundle),
         "int8": None if small is None else bool(small.passed),
         "int8_cosine": small.metrics.get("worst_cosine") if small else None,
@@ -173,7 +171,7 @@ def _timed(model: Path) -> dict[str, Any]:
     bundle = Bundle.open(model)
     task = bundle.task()
     there = [one for one in _TIMED if one in bundle.variants and bundle.variants[one].files]
-    if _TORCH not in there or _FAST not in there or not task.columns:
+    if HF not in there or _FAST not in there or not task.columns:
         return {"why": f"kept are {', '.join(there) or 'no variants'}: nothing is held against the module"}
     items: list[Any] = photographs(_IMAGES) if task.input_kind == "image" else list(glosses()[:_TEXTS])
     with mlflow_tdeploy.load_model(str(model)) as loaded:
@@ -219,9 +217,9 @@ def _cells(one: Mapping[str, Any]) -> tuple[str, ...]:
 def _speed_lines(times: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = ["| architecture | PyTorch, ms | exported | fp32 | int8 |", "|---|---|---|---|---|"]
     for name, of in times.items():
-        if _TORCH in of:
-            faster = (f"{of[_TORCH] / of[one]:.2f} x" if one in of else "-" for one in ("onnx-fp32", _FAST, _INT8))
-            lines.append(f"| {name} | {of[_TORCH]:.2f} | {' | '.join(faster)} |")
+        if HF in of:
+            faster = (f"{of[HF] / of[one]:.2f} x" if one in of else "-" for one in ("onnx-fp32", _FAST, _INT8))
+            lines.append(f"| {name} | {of[HF]:.2f} | {' | '.join(faster)} |")
     return lines
 
 

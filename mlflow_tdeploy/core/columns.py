@@ -115,6 +115,15 @@ def records_of(table: Mapping[str, Sequence[Any]]) -> list[Any]:
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
+def is_unicode(text: str) -> bool:
+    """Tell whether a text has no lone surrogate: with one, it is str for Python and not text for others."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def texts_in(item: Item) -> list[str]:
     """Return the texts of an item, as a task's ``items`` returns it, one after the other; none of an image."""
     if not isinstance(item, tuple):

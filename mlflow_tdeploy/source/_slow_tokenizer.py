@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlflow_tdeploy.core.errors import InvalidInputError
+from mlflow_tdeploy.core.errors import InvalidInputError, first_line
 from mlflow_tdeploy.core.tasks import TASKS
 from mlflow_tdeploy.core.tasks._slow_tokenizer import CONFIG, FOLDER, OWN, PACKAGES, names_a_place
 from mlflow_tdeploy.core.tasks._text import TextTask
@@ -53,8 +53,8 @@ def _tokens(tokenizer: Any) -> dict[str, list[Any]]:
         return {name: list(values) for name, values in tokenizer("a").items()}
     except Exception as error:  # whatever a tokenizer of something else than texts says of one
         raise InvalidInputError(
-            f"{type(tokenizer).__name__} makes no tokens of a text ({type(error).__name__}: {error}). You can "
-            f"{_OTHERWISE}."
+            f"{type(tokenizer).__name__} makes no tokens of a text ({type(error).__name__}: {first_line(error)}). You "
+            f"can {_OTHERWISE}."
         ) from error
 
 

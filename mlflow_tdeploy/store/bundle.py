@@ -232,8 +232,7 @@ class Bundle:
         # Whoever opens a folder reads what lies in it, and a graph the weights beside it, so a planted file (a pickle,
         # code, other weights) counts as a change.
         folder = variant.entry if whole else variant.entry.rpartition("/")[0]
-        planted = [path for path in list_tree(self.root, folder) if path not in recorded] if folder else []
-        if planted := [path for path in planted if not _is_hidden(path)]:
+        if planted := self._planted(folder, recorded) if folder else []:
             raise IntegrityError(
                 f"Variant '{variant.id}': '{planted[0]}' lies in its folder and is not recorded. Remove the file."
             )
@@ -248,8 +247,7 @@ class Bundle:
         recorded = {record.path for record in self.manifest.assets}
         # as of variants: a tokenizer of several files is read by whoever opens its folder
         for folder in sorted({path.rpartition("/")[0] for path in recorded} - {ASSETS}):
-            planted = [path for path in list_tree(self.root, folder) if path not in recorded and not _is_hidden(path)]
-            if planted:
+            if planted := self._planted(folder, recorded):
                 raise IntegrityError(
                     f"'{planted[0]}' lies among the model's assets and is not recorded. Remove the file."
                 )
@@ -290,6 +288,10 @@ class Bundle:
         self._unreadable = {}
         self._evidence = {}
         self._doubts = {}
+
+    def _planted(self, folder: str, recorded: set[str]) -> list[str]:
+        """Return the files below a folder that no record is about, hidden ones left out."""
+        return [path for path in list_tree(self.root, folder) if path not in recorded and not _is_hidden(path)]
 
     def _verify_files(self, records: tuple[FileRecord, ...], cache: HashCache | None) -> None:
         for record in records:

@@ -22,12 +22,11 @@ def library(packages: tuple[str, ...] = ()) -> Path:
     """Return a folder with the library, whose name says its content; put together once per host and version.
 
     Args:
-        packages: What the task needs besides. Pillow lies in a folder of its own, for servers that have none: it is
-            for this Python's version.
+        packages: What the task needs besides, see :func:`check_packages`. Pillow lies in a folder of its own, for
+            servers that have none: it is for this Python's version.
 
     Raises:
         SessionError: This host's tokenizer library runs on no Triton server.
-        InvalidInputError: The task takes more than a server has and a front can carry.
         MissingDependencyError: A package is not installed here.
         StorageError: The disk is full or refuses.
     """
@@ -36,7 +35,6 @@ def library(packages: tuple[str, ...] = ()) -> Path:
             f"Triton runs on Linux, and the tokenizer library of this host is for {platform.system()}: it cannot be "
             f"handed to a server. Render and deploy on Linux."
         )
-    check_packages(packages)
     files = dict(_files() + (_pillow() if "pillow" in packages else []))
     digest = hashlib.sha256()
     for name, source in sorted(files.items()):

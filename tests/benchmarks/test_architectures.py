@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import mlflow_tdeploy
 from benchmarks import architectures
 from mlflow_tdeploy.core.tasks import TASKS
 
@@ -31,6 +32,11 @@ def test_the_page_says_what_was_refused_and_why():
     assert "- B, `fill-mask`: it has no head" in page
     assert "| A | 12.00 | - | 4.00 x | - |" in page
     assert "- B, speeds: no model" in page
+
+
+def test_variants_are_timed_beside_the_module(tiny_bert, tmp_path):
+    mlflow_tdeploy.save_model(str(tiny_bert), tmp_path / "model", precisions=["fp32"])
+    assert set(architectures._timed(tmp_path / "model")) == {"hf", "onnx-fp32", "ort-cpu-fp32"}
 
 
 def test_the_page_in_the_repository_is_that_of_the_results():

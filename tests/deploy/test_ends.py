@@ -7,7 +7,7 @@ import pytest
 from mlflow_tdeploy.deploy.ends import Note, Notes, notes_of, remove_notes, resolved
 from mlflow_tdeploy.deploy.files import FolderFiles
 
-# many ends of a server, each a quarter of a minute: what happens once in a while is in test_apply and test_watch
+# each ends and starts real servers, a quarter of a minute apiece; the usual ways are in test_apply and test_watch
 pytestmark = pytest.mark.slow
 
 

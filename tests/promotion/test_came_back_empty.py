@@ -27,7 +27,7 @@ from tests.flavor.text_bundles import make_text_bundle
 from tests.promotion.one_server import answers, there
 from tests.promotion.test_strategy import QUICK, asking, tried
 
-# many ends of a server, each a quarter of a minute: what happens once in a while is in test_apply and test_watch
+# each ends and starts real servers, a quarter of a minute apiece; the usual ways are in test_apply and test_watch
 pytestmark = pytest.mark.slow
 
 

@@ -23,7 +23,7 @@ from mlflow_tdeploy.triton.client import TritonClient
 from mlflow_tdeploy.triton.local import launch
 from tests.promotion.one_server import answers, there
 
-# many ends of a server, each a quarter of a minute: what happens once in a while is in test_apply and test_watch
+# each ends and starts real servers, a quarter of a minute apiece; the usual ways are in test_apply and test_watch
 pytestmark = pytest.mark.slow
 
 
@@ -120,7 +120,6 @@ def test_who_is_interrupted_leaves_the_note(spec_of, champion, monkeypatch):
     assert answers(spec) == 1
 
 
-@pytest.mark.slow
 def test_a_harmless_interruption_counts_for_nothing(spec_of, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -139,7 +138,6 @@ def test_a_harmless_interruption_counts_for_nothing(spec_of, champion, monkeypat
     assert answers(spec) == 2
 
 
-@pytest.mark.slow
 def test_a_server_that_cannot_list_its_models_has_not_gone(spec_of, champion, monkeypatch):
     """Its store refuses for a while: the load fails, and so does asking what is loaded."""
     spec = spec_of()
@@ -164,7 +162,6 @@ def _raise(error):
     raise error
 
 
-@pytest.mark.slow
 def test_a_load_that_goes_on_after_its_time_and_then_ends_the_server_counts(spec_of, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -180,7 +177,6 @@ def test_a_load_that_goes_on_after_its_time_and_then_ends_the_server_counts(spec
     assert answers(spec) == 1
 
 
-@pytest.mark.slow
 def test_a_slow_load_on_a_server_that_serves_counts_for_nothing(spec_of, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -195,7 +191,6 @@ def test_a_slow_load_on_a_server_that_serves_counts_for_nothing(spec_of, champio
     assert answers(spec) == 2
 
 
-@pytest.mark.slow
 def test_a_slow_load_counts_for_nothing_where_what_is_deployed_cannot_be_had_back(two_names, champion, monkeypatch):
     """The next look could not tell: it goes by what is deployed, and that is not there either way."""
     spec, _ = two_names
@@ -214,7 +209,6 @@ def test_a_slow_load_counts_for_nothing_where_what_is_deployed_cannot_be_had_bac
     assert len(tried) == 3
 
 
-@pytest.mark.slow
 def test_a_first_version_that_is_slow_counts_for_nothing(spec_of, words, monkeypatch):
     """What was begun is taken back, so that the server is as empty as one that was ended."""
     spec = spec_of()
@@ -225,7 +219,6 @@ def test_a_first_version_that_is_slow_counts_for_nothing(spec_of, words, monkeyp
     assert len(tried) == 3
 
 
-@pytest.mark.slow
 def test_having_a_version_back_says_nothing_about_others(two, words, champion, monkeypatch):
     """On one target it ends the server that came back empty; on the other it was kept, and is gone back to."""
     spec, _ = two
@@ -248,7 +241,6 @@ def test_having_a_version_back_says_nothing_about_others(two, words, champion, m
     assert [at[name].answering("words") for name in alone] == [None, 1]
 
 
-@pytest.mark.slow
 def test_what_is_said_otherwise_or_insisted_on_is_tried_again(spec_of, words, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -319,7 +311,6 @@ def test_what_is_deployed_is_had_back_twice_and_the_others_are_others(spec_of, w
     assert "went away 2 times in a row while version 1 came" in standings["words"].why
 
 
-@pytest.mark.slow
 def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion, monkeypatch):
     spec = spec_of()
     mlflow_tdeploy.apply(file=spec)
@@ -334,7 +325,6 @@ def test_a_server_that_is_late_is_asked_again_and_again(spec_of, words, champion
     assert answers(spec) == 1
 
 
-@pytest.mark.slow
 def test_who_was_killed_meanwhile_has_left_a_note(spec_of, words, champion, monkeypatch):
     """The note of a load that nobody saw the end of counts where the server has nothing any more."""
     spec = spec_of()
@@ -491,7 +481,6 @@ def killing(start, server, tmp_path, words, monkeypatch):
         one.stop()
 
 
-@pytest.mark.slow
 def test_what_ends_one_server_ends_no_other_whoever_comes_next(killing, words, monkeypatch):
     spec, state, running = killing
     eu, us = running
@@ -517,7 +506,6 @@ def test_what_ends_one_server_ends_no_other_whoever_comes_next(killing, words, m
     assert [one.serves for one in mlflow_tdeploy.status(file=spec)] == [2, 2]
 
 
-@pytest.mark.slow
 def test_a_plan_that_is_older_than_the_end_of_a_server_is_not_done(killing, words):
     spec, state, running = killing
     eu, _ = running

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlflow_tdeploy.core.columns import is_unicode
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, MissingDependencyError, first_line, shown
 from mlflow_tdeploy.core.thread_lock import ThreadLock
 
@@ -159,11 +160,8 @@ class SlowTokenizer:
         return self._encoded(0, text, pair, add_special_tokens)
 
     def _encoded(self, row: int, text: str, pair: str | None, add_special_tokens: bool) -> SlowEncoding:
-        for one in (text, pair or ""):
-            try:
-                one.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise TypeError(str(error)) from error
+        if not is_unicode(text + (pair or "")):
+            raise TypeError("a lone surrogate")
         try:
             with self._alone():
                 found: Mapping[str, list[int]] = self._tokenizer(

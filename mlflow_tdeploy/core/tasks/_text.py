@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from mlflow_tdeploy.core.columns import TEXT, Column, texts_in
+from mlflow_tdeploy.core.columns import TEXT, Column, is_unicode, texts_in
 from mlflow_tdeploy.core.errors import IntegrityError, InvalidInputError, shown
 from mlflow_tdeploy.core.tasks._base import Encoded
 from mlflow_tdeploy.core.tasks._items import ItemTask
@@ -370,12 +370,3 @@ class TextEncoded(Encoded):
 def own_tokens(feeds: Arrays) -> Array | None:
     """Return which tokens of a batch (rows, tokens) are no padding; None where the graph has no mask."""
     return feeds["attention_mask"].astype(bool) if "attention_mask" in feeds else None
-
-
-def is_unicode(text: str) -> bool:
-    """Tell whether a text has no lone surrogate: with one, it is str for Python and not text for others."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

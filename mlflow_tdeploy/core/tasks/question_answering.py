@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from tokenizers import Tokenizer
 
 from mlflow_tdeploy.core.budget import SPREAD, Budget, Limit
-from mlflow_tdeploy.core.columns import Column
+from mlflow_tdeploy.core.columns import Column, is_unicode
 from mlflow_tdeploy.core.compare import Comparison
 from mlflow_tdeploy.core.errors import InvalidInputError, shown
 from mlflow_tdeploy.core.quality import ANSWERED, answered
 from mlflow_tdeploy.core.tasks import TASKS, AnswerForm, Field, Head, Param
 from mlflow_tdeploy.core.tasks._answer_spans import END, START, SpanComparison, Spans, spans_of
-from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, is_unicode, own_tokens
+from mlflow_tdeploy.core.tasks._text import TextConfig, TextEncoded, TextTask, own_tokens
 from mlflow_tdeploy.core.tensors import Arrays
 
 #: Most tokens of a row, and those that parts of a context share, where nobody says so: the pipeline's.
